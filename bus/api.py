@@ -1,0 +1,138 @@
+"""The bus as the rest of the code sees it. `bus.nats` is the real one, `bus.memory` runs the same handlers in tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class BusError(Exception):
+    """The bus could not do it now (no connection, time-out, no stream). Trying again may help."""
+
+
+class Conflict(BusError):
+    """Compare-and-set lost: somebody changed the entry first."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value in a bucket. `value` is None where the watcher reports a deletion."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Bucket(Protocol):
+    """A key-value bucket (a JetStream KV). Keys are dotted names; revisions rise with every write to the bucket."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The newest value, or None if there is none or it was deleted."""
+        ...
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Write a key that must not exist. Returns the revision. Raises Conflict."""
+        ...
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Write a key whose newest revision is `revision`. Returns the new one. Raises Conflict."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Write a key whatever it holds. Returns the revision."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; a missing one is no error."""
+        ...
+
+    async def keys(self) -> list[str]:
+        """Every key with a value."""
+        ...
+
+    def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:
+        """Every present value, then None once, then each change as it happens, for ever. Reconnects by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a plain subscription gets."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Delivery(Protocol):
+    """One message of a stream, to be acknowledged. `attempt` counts from 1."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    attempt: int
+
+    async def done(self) -> None:
+        """Handled: the stream may forget it."""
+        ...
+
+    async def again(self, delay_s: float = 0.0) -> None:
+        """Not handled: deliver it again after `delay_s`."""
+        ...
+
+    async def working(self) -> None:
+        """Still at it: restart the redelivery clock."""
+        ...
+
+
+class Subscription(Protocol):
+    """A plain subscription that goes on until it is closed."""
+
+    async def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """Streams, buckets and plain messages under one connection."""
+
+    async def publish(
+        self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Store a message in the stream that takes `subject`; returns once the server has it. Raises BusError.
+
+        `message_id` makes a repeat within the stream's window a no-op (Nats-Msg-Id).
+        """
+        ...
+
+    async def send(self, subject: str, data: bytes) -> None:
+        """A plain message: delivered to whoever listens now, stored nowhere."""
+        ...
+
+    async def listen(self, subject: str, handler: Callable[[Message], Awaitable[None]]) -> Subscription:
+        """Call `handler` for every message on `subject` (wildcards allowed), one after another."""
+        ...
+
+    def consume(self, consumer: str, *, batch: int = 16) -> AsyncIterator[Delivery]:
+        """Messages of a shared durable pull consumer named in `bus.layout`; several workers may share it."""
+        ...
+
+    async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:
+        """Have the server publish `data` to `bus.subjects.due(subject)` at Unix second `at`.
+
+        A later call with the same `subject` (see `bus.subjects.deadline`) replaces the earlier one.
+        """
+        ...
+
+    async def cancel(self, subject: str) -> None:
+        """Forget the schedule of `subject`; a missing one is no error."""
+        ...
+
+    def bucket(self, name: str) -> Bucket:
+        """A bucket of `bus.layout` by its name."""
+        ...
+
+    async def flush(self) -> None:
+        """Return once the server has seen everything sent and every subscription made so far."""
+        ...
+
+    async def close(self) -> None: ...
