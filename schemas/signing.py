@@ -1,0 +1,57 @@
+"""Ed25519 statements: one label a purpose, the payload's bytes kept as they were signed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel
+
+from schemas.base import Bytes32, Bytes64, Model, Refusal, pack, unpack
+from schemas.binding import canonical
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Signed(Model):
+    """A payload (a packed model) with its signature and the public key that made it."""
+
+    payload: bytes
+    signer: Bytes32
+    signature: Bytes64
+
+
+def sign(key: Ed25519PrivateKey, label: str, model: BaseModel, *context: bytes) -> Signed:
+    """Sign a model under a label; `context` is what both ends know and the payload does not repeat."""
+    payload = pack(model)
+    signature = key.sign(canonical(label, *context, payload))
+    return Signed(payload=payload, signer=key.public_key().public_bytes_raw(), signature=signature)
+
+
+def verify(signed: Signed, kind: type[M], label: str, signers: set[bytes], *context: bytes) -> M:
+    """The model in a signed statement, read only after its signature. Raises Refusal (`signature.*`).
+
+    `signers` are the public keys allowed to say this, 32 raw bytes each.
+    """
+    if signed.signer not in signers:
+        raise Refusal.because(
+            "signature.signer",
+            label,
+            expected="a signature by a key named for this purpose",
+            found=f"key {signed.signer.hex()[:16]}",
+            action="enrol that key, or sign with the right one",
+        )
+    try:
+        Ed25519PublicKey.from_public_bytes(signed.signer).verify(
+            signed.signature, canonical(label, *context, signed.payload)
+        )
+    except (InvalidSignature, ValueError):
+        raise Refusal.because(
+            "signature.invalid",
+            label,
+            expected="a valid Ed25519 signature",
+            found="one that does not verify",
+            action="the statement was changed on its way, or is for another purpose",
+        ) from None
+    return unpack(kind, signed.payload)
