@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 from pathlib import Path
@@ -50,6 +51,12 @@ class Secret:
 
     def __len__(self) -> int:
         return len(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
+
+    def __hash__(self) -> int:
+        raise TypeError("a secret is no key of a dictionary")
 
     def __repr__(self) -> str:
         return "Secret(hidden)"
@@ -132,7 +139,7 @@ def unpack(kind: type[M], data: bytes, *, limit: int = MAX_MESSAGE) -> M:
             action="send less",
         )
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=limit)
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:  # noqa: BLE001  msgpack raises ValueError, TypeError, UnicodeError and its own kinds
         raise Refusal.because(
             "message.encoding",

@@ -1,0 +1,120 @@
+"""Who may be who: enrolment records, operators' commands and the policy manifest, all signed.
+
+Operators sign commands (label `command`); a policy author, whose key is not on the bus, signs the manifest (label
+`policy manifest`). Everything here travels over the bus and is believed for its signature only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Bytes32, Hex32, Id, Model, Seconds
+from schemas.signing import Signed
+
+Kind = Literal["host", "app", "gateway"]
+OperatorRole = Literal["operator", "policy-author", "viewer"]
+Sequence = Annotated[int, Field(ge=1, lt=2**63)]
+"""Rises with each command of an operator: Unix time in microseconds when it was signed."""
+
+
+class HostEnrolment(Model):
+    """A host: the measurements its agent may have, and the one SGX platform it runs on.
+
+    `platform` is the PPID hashed with the deployment's salt. `tpm` is "none" until a TPM is enrolled.
+    """
+
+    kind: Literal["host"] = "host"
+    id: Id
+    mrenclaves: Annotated[list[Hex32], Field(min_length=1, max_length=2)]
+    platform: Hex32
+    platform_from: Literal["inventory"] = "inventory"
+    tpm: Literal["none"] = "none"
+
+
+class Placement(Model):
+    """A host that an application may run on, and the index of its data volume in that host's own table."""
+
+    host: Id
+    volume: Annotated[int, Field(ge=0, lt=1024)]
+
+
+class AppEnrolment(Model):
+    """An application: exact measurements (two while an update rolls out) and where it may run."""
+
+    kind: Literal["app"] = "app"
+    id: Id
+    mrenclaves: Annotated[list[Hex32], Field(min_length=1, max_length=2)]
+    placements: Annotated[list[Placement], Field(min_length=1, max_length=1024)]
+
+
+class GatewayEnrolment(Model):
+    """A gateway worker: the Ed25519 key that signs its reports."""
+
+    kind: Literal["gateway"] = "gateway"
+    id: Id
+    identity: Bytes32
+
+
+class Enrol(Model):
+    """Enrol, or replace, one subject."""
+
+    do: Literal["enrol"] = "enrol"
+    subject: Annotated[HostEnrolment | AppEnrolment | GatewayEnrolment, Field(discriminator="kind")]
+
+
+class Revoke(Model):
+    """End a subject's trust now, and keep it out until it is enrolled again."""
+
+    do: Literal["revoke"] = "revoke"
+    kind: Kind
+    id: Id
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class RecheckNow(Model):
+    """Ask a live session for fresh evidence without waiting for its period."""
+
+    do: Literal["recheck"] = "recheck"
+    kind: Literal["host", "app"]
+    id: Id
+
+
+class PolicyManifest(Model):
+    """Which policies are in force, by SHA-256, and floors below which no collateral is taken."""
+
+    version: Annotated[int, Field(ge=1, lt=2**63)]
+    sgx_policy: Hex32
+    host_policy: Hex32
+    runtime_policy: Hex32
+    min_tcb_evaluation: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    min_crl_number: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class PutPolicy(Model):
+    """Put a manifest in force; the documents it names come along, each named by its hash."""
+
+    do: Literal["put-policy"] = "put-policy"
+    manifest: Signed
+    documents: Annotated[list[bytes], Field(max_length=8)]
+
+
+Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy, Field(discriminator="do")]
+
+
+class Command(Model):
+    """What an operator orders. Applied once, in the order of `sequence`; refused after `expires_at`."""
+
+    operator: Id
+    sequence: Sequence
+    expires_at: Seconds
+    action: Action
+
+
+class Operator(Model):
+    """An operator as the managers' settings name them."""
+
+    name: Id
+    role: OperatorRole
+    identity: Bytes32

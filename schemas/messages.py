@@ -1,0 +1,231 @@
+"""Every message of the two sessions, in the order of docs/protocol.md.
+
+Which of them are sealed, and how: hello, challenge, resume and signed refusals travel in the clear (a challenge and a
+refusal are signed); evidence is sealed to the manager's session key; a grant is sealed to the enclave's session key
+and signed; everything after it goes through the channel (bus/channel.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
+from schemas.binding import Role
+
+Version = Annotated[str, Field(max_length=64)]
+EvidenceKind = Literal["sgx", "ima", "tpm"]
+PublicKey = Annotated[bytes, Field(max_length=2048)]
+Quote = Annotated[bytes, Field(max_length=16 * 1024)]
+MAX_LIST = 64 * 1024 * 1024
+"""Largest measurement list, uncompressed, in bytes: about 500,000 entries."""
+
+
+class HostHello(Model):
+    """0: a host agent asks to be attested. Says nothing that is believed."""
+
+    role: Literal["host"] = "host"
+    host: Id
+    random: Bytes32
+    boot_id: Annotated[str, Field(max_length=64)]
+    agent_version: Version
+    can_give: list[EvidenceKind]
+
+
+class AppHello(Model):
+    """0: an application asks to be attested."""
+
+    role: Literal["app"] = "app"
+    app: Id
+    host: Id
+    random: Bytes32
+    agent_version: Version
+
+
+class Challenge(Model):
+    """1 (signed, label `challenge`): a fresh question. The lease counts from `issued_at`."""
+
+    session: SessionId
+    role: Role
+    hello: Bytes64
+    nonce: Bytes32
+    issued_at: Seconds
+    expires_at: Seconds
+    session_key: PublicKey
+    suite: str
+    wanted: list[EvidenceKind]
+
+
+class Sealed(Model):
+    """An HPKE ciphertext for one session."""
+
+    session: SessionId
+    ciphertext: bytes
+
+
+class MeasurementList(Model):
+    """A piece of the kernel's binary measurement list (securityfs `binary_runtime_measurements`).
+
+    `offset` counts the bytes before it; `prefix` and `whole` are SHA-256 over those bytes and over all of the list,
+    computed by the attested enclave; `zlib` is the compressed piece, `size` its length before compression.
+    """
+
+    offset: Annotated[int, Field(ge=0, le=MAX_LIST)]
+    size: Annotated[int, Field(ge=0, le=MAX_LIST)]
+    prefix: Bytes32
+    whole: Bytes32
+    zlib: bytes
+
+
+class HostEvidence(Model):
+    """2 (sealed): the enclave's session key, its quote, the measurement list."""
+
+    enclave_key: PublicKey
+    quote: Quote
+    measurements: MeasurementList
+
+
+class AppEvidence(Model):
+    """2 (sealed): the enclave's session key, its quote, a PKCS #10 request for a key born in the enclave."""
+
+    enclave_key: PublicKey
+    quote: Quote
+    certificate_request: Annotated[bytes, Field(max_length=4096)]
+
+
+class HostGrant(Model):
+    """3 (sealed, signed with label `grant`): K, n1 and the channel secret."""
+
+    k: Secret
+    n1: Bytes32
+    channel: Secret
+
+
+class AppGrant(Model):
+    """3 (sealed, signed with label `grant`): n2 and the channel secret."""
+
+    n2: Bytes32
+    channel: Secret
+
+
+class Proof(Model):
+    """4: HMAC-SHA512 with K over n1 (host) or with K_app over n2 (application)."""
+
+    proof: Bytes64
+
+
+class Accepted(Model):
+    """5: the host is trusted until `lease_end`; sent again after each good recheck."""
+
+    lease_end: Seconds
+    next_recheck: Seconds
+
+
+class Recheck(Model):
+    """6: a fresh question within the session. `list_offset` is how much of the list the manager has seen."""
+
+    nonce: Bytes32
+    issued_at: Seconds
+    expires_at: Seconds
+    list_offset: Annotated[int, Field(ge=0, le=MAX_LIST)]
+
+
+class HostRecheckEvidence(Model):
+    """6: a fresh quote and what the list grew by."""
+
+    quote: Quote
+    measurements: MeasurementList
+
+
+class AppRecheckEvidence(Model):
+    """7: a fresh quote."""
+
+    quote: Quote
+
+
+class DeliverKey(Model):
+    """7: hand the application's key to one quoted enclave, through one of the host's own volumes."""
+
+    app: Id
+    app_session: SessionId
+    enclave_key: PublicKey
+    suite: str
+    t2: Bytes64
+    volume: Annotated[int, Field(ge=0, lt=1024)]
+
+
+class KeyDelivered(Model):
+    """7: done, or why not."""
+
+    app_session: SessionId
+    problem: Reason | None = None
+
+
+class VolumeKey(Model):
+    """What lies in the volume, inside the seal: HPKE of K_app to the application's enclave session key."""
+
+    app_session: SessionId
+    ciphertext: bytes
+
+
+class Certificate(Model):
+    """5: the application's certificate, leaf first."""
+
+    chain: Annotated[str, Field(max_length=32 * 1024)]
+    serial: Annotated[str, Field(max_length=64)]
+    not_after: Seconds
+
+
+class Ready(Model):
+    """6: a gateway has said, signed, that nginx admits the certificate; sent again with every renewed lease."""
+
+    gateway: Annotated[str, Field(max_length=256)]
+    lease_end: Seconds
+    next_recheck: Seconds
+
+
+class Refused(Model):
+    """The session is over (signed, label `refused`). Bound to the hello that it answers."""
+
+    session: SessionId
+    hello: Bytes64
+    step: str
+    reasons: list[Reason]
+
+
+class Rejected(Model):
+    """One piece of evidence was not taken (signed, label `rejected`); the session stands.
+
+    Anyone can seal to a public challenge, so this ends nothing. `evidence` is the SHA-512 of the message: an agent
+    believes it only of bytes that it sent.
+    """
+
+    session: SessionId
+    evidence: Bytes64
+    reasons: list[Reason]
+
+
+class Ended(Model):
+    """8 (channel): trust has ended, and why: `state` is the final state."""
+
+    state: str
+    reasons: list[Reason]
+
+
+class Resume(Model):
+    """An agent that lost its connection asks for the last messages once more. Answered by stored bytes only."""
+
+    session: SessionId
+
+
+class Outcome(Model):
+    """A verdict's short form as it stands in records, summaries and events; no secret."""
+
+    accepted: bool
+    simulated: bool
+    integrity: Literal["anchored", "unanchored", "none"]
+    quote_id: Hex32
+    mrenclave: Hex32
+    tcb_status: str
+    policy: dict[str, str]
