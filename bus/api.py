@@ -68,10 +68,17 @@ class Message:
 class Delivery(Protocol):
     """One message of a stream, to be acknowledged. `attempt` counts from 1."""
 
-    subject: str
-    data: bytes
-    headers: Mapping[str, str]
-    attempt: int
+    @property
+    def subject(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def attempt(self) -> int: ...
 
     async def done(self) -> None:
         """Handled: the stream may forget it."""
@@ -114,6 +121,10 @@ class Bus(Protocol):
 
     def consume(self, consumer: str, *, batch: int = 16) -> AsyncIterator[Delivery]:
         """Messages of a shared durable pull consumer named in `bus.layout`; several workers may share it."""
+        ...
+
+    def history(self, subject: str) -> AsyncIterator[Message]:
+        """Every message now stored on `subject` (wildcards allowed) of a stream, oldest first; then it ends."""
         ...
 
     async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:

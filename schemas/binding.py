@@ -20,6 +20,7 @@ from schemas.base import Secret
 VERSION = "attestgate/v1"
 Part = bytes | str | int
 Role = Literal["host", "app"]
+PROOF_STEP: dict[Role, str] = {"host": "key_proof", "app": "colocation_proof"}
 Direction = Literal["up", "down"]
 """`up` is agent to manager, `down` is manager to agent."""
 

@@ -132,15 +132,17 @@ class Recheck(Model):
 
 
 class HostRecheckEvidence(Model):
-    """6: a fresh quote and what the list grew by."""
+    """6: a fresh quote and what the list grew by. `nonce` says which question it answers."""
 
+    nonce: Bytes32
     quote: Quote
     measurements: MeasurementList
 
 
 class AppRecheckEvidence(Model):
-    """7: a fresh quote."""
+    """7: a fresh quote. `nonce` says which question it answers."""
 
+    nonce: Bytes32
     quote: Quote
 
 
@@ -220,11 +222,13 @@ class Resume(Model):
 
 
 class Outcome(Model):
-    """A verdict's short form as it stands in records, summaries and events; no secret."""
+    """A verdict's short form as it stands in records and events; no secret."""
 
-    accepted: bool
     simulated: bool
-    integrity: Literal["anchored", "unanchored", "none"]
+    integrity: Literal["anchored", "unanchored"]
+    """The host's; an application has that of its host."""
+    observe_only: bool
+    """Admitted by a host policy that only observes: it would be refused by an enforcing one."""
     quote_id: Hex32
     mrenclave: Hex32
     tcb_status: str

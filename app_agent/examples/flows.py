@@ -1,0 +1,49 @@
+"""A small SDN application: puts a flow at the controller, then watches the switch over one kept connection.
+
+It writes what it sees as JSON lines to its status file: one line when something changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+import httpx
+
+from app_agent.application import Application
+
+SWITCH = "s1"
+FLOW = {"priority": 100, "match": {"in_port": "1"}, "actions": ["output:2"]}
+EVERY_S = 0.02
+
+
+async def main(application: Application) -> None:
+    """Add a flow, read it back, and keep reading until the gateway says no."""
+    tell = _teller(application)
+    async with application.client() as http:
+        added = await http.post(f"/switches/{SWITCH}/flows", json=FLOW)
+        tell("add flow", status=added.status_code, answer=added.text[:500])
+        status = 0
+        while True:
+            try:
+                answer = await http.get(f"/switches/{SWITCH}/flows")
+            except httpx.HTTPError as error:
+                tell("connection", error=type(error).__name__)
+                status = 0
+            else:
+                if answer.status_code != status:
+                    status = answer.status_code
+                    tell("read flows", status=status, answer=answer.text[:500])
+            await asyncio.sleep(EVERY_S)
+
+
+def _teller(application: Application) -> Callable[..., None]:
+    def tell(what: str, **more: object) -> None:
+        line = json.dumps({"at": time.time(), "what": what, "identity": application.identity, **more})
+        if application.status_file is not None:
+            with application.status_file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return tell

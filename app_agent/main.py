@@ -1,0 +1,167 @@
+"""The application agent's main loop: attest, prove, get admitted, run the program; when that ends, begin again."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import time
+from contextlib import suppress
+
+import structlog
+
+from app_agent.application import Application
+from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
+from app_agent.step6_colocation import prove_colocation
+from app_agent.step7_certificate import accept_certificate
+from app_agent.step8_open import ssl_context
+from bus.agent import AgentSession, Link, SessionOver
+from bus.agent_process import agent_main, lease_over, tell
+from bus.api import BusError
+from bus.nats import connect
+from enclave.api import Enclave, EnclaveError
+from enclave.provider import open_enclave
+from schemas.base import Reason, Refusal, unpack
+from schemas.messages import Certificate, Ready, Recheck
+from schemas.settings import AppSettings, Measured, load_measured
+
+log = structlog.get_logger("app_agent")
+PATIENCE_S = 15.0
+"""How long an answer within the handshake is waited for: the host has to answer in between."""
+GRACE_S = 1.0
+"""Between telling the program that trust has ended, and cancelling it."""
+BACK_OFF_S = 60.0
+
+
+class AppAgent:
+    """Runs sessions on one enclave."""
+
+    def __init__(self, enclave: Enclave, link: Link, settings: AppSettings, measured: Measured) -> None:
+        self._enclave = enclave
+        self._link = link
+        self._settings = settings
+        self._measured = measured
+        self._program: asyncio.Task[None] | None = None
+        self._application: Application | None = None
+        self._key = TlsKey.generate()
+        self._certificate: Certificate | None = None
+
+    async def run(self) -> None:
+        """Sessions without end, until cancelled: a refused application keeps asking, ever more slowly."""
+        wait_s = float(self._settings.retry_s)
+        while True:
+            started = time.monotonic()
+            try:
+                await self._session()
+            except SessionOver as over:
+                tell("session over", over.reasons, state=over.by_manager)
+                await self._stop(over.reasons)
+            except Refusal as refusal:
+                tell("cannot prove", list(refusal.reasons))
+                await self._stop(list(refusal.reasons))
+            except (BusError, EnclaveError) as error:
+                log.warning("trouble", error=str(error))
+                await self._stop([])
+            finally:
+                await self._stop([])
+            if time.monotonic() - started > BACK_OFF_S:
+                wait_s = float(self._settings.retry_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 1.5, BACK_OFF_S)
+
+    async def _session(self) -> None:
+        settings, managers = self._settings, {bytes.fromhex(i) for i in self._measured.manager_identity}
+        session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
+        challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)
+        log.info("challenged", session=session.session, suite=session.suite)
+        self._key, self._certificate = TlsKey.generate(), None
+        evidence = await asyncio.to_thread(
+            first_evidence, self._enclave, session, challenge, settings.id, self._key.request()
+        )
+        await session.send_evidence(challenge, evidence)
+        log.info("evidence sent", quote_bytes=len(evidence.quote))
+        await prove_colocation(session, self._enclave, settings.volume, PATIENCE_S)
+        log.info("co-location proven")
+        await self._serve(session)
+
+    async def _serve(self, session: AgentSession) -> None:
+        """Answer the manager on the channel until the lease is over."""
+        lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
+        while time.time() < lease_end:
+            heard = await session.hear(min(quiet_s, max(lease_end - time.time(), 0.0)))
+            if heard is None:
+                await session.resume()
+                continue
+            step, data = heard
+            if step == "certificate":
+                self._certificate = unpack(Certificate, data)
+                identity = accept_certificate(self._certificate, self._key)
+                log.info("certificate", serial=self._certificate.serial, identity=identity)
+            elif step == "ready":
+                ready = unpack(Ready, data)
+                lease_end = float(ready.lease_end)
+                quiet_s = max(ready.next_recheck - time.time(), 0.0) + self._settings.retry_s
+                self._start(ready)
+            elif step == "recheck":
+                question = unpack(Recheck, data)
+                answer = await asyncio.to_thread(recheck_evidence, self._enclave, session, question, self._settings.id)
+                await session.say("recheck_evidence", answer)
+                log.info("rechecked")
+        raise SessionOver([lease_over(session.session)], None)
+
+    def _start(self, ready: Ready) -> None:
+        """Step 8: let the program go through the gateway. A later `ready` only renews the lease."""
+        if self._application is not None:
+            self._application.lease_end = ready.lease_end
+            log.info("lease renewed", lease_end=ready.lease_end)
+            return
+        if self._certificate is None:
+            raise SessionOver([lease_over("ready before the certificate")], None)
+        self._application = Application(
+            identity=accept_certificate(self._certificate, self._key),
+            gateway=ready.gateway,
+            context=ssl_context(self._key, self._certificate.chain, self._measured.gateway_ca),
+            measured=self._measured,
+            lease_end=ready.lease_end,
+            status_file=self._settings.status_file,
+        )
+        log.info("ready", gateway=ready.gateway, lease_end=ready.lease_end)
+        program = importlib.import_module(self._measured.program)
+        self._program = asyncio.create_task(program.main(self._application))
+        self._program.add_done_callback(_program_done)
+
+    async def _stop(self, reasons: list[Reason]) -> None:
+        """Tell the program that trust has ended, give it a moment, cancel it."""
+        application, program = self._application, self._program
+        self._application = self._program = None
+        if application is None or program is None:
+            return
+        application.reasons.extend(reasons)
+        application.ended.set()
+        await asyncio.wait({program}, timeout=GRACE_S)
+        program.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # what it died of was logged when it did
+            await program
+
+
+async def run(settings: AppSettings) -> None:
+    """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
+    measured = load_measured(settings.measured)
+    enclave = open_enclave(settings.platform.kind, settings.profile)
+    bus = await connect([settings.bus.url], settings.bus.credentials)
+    try:
+        link = Link(bus, "app", settings.id)
+        await link.listen()
+        log.info("application agent", app=settings.id, host=settings.host, simulated=enclave.simulated)
+        await AppAgent(enclave, link, settings, measured).run()
+    finally:
+        await bus.close()
+
+
+def main(arguments: list[str]) -> int:
+    """The process in the enclave."""
+    return agent_main("app_agent", AppSettings, run, (BusError, EnclaveError), arguments)
+
+
+def _program_done(program: asyncio.Task[None]) -> None:
+    if not program.cancelled() and program.exception() is not None:
+        log.error("program failed", error=repr(program.exception()))

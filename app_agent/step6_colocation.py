@@ -1,0 +1,46 @@
+"""Step 6, the application's side: read the key that the host's enclave left in the volume, and prove it.
+
+Only an enclave on this platform unseals it, and only the instance that was quoted opens what is inside. The file is
+removed after use: that is tidiness, the two layers are the protection.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus.agent import AgentSession
+from enclave.api import Enclave
+from enclave.sealing import unseal
+from schemas.base import Refusal, Secret, unpack
+from schemas.binding import canonical, colocation_proof
+from schemas.messages import AppGrant, VolumeKey
+
+PURPOSE = "application key"
+MAX_KEY_FILE = 16 * 1024
+
+
+async def prove_colocation(session: AgentSession, enclave: Enclave, volume: Path, patience_s: float) -> None:
+    """Wait for n2, read the key, send the HMAC. Raises SessionOver, or Refusal where the key cannot be had."""
+    grant = await session.take_grant(AppGrant, patience_s)
+    k_app = read_key(session, enclave, volume / f"{session.session}.key")
+    await session.prove(colocation_proof(k_app, grant.n2, session.transcript), grant.channel)
+
+
+def read_key(session: AgentSession, enclave: Enclave, path: Path) -> Secret:
+    """K_app from its file in the volume. Raises Refusal (`volume.*`, `seal.*`, `envelope.*`)."""
+    try:
+        with path.open("rb") as file:
+            blob = file.read(MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise Refusal.because(
+            "volume.read",
+            str(path),
+            expected="the key that the host's agent put there",
+            found=error.strerror or type(error).__name__,
+            action="mount the same data volume in the container and at the host's agent, under the enrolled index",
+        ) from None
+    key = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, blob), limit=MAX_KEY_FILE)
+    info = canonical("volume key", session.session, session.t2)
+    k_app = Secret(session.open_for_me(info, key.ciphertext))
+    path.unlink(missing_ok=True)
+    return k_app

@@ -1,0 +1,77 @@
+"""An agent as a process: its argument, its signals, its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from schemas.base import Reason, Refusal
+from schemas.settings import AgentSettings, load_settings
+
+log = structlog.get_logger(__name__)
+S = TypeVar("S", bound=AgentSettings)
+OK, TROUBLE, WRONG_SETTINGS = 0, 1, 2
+
+
+def agent_main(
+    name: str,
+    kind: type[S],
+    run: Callable[[S], Awaitable[None]],
+    trouble: tuple[type[Exception], ...],
+    arguments: list[str],
+) -> int:
+    """Run an agent until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 `trouble`, 2 wrong settings."""
+    if len(arguments) != 1:
+        sys.stderr.write(f"usage: python -m {name} SETTINGS\n")
+        return WRONG_SETTINGS
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    try:
+        settings = load_settings(kind, Path(arguments[0]))
+        asyncio.run(_until_told(run(settings)))
+    except Refusal as refusal:
+        sys.stderr.write(f"{refusal}\n")
+        return WRONG_SETTINGS
+    except trouble as error:
+        sys.stderr.write(f"{error}\n")
+        return TROUBLE
+    return OK
+
+
+async def _until_told(work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("stopped")
+
+
+def tell(what: str, reasons: list[Reason], **more: object) -> None:
+    """Log each reason in full: it is what a person reads."""
+    for reason in reasons:
+        log.warning(what, **more, **reason.model_dump())
+
+
+def lease_over(session: str) -> Reason:
+    """The manager has fallen silent for as long as the lease went."""
+    return Reason(
+        code="lease.over",
+        field="lease",
+        expected=f"the lease of session {session} renewed in time",
+        found="no word from the manager",
+        action="nothing: a new session begins; if it happens again, look at the manager and the bus",
+    )

@@ -1,0 +1,40 @@
+"""The NATS client's errors as the bus's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nats.errors
+from nats.js.errors import APIError, NoStreamResponseError
+
+from bus.api import BusError, Conflict
+
+WRONG_SEQUENCE = {10071, 10164}
+"""JetStream error codes: the expected last sequence is not the last one."""
+NO_LEADER = {10008, 10009}
+"""JetStream error codes: a cluster is between two leaders."""
+
+
+class Unanswered(BusError):
+    """Nothing came back in time: it may or may not have been stored, so it is sent again with the same id."""
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn the client's errors into the bus's, naming what was tried."""
+    try:
+        yield
+    except APIError as error:
+        if error.err_code in WRONG_SEQUENCE:
+            raise Conflict(f"{what}: somebody was first") from None
+        kind = Unanswered if error.err_code in NO_LEADER else BusError
+        raise kind(f"{what}: {error.description} (JetStream {error.err_code})") from None
+    except (NoStreamResponseError, nats.errors.NoRespondersError, TimeoutError):
+        raise Unanswered(f"{what}: no answer; is the server up, and is it allowed?") from None
+    except nats.errors.OutboundBufferLimitError:
+        raise Unanswered(f"{what}: not connected, and too much is waiting already") from None
+    except nats.errors.MaxPayloadError:
+        raise BusError(f"{what}: larger than the bus takes") from None
+    except nats.errors.Error as error:
+        raise BusError(f"{what}: {error or type(error).__name__}") from None

@@ -1,0 +1,161 @@
+"""Key-value buckets on JetStream, read without a consumer.
+
+A bucket is a stream with one message a key (NATS ADR-8). `get` asks the stream's leader, so a worker sees what another
+has just written. A watch reads pages after the last revision it saw (`bus.pages`); a plain subscription only wakes
+it. So nothing is missed or reordered when messages get lost, and a reader's credential needs no right to create a
+consumer: that right would let it have messages delivered to any subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
+
+from bus.api import BusError, Conflict, Entry
+from bus.errors import translated
+from bus.layout import DELETED_FOR_S, BucketLayout
+from bus.pages import read_page
+
+if TYPE_CHECKING:
+    from bus.nats import NatsBus
+
+LOOK_S = 1.0
+"""A watch looks this often without being woken: a follower in a cluster may answer before it has the newest."""
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+OPERATION = "KV-Operation"
+DELETIONS = ("DEL", "PURGE")
+
+
+class NatsBucket:
+    """A `bus.api.Bucket`."""
+
+    def __init__(self, bus: NatsBus, layout: BucketLayout) -> None:
+        self._bus = bus
+        self._layout = layout
+
+    async def get(self, key: str) -> Entry | None:
+        """See `bus.api.Bucket.get`."""
+        entry = await self._last(key)
+        return entry if entry is not None and entry.value is not None else None
+
+    async def create(self, key: str, value: bytes) -> int:
+        """See `bus.api.Bucket.create`. A deleted key is free."""
+        try:
+            return await self._write(key, value, {EXPECTED: "0"})
+        except Conflict:
+            last = await self._last(key)
+            if last is None or last.value is not None:
+                raise
+            return await self._write(key, value, {EXPECTED: str(last.revision)})
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """See `bus.api.Bucket.update`."""
+        return await self._write(key, value, {EXPECTED: str(revision)})
+
+    async def put(self, key: str, value: bytes) -> int:
+        """See `bus.api.Bucket.put`."""
+        return await self._write(key, value, {})
+
+    async def delete(self, key: str) -> None:
+        """See `bus.api.Bucket.delete`. Leaves a mark for watchers, for `DELETED_FOR_S`."""
+        await self._write(key, b"", {OPERATION: "DEL", "Nats-TTL": f"{DELETED_FOR_S}s"})
+
+    async def keys(self) -> list[str]:
+        """See `bus.api.Bucket.keys`."""
+        present: dict[str, bool] = {}
+        last, more = 0, True
+        while more:
+            page, more = await self._page(last, ">")
+            present |= {entry.key: entry.value is not None for entry in page}
+            last = page[-1].revision if page else last
+        return sorted(key for key, there in present.items() if there)
+
+    async def watch(self, pattern: str = ">") -> AsyncGenerator[Entry | None]:
+        """See `bus.api.Bucket.watch`. After a reconnect every present value comes once more."""
+        woken = asyncio.Event()
+
+        async def wake(_message: Msg) -> None:
+            woken.set()
+
+        with translated(f"watch {self._layout.name}"):
+            hint = await self._bus.client.subscribe(self._layout.subject(pattern), cb=wake)
+        try:
+            with self._bus.reconnects(woken.set):
+                async with aclosing(self._follow(pattern, woken)) as changes:
+                    async for entry in changes:
+                        yield entry
+        finally:
+            if not self._bus.client.is_closed:
+                await hint.unsubscribe()
+
+    async def _follow(self, pattern: str, woken: asyncio.Event) -> AsyncGenerator[Entry | None]:
+        """Read on from the last revision whenever woken; from the first again after a reconnect."""
+        known: set[str] = set()
+        told = False
+        while True:
+            connection, last, present, whole = self._bus.connections, 0, set[str](), False
+            try:
+                while connection == self._bus.connections:
+                    page, more = await self._page(last, pattern)
+                    for entry in page:
+                        last = entry.revision
+                        if entry.value is not None:
+                            present.add(entry.key)
+                        elif whole or entry.key in known or entry.key in present:
+                            present.discard(entry.key)
+                            known.discard(entry.key)
+                        else:
+                            continue  # was deleted before anybody was told of it
+                        yield entry
+                    if more:
+                        continue
+                    if not whole:
+                        for key in sorted(known - present):  # its mark has expired, or the bus went back in time
+                            yield Entry(key, None, last)
+                        known.clear()
+                        whole = True
+                    if not told:
+                        yield None
+                        told = True
+                    await _wait(woken)
+            except BusError:
+                self._bus.check_open()
+                await _wait(woken)
+            known |= present
+
+    async def _page(self, revision: int, pattern: str) -> tuple[list[Entry], bool]:
+        """The entries after a revision, marks of deletion too, and whether there are more."""
+        page, more = await read_page(self._bus, self._layout.stream, self._layout.subject(pattern), revision)
+        prefix = self._layout.subject("")
+        return [_entry(s.subject.removeprefix(prefix), s.sequence, s.headers, s.data) for s in page], more
+
+    async def _last(self, key: str) -> Entry | None:
+        """The newest message of a key, a mark of deletion too, as the stream's leader has it."""
+        with translated(f"read {self._layout.name}"):
+            try:
+                raw = await self._bus.jetstream.get_last_msg(self._layout.stream, self._layout.subject(key))
+            except NotFoundError:
+                return None
+        return _entry(key, raw.seq or 0, raw.headers or {}, raw.data or b"")
+
+    async def _write(self, key: str, value: bytes, headers: Mapping[str, str]) -> int:
+        return await self._bus.store(self._layout.subject(key), value, headers=headers)
+
+
+def _entry(key: str, revision: int, headers: Mapping[str, str], data: bytes) -> Entry:
+    gone = headers.get(OPERATION) in DELETIONS or "Nats-Marker-Reason" in headers
+    return Entry(key, None if gone else data, revision)
+
+
+async def _wait(woken: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            await woken.wait()
+    except TimeoutError:
+        return
+    woken.clear()

@@ -1,0 +1,144 @@
+"""The streams, consumers and buckets: what is stored, for how long, and what gives way at a limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bus import subjects
+from schemas.base import MAX_MESSAGE
+
+MIB = 1024 * 1024
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One JetStream stream. Sizes are bytes; a limit of -1 and an age of 0 mean none.
+
+    `own_features` turns on message schedules, per-message TTL and rollup. They reach across subjects by headers, which
+    no subject permission covers, so only a stream that nobody but the manager can write may have them. `readable` lets
+    what is stored be read back without a consumer.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Literal["limits", "workqueue"]
+    discard: Literal["old", "new"]
+    max_age_s: int
+    max_bytes: int
+    max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+    duplicate_window_s: int = 60
+    own_features: bool = False
+    readable: bool = False
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A shared durable pull consumer with explicit acknowledgement; any number of workers pull from it.
+
+    `max_deliver` is a last resort: a worker has to put a message aside (see `Delivery.attempt`) before the server stops
+    offering it.
+    """
+
+    name: str
+    stream: str
+    filter_subjects: tuple[str, ...]
+    ack_wait_s: int = 30
+    max_ack_pending: int = 2048
+    max_deliver: int = 20
+
+
+@dataclass(frozen=True)
+class BucketLayout:
+    """One key-value bucket: a stream KV_<name> with the newest value a key (history 1)."""
+
+    name: str
+    max_bytes: int
+    max_value: int = 256 * 1024
+
+    @property
+    def stream(self) -> str:
+        """The stream that holds it."""
+        return f"KV_{self.name}"
+
+    def subject(self, key: str) -> str:
+        """The subject of a key or of a pattern of keys."""
+        return f"$KV.{self.name}.{key}"
+
+
+IN = Stream(
+    name="ATTEST_IN",
+    subjects=(f"{subjects.IN}.*.*.*", f"{subjects.OPERATOR}.*.*"),
+    # A message leaves when a worker acknowledges it.
+    retention="workqueue",
+    # Full means that the sender's own subject is full: the sender is refused, nobody else's message is dropped.
+    discard="new",
+    max_msgs_per_subject=4,
+    # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
+    max_age_s=HOUR_S,
+    max_bytes=1024 * MIB,
+    max_msg_size=MAX_MESSAGE + 64 * 1024,
+)
+WORK = Stream(
+    name="ATTEST_WORK",
+    subjects=(f"{subjects.WORK}.>", f"{subjects.SCHEDULE}.>", f"{subjects.DUE}.>"),
+    # Schedules lie here unconsumed until they fire; what fires, and other work, leaves when acknowledged.
+    retention="workqueue",
+    # The server allows no other policy with schedules. A deadline lost so costs promptness only: the record has it.
+    discard="old",
+    # No deadline is further away than the certificate's day (settings.Timing); a week is only for cleaning up.
+    max_age_s=7 * DAY_S,
+    max_bytes=512 * MIB,
+    own_features=True,
+)
+EVENTS = Stream(
+    name="ATTEST_EVENTS",
+    subjects=(f"{subjects.EVENTS}.>",),
+    # For people to read back; nothing decides on one, so the oldest goes first.
+    retention="limits",
+    discard="old",
+    max_msgs_per_subject=1000,
+    max_age_s=7 * DAY_S,
+    max_bytes=256 * MIB,
+    readable=True,
+)
+STREAMS = {stream.name: stream for stream in (IN, WORK, EVENTS)}
+
+MANAGERS = Consumer(name="managers", stream=IN.name, filter_subjects=IN.subjects)
+"""Everything that agents, gateways and operators say."""
+
+WORKERS = Consumer(name="workers", stream=WORK.name, filter_subjects=(f"{subjects.WORK}.>", f"{subjects.DUE}.>"))
+"""Everything that managers say to each other, and the deadlines that have come."""
+
+CONSUMERS = {consumer.name: consumer for consumer in (MANAGERS, WORKERS)}
+
+SESSIONS = BucketLayout("sessions", max_bytes=256 * MIB)
+"""Session records, sealed."""
+
+SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB)
+"""What a person may read of a session, in the clear; decides nothing."""
+
+ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB)
+"""Enrolment records, signed by an operator."""
+
+POLICIES = BucketLayout("policies", max_bytes=256 * MIB, max_value=MAX_MESSAGE)
+"""Policy documents by hash, and the signed manifest that puts some in force."""
+
+COLLATERAL = BucketLayout("collateral", max_bytes=32 * MIB, max_value=2 * MIB)
+"""Attestation collateral as fetched, for every worker."""
+
+ADMISSIONS = BucketLayout("admissions", max_bytes=128 * MIB)
+"""Signed leases and tombstones that gateways follow."""
+
+OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
+"""The highest command sequence applied, by operator."""
+
+BUCKETS = {
+    bucket.name: bucket for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, OPERATORS)
+}
+
+DELETED_FOR_S = DAY_S
+"""How long the mark of a deleted key stays in its bucket, for watchers that come back late."""

@@ -1,0 +1,115 @@
+"""A stream and its shared consumer in memory: limits, deduplication, redelivery, as `bus.layout` says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bus import layout, subjects
+from bus.api import BusError, Message
+
+Taken = tuple[int, Message, int]
+"""Sequence, message, attempt (from 1)."""
+
+
+class MemoryStream:
+    """Messages by sequence; one that is gone from here was acknowledged, or gave way to a limit."""
+
+    def __init__(self, stream: layout.Stream, now: Callable[[], float]) -> None:
+        self._layout = stream
+        self._now = now
+        self._last = 0
+        self._stored: dict[int, Message] = {}
+        self._by_subject: defaultdict[str, list[int]] = defaultdict(list)
+        self._ids: dict[str, float] = {}
+
+    def takes(self, subject: str) -> bool:
+        """Whether a subject belongs to this stream."""
+        return any(subjects.matches(pattern, subject) for pattern in self._layout.subjects)
+
+    def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> bool:
+        """Store a message; False if its id was seen within the window. Raises BusError at a limit."""
+        if message_id is not None and not self._fresh(message_id):
+            return False
+        limit = self._layout.max_msgs_per_subject
+        same = self._by_subject[subject]
+        if 0 <= limit <= len(same):
+            if self._layout.discard == "new":
+                raise BusError(f"store {subject}: maximum messages per subject exceeded")
+            self.remove(same[0])
+        if 0 <= self._layout.max_msg_size < len(data):
+            raise BusError(f"store {subject}: message size exceeds maximum allowed")
+        self._last += 1
+        all_headers = dict(headers) | ({"Nats-Msg-Id": message_id} if message_id else {})
+        self._stored[self._last] = Message(subject, data, all_headers)
+        same.append(self._last)
+        if message_id is not None:
+            self._ids[message_id] = self._now()
+        return True
+
+    def first_sight(self, message_id: str) -> bool:
+        """Whether an id is new within the duplicate window; it is not new the next time."""
+        fresh = self._fresh(message_id)
+        self._ids.setdefault(message_id, self._now())
+        return fresh
+
+    def messages(self) -> list[Message]:
+        """All, oldest first."""
+        return list(self._stored.values())
+
+    def items(self) -> list[tuple[int, Message]]:
+        """All with their sequences, oldest first."""
+        return list(self._stored.items())
+
+    def remove(self, sequence: int) -> None:
+        """Forget one; a missing one is no error."""
+        message = self._stored.pop(sequence, None)
+        if message is not None:
+            self._by_subject[message.subject].remove(sequence)
+
+    def _fresh(self, message_id: str) -> bool:
+        oldest = self._now() - self._layout.duplicate_window_s
+        while self._ids and next(iter(self._ids.values())) <= oldest:
+            del self._ids[next(iter(self._ids))]
+        return message_id not in self._ids
+
+
+@dataclass
+class _Out:
+    """A message that was handed out: when it may be handed out again, and how often it was."""
+
+    again_at: float
+    attempts: int
+
+
+class MemoryConsumer:
+    """What of a work-queue stream was handed out to workers and not acknowledged yet."""
+
+    def __init__(self, consumer: layout.Consumer, stream: MemoryStream, now: Callable[[], float]) -> None:
+        self.layout = consumer
+        self._stream = stream
+        self._now = now
+        self._out: dict[int, _Out] = {}
+
+    def take(self) -> Taken | None:
+        """The oldest message that nobody has, or None."""
+        now = self._now()
+        for sequence, message in self._stream.items():
+            if not any(subjects.matches(pattern, message.subject) for pattern in self.layout.filter_subjects):
+                continue
+            out = self._out.setdefault(sequence, _Out(0.0, 0))
+            if out.again_at <= now and out.attempts < self.layout.max_deliver:
+                out.again_at, out.attempts = now + self.layout.ack_wait_s, out.attempts + 1
+                return sequence, message, out.attempts
+        return None
+
+    def acknowledge(self, sequence: int) -> None:
+        """Done: the stream forgets it."""
+        self._out.pop(sequence, None)
+        self._stream.remove(sequence)
+
+    def postpone(self, sequence: int, delay_s: float) -> None:
+        """Hand it out again after a delay, unless it was acknowledged."""
+        if sequence in self._out:
+            self._out[sequence].again_at = self._now() + delay_s

@@ -1,0 +1,59 @@
+"""An operator's side: sign a command, publish it, wait for the event that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bus import subjects
+from bus.api import Bus, BusError, Message
+from schemas.base import Reason, Refusal, pack, parse_json
+from schemas.enrolment import Action, Command
+from schemas.events import Event
+from schemas.signing import sign
+
+VALID_S = 60
+"""How long a command may take to be applied."""
+
+
+async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, answer_s: float) -> Event:
+    """Have a command applied. Returns the event that says so.
+
+    Raises Refusal with the managers' reasons, or `command.unanswered` if no manager answered in `answer_s`.
+    """
+    now = time.time()
+    command = Command(operator=name, sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action)
+    data = pack(sign(key, "command", command))
+    wanted = hashlib.sha256(data).hexdigest()
+    answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+    async def hear(message: Message) -> None:
+        event = parse_json(Event, message.data, source=message.subject)
+        if event.data.get("message") == wanted and not answer.done():
+            answer.set_result(event)
+
+    subscription = await bus.listen(subjects.events_of("op", name), hear)
+    try:
+        await bus.flush()
+        await bus.publish(subjects.operator(name, action.do), data)
+        event = await asyncio.wait_for(answer, answer_s)
+    except TimeoutError:
+        raise Refusal.because(
+            "command.unanswered",
+            action.do,
+            expected=f"a manager's answer within {answer_s:g} s",
+            found="none",
+            action="start a manager worker; the command is kept for a minute, so look at the events before repeating",
+        ) from None
+    finally:
+        await subscription.close()
+    if event.what == "refused":
+        reasons = event.data.get("reasons")
+        found = [Reason.model_validate(reason) for reason in reasons] if isinstance(reasons, list) else []
+        if not found:
+            raise BusError("a refusal without reasons")
+        raise Refusal(*found)
+    return event

@@ -1,0 +1,64 @@
+"""Reading a stream in pages, without a consumer: direct get in batches (NATS ADR-31)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+
+from bus.api import BusError
+from bus.errors import translated
+
+if TYPE_CHECKING:
+    from bus.nats import NatsBus
+
+PAGE = 256
+PAGE_BYTES = 4 * 1024 * 1024
+ANSWER_S = 5.0
+NO_MORE = ("204", "404")
+"""Status that ends a page: end of batch, and nothing there."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One message of a stream."""
+
+    subject: str
+    sequence: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+async def read_page(bus: NatsBus, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:
+    """What a stream has on `pattern` after a sequence, in order, and whether there is more. Raises BusError."""
+    request = {"seq": after + 1, "next_by_subj": pattern, "batch": PAGE, "max_bytes": PAGE_BYTES}
+    inbox = bus.client.new_inbox()
+    answers: asyncio.Queue[Msg] = asyncio.Queue()
+    with translated(f"read {stream}"):
+        subscription = await bus.client.subscribe(inbox, cb=answers.put)
+        try:
+            await bus.client.publish(f"{bus.api}.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
+            async with asyncio.timeout(ANSWER_S):
+                return await _collect(stream, answers)
+        finally:
+            if not bus.client.is_closed:
+                await subscription.unsubscribe()
+
+
+async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[Stored], bool]:
+    page: list[Stored] = []
+    while True:
+        message = await answers.get()
+        headers = dict(message.headers or {})
+        status = headers.get("Status")
+        if status is None:
+            sequence = int(headers.pop("Nats-Sequence"))
+            page.append(Stored(headers.pop("Nats-Subject"), sequence, headers, message.data))
+        elif status in NO_MORE:
+            return page, headers.get("Nats-Num-Pending", "0") != "0"
+        else:
+            raise BusError(f"read {stream}: status {status}")

@@ -1,0 +1,106 @@
+"""Pulling from a shared durable consumer: one request open at a time, asked again as soon as it is used up or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+
+from bus.api import BusError
+from bus.errors import translated
+from bus.layout import Consumer
+
+if TYPE_CHECKING:
+    from bus.nats import NatsBus
+
+EXPIRES_S = 30
+"""How long the server keeps a request open; it says so when it ends."""
+PAUSE_S = 0.2
+"""Before asking again a server that could not answer."""
+USED_UP = {"404", "408"}
+"""Status of a request that ended as it should: no messages, or expired."""
+
+
+class NatsDelivery:
+    """A `bus.api.Delivery`."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
+        self.subject: str = message.subject
+        self.data: bytes = message.data
+        self.headers: Mapping[str, str] = dict(message.headers or {})
+        self.attempt: int = message.metadata.num_delivered
+
+    async def done(self) -> None:
+        """Acknowledge. Not confirmed: a lost one means that it is delivered again."""
+        with translated("acknowledge"):
+            await self._message.ack()
+
+    async def again(self, delay_s: float = 0.0) -> None:
+        """Give it back (-NAK)."""
+        with translated("give back"):
+            await self._message.nak(delay=delay_s or None)
+
+    async def working(self) -> None:
+        """Restart the redelivery clock (+WPI)."""
+        with translated("work on"):
+            await self._message.in_progress()
+
+
+async def pull(bus: NatsBus, consumer: Consumer, batch: int) -> AsyncGenerator[NatsDelivery]:
+    """Deliveries, for ever. Raises BusError once the connection is closed."""
+    arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+    inbox = bus.client.new_inbox()
+    with translated(f"pull from {consumer.name}"):
+        subscription = await bus.client.subscribe(inbox, cb=arrived.put)
+    try:
+        with bus.reconnects(lambda: arrived.put_nowait(None)):
+            while True:
+                bus.check_open()
+                await _ask(bus, consumer, batch, inbox)
+                for _ in range(batch):
+                    message = await _answer(arrived)
+                    if message is None:
+                        break
+                    yield NatsDelivery(message)
+    finally:
+        await _give_back(bus, arrived)
+        if not bus.client.is_closed:
+            await subscription.unsubscribe()
+
+
+async def _ask(bus: NatsBus, consumer: Consumer, batch: int, inbox: str) -> None:
+    request = {"batch": batch, "expires": EXPIRES_S * 1_000_000_000}
+    subject = f"{bus.api}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+    with translated(f"pull from {consumer.name}"):
+        await bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
+
+
+async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
+    """The next message, or None when the request has to be made again: it expired, or its connection was lost."""
+    try:
+        async with asyncio.timeout(EXPIRES_S + 5):
+            message = await arrived.get()
+    except TimeoutError:
+        return None
+    status = message and (message.headers or {}).get("Status")
+    if not status:
+        return message
+    if status not in USED_UP:
+        await asyncio.sleep(PAUSE_S)
+    return None
+
+
+async def _give_back(bus: NatsBus, arrived: asyncio.Queue[Msg | None]) -> None:
+    """What came and was not handed out goes to another worker at once."""
+    while not arrived.empty():
+        message = arrived.get_nowait()
+        if message is None or (message.headers or {}).get("Status"):
+            continue
+        try:
+            await NatsDelivery(message).again()
+        except BusError:
+            return  # the server gives it back itself after ack_wait

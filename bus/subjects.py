@@ -1,0 +1,160 @@
+"""Every subject on the bus, and back: one place that knows how they are spelled.
+
+attest.v1.in.<role>.<id>.<step>           agent or gateway to manager (stream ATTEST_IN)
+attest.v1.out.<role>.<id>.<step>          manager to agent (plain messages)
+attest.v1.op.<name>.<command>             operator to manager (stream ATTEST_IN)
+attest.v1.events.<kind>.<id>.<what>       what a person watches (stream ATTEST_EVENTS)
+attest.v1.work.<kind>.<session>.<what>    manager to manager (stream ATTEST_WORK)
+attest.v1.schedule.<session>              a deadline that waits (stream ATTEST_WORK)
+attest.v1.due.<session>                   a deadline that has come (stream ATTEST_WORK)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from schemas.base import Refusal
+
+ROOT = "attest.v1"
+IN = f"{ROOT}.in"
+OUT = f"{ROOT}.out"
+OPERATOR = f"{ROOT}.op"
+EVENTS = f"{ROOT}.events"
+WORK = f"{ROOT}.work"
+SCHEDULE = f"{ROOT}.schedule"
+DUE = f"{ROOT}.due"
+CANCELLED = f"{SCHEDULE}.cancelled"
+"""Where the message that cancels a schedule is stored for a second; no consumer reads it."""
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "host": ("hello", "evidence", "key_proof", "recheck_evidence", "key_delivered", "resume"),
+    "app": ("hello", "evidence", "colocation_proof", "recheck_evidence", "renew", "resume"),
+    "gateway": ("report",),
+}
+"""What each role may say to the manager. A credential allows these and no others: with the stream's limit of messages
+a subject, that bounds what one agent can leave waiting there."""
+
+_TOKEN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
+
+
+class Address(NamedTuple):
+    """The three parts that say who and what in an inbound or outbound subject."""
+
+    role: str
+    id: str
+    step: str
+
+
+def inbound(role: str, id: str, step: str) -> str:
+    """Subject of a message from an agent or gateway to the manager. Raises ValueError for an unknown role or step."""
+    if step not in STEPS.get(role, ()):
+        raise ValueError(f"bus.subjects.STEPS has no step {step!r} for role {role!r}")
+    return _join(IN, role, id, step)
+
+
+def outbound(role: str, id: str, step: str) -> str:
+    """Subject of a message from the manager to an agent."""
+    return _join(OUT, role, id, step)
+
+
+def outbound_all(role: str, id: str) -> str:
+    """What an agent listens to: everything that is for it."""
+    return f"{_join(OUT, role, id)}.>"
+
+
+def event(kind: str, id: str, what: str) -> str:
+    """Subject of an event."""
+    return _join(EVENTS, kind, id, what)
+
+
+def events_of(kind: str, id: str) -> str:
+    """Every event of one subject."""
+    return f"{_join(EVENTS, kind, id)}.*"
+
+
+def operator(name: str, command: str) -> str:
+    """Subject of an operator's signed command."""
+    return _join(OPERATOR, name, command)
+
+
+def work(kind: str, session: str, what: str) -> str:
+    """Subject of a message from one manager worker to whichever takes it."""
+    return _join(WORK, kind, session, what)
+
+
+def deadline(session: str) -> str:
+    """Subject under which a session's one deadline waits; a new one replaces the old."""
+    return _join(SCHEDULE, session)
+
+
+def due(subject: str) -> str:
+    """Where the server publishes what waited under `deadline(...)`."""
+    if not subject.startswith(f"{SCHEDULE}.") or subject == CANCELLED:
+        raise ValueError(f"{subject!r} is no deadline")
+    return f"{DUE}{subject.removeprefix(SCHEDULE)}"
+
+
+def parse_inbound(subject: str) -> Address:
+    """Who sent it, and which step. Raises Refusal (`bus.subject`); the bus is not believed about the rest."""
+    address = Address(*_split(subject, IN, 3))
+    if address.step not in STEPS.get(address.role, ()):
+        raise _unknown(subject, IN)
+    return address
+
+
+def parse_outbound(subject: str) -> Address:
+    """For whom it is, and which step. Raises Refusal (`bus.subject`)."""
+    return Address(*_split(subject, OUT, 3))
+
+
+def parse_operator(subject: str) -> tuple[str, str]:
+    """An operator's name and command. Raises Refusal (`bus.subject`)."""
+    name, command = _split(subject, OPERATOR, 2)
+    return name, command
+
+
+def parse_work(subject: str) -> tuple[str, str, str]:
+    """Kind, session and what of a manager's own message. Raises Refusal (`bus.subject`)."""
+    kind, session, what = _split(subject, WORK, 3)
+    return kind, session, what
+
+
+def parse_due(subject: str) -> str:
+    """The session whose deadline has come. Raises Refusal (`bus.subject`)."""
+    return _split(subject, DUE, 1)[0]
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether a subject fits a pattern (`*` one token, `>` one or more at the end)."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted = wanted[:-1]
+        if len(tokens) <= len(wanted):
+            return False
+        tokens = tokens[: len(wanted)]
+    return len(wanted) == len(tokens) and all(w in ("*", t) for w, t in zip(wanted, tokens, strict=True))
+
+
+def _join(prefix: str, *tokens: str) -> str:
+    for token in tokens:
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f"{token!r} is no token of a subject")
+    return ".".join((prefix, *tokens))
+
+
+def _split(subject: str, prefix: str, count: int) -> list[str]:
+    tokens = subject.removeprefix(f"{prefix}.").split(".")
+    if not subject.startswith(f"{prefix}.") or len(tokens) != count or not all(map(_TOKEN.fullmatch, tokens)):
+        raise _unknown(subject, prefix)
+    return tokens
+
+
+def _unknown(subject: str, prefix: str) -> Refusal:
+    return Refusal.because(
+        "bus.subject",
+        "subject",
+        expected=f"a subject of {prefix}.>",
+        found=subject,
+        action="check the sender's version",
+    )

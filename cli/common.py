@@ -1,0 +1,100 @@
+"""What the commands share: options, running to the end or to Ctrl-C, saying what went wrong in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import structlog
+import typer
+from pydantic import BaseModel, ValidationError
+
+from schemas.base import Refusal, first_message, where
+
+M = TypeVar("M", bound=BaseModel)
+REFUSED, WRONG, INTERRUPTED = 1, 2, 130
+
+SettingsFile = Annotated[Path, typer.Option("--settings", "-s", help="The process's settings (TOML).")]
+OperatorOption = Annotated[
+    Path,
+    typer.Option(
+        "--operator",
+        "-O",
+        envvar="ATTESTGATE_OPERATOR",
+        help="Your operator file (TOML): bus, name, identity. Also read from ATTESTGATE_OPERATOR.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+class LogFormat(StrEnum):
+    """How a process logs."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+LogOption = Annotated[LogFormat, typer.Option("--log", help="Log lines as JSON, or for a person.")]
+
+
+def set_up_logs(form: LogFormat) -> None:
+    """Logs go to standard error, one line each."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if form is LogFormat.JSON else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Run a server until it ends, or SIGTERM or SIGINT ends it in order."""
+
+    async def guarded() -> None:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            structlog.get_logger().info("stopped")
+
+    asyncio.run(guarded())
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(f"attestgate: {text}\n")
+
+
+def checked(model: type[M], /, **fields: Any) -> M:
+    """A model from command-line values. Raises Refusal `cli.argument` that names the one that does not fit."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        raise wrong(where(error), f"a valid {model.__name__}", first_message(error)) from None
+
+
+def wrong(field: str, expected: str, found: object) -> Refusal:
+    """A refusal of an argument."""
+    return Refusal.because("cli.argument", field, expected=expected, found=found, action="see --help")

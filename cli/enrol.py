@@ -1,0 +1,147 @@
+"""`attestgate enrol|revoke|recheck|measure`: what an operator says of hosts, applications and gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bus.nats import connect
+from bus.operator import order
+from cli.common import Json, OperatorOption, checked, say, wrong
+from cli.processes import CODE_ROOT, CodeOption
+from enclave.simulated.measure import measure
+from manager.keyfiles import read_identity
+from schemas.enrolment import (
+    Action,
+    AppEnrolment,
+    Enrol,
+    GatewayEnrolment,
+    HostEnrolment,
+    Placement,
+    RecheckNow,
+    Revoke,
+)
+from schemas.settings import OperatorFile, load_settings
+
+enrol = typer.Typer(
+    help="Enrol, or replace the enrolment of, a host, an application or a gateway.", no_args_is_help=True
+)
+measurements = typer.Typer(help="The measurement that an enclave will have.", no_args_is_help=True)
+Mrenclaves = Annotated[
+    list[str], typer.Option("--mrenclave", help="Allowed measurement; twice while an update rolls out.")
+]
+
+
+class Agent(StrEnum):
+    """What can be revoked and rechecked."""
+
+    HOST = "host"
+    APP = "app"
+
+
+def register(app: typer.Typer) -> None:
+    """Mount these commands."""
+    app.add_typer(enrol, name="enrol")
+    app.add_typer(measurements, name="measure")
+    app.command("revoke")(revoke)
+    app.command("recheck")(recheck)
+
+
+def command(operator: Path, action: Action) -> None:
+    """Have an operator's command applied, and say so."""
+    settings = load_settings(OperatorFile, operator)
+    key = read_identity(settings.identity)
+
+    async def send() -> None:
+        bus = await connect([settings.bus.url], settings.bus.credentials)
+        try:
+            event = await order(bus, settings.name, key, action, settings.answer_s)
+        finally:
+            await bus.close()
+        say(f"{action.do}: {event.what}")
+
+    asyncio.run(send())
+
+
+@enrol.command("host")
+def enrol_host(
+    id: str,
+    mrenclave: Mrenclaves,
+    platform: Annotated[str, typer.Option(help="The machine's PPID, salted: attestgate simulated ppid.")],
+    operator: OperatorOption,
+) -> None:
+    """Enrol a host: which measurement its agent has, and on which machine."""
+    command(operator, Enrol(subject=checked(HostEnrolment, id=id, mrenclaves=mrenclave, platform=platform)))
+
+
+@enrol.command("app")
+def enrol_app(
+    id: str,
+    mrenclave: Mrenclaves,
+    host: Annotated[list[str], typer.Option(help="Where it may run, and its volume there: HOST or HOST:VOLUME.")],
+    operator: OperatorOption,
+) -> None:
+    """Enrol an application: its measurement, and the hosts it may run on."""
+    placements = [_placement(text) for text in host]
+    command(operator, Enrol(subject=checked(AppEnrolment, id=id, mrenclaves=mrenclave, placements=placements)))
+
+
+@enrol.command("gateway")
+def enrol_gateway(
+    id: str,
+    identity: Annotated[str, typer.Option(help="The gateway's public key, hexadecimal (public.json).")],
+    operator: OperatorOption,
+) -> None:
+    """Enrol a gateway: the key that signs its reports."""
+    command(operator, Enrol(subject=checked(GatewayEnrolment, id=id, identity=_hex(identity))))
+
+
+def revoke(
+    kind: Agent,
+    id: str,
+    reason: Annotated[str, typer.Option(help="Why; it goes into events and to the agent.")],
+    operator: OperatorOption,
+) -> None:
+    """End a host's or an application's trust now, and keep it out until it is enrolled again."""
+    command(operator, checked(Revoke, kind=kind.value, id=id, reason=reason))
+
+
+def recheck(kind: Agent, id: str, operator: OperatorOption) -> None:
+    """Ask a host or an application for fresh evidence now."""
+    command(operator, checked(RecheckNow, kind=kind.value, id=id))
+
+
+@measurements.command("host")
+def measure_host(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
+    """The measurement of the host agent with these measured settings."""
+    _measure("host_agent", measured, code, as_json)
+
+
+@measurements.command("app")
+def measure_app(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
+    """The measurement of an application's agent with these measured settings."""
+    _measure("app_agent", measured, code, as_json)
+
+
+def _measure(package: Literal["host_agent", "app_agent"], measured: Path, code: Path, as_json: bool) -> None:
+    found = measure(code / package / "enclave.toml", code, measured)
+    say(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else found.mrenclave.hex())
+
+
+def _placement(text: str) -> Placement:
+    host, _, volume = text.partition(":")
+    if not (volume or "0").isdecimal():
+        raise wrong("--host", "HOST or HOST:VOLUME, a volume being an index", text)
+    return checked(Placement, host=host, volume=int(volume or "0"))
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise wrong("--identity", "hexadecimal", text) from None

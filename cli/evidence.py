@@ -1,0 +1,118 @@
+"""What the commands that judge evidence from files share: reading, times, and one JSON document in every case.
+
+Exit status: 0 accepted, 1 judged and refused, 2 an unreadable file or wrong arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+from manager.verification.chain import utc
+from manager.verification.offline import MAX_FILE
+from schemas.base import Reason, Refusal
+from schemas.sgx import Appraisal
+
+REFUSED, WRONG = 1, 2
+_RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_TIMES = ("at", "tcb_date", "collateral_expires", "timestamp")
+
+
+class JsonCommand(TyperCommand):
+    """A command that says wrong arguments in JSON too, beside the usual lines on standard error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Prints the refusal and raises what typer raises if they are wrong."""
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            show(
+                _wrong_document([wrong("arguments", f"see {ctx.command_path} --help", str(error))], None),
+                only_json=True,
+            )
+            raise
+
+
+def wrong(field: str, expected: str, found: object) -> Reason:
+    """A reason for an argument or a file that cannot be used."""
+    return Reason(code="cli.argument", field=field, expected=expected, found=str(found), action="correct the command")
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes, at most MAX_FILE. Raises Refusal (`cli.argument`)."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise Refusal(wrong(str(path), "a readable file", getattr(error, "strerror", None) or error)) from None
+    if len(data) > MAX_FILE:
+        raise Refusal(wrong(str(path), f"at most {MAX_FILE} bytes", "more"))
+    return data
+
+
+def read_time(text: str | None) -> int:
+    """A Unix second from RFC 3339 (a fraction is cut off), or now. Raises Refusal (`cli.argument`)."""
+    if text is None:
+        return int(time.time())
+    try:
+        if _RFC3339.fullmatch(text):
+            return int(datetime.fromisoformat(text.upper()).timestamp() // 1)
+    except ValueError:
+        pass  # a day or an hour that does not exist: refused below as any other text
+    raise Refusal(wrong("--at", "a time as RFC 3339, such as 2025-07-01T00:00:00Z", text))
+
+
+def read_fingerprints(texts: list[str]) -> set[str]:
+    """SHA-256 fingerprints of roots, colons and capitals allowed. Raises Refusal (`cli.argument`)."""
+    fingerprints = {text.replace(":", "").lower() for text in texts}
+    for fingerprint in fingerprints:
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise Refusal(wrong("--trust", "a SHA-256 fingerprint, 64 hexadecimal digits", fingerprint))
+    return fingerprints
+
+
+def finish(verdict: Appraisal, notes: list[str], *, only_json: bool) -> None:
+    """Print a verdict; leave with 1 if it is a refusal."""
+    document = verdict.model_dump(mode="json")
+    document |= {key: utc(document[key]) for key in _TIMES if document.get(key) is not None}
+    show(document | {"notes": notes}, only_json=only_json)
+    if not verdict.accepted:
+        raise typer.Exit(REFUSED)
+
+
+def fail(refusal: Refusal, at: int | None, *, only_json: bool) -> typer.Exit:
+    """Print why the command could not judge; the exit to raise."""
+    show(_wrong_document(list(refusal.reasons), at), only_json=only_json)
+    return typer.Exit(WRONG)
+
+
+def show(document: dict[str, Any], *, only_json: bool) -> None:
+    """The document on standard output; for a person, a few lines on standard error as well."""
+    typer.echo(json.dumps(document, indent=2))
+    if only_json:
+        return
+    if "accepted" in document:
+        typer.echo("accepted" if document["accepted"] else "refused", err=True)
+        for reason in document["reasons"]:
+            typer.echo(f"  {Reason.model_validate(reason).sentence()}", err=True)
+    for note in document.get("notes", []):
+        typer.echo(f"  note: {note}", err=True)
+
+
+def _wrong_document(reasons: list[Reason], at: int | None) -> dict[str, Any]:
+    return {
+        "accepted": False,
+        "reasons": [reason.model_dump() for reason in reasons],
+        "policy": None,
+        "at": None if at is None else utc(at),
+        "notes": ["nothing was judged"],
+    }

@@ -1,0 +1,51 @@
+"""The command `attestgate`. Each group of sub-commands is a module beside this one; none holds logic of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bus.api import BusError
+from cli import demo, enrol, inspect, keys, policy, processes, simulated, verify, watch
+from cli.common import INTERRUPTED, REFUSED, WRONG, complain
+from enclave.api import EnclaveError
+from schemas.base import Refusal
+
+app = typer.Typer(
+    name="attestgate",
+    help="Let an application through to an SDN controller only while its code, its enclave, its container's host and"
+    " its key are all proven good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+demo.register(app)
+app.add_typer(processes.manager, name="manager")
+app.add_typer(processes.gateway, name="gateway")
+app.add_typer(processes.host, name="host")
+app.add_typer(processes.application, name="app")
+watch.register(app)
+enrol.register(app)
+app.add_typer(policy.app, name="policy")
+app.add_typer(keys.app, name="keys")
+app.add_typer(verify.app, name="verify")
+app.add_typer(inspect.app, name="inspect")
+app.add_typer(simulated.app, name="simulated")
+
+
+def run() -> None:
+    """Entry point. Exit codes: 0 done, 1 refused or out of reach, 2 wrong arguments or settings, 130 Ctrl-C."""
+    try:
+        app()
+    except Refusal as refusal:
+        for reason in refusal.reasons:
+            complain(reason.sentence())
+        first = refusal.reasons[0].code
+        sys.exit(WRONG if first.startswith(("settings.", "file.", "keys.", "cli.")) else REFUSED)
+    except (BusError, EnclaveError) as error:
+        complain(str(error))
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

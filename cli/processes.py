@@ -1,0 +1,76 @@
+"""`attestgate manager|gateway|host|app run`: the processes of a deployment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import LogFormat, LogOption, SettingsFile, set_up_logs, until_told
+from enclave.simulated.launcher import launch
+from schemas.base import Refusal
+from schemas.settings import AgentSettings, AppSettings, GatewaySettings, HostSettings, ManagerSettings, load_settings
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+CodeOption = Annotated[
+    Path, typer.Option(help="Folder with the packages that enclave.toml trusts; this installation's by default.")
+]
+
+manager = typer.Typer(help="Manager workers.", no_args_is_help=True)
+gateway = typer.Typer(help="Gateway workers, one beside each nginx.", no_args_is_help=True)
+host = typer.Typer(help="The agent on a host.", no_args_is_help=True)
+application = typer.Typer(help="The agent in an application's container.", no_args_is_help=True)
+
+
+@manager.callback()
+@gateway.callback()
+@host.callback()
+@application.callback()
+def _group() -> None:
+    """A group, also while it has one command."""
+
+
+@manager.command("run")
+def run_manager(settings: SettingsFile, log: LogOption = LogFormat.JSON) -> None:
+    """Run a manager worker until Ctrl-C. Start as many as you like: any of them takes any message."""
+    from manager.main import run
+
+    set_up_logs(log)
+    until_told(run(load_settings(ManagerSettings, settings)))
+
+
+@gateway.command("run")
+def run_gateway(settings: SettingsFile, log: LogOption = LogFormat.JSON) -> None:
+    """Run a gateway worker until Ctrl-C: it makes the nginx beside it agree with the manager's signed leases."""
+    from manager.gateway.main import run
+
+    set_up_logs(log)
+    until_told(run(load_settings(GatewaySettings, settings)))
+
+
+@host.command("run")
+def run_host(settings: SettingsFile) -> None:
+    """Run the host's agent in its enclave until Ctrl-C."""
+    _in_enclave("host_agent", load_settings(HostSettings, settings), settings)
+
+
+@application.command("run")
+def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
+    """Run an application with its agent in its enclave until Ctrl-C."""
+    _in_enclave("app_agent", load_settings(AppSettings, settings), settings, code)
+
+
+def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
+    """Have the simulated platform launch the agent; with Gramine, `gramine-sgx` launches it instead."""
+    if settings.platform.socket is None:
+        raise Refusal.because(
+            "settings.platform",
+            "platform.kind",
+            expected='"simulated", named with its socket, for this command to launch the enclave',
+            found=settings.platform.kind,
+            action=f"on SGX hardware start it as: gramine-sgx {package} {path}",
+        )
+    manifest = code / package / "enclave.toml"
+    sys.exit(launch(settings.platform.socket, manifest, code, settings.measured, [str(path.absolute())]))

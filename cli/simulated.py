@@ -1,0 +1,86 @@
+"""`attestgate simulated`: software stand-ins for an SGX machine and its attestation service. Never for production."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import LogFormat, LogOption, say, set_up_logs, until_told
+from compose import controller
+from enclave.simulated import authority as authorities
+from enclave.simulated import daemon, pccs, platform, signer
+from manager.keyfiles import read_secret
+from schemas.sgx import PlatformIdentity
+
+app = typer.Typer(
+    help="Software stand-ins for SGX hardware and its attestation service. Everything they vouch for says `simulated`;"
+    " a production profile refuses it.",
+    no_args_is_help=True,
+)
+AuthorityOption = Annotated[Path, typer.Option("--authority", help="Folder of the simulated root of trust.")]
+
+
+@app.command("authority")
+def create_authority(folder: Path) -> None:
+    """Make a simulated root of trust: root CA, PCK CAs, TCB info, QE identity, CRLs."""
+    authorities.create(folder)
+    say(f"root certificate for attestation.root: {folder / 'root.pem'}")
+
+
+@app.command("signer")
+def create_signer(file: Path) -> None:
+    """Make the key that signs enclaves (it gives MRSIGNER)."""
+    signer.create(file)
+
+
+@app.command("platform")
+def create_platform(folder: Path, authority: AuthorityOption) -> None:
+    """Make a simulated machine, certified by an authority."""
+    platform.create(folder, authority)
+
+
+@app.command("ppid")
+def show_ppid(
+    folder: Path, salt: Annotated[Path, typer.Option(help="The deployment's salt (keys: manager/salt).")]
+) -> None:
+    """Print a simulated machine's platform identity, salted, for `attestgate enrol host --platform`."""
+    facts = platform.read_facts(folder)
+    nothing = b""
+    identity = PlatformIdentity.salted(
+        read_secret(salt).reveal(), ppid=facts.pck.ppid, pck_leaf=nothing, attestation_key=nothing, qe_id=nothing
+    )
+    say(identity.ppid)
+
+
+@app.command("machine")
+def run_machine(
+    folder: Path,
+    socket: Annotated[Path, typer.Option(help="Unix socket to listen on.")],
+    signer_key: Annotated[Path, typer.Option("--signer", help="The key that signs enclaves.")],
+    log: LogOption = LogFormat.JSON,
+) -> None:
+    """Run a simulated machine until Ctrl-C: it launches enclaves, measures them, quotes and seals for them."""
+    set_up_logs(log)
+    until_told(daemon.serve(folder, socket, signer_key, lambda: say("ready")))
+
+
+@app.command("controller")
+def run_controller(
+    socket: Annotated[Path, typer.Option(help="Unix socket to listen on: only nginx gets there.")],
+) -> None:
+    """Run a small SDN controller (switches and flows over REST) until Ctrl-C, for trying the gateway."""
+    set_up_logs(LogFormat.JSON)
+    until_told(controller.serve(socket, ready=lambda: say("ready")))
+
+
+@app.command("pccs")
+def run_pccs(
+    authority: AuthorityOption,
+    port: Annotated[int, typer.Option(help="Port on loopback; 0 takes a free one.")] = 0,
+    log: LogOption = LogFormat.JSON,
+) -> None:
+    """Run the attestation service (PCCS, Intel's v4 API) until Ctrl-C."""
+    set_up_logs(log)
+    until_told(pccs.serve(authority, port=port, ready=lambda url: say(f"ready {url}")))

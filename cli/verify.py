@@ -1,0 +1,78 @@
+"""`attestgate verify quote|ias`: SGX evidence judged from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.evidence import JsonCommand, fail, finish, read, read_fingerprints, read_time
+from manager.verification.offline import NamedPolicy, load_policy, verify_ias, verify_quote
+from schemas.base import Refusal
+
+app = typer.Typer(
+    no_args_is_help=True, help="Judge evidence from files. Exit status: 0 accepted, 1 refused, 2 wrong use."
+)
+
+At = Annotated[str | None, typer.Option(metavar="TIME", help="Time of judging, RFC 3339; now by default.")]
+Policy = Annotated[Path | None, typer.Option(help="SGX policy (JSON) that pins an enclave.")]
+Trust = Annotated[
+    list[str] | None, typer.Option(metavar="SHA256", help="Fingerprint of a root to trust beside Intel's.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON only: nothing for a person on standard error.")]
+
+NO_POLICY = "no policy was applied: any enclave, by any signer, would do"
+STALE_IAS = "the service is closed: a report stands only at the time given"
+
+
+@app.command("quote", cls=JsonCommand)
+def quote_command(
+    quote: Annotated[Path, typer.Argument(metavar="QUOTE", help="DCAP quote, version 3; raw or base64.")],
+    collateral: Annotated[Path, typer.Option(help="Collateral in dcap_qvl's JSON.")],
+    at: At = None,
+    policy: Policy = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Judge an SGX quote: signatures, chain to Intel's root, revocation, freshness, TCB, and the policy if given."""
+    second: int | None = None
+    try:
+        second = read_time(at)
+        named = _policy(policy)
+        verdict = verify_quote(read(quote), read(collateral), named, read_fingerprints(trust or []), second)
+    except Refusal as refusal:
+        raise fail(refusal, second, only_json=as_json) from None
+    finish(verdict, _notes(named), only_json=as_json)
+
+
+@app.command("ias", cls=JsonCommand)
+def ias_command(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="Attestation verification report, as signed.")],
+    signature: Annotated[Path, typer.Option(help="Its signature; raw or base64.")],
+    certificates: Annotated[Path, typer.Option(help="Signing certificates in PEM, leaf first.")],
+    root: Annotated[Path, typer.Option(help="Root certificate; Intel's, or one named with --trust.")],
+    at: At = None,
+    policy: Policy = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Judge an IAS report (EPID): signature, chain to the root, freshness, quote status, and the policy if given."""
+    second: int | None = None
+    try:
+        second = read_time(at)
+        named = _policy(policy)
+        trusted = read_fingerprints(trust or [])
+        parts = (read(report), read(signature), read(certificates), read(root))
+        verdict = verify_ias(*parts, named, trusted, second)
+    except Refusal as refusal:
+        raise fail(refusal, second, only_json=as_json) from None
+    finish(verdict, [*_notes(named), STALE_IAS], only_json=as_json)
+
+
+def _policy(path: Path | None) -> NamedPolicy:
+    return NamedPolicy() if path is None else load_policy(read(path), source=str(path))
+
+
+def _notes(policy: NamedPolicy) -> list[str]:
+    return [] if policy.name else [NO_POLICY]

@@ -1,0 +1,141 @@
+"""A small SDN controller: switches and their flows over REST, in memory. What the gateway guards in demo and tests.
+
+It listens on a unix socket only its own user can open, so that nothing but nginx reaches it, and logs who did what by
+the identity that nginx hands on. It decides nothing: the gateway has decided.
+
+    GET    /switches
+    GET    /switches/{id}/flows
+    POST   /switches/{id}/flows           a flow; answers it with its id
+    DELETE /switches/{id}/flows/{flow}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import uvicorn
+from pydantic import Field, StringConstraints, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from schemas.base import Model, first_message, where
+
+MAX_FLOWS = 10_000
+"""Most flows a switch holds."""
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_log = structlog.get_logger()
+
+
+class Flow(Model):
+    """A flow entry, in OpenFlow's terms: what it matches, what it does, and before which others."""
+
+    priority: Annotated[int, Field(ge=0, le=65535)] = 32768
+    match: Annotated[dict[_Text, _Text], Field(max_length=32)]
+    actions: Annotated[list[_Text], Field(max_length=32)]
+
+
+class Controller:
+    """The switches and their flows. Flow ids are small integers that are never used twice."""
+
+    def __init__(self, switches: tuple[str, ...] = ("s1", "s2")) -> None:
+        self._flows: dict[str, dict[int, Flow]] = {switch: {} for switch in switches}
+        self._ids = count(1)
+
+    def application(self) -> Starlette:
+        """The REST application."""
+        flows = "/switches/{switch}/flows"
+        return Starlette(
+            routes=[
+                Route("/switches", self._list_switches, methods=["GET"]),
+                Route(flows, self._list_flows, methods=["GET"]),
+                Route(flows, self._add_flow, methods=["POST"]),
+                Route(flows + "/{flow:int}", self._delete_flow, methods=["DELETE"]),
+            ]
+        )
+
+    async def _list_switches(self, request: Request) -> Response:
+        _told(request)
+        return JSONResponse([{"id": switch, "flows": len(flows)} for switch, flows in self._flows.items()])
+
+    async def _list_flows(self, request: Request) -> Response:
+        _told(request)
+        return JSONResponse([_shown(number, flow) for number, flow in self._of(request).items()])
+
+    async def _add_flow(self, request: Request) -> Response:
+        flows = self._of(request)
+        try:
+            flow = Flow.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
+        if len(flows) >= MAX_FLOWS:
+            raise HTTPException(507, "the flow table is full")
+        number = next(self._ids)
+        flows[number] = flow
+        _told(request, flow=number)
+        return JSONResponse(_shown(number, flow), status_code=201)
+
+    async def _delete_flow(self, request: Request) -> Response:
+        number = request.path_params["flow"]
+        if self._of(request).pop(number, None) is None:
+            raise HTTPException(404)
+        _told(request, flow=number)
+        return Response(status_code=204)
+
+    def _of(self, request: Request) -> dict[int, Flow]:
+        try:
+            return self._flows[request.path_params["switch"]]
+        except KeyError:
+            raise HTTPException(404) from None
+
+
+def _shown(number: int, flow: Flow) -> dict[str, object]:
+    return {"id": number, **flow.model_dump()}
+
+
+def _told(request: Request, **more: object) -> None:
+    identity = request.headers.get("x-attestgate-identity", "")
+    _log.info("northbound", identity=identity, method=request.method, path=request.url.path, **more)
+
+
+class _Server(uvicorn.Server):
+    """Leaves the process's signals to whoever runs it."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+async def serve(path: Path, application: ASGIApp | None = None, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve on a unix socket (0600) until cancelled; a socket left behind by an earlier run is replaced.
+
+    Calls `ready` when the socket listens.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen()
+        ready()
+        application = application or Controller().application()
+        server = _Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="off", ws="none"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True
+            await serving
+            path.unlink(missing_ok=True)

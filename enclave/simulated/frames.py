@@ -1,0 +1,66 @@
+"""What is said on the simulated platform's two kinds of sockets: launcher to daemon, enclave to daemon.
+
+Both are Unix sockets of type SOCK_SEQPACKET: the kernel keeps the frames apart, so there are no lengths to forge.
+A frame is one msgpack value of at most MAX_FRAME bytes; an empty one is the end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, RootModel
+
+from enclave.api import KeyPolicy
+from enclave.simulated.quoting_enclave import EnclaveIdentity
+from schemas.base import Bytes64, Model, Reason
+
+MAX_FRAME = 128 * 1024
+"""Bytes; a quote has about 4,100, a launch is as long as its environment."""
+
+ENCLAVE_FD = "ATTESTGATE_ENCLAVE_FD"
+"""The environment variable that names the inherited socket: who holds it is the enclave that was measured."""
+MEASURED = "ATTESTGATE_MEASURED"
+"""The environment variable that names the private copy of the measured settings."""
+
+
+class Launch(Model):
+    """Launcher to daemon, with the descriptors of standard output and error beside it. Paths are absolute."""
+
+    manifest: str
+    code_root: str
+    measured: str | None
+    directory: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+class LaunchAnswer(Model):
+    """Daemon to launcher: running as this identity, or why not."""
+
+    identity: EnclaveIdentity | None = None
+    refused: list[Reason] = []
+
+
+class Exited(Model):
+    """Daemon to launcher: the exit status, as `subprocess` counts it, and what the platform held against it."""
+
+    status: int
+    refused: list[Reason] = []
+
+
+class QuoteRequest(Model):
+    """Enclave to daemon; the answer is the quote itself."""
+
+    ask: Literal["quote"] = "quote"
+    report_data: Bytes64
+
+
+class KeyRequest(Model):
+    """Enclave to daemon; the answer is the key itself, 16 bytes."""
+
+    ask: Literal["sealing_key"] = "sealing_key"
+    policy: KeyPolicy
+
+
+class Request(RootModel[Annotated[QuoteRequest | KeyRequest, Field(discriminator="ask")]]):
+    """Whatever an enclave may ask."""

@@ -1,0 +1,66 @@
+"""MRENCLAVE of the simulated platform: one hash over every trusted file, the manifest and the measured settings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclave.manifest import Manifest, read_manifest
+from enclave.simulated.quoting_enclave import Measurement
+from enclave.simulated.trusted import BOOT, SETTINGS, TrustedFile, base_files, code_files, one_file, site_files
+from schemas.base import Refusal
+from schemas.binding import canonical
+
+_BOOT_SCRIPT = Path(__file__).with_name("boot.py")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that makes an enclave, as read at one moment."""
+
+    manifest: Manifest
+    base: list[TrustedFile]
+    site: list[TrustedFile]
+    code: list[TrustedFile]
+    """With the boot script and the measured settings."""
+    measurement: Measurement
+
+
+def measure(manifest_path: Path, code_root: Path, measured_path: Path | None) -> Measurement:
+    """What the platform would measure, from the files as they are now. Raises Refusal (`file.*`, `measure.*`)."""
+    return read_contents(manifest_path, code_root, measured_path).measurement
+
+
+def read_contents(manifest_path: Path, code_root: Path, measured_path: Path | None) -> Contents:
+    """Read and hash everything an enclave is made of. Raises Refusal (`file.*`, `measure.*`)."""
+    manifest, manifest_bytes = read_manifest(manifest_path)
+    if manifest.measured_settings != (measured_path is not None):
+        raise Refusal.because(
+            "measure.settings",
+            str(measured_path or manifest_path),
+            expected="a file of measured settings" if manifest.measured_settings else "no measured settings",
+            found="a file" if measured_path else "none",
+            action="give the file if and only if the manifest says measured_settings = true",
+        )
+    base, site, code = base_files(), site_files(manifest.distributions), code_files(code_root, manifest.packages)
+    code.append(one_file(BOOT, _BOOT_SCRIPT))
+    if measured_path is not None:
+        code.append(one_file(SETTINGS, measured_path))
+    statement = canonical(
+        "simulated mrenclave", manifest_bytes, tree_digest(base), tree_digest(site), tree_digest(code)
+    )
+    measurement = Measurement(
+        mrenclave=hashlib.sha256(statement).digest(),
+        isv_prod_id=manifest.isv_prod_id,
+        isv_svn=manifest.isv_svn,
+        debug=manifest.debug,
+    )
+    return Contents(manifest, base, site, code, measurement)
+
+
+def tree_digest(files: Iterable[TrustedFile]) -> bytes:
+    """SHA-256 (32 bytes) over the names and hashes of a tree's files, in their order."""
+    parts = [part for file in files for part in (file.name, file.sha256)]
+    return hashlib.sha256(canonical("simulated tree", *parts)).digest()

@@ -1,0 +1,72 @@
+"""One enclave's process and everything it started: a process group that never outlives its leader or the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_GRACE_S = 2.0
+
+
+class EnclaveProcess:
+    """A running process, made in the event loop's thread (the kernel ties the child's life to that thread)."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path,
+        *,
+        keep_fd: int,
+        stdout: int,
+        stderr: int,
+    ) -> None:
+        """Raises OSError if it cannot start."""
+        loop = asyncio.get_running_loop()
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=(keep_fd,),
+            start_new_session=True,
+        )
+        self._ended: asyncio.Future[int] = loop.create_future()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        loop.add_reader(self._pidfd, self._reap)
+
+    async def wait(self) -> int:
+        """The exit status, negative for a signal; by then its whole group is gone."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self) -> None:
+        """Ask it to end, and after a grace make it."""
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.wait(), _GRACE_S)
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it now. Does nothing to one that has ended."""
+        self._signal(signal.SIGKILL)
+        await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self._ended.done():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _reap(self) -> None:
+        # Not waited for yet, so the group's number cannot have become another's.
+        self._signal(signal.SIGKILL)
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._ended.set_result(self._process.wait())

@@ -1,0 +1,121 @@
+"""The host agent's main loop: a session, and when it ends, the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from bus.agent import AgentSession, Link, SessionOver
+from bus.agent_process import agent_main, lease_over, tell
+from bus.api import BusError
+from bus.nats import connect
+from enclave.api import Enclave, EnclaveError
+from enclave.provider import open_enclave
+from host_agent.step1_hello import hello
+from host_agent.step3_evidence import first_evidence, recheck_evidence
+from host_agent.step4_key import take_key
+from host_agent.step6_deliver import deliver
+from schemas.base import Refusal, Secret, unpack
+from schemas.messages import Accepted, DeliverKey, Recheck
+from schemas.settings import HostSettings, Measured, load_measured
+
+log = structlog.get_logger("host_agent")
+PATIENCE_S = 10.0
+"""How long an answer within the handshake is waited for."""
+BACK_OFF_S = 60.0
+
+
+class HostAgent:
+    """Runs sessions on one enclave."""
+
+    def __init__(self, enclave: Enclave, link: Link, settings: HostSettings, measured: Measured) -> None:
+        self._enclave = enclave
+        self._link = link
+        self._settings = settings
+        self._measured = measured
+
+    async def run(self) -> None:
+        """Sessions without end, until cancelled: a host that is not trusted keeps asking, ever more slowly."""
+        wait_s = float(self._settings.retry_s)
+        while True:
+            started = time.monotonic()
+            try:
+                await self._session()
+            except SessionOver as over:
+                tell("session over", over.reasons, state=over.by_manager)
+            except Refusal as refusal:
+                tell("cannot give evidence", list(refusal.reasons))
+            except (BusError, EnclaveError) as error:
+                log.warning("trouble", error=str(error))
+            if time.monotonic() - started > BACK_OFF_S:
+                wait_s = float(self._settings.retry_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 1.5, BACK_OFF_S)
+
+    async def _session(self) -> None:
+        managers = {bytes.fromhex(identity) for identity in self._measured.manager_identity}
+        session = AgentSession(self._link, managers, list(self._measured.suites), self._settings.retry_s)
+        challenge = await session.open(hello(self._settings.id), PATIENCE_S)
+        log.info("challenged", session=session.session, suite=session.suite)
+        evidence = await asyncio.to_thread(
+            first_evidence, self._enclave, session, challenge, self._settings.id, self._settings.measurement_list
+        )
+        await session.send_evidence(challenge, evidence)
+        log.info("evidence sent", list_bytes=evidence.measurements.size, quote_bytes=len(evidence.quote))
+        k = await take_key(session, PATIENCE_S)
+        log.info("key K received and proven")
+        await self._serve(session, k)
+
+    async def _serve(self, session: AgentSession, k: Secret) -> None:
+        """Answer the manager on the channel until the lease is over."""
+        lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
+        while time.time() < lease_end:
+            heard = await session.hear(quiet_s)
+            if heard is None:
+                await session.resume()
+                continue
+            step, data = heard
+            if step == "accepted":
+                accepted = unpack(Accepted, data)
+                lease_end = float(accepted.lease_end)
+                quiet_s = max(accepted.next_recheck - time.time(), 0.0) + self._settings.retry_s
+                log.info("accepted", lease_end=accepted.lease_end, next_recheck=accepted.next_recheck)
+            elif step == "recheck":
+                question = unpack(Recheck, data)
+                answer = await asyncio.to_thread(
+                    recheck_evidence,
+                    self._enclave,
+                    session,
+                    question,
+                    self._settings.id,
+                    self._settings.measurement_list,
+                )
+                await session.say("recheck_evidence", answer)
+                log.info("rechecked", new_list_bytes=answer.measurements.size)
+            elif step == "deliver_key":
+                order = unpack(DeliverKey, data)
+                done = await asyncio.to_thread(deliver, self._enclave, k, self._settings.volumes, order)
+                await session.say("key_delivered", done)
+                log.info("key delivered", app=order.app, app_session=order.app_session, volume=order.volume)
+        raise SessionOver([lease_over(session.session)], None)
+
+
+async def run(settings: HostSettings) -> None:
+    """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
+    measured = load_measured(settings.measured)
+    enclave = open_enclave(settings.platform.kind, settings.profile)
+    bus = await connect([settings.bus.url], settings.bus.credentials)
+    try:
+        link = Link(bus, "host", settings.id)
+        await link.listen()
+        log.info("host agent", host=settings.id, simulated=enclave.simulated)
+        await HostAgent(enclave, link, settings, measured).run()
+    finally:
+        await bus.close()
+
+
+def main(arguments: list[str]) -> int:
+    """The process in the enclave."""
+    return agent_main("host_agent", HostSettings, run, (BusError, EnclaveError), arguments)

@@ -1,0 +1,70 @@
+"""Step 3, the host's side: the kernel's measurement list, and a quote that covers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus.agent import AgentSession
+from enclave.api import Enclave
+from schemas.base import Refusal
+from schemas.binding import recheck_report_data, report_data
+from schemas.evidence import host_evidence_hash, pack_measurements
+from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
+
+
+def read_list(path: Path) -> bytes:
+    """The kernel's binary measurement list, to its end (its size says 0). Raises Refusal `host.list`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LIST + 1)
+    except OSError as error:
+        raise Refusal.because(
+            "host.list",
+            str(path),
+            expected="the kernel's binary measurement list",
+            found=error.strerror or type(error).__name__,
+            action="boot with an IMA policy (ima_policy=tcb), mount securityfs, run the agent as root",
+        ) from None
+    if len(data) > MAX_LIST:
+        raise Refusal.because(
+            "host.list",
+            str(path),
+            expected=f"at most {MAX_LIST} bytes",
+            found="more",
+            action="reboot the host: its list has outgrown what is judged",
+        )
+    return data
+
+
+def first_evidence(
+    enclave: Enclave, session: AgentSession, challenge: Challenge, host: str, list_path: Path
+) -> HostEvidence:
+    """The answer to a challenge."""
+    measurements = pack_measurements(read_list(list_path), 0)
+    data = report_data(
+        "host",
+        session.session,
+        host,
+        challenge.nonce,
+        session.transcript,
+        session.public_key,
+        host_evidence_hash(measurements),
+    )
+    return HostEvidence(enclave_key=session.public_key, quote=enclave.quote(data), measurements=measurements)
+
+
+def recheck_evidence(
+    enclave: Enclave, session: AgentSession, question: Recheck, host: str, list_path: Path
+) -> HostRecheckEvidence:
+    """The answer to a recheck: what the list grew by, and a fresh quote."""
+    measurements = pack_measurements(read_list(list_path), question.list_offset)
+    data = recheck_report_data(
+        "host",
+        session.session,
+        host,
+        question.nonce,
+        session.channel.opened_chain,
+        session.public_key,
+        host_evidence_hash(measurements),
+    )
+    return HostRecheckEvidence(nonce=question.nonce, quote=enclave.quote(data), measurements=measurements)

@@ -1,0 +1,15 @@
+"""Step 4, the host's side: take K into the enclave's memory, and show that it is there."""
+
+from __future__ import annotations
+
+from bus.agent import AgentSession
+from schemas.base import Secret
+from schemas.binding import host_proof
+from schemas.messages import HostGrant
+
+
+async def take_key(session: AgentSession, patience_s: float) -> Secret:
+    """K, once it is granted and proven. It is kept nowhere but in the caller's memory. Raises SessionOver."""
+    grant = await session.take_grant(HostGrant, patience_s)
+    await session.prove(host_proof(grant.k, grant.n1, session.transcript), grant.channel)
+    return grant.k

@@ -1,0 +1,68 @@
+"""Step 6, the host's side: the application's key into its data volume, sealed twice.
+
+The outer layer opens only on this platform, for code of the same signer; the inner one only in the one enclave
+instance that the manager has a quote of. A copied file, a sibling or a second instance gets nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bus import envelope
+from bus.envelope import SUITES
+from enclave.api import Enclave
+from enclave.sealing import seal
+from schemas.base import Reason, Refusal, Secret, pack
+from schemas.binding import application_key, canonical
+from schemas.messages import DeliverKey, KeyDelivered, VolumeKey
+
+PURPOSE = "application key"
+
+
+def volume_file(volume: Path, app_session: str) -> Path:
+    """Where an application session's key lies in its volume."""
+    return volume / f"{app_session}.key"
+
+
+def deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey) -> KeyDelivered:
+    """Put the key of one application session into the volume that the order names by index."""
+    try:
+        _deliver(enclave, k, volumes, order)
+    except Refusal as refusal:
+        return KeyDelivered(app_session=order.app_session, problem=refusal.reasons[0])
+    except OSError as error:
+        problem = Reason(
+            code="host.volume",
+            field=f"volume {order.volume}",
+            expected="a data volume that the host's agent can write",
+            found=error.strerror or type(error).__name__,
+            action="mount the volume, and let the agent's user write to it",
+        )
+        return KeyDelivered(app_session=order.app_session, problem=problem)
+    return KeyDelivered(app_session=order.app_session)
+
+
+def _deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey) -> None:
+    if order.volume >= len(volumes) or order.suite not in SUITES:
+        raise Refusal.because(
+            "host.volume",
+            f"volume {order.volume}",
+            expected=f"an index below {len(volumes)} in the host's own table of volumes",
+            found=str(order.volume),
+            action="enrol the application with the right index, or add the volume to the host's settings",
+        )
+    info = canonical("volume key", order.app_session, order.t2)
+    k_app = application_key(k, order.app_session)
+    ciphertext = envelope.seal(order.suite, order.enclave_key, info, k_app.reveal())
+    inner = pack(VolumeKey(app_session=order.app_session, ciphertext=ciphertext))
+    _write(volume_file(volumes[order.volume], order.app_session), seal(enclave, "mrsigner", PURPOSE, inner))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole, or not at all."""
+    new = path.with_suffix(".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    new.replace(path)

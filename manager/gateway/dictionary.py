@@ -1,0 +1,109 @@
+"""nginx's dictionary as the gateway worker sees it: a few requests over a unix socket.
+
+The other end is compose/nginx/admission.js. Every change names the epoch it is meant for, one life of nginx's shared
+memory, and is refused in another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import httpx
+from pydantic import Field, ValidationError
+
+from manager.gateway.ledger import Entry
+from schemas.admission import Epoch
+from schemas.base import Model
+
+BATCH = 2000
+"""Entries in one request: well under the 16 MiB that nginx takes there."""
+_TIMEOUT_S = 5.0
+
+
+class NginxError(Exception):
+    """nginx could not be made to agree now: not reached, or not the answer of admission.js. Trying again may help."""
+
+
+class OtherEpoch(NginxError):
+    """nginx has lost its memory since it was last asked: everything has to be loaded again."""
+
+
+class ZoneFull(NginxError):
+    """The shared memory is full. Removals still work; what did not fit is not admitted."""
+
+
+class Health(Model):
+    """nginx's answer when asked how it is. `free`: bytes left in whole pages of the zone."""
+
+    epoch: Epoch
+    entries: Annotated[int, Field(ge=0)]
+    free: Annotated[int, Field(ge=0)]
+
+
+class Contents(Model):
+    """Everything in the dictionary: JSON text by key, and the epoch it belongs to."""
+
+    epoch: Epoch
+    entries: dict[str, str]
+
+
+M = TypeVar("M", Health, Contents)
+
+
+class Dictionary:
+    """The dictionary behind one admin socket. Every method raises NginxError."""
+
+    def __init__(self, socket: Path) -> None:
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://nginx", timeout=_TIMEOUT_S
+        )
+
+    async def health(self) -> Health:
+        """The epoch, and how full the zone is."""
+        return self._read(Health, await self._ask("GET", "/health"))
+
+    async def contents(self) -> Contents:
+        """All of it."""
+        return self._read(Contents, await self._ask("GET", "/entries"))
+
+    async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+        """Write entries; each disappears by itself at its `until`."""
+        rows = [{"key": k, "until": e.until, "value": e.model_dump_json()} for k, e in entries.items()]
+        for start in range(0, len(rows), BATCH):
+            await self._ask("PUT", "/entries", {"epoch": epoch, "entries": rows[start : start + BATCH]})
+
+    async def remove(self, epoch: str, keys: Sequence[str]) -> None:
+        """Remove keys; a missing one is no error."""
+        for start in range(0, len(keys), BATCH):
+            await self._ask("DELETE", "/entries", {"epoch": epoch, "keys": list(keys[start : start + BATCH])})
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        try:
+            response = await self._client.request(method, path, content=json.dumps(body) if body else None)
+        except httpx.HTTPError as error:
+            raise NginxError(f"{method} {path}: {type(error).__name__}: {error}") from error
+        match response.status_code:
+            case 200:
+                return response.content
+            case 409:
+                raise OtherEpoch("nginx was restarted")
+            case 507:
+                raise ZoneFull("the shared memory of nginx is full: give NginxConfig.zone more")
+            case status:
+                raise NginxError(f"{method} {path}: status {status}: {response.text[:200]}")
+
+    @staticmethod
+    def _read(kind: type[M], answer: bytes) -> M:
+        try:
+            return kind.model_validate_json(answer)
+        except ValidationError as error:
+            raise NginxError(f"not an answer of admission.js: {error.errors(include_input=False)[0]['msg']}") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()

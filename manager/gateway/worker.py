@@ -1,0 +1,175 @@
+"""The gateway worker: follows the admissions on the bus and makes one nginx agree with them.
+
+Its tasks run beside each other, so that none holds up a withdrawal: one takes signed statements into the ledger, one
+brings nginx's dictionary in line with the ledger, two tell of it (manager/gateway/telling.py). The worker keeps nothing
+of its own: killed anywhere and started again, it reads the bucket and nginx and comes to the same end. It never makes a
+lease longer; without it, every admission ends at its own time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Container
+from contextlib import suppress
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from bus.api import Bus, BusError
+from manager.gateway.dictionary import Dictionary, NginxError
+from manager.gateway.ledger import CertificateEntry, Changes, Ledger, difference
+from manager.gateway.telling import Emit, Telling, complain
+from schemas.admission import BUCKET, Applied, Lease, Withdrawal, open_posted
+from schemas.base import Refusal
+from schemas.settings import GatewaySettings
+
+_PROBE_S = 1.0
+"""How often an idle worker asks nginx for its epoch: how long a restarted nginx stays empty."""
+
+
+class GatewayWorker:
+    """One worker beside one nginx. `identity` is the gateway's own key, enrolled by an operator."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        bus: Bus,
+        identity: Ed25519PrivateKey,
+        emit: Emit,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._managers = {bytes.fromhex(key) for key in settings.manager_identity}
+        self._bus = bus
+        self._telling = Telling(settings.id, bus=bus, identity=identity, emit=emit)
+        self._clock = clock
+        self._ledger = Ledger(settings.gateway_set, longest_lease_s=settings.longest_lease_s)
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._loaded = False
+        self._epoch: str | None = None
+        self._reconcile_at = 0.0
+        self._admitted: set[str] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled. Neither a lost bus nor a lost nginx ends it."""
+        async with Dictionary(self._settings.nginx_socket) as dictionary, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._keep(dictionary))
+            tasks.create_task(self._telling.reports())
+            tasks.create_task(self._telling.events())
+
+    # Statements
+
+    async def _follow(self) -> None:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(BusError),
+            wait=wait_exponential_jitter(initial=0.1, max=5),
+            before_sleep=complain("the bus is not reached"),
+        ):
+            with attempt:
+                async for entry in self._bus.bucket(BUCKET).watch():
+                    if entry is None:
+                        self._loaded = True
+                        self._wake.set()
+                    elif entry.value is not None:
+                        await self._take(entry.key, entry.value)
+                    # A deletion is not signed: it ends nothing, the lease's own end does.
+
+    async def _take(self, key: str, value: bytes) -> None:
+        try:
+            statement = open_posted(key, value, self._managers)
+            changed = self._ledger.take(statement, int(self._clock()))
+        except Refusal as refusal:
+            # Leases that are over stay in the bucket until they are cleared away; a start reads them all.
+            if self._loaded or refusal.reasons[0].code != "admission.expired":
+                self._telling.event("refused", {"key": key, "reason": refusal.reasons[0].model_dump()})
+            return
+        if changed:
+            self._dirty.add(key)
+            self._wake.set()
+        # A long first load must not keep a withdrawal from being applied.
+        await asyncio.sleep(0)
+
+    # nginx
+
+    async def _keep(self, dictionary: Dictionary) -> None:
+        while True:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(NginxError),
+                wait=wait_exponential_jitter(initial=0.05, max=2),
+                sleep=self._pause,
+                before_sleep=self._failed,
+            ):
+                with attempt:
+                    await self._agree(dictionary)
+            await self._pause(_PROBE_S)
+            for key in self._ledger.forget(int(self._clock())):
+                # nginx has dropped it by itself.
+                self._admitted.discard(key)
+                self._telling.event("lapsed", {"key": key})
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the next statement: a withdrawal is tried at once."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+    def _failed(self, state: RetryCallState) -> None:
+        complain("nginx does not agree")(state)
+        if state.attempt_number == 1 and state.outcome is not None:
+            self._telling.event("nginx-failed", {"problem": str(state.outcome.exception())})
+
+    async def _agree(self, dictionary: Dictionary) -> None:
+        """Bring nginx in line: what changed, or everything if its memory is new or the period is over."""
+        self._wake.clear()
+        epoch = (await dictionary.health()).epoch
+        everything = self._loaded and (epoch != self._epoch or time.monotonic() >= self._reconcile_at)
+        keys = set(self._ledger) if everything else self._dirty
+        self._dirty = set()
+        at = int(self._clock())
+        wanted = {key: entry for key in keys if (entry := self._ledger.entry(key, at)) is not None}
+        try:
+            if everything:
+                changes = difference(wanted, (await dictionary.contents()).entries)
+            else:
+                changes = Changes(remove=[key for key in keys if key not in wanted], put=wanted)
+            # Removals first: they are what must not wait, and they make room.
+            await dictionary.remove(epoch, changes.remove)
+            await dictionary.put(epoch, changes.put)
+        except BaseException:
+            self._dirty |= keys
+            raise
+        # What an earlier life of this worker, or of nginx, was told is told again.
+        told = keys if epoch != self._epoch else changes.put.keys() | set(changes.remove)
+        self._telling.report([self._applied(key, wanted) for key in told if key in self._ledger], epoch, at)
+        self._tell(changes)
+        if everything:
+            self._epoch = epoch
+            self._reconcile_at = time.monotonic() + self._settings.reconcile_s
+            if changes.put or changes.remove:
+                self._telling.event("reconciled", {"put": len(changes.put), "removed": len(changes.remove)})
+
+    def _applied(self, key: str, wanted: Container[str]) -> Applied:
+        statement = self._ledger[key]
+        return Applied(
+            key=key,
+            state="admitted" if key in wanted else "withdrawn",
+            sequence=statement.sequence,
+            app_session=statement.app_session if isinstance(statement, Lease) else None,
+        )
+
+    def _tell(self, changes: Changes) -> None:
+        for key in changes.remove:
+            self._admitted.discard(key)
+            held = self._ledger.get(key)
+            reason = held.reason if isinstance(held, Withdrawal) else "not leased"
+            self._telling.event("withdrawn", {"key": key, "reason": reason})
+        for key, entry in changes.put.items():
+            if key not in self._admitted:
+                self._admitted.add(key)
+                who = entry.identity if isinstance(entry, CertificateEntry) else entry.host
+                self._telling.event(
+                    "admitted", {"key": key, "who": who, "sequence": entry.sequence, "until": entry.until}
+                )

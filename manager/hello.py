@@ -1,0 +1,118 @@
+"""Steps 1 and 5 begin: a hello opens a session, if its subject is enrolled and does not ask too often.
+
+A hello is believed about nothing. A session opened by one replaces an unfinished session of the same subject, never a
+live one: that takes evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bus import subjects
+from bus.api import Bus
+from bus.envelope import SuiteName
+from manager.outbox import Outbox
+from manager.registry import Registry
+from manager.sessions.draft import Context
+from manager.sessions.handshake import session_id
+from manager.sessions.step1_attest_host import challenge_host
+from manager.sessions.step5_attest_application import challenge_application
+from manager.store import SessionStore
+from schemas.base import Refusal, pack, unpack
+from schemas.binding import Role, hello_hash
+from schemas.messages import AppHello, HostHello, Refused
+from schemas.signing import sign
+
+HELLOS_A_SECOND = 1
+"""New sessions an id may open; a hello that comes sooner is dropped."""
+
+
+class HelloDesk:
+    """Takes hellos."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: SessionStore,
+        outbox: Outbox,
+        registry: Registry,
+        context: Callable[[], Context],
+        suite: SuiteName,
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._outbox = outbox
+        self._registry = registry
+        self._context = context
+        self._suite: SuiteName = suite
+        self._last: dict[str, tuple[int, str]] = {}
+
+    async def host(self, id: str, data: bytes) -> None:
+        """A host's hello. Raises Refusal."""
+        hello = unpack(HostHello, data)
+        _same_id(id, hello.host)
+        session = self._admit("host", id, id, data)
+        try:
+            await self._registry.host(id)
+        except Refusal as refusal:
+            await self._refuse("host", id, session, data, refusal)
+            raise
+        context = self._context()
+        record = challenge_host(session, hello, data, context, self._suite, ["sgx", "ima"])
+        await self._store.create(record)
+        await self._outbox.point(f"pending.host.{id}", session, "replaced")
+
+    async def app(self, id: str, data: bytes) -> None:
+        """An application's hello. Raises Refusal."""
+        hello = unpack(AppHello, data)
+        _same_id(id, hello.app)
+        session = self._admit("app", id, hello.host, data)
+        try:
+            enrolled = await self._registry.app(id)
+            if hello.host not in [place.host for place in enrolled.placements]:
+                raise Refusal.because(
+                    "enrolment.placement",
+                    "host",
+                    expected=f"one of {', '.join(place.host for place in enrolled.placements)}",
+                    found=hello.host,
+                    action=f"enrol it for this host: attestgate enrol app {id} --host {hello.host}",
+                )
+        except Refusal as refusal:
+            await self._refuse("app", id, session, data, refusal)
+            raise
+        record = challenge_application(session, hello, data, self._context(), self._suite)
+        await self._store.create(record)
+        await self._outbox.point(f"pending.app.{id}.{hello.host}", session, "replaced")
+
+    def _admit(self, role: Role, id: str, host: str, data: bytes) -> str:
+        """The session id of a hello that does not come too soon after another. A repeated delivery is no other."""
+        session, now = session_id(role, id, data), self._context().now
+        key = f"{role}.{id}.{host}"
+        when, which = self._last.get(key, (0, session))
+        if which != session and now - when < HELLOS_A_SECOND:
+            raise Refusal.because(
+                "hello.rate",
+                f"{role} id",
+                expected=f"at most {HELLOS_A_SECOND} hello a second",
+                found=f"another from {id}",
+                action="nothing, if the agent was restarted; otherwise find out who else uses its credential",
+            )
+        self._last[key] = (now, session)
+        return session
+
+    async def _refuse(self, role: Role, id: str, session: str, data: bytes, refusal: Refusal) -> None:
+        """Tell the sender why there is no session."""
+        notice = Refused(session=session, hello=hello_hash(data), step="hello", reasons=list(refusal.reasons))
+        signed = sign(self._context().identity, "refused", notice)
+        await self._bus.send(subjects.outbound(role, id, "refused"), pack(signed))
+
+
+def _same_id(subject: str, claimed: str) -> None:
+    if subject != claimed:
+        raise Refusal.because(
+            "hello.id",
+            "id",
+            expected=f"{subject}, as the subject and its credential say",
+            found=claimed,
+            action="give the agent the credential of its own id",
+        )

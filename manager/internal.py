@@ -1,0 +1,179 @@
+"""What sessions say to each other and what the clock says: the other half of a worker's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from bus import subjects
+from manager.pki.authority import Authority
+from manager.pki.issue import issue
+from manager.registry import Registry
+from manager.sessions.draft import Context
+from manager.sessions.recheck import ask_again, order_end, wake
+from manager.sessions.record import AppRecord, HostRecord
+from manager.sessions.states import Input, NoMove, State
+from manager.sessions.step6_colocation import grant_application, order_delivery
+from manager.sessions.step7_certificate import certify, take_applied
+from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
+from manager.store import R, SessionStore
+from schemas.base import Refusal, unpack
+
+Handler = Callable[[str, bytes], Awaitable[None]]
+
+
+class Internal:
+    """Takes messages of `attest.v1.work.<role>.<session>.<what>` and deadlines that have come."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        registry: Registry,
+        context: Callable[[], Context],
+        authority: Authority,
+        certificate_s: int,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._context = context
+        self._authority = authority
+        self._certificate_s = certificate_s
+        self._handlers: dict[tuple[str, str], Handler] = {
+            ("host", "deliver"): self._deliver,
+            ("host", "revoke"): self._order(HostRecord, Input.REVOKE),
+            ("host", "superseded"): self._order(HostRecord, Input.SUPERSEDE),
+            ("host", "replaced"): self._order_unfinished(HostRecord),
+            ("host", "recheck"): self._recheck(HostRecord),
+            ("app", "delivered"): self._delivered,
+            ("app", "issue"): self._issue,
+            ("app", "applied"): self._applied,
+            ("app", "host-lost"): self._host_lost,
+            ("app", "revoke"): self._order(AppRecord, Input.REVOKE),
+            ("app", "superseded"): self._order(AppRecord, Input.SUPERSEDE),
+            ("app", "replaced"): self._order_unfinished(AppRecord),
+            ("app", "recheck"): self._recheck(AppRecord),
+        }
+
+    async def take(self, subject: str, data: bytes) -> None:
+        """Handle one message. Raises Refusal, NoMove, BusError."""
+        if subject.startswith(f"{subjects.DUE}."):
+            await self._due(subjects.parse_due(subject), data)
+            return
+        role, session, what = subjects.parse_work(subject)
+        handler = self._handlers.get((role, what))
+        if handler is None:
+            raise Refusal.because(
+                "work.kind", "subject", expected="known work", found=subject, action="run workers of one version"
+            )
+        await handler(session, data)
+
+    async def _policy(self) -> dict[str, str]:
+        """The documents in force by name; none if they cannot be read, which the next verdict will say."""
+        try:
+            return (await self._registry.policies()).names
+        except Refusal:
+            return {}
+
+    async def _due(self, session: str, data: bytes) -> None:
+        policy = await self._policy()
+
+        async def step(record: R) -> R:
+            return wake(record, self._context(), policy)
+
+        if data.startswith(b"host."):
+            await self._store.change(HostRecord, session, step)
+        else:
+            await self._store.change(AppRecord, session, step)
+
+    async def _deliver(self, session: str, data: bytes) -> None:
+        request = unpack(Deliver, data)
+
+        async def step(record: HostRecord) -> HostRecord:
+            return order_delivery(record, self._context(), request)
+
+        await self._store.change(HostRecord, session, step)
+
+    async def _delivered(self, session: str, data: bytes) -> None:
+        told = unpack(Delivered, data)
+
+        async def step(record: AppRecord) -> AppRecord:
+            return grant_application(record, self._context(), told)
+
+        await self._store.change(AppRecord, session, step)
+
+    async def _issue(self, session: str, data: bytes) -> None:
+        unpack(Issue, data)
+
+        async def step(record: AppRecord) -> AppRecord:
+            context = self._context()
+            if record.state is not State.PROVEN or record.host_session is None:
+                raise NoMove(record.state, Input.ISSUED)
+            host = await self._store.load(HostRecord, record.host_session)
+            if host.over or host.lease_end is None:
+                raise NoMove(record.state, Input.HOST_LOST)
+            issued = issue(
+                self._authority,
+                record.certificate_request,
+                host=record.host,
+                app=record.subject,
+                lifetime_s=self._certificate_s,
+                at=context.now,
+            )
+            return certify(record, context, issued, host)
+
+        await self._store.change(AppRecord, session, step)
+
+    async def _applied(self, session: str, data: bytes) -> None:
+        report = unpack(Applied, data)
+
+        async def step(record: AppRecord) -> AppRecord:
+            if record.state is not State.CERTIFIED:
+                return record
+            return take_applied(record, self._context(), report)
+
+        await self._store.change(AppRecord, session, step)
+
+    async def _host_lost(self, session: str, data: bytes) -> None:
+        lost = unpack(HostLost, data)
+
+        async def step(record: AppRecord) -> AppRecord:
+            return order_end(record, self._context(), Input.HOST_LOST, "host-lost", lost.reasons)
+
+        await self._store.change(AppRecord, session, step)
+
+    def _order(self, kind: type[R], given: Input) -> Handler:
+        async def handle(session: str, data: bytes) -> None:
+            order = unpack(Order, data)
+
+            async def step(record: R) -> R:
+                return order_end(record, self._context(), given, given.lower(), order.reasons)
+
+            await self._store.change(kind, session, step)
+
+        return handle
+
+    def _order_unfinished(self, kind: type[R]) -> Handler:
+        """A newer hello replaces a handshake, never a session that has got past it."""
+
+        async def handle(session: str, data: bytes) -> None:
+            order = unpack(Order, data)
+
+            async def step(record: R) -> R:
+                if record.over or record.channel is not None:
+                    return record
+                return order_end(record, self._context(), Input.SUPERSEDE, "replaced", order.reasons)
+
+            await self._store.change(kind, session, step)
+
+        return handle
+
+    def _recheck(self, kind: type[R]) -> Handler:
+        async def handle(session: str, data: bytes) -> None:
+            unpack(Order, data)
+            policy = await self._policy()
+
+            async def step(record: R) -> R:
+                return ask_again(record, self._context(), policy)
+
+            await self._store.change(kind, session, step)
+
+        return handle

@@ -1,0 +1,136 @@
+"""A manager worker put together from its settings."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from secrets import token_hex
+
+import httpx
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import JsonValue
+
+from bus import subjects
+from bus.api import Bus
+from bus.nats import connect
+from bus.setup import ensure
+from manager.high_water import HighWater
+from manager.inbound import Inbound
+from manager.internal import Internal
+from manager.judge import Judge, Root
+from manager.keyfiles import read_identity, read_private, read_secret
+from manager.operators import Operators
+from manager.outbox import Outbox
+from manager.pki.authority import load_authority
+from manager.registry import Registry, operators_from
+from manager.sessions.draft import Context
+from manager.store import SessionStore
+from manager.vault import StorageKeys, Vault
+from manager.verification.chain import fingerprint
+from manager.verification.collateral_client import CollateralClient
+from manager.verification.offline import INTEL_SGX_ROOT
+from manager.verification.pcs import Pcs
+from manager.worker import Worker
+from schemas.base import Refusal, parse_json
+from schemas.events import Event
+from schemas.settings import AttestationSettings, ManagerSettings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Publishes events that belong to no session's outbox."""
+
+    bus: Bus
+    source: str
+
+    async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
+        """Publish one event. Raises BusError."""
+        event = Event(
+            id=token_hex(16), kind=kind, subject=id, what=what, at=int(time.time()), source=self.source, data=data
+        )
+        subject = subjects.event(kind, id, what)
+        await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
+
+
+def assemble(settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient) -> Worker:
+    """A worker on a bus. Reads the keys that the settings name. Raises Refusal."""
+    identity = read_identity(settings.identity)
+    vault = Vault(parse_json(StorageKeys, read_private(settings.storage_keys), source=str(settings.storage_keys)))
+    high_water = HighWater(settings.state_dir / "high-water.json")
+    registry = Registry(bus, operators_from(settings.operators), high_water)
+    authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
+    root = root_of(settings.attestation)
+    collateral = CollateralClient(
+        Pcs(http, settings.attestation.pccs_url),
+        bus.bucket("collateral"),
+        high_water,
+        root_der=root.der,
+        when_down=settings.attestation.when_down,
+    )
+    source = f"attestgate/{settings.name}"
+
+    def context() -> Context:
+        return Context(
+            now=int(time.time()),
+            timing=settings.timing,
+            identity=identity,
+            gateways=settings.gateways,
+            source=source,
+        )
+
+    outbox = Outbox(bus, vault)
+    store = SessionStore(bus, vault, outbox, context)
+    judge = Judge(registry, collateral, root, read_secret(settings.salt).reveal(), authority)
+    emitter = Emitter(bus, source)
+    return Worker(
+        bus,
+        Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain),
+        Internal(store, registry, context, authority, settings.timing.certificate_s),
+        Operators(bus, registry, outbox, emitter.emit),
+        emitter.emit,
+        lambda: int(time.time()),
+    )
+
+
+async def run(settings: ManagerSettings) -> None:
+    """Connect, make the bus's streams and buckets agree, and work until cancelled. Raises Refusal, BusError."""
+    bus = await connect([settings.bus.url], settings.bus.credentials, label=settings.name)
+    try:
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
+            worker = assemble(settings, bus, http)
+            await ensure(bus)
+            await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "started")
+            log.info("working", worker=settings.name, simulated_allowed=settings.attestation.allow_simulated)
+            await worker.run()
+    finally:
+        await bus.close()
+
+
+def root_of(settings: AttestationSettings) -> Root:
+    """The root that quotes must chain to. Raises Refusal `settings.root`."""
+    try:
+        data = settings.root.read_bytes()
+        pem = data.startswith(b"-----BEGIN")
+        certificate = x509.load_pem_x509_certificate(data) if pem else x509.load_der_x509_certificate(data)
+    except (OSError, ValueError) as error:
+        raise Refusal.because(
+            "settings.root",
+            str(settings.root),
+            expected="a root certificate, PEM or DER",
+            found=getattr(error, "strerror", None) or type(error).__name__,
+            action="correct attestation.root",
+        ) from None
+    simulated = fingerprint(certificate) != INTEL_SGX_ROOT
+    if simulated and not settings.allow_simulated:
+        raise Refusal.because(
+            "settings.root",
+            str(settings.root),
+            expected=f"Intel's SGX root, SHA-256 {INTEL_SGX_ROOT}",
+            found=f"another one, {fingerprint(certificate)}",
+            action="use Intel's root; for a trial set attestation.allow_simulated = true in a development profile",
+        )
+    return Root(certificate.public_bytes(Encoding.DER), simulated)

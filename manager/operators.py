@@ -1,0 +1,155 @@
+"""Operators' commands: checked, applied once, answered with an event.
+
+A command's effects are all harmless to repeat; its sequence is noted after them, so that a worker killed in between
+lets the next one do them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from bus import subjects
+from bus.api import Bucket, Bus, Conflict
+from manager.outbox import Outbox
+from manager.registry import MANIFEST, Registry
+from manager.sessions.record import current_key
+from manager.sessions.work import Order
+from schemas.base import Model, Reason, Refusal, pack, unpack
+from schemas.binding import Role
+from schemas.enrolment import Action, Command, Enrol, OperatorRole, PolicyManifest, PutPolicy, RecheckNow, Revoke
+from schemas.sgx import policy_name
+from schemas.signing import Signed, verify
+
+Emit = Callable[..., Awaitable[None]]
+MAY: dict[type, OperatorRole] = {
+    Enrol: "operator",
+    Revoke: "operator",
+    RecheckNow: "operator",
+    PutPolicy: "operator",
+}
+"""Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
+
+
+class Applied(Model):
+    """The highest sequence applied for one operator."""
+
+    sequence: int
+
+
+class Operators:
+    """Takes operators' commands."""
+
+    def __init__(self, bus: Bus, registry: Registry, outbox: Outbox, emit: Emit) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._outbox = outbox
+        self._emit = emit
+        self._sequences = bus.bucket("operators")
+        self._enrolment = bus.bucket("enrolment")
+        self._policies = bus.bucket("policies")
+
+    async def take(self, name: str, data: bytes, now: int) -> None:
+        """Apply a command that came on operator `name`'s subject. Raises Refusal (`command.*`, `signature.*`)."""
+        signed = unpack(Signed, data)
+        command = self._registry.read_command(signed)
+        entry = await self._sequences.get(command.operator)
+        applied = unpack(Applied, entry.value).sequence if entry and entry.value is not None else 0
+        if command.sequence == applied:
+            return
+        _check(command, name, applied, now)
+        if signed.signer not in self._registry.identities(MAY[type(command.action)]):
+            raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
+        await self._apply(command.action, command, signed)
+        await _note(self._sequences, command)
+        message = hashlib.sha256(data).hexdigest()
+        await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
+
+    async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
+        match action:
+            case Enrol():
+                await self._enrolment.put(f"{action.subject.kind}.{action.subject.id}", pack(signed))
+            case Revoke():
+                await self._enrolment.put(f"{action.kind}.{action.id}", pack(signed))
+                if action.kind != "gateway":
+                    reason = _revoked(action, command.operator)
+                    await self._order(action.kind, action.id, "revoke", reason, command)
+            case RecheckNow():
+                await self._order(action.kind, action.id, "recheck", None, command)
+            case PutPolicy():
+                await self._put_policy(action)
+
+    async def _put_policy(self, action: PutPolicy) -> None:
+        manifest = verify(
+            action.manifest, PolicyManifest, "policy manifest", self._registry.identities("policy-author")
+        )
+        names = {policy_name(document) for document in action.documents}
+        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
+        if missing:
+            raise _refused("policy", "every document of the manifest", f"none for {sorted(missing)}", "send them along")
+        entry = await self._policies.get(MANIFEST)
+        if entry is not None and entry.value is not None:
+            before = verify(
+                unpack(Signed, entry.value),
+                PolicyManifest,
+                "policy manifest",
+                self._registry.identities("policy-author"),
+            )
+            if manifest.version < before.version or (manifest.version == before.version and manifest != before):
+                raise _refused(
+                    "policy", f"a version above {before.version}", str(manifest.version), "raise the version"
+                )
+        for document in action.documents:
+            await self._policies.put(policy_name(document), document)
+        await self._policies.put(MANIFEST, pack(action.manifest))
+
+    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
+        """Tell every live session of a subject."""
+        prefix = current_key("host", id, id) if role == "host" else f"current.app.{id}"
+        for key in await self._bus.bucket("sessions").keys():
+            if key == prefix or key.startswith(f"{prefix}."):
+                session = await self._outbox.pointer(key)
+                if session is not None:
+                    order = Order(reasons=[reason] if reason else [])
+                    await self._bus.publish(
+                        subjects.work(role, session, what),
+                        pack(order),
+                        message_id=f"{command.operator}-{command.sequence}-{session}",
+                    )
+
+
+def _check(command: Command, name: str, applied: int, now: int) -> None:
+    if command.operator != name:
+        raise _refused("subject", f"a command of {name}", command.operator, "publish on your own subject")
+    if command.expires_at < now:
+        raise _refused("expired", f"by {command.expires_at}", str(now), "sign it again; check both clocks")
+    if command.sequence < applied:
+        raise _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: it was overtaken")
+
+
+async def _note(sequences: Bucket, command: Command) -> None:
+    while True:
+        entry = await sequences.get(command.operator)
+        value = pack(Applied(sequence=command.sequence))
+        try:
+            if entry is None or entry.value is None:
+                await sequences.create(command.operator, value)
+            elif unpack(Applied, entry.value).sequence < command.sequence:
+                await sequences.update(command.operator, value, entry.revision)
+            return
+        except Conflict:
+            continue
+
+
+def _revoked(action: Revoke, by: str) -> Reason:
+    return Reason(
+        code="operator.revoked",
+        field=f"{action.kind} {action.id}",
+        expected="an enrolment in force",
+        found=f"revoked by {by}: {action.reason}",
+        action="an operator has to enrol it again",
+    )
+
+
+def _refused(what: str, expected: str, found: str, action: str) -> Refusal:
+    return Refusal.because(f"command.{what}", what, expected=expected, found=found, action=action)

@@ -1,0 +1,179 @@
+"""Who is enrolled and which policies are in force, read from the bus and believed for their signatures alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bus.api import Bus
+from manager.high_water import HighWater
+from manager.verification.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
+from manager.verification.runtime_policy import LoadedPolicy
+from manager.verification.runtime_policy import load as load_runtime_policy
+from schemas.base import Refusal, parse_json, unpack
+from schemas.enrolment import (
+    AppEnrolment,
+    Command,
+    Enrol,
+    GatewayEnrolment,
+    HostEnrolment,
+    Kind,
+    Operator,
+    OperatorRole,
+    PolicyManifest,
+    Revoke,
+)
+from schemas.host_policy import HostPolicy
+from schemas.settings import OperatorSettings
+from schemas.sgx import SgxPolicy, policy_name, read_policy
+from schemas.signing import Signed, verify
+
+E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)
+MANIFEST = "manifest"
+"""Key of the manifest in force in the bucket `policies`; documents stand there under their own hash."""
+
+
+@dataclass(frozen=True)
+class InForce:
+    """The policies of one manifest, read and checked."""
+
+    manifest: PolicyManifest
+    sgx: SgxPolicy
+    host: HostPolicy
+    runtime: LoadedPolicy
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Which documents a verdict rests on, by hash."""
+        manifest = self.manifest
+        return {"sgx": manifest.sgx_policy, "host": manifest.host_policy, "runtime": manifest.runtime_policy}
+
+
+def operators_from(settings: list[OperatorSettings]) -> list[Operator]:
+    """The operators that the settings name."""
+    return [Operator(name=o.name, role=o.role, identity=bytes.fromhex(o.identity)) for o in settings]
+
+
+class Registry:
+    """Reads enrolments and policies; remembers how new they were, so that the bus cannot go back on them."""
+
+    def __init__(self, bus: Bus, operators: list[Operator], high_water: HighWater) -> None:
+        self._enrolment = bus.bucket("enrolment")
+        self._policies = bus.bucket("policies")
+        self._operators = operators
+        self._high_water = high_water
+        self._in_force: InForce | None = None
+
+    def identities(self, role: OperatorRole) -> set[bytes]:
+        """The public keys of everyone with a role."""
+        return {operator.identity for operator in self._operators if operator.role == role}
+
+    def read_command(self, signed: Signed) -> Command:
+        """A command, believed for its operator's signature. Raises Refusal (`signature.*`, `command.*`)."""
+        command = verify(signed, Command, "command", self.identities("operator") | self.identities("policy-author"))
+        named = [o for o in self._operators if o.identity == signed.signer and o.name == command.operator]
+        if not named:
+            raise Refusal.because(
+                "command.operator",
+                "operator",
+                expected="the name that belongs to the signing key",
+                found=command.operator,
+                action="sign with your own key",
+            )
+        return command
+
+    async def host(self, id: str) -> HostEnrolment:
+        """A host's enrolment. Raises Refusal (`enrolment.*`)."""
+        return await self._subject("host", id, HostEnrolment)
+
+    async def app(self, id: str) -> AppEnrolment:
+        """An application's enrolment. Raises Refusal (`enrolment.*`)."""
+        return await self._subject("app", id, AppEnrolment)
+
+    async def gateway(self, id: str) -> GatewayEnrolment:
+        """A gateway's enrolment. Raises Refusal (`enrolment.*`)."""
+        return await self._subject("gateway", id, GatewayEnrolment)
+
+    async def _subject(self, kind: Kind, id: str, model: type[E]) -> E:
+        key = f"{kind}.{id}"
+        entry = await self._enrolment.get(key)
+        if entry is None or entry.value is None:
+            self._high_water.check(f"enrolment.{key}", 0)
+            raise Refusal.because(
+                "enrolment.unknown",
+                f"{kind} id",
+                expected=f"an enrolled {kind}",
+                found=id,
+                action=f"enrol it: attestgate enrol {kind} {id}",
+            )
+        command = self.read_command(unpack(Signed, entry.value))
+        action = command.action
+        self._high_water.check(f"enrolment.{key}", command.sequence)
+        if isinstance(action, Revoke) and (action.kind, action.id) == (kind, id):
+            raise Refusal.because(
+                "enrolment.revoked",
+                f"{kind} id",
+                expected=f"an enrolled {kind}",
+                found=f"{id}, revoked by {command.operator}: {action.reason}",
+                action=f"enrol it again if that is over: attestgate enrol {kind} {id}",
+            )
+        if not isinstance(action, Enrol) or not isinstance(action.subject, model) or action.subject.id != id:
+            raise Refusal.because(
+                "enrolment.misplaced",
+                key,
+                expected=f"the enrolment of {kind} {id}",
+                found="a signed statement about something else",
+                action="find out who may write the bucket enrolment",
+            )
+        return action.subject
+
+    async def policies(self) -> InForce:
+        """The policies in force by the newest manifest. Raises Refusal (`policy.*`, `rollback`)."""
+        entry = await self._policies.get(MANIFEST)
+        if entry is None or entry.value is None:
+            raise Refusal.because(
+                "policy.none",
+                "policy manifest",
+                expected="a signed manifest",
+                found="none: an absent policy refuses everything",
+                action="put one in force: attestgate policy sign",
+            )
+        manifest = verify(
+            unpack(Signed, entry.value), PolicyManifest, "policy manifest", self.identities("policy-author")
+        )
+        self._high_water.check("policy", manifest.version)
+        if self._in_force is None or self._in_force.manifest != manifest:
+            self._in_force = await self._read(manifest)
+            self._high_water.raise_to(EVALUATION_FLOOR, manifest.min_tcb_evaluation)
+            self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
+        return self._in_force
+
+    async def _read(self, manifest: PolicyManifest) -> InForce:
+        host_document = await self._document(manifest.host_policy)
+        host = parse_json(HostPolicy, host_document, source="host policy")
+        if host.runtime_policy != manifest.runtime_policy:
+            raise Refusal.because(
+                "policy.mismatch",
+                "host policy: runtime_policy",
+                expected=manifest.runtime_policy,
+                found=host.runtime_policy,
+                action="sign a manifest whose documents belong together",
+            )
+        return InForce(
+            manifest=manifest,
+            sgx=read_policy(await self._document(manifest.sgx_policy), source="SGX policy"),
+            host=host,
+            runtime=load_runtime_policy(await self._document(manifest.runtime_policy)),
+        )
+
+    async def _document(self, name: str) -> bytes:
+        entry = await self._policies.get(name)
+        if entry is None or entry.value is None or policy_name(entry.value) != name:
+            raise Refusal.because(
+                "policy.document",
+                name,
+                expected="the document with this SHA-256 in the bucket policies",
+                found="none" if entry is None or entry.value is None else "another document",
+                action="put the manifest in force again together with its documents",
+            )
+        return entry.value

@@ -1,0 +1,170 @@
+"""One transition in the making: the next record, and what is to be sent once it is stored.
+
+Pure but for the randomness it is given: no clock, no network. `finish` puts everything into the record's outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from secrets import token_bytes
+from typing import Any, Generic, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel, JsonValue
+
+from bus import subjects
+from bus.channel import Channel
+from bus.layout import ADMISSIONS
+from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard, record_key
+from manager.sessions.states import APP, ENDS, HOST, Input, State, move
+from schemas.admission import Statement, post
+from schemas.base import Reason, pack
+from schemas.binding import Role
+from schemas.events import Event
+from schemas.messages import Outcome
+from schemas.settings import GatewaySet, Timing
+from schemas.signing import sign
+
+R = TypeVar("R", HostRecord, AppRecord)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may know beside its record and input."""
+
+    now: int
+    timing: Timing
+    identity: Ed25519PrivateKey
+    gateways: GatewaySet
+    source: str
+    token: Callable[[int], bytes] = token_bytes
+
+    @property
+    def manager_identity(self) -> bytes:
+        """The public half of the manager's identity."""
+        return self.identity.public_key().public_bytes_raw()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of judging a piece of evidence.
+
+    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session.
+    """
+
+    own: bool
+    reasons: tuple[Reason, ...]
+    outcome: Outcome
+    platform: dict[str, str]
+    list_size: int = 0
+    list_digest: bytes = b""
+    replay: bytes = b""
+    notes: dict[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Input:
+        """The machine's input that this is."""
+        if not self.reasons:
+            return Input.EVIDENCE_GOOD
+        return Input.EVIDENCE_BAD if self.own else Input.EVIDENCE_FOREIGN
+
+
+class Draft(Generic[R]):
+    """Collects one transition's changes and messages."""
+
+    def __init__(self, record: R, context: Context) -> None:
+        self.record: R = record
+        self.context = context
+        self.before = record.state
+        self._outbox: list[Outgoing] = []
+
+    def move(self, given: Input) -> State:
+        """Take the table's step. Raises NoMove."""
+        table = HOST if self.record.role == "host" else APP
+        state = move(table, self.record.state, given)
+        self.set(state=state)
+        return state
+
+    def set(self, **fields: Any) -> None:
+        """Change fields of the record."""
+        self.record = self.record.model_copy(update=fields)
+
+    def heard(self, channel: Channel) -> None:
+        """A channel message was opened, `channel` is the state after it: what its sender has heard is let go."""
+        unheard = [message for message in self.record.unheard if message.counter > channel.acknowledged]
+        self.set(channel=channel, unheard=unheard)
+
+    def send(self, step: str, data: bytes, counter: int = 0) -> None:
+        """A message to the agent, kept until it has been heard."""
+        subject = subjects.outbound(self.record.role, self.record.subject, step)
+        kept = [*self.record.unheard, Unheard(counter=counter, subject=subject, data=data)]
+        self.set(unheard=kept)
+        self._put(how="send", subject=subject, data=data)
+
+    def say(self, step: str, model: BaseModel) -> None:
+        """A message to the agent on its channel."""
+        channel = self.record.channel
+        if channel is None:
+            raise AssertionError(f"no channel yet in {self.record.state}")
+        channel, data = channel.seal(step, pack(model))
+        self.set(channel=channel)
+        self.send(step, data, channel.sent)
+
+    def say_signed(self, step: str, label: str, model: BaseModel) -> None:
+        """A signed message to the agent, for where there is no channel."""
+        subject = subjects.outbound(self.record.role, self.record.subject, step)
+        self._put(how="send", subject=subject, data=pack(sign(self.context.identity, label, model)))
+
+    def event(self, what: str, **data: JsonValue) -> None:
+        """Something for people to see."""
+        record = self.record
+        event = Event(
+            id=self.context.token(16).hex(),
+            kind=record.role,
+            subject=record.subject,
+            what=what,
+            at=self.context.now,
+            session=record.session,
+            state=record.state,
+            before=self.before if self.before != record.state else None,
+            simulated=record.outcome.simulated if record.outcome else None,
+            source=self.context.source,
+            data=data,
+        )
+        subject = subjects.event(record.role, record.subject, what)
+        self._put(how="publish", subject=subject, data=event.body(), headers=event.headers(), id=event.id)
+
+    def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
+        """A message to another session (or to this one), taken up by any worker."""
+        self._put(how="publish", subject=subjects.work(role, session, what), data=pack(model))
+
+    def post(self, statement: Statement) -> None:
+        """A signed statement for the gateways."""
+        subject = ADMISSIONS.subject(statement.key)
+        self._put(how="publish", subject=subject, data=post(self.context.identity, statement))
+
+    def current(self) -> None:
+        """From now on this session speaks for its subject; the one before it is superseded."""
+        self._put(how="current")
+
+    def finish(self) -> R:
+        """The record to store: its outbox filled, its next waking set."""
+        record, context = self.record, self.context
+        if record.state in ENDS:
+            self.set(handshake=None, question=None)
+            self._put(how="sleep", subject=subjects.deadline(record.session))
+        else:
+            marks = [record.deadline, record.next_recheck]
+            if record.question is not None:
+                marks = [record.deadline, record.question.window_end]
+            at = max(min(mark for mark in marks if mark is not None), context.now + 1)
+            key = record_key(record.role, record.session)
+            self._put(how="wake", subject=subjects.deadline(record.session), data=key.encode(), at=at)
+        self._put(how="summary")
+        self.set(outbox=self._outbox, revision=self.record.revision + 1)
+        return self.record
+
+    def _put(self, **fields: Any) -> None:
+        fields.setdefault("id", self.context.token(16).hex())
+        self._outbox.append(Outgoing(**fields))

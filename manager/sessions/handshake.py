@@ -1,0 +1,149 @@
+"""What both handshakes share: the challenge, opening evidence, the grant, the proof's place in the transcript.
+
+T0 -> T1 (challenge) -> T2 (evidence) -> T3 (grant) -> T4 (proof). T moves only on messages accepted.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from bus import envelope
+from bus.channel import Channel, Frame, open_frame
+from bus.envelope import SuiteName
+from manager.sessions.draft import Context, Draft, R
+from manager.sessions.record import Handshake
+from manager.sessions.states import Input
+from schemas.base import Refusal, Secret, pack, unpack
+from schemas.binding import PROOF_STEP, Role, canonical, digest, first_transcript, hello_hash, next_transcript
+from schemas.messages import Challenge, EvidenceKind, Proof, Rejected, Sealed
+from schemas.signing import sign
+
+MAX_VERIFICATIONS = 8
+"""Pieces of evidence judged in one session before it waits for its deadline: judging costs, sealing is free."""
+
+
+def session_id(role: Role, subject: str, hello: bytes) -> str:
+    """The session that a hello opens. A repeated delivery of one hello therefore meets the session it opened."""
+    return digest("session id", role, subject, hello)[:16].hex()
+
+
+def fresh_handshake(
+    role: Role, session: str, subject: str, hello: bytes, context: Context, suite: SuiteName, wanted: list[EvidenceKind]
+) -> tuple[Handshake, bytes]:
+    """The manager's side of a handshake at T1, and the signed challenge's bytes."""
+    private, public = envelope.generate(suite)
+    challenge = Challenge(
+        session=session,
+        role=role,
+        hello=hello_hash(hello),
+        nonce=context.token(32),
+        issued_at=context.now,
+        expires_at=context.now + context.timing.evidence_window_s,
+        session_key=public,
+        suite=suite,
+        wanted=wanted,
+    )
+    data = pack(sign(context.identity, "challenge", challenge))
+    t0 = first_transcript(suite, role, session, subject, context.manager_identity)
+    handshake = Handshake(
+        hello=challenge.hello,
+        nonce=challenge.nonce,
+        window_end=challenge.expires_at,
+        session_private=private,
+        transcript=next_transcript(t0, "down", "challenge", data),
+    )
+    return handshake, data
+
+
+def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: bytes, context: Context) -> bytes:
+    """The plaintext of an evidence message. Raises Refusal for late, foreign or unopenable bytes."""
+    if context.now > handshake.window_end + context.timing.skew_s:
+        raise Refusal.because(
+            "evidence.late",
+            "evidence",
+            expected=f"by {handshake.window_end}",
+            found=f"{context.now}",
+            action="say hello again: the question has lapsed",
+        )
+    if handshake.verifications >= MAX_VERIFICATIONS:
+        raise Refusal.because(
+            "evidence.cap",
+            "evidence",
+            expected=f"at most {MAX_VERIFICATIONS} pieces judged a session",
+            found="one more",
+            action="wait for the session's deadline; somebody else may be sending evidence in this name",
+        )
+    sealed = unpack(Sealed, data)
+    if sealed.session != session:
+        raise Refusal.because(
+            "evidence.session", "session", expected=session, found=sealed.session, action="answer the newest challenge"
+        )
+    info = canonical("evidence", handshake.transcript)
+    return envelope.open_sealed(suite, handshake.session_private, info, sealed.ciphertext)
+
+
+def accept_evidence(draft: Draft[R], data: bytes) -> bytes:
+    """Move T1 to T2 over accepted evidence; the challenge has been heard. Returns T2."""
+    handshake = _handshake(draft)
+    t2 = next_transcript(handshake.transcript, "up", "evidence", data)
+    draft.set(handshake=handshake.model_copy(update={"transcript": t2}), unheard=[])
+    return t2
+
+
+def count_foreign_evidence(draft: Draft[R], data: bytes, refusal: Refusal) -> None:
+    """Evidence that could be anybody's: the session stands, the attempt is counted, its sender is told."""
+    handshake = _handshake(draft)
+    draft.move(Input.EVIDENCE_FOREIGN)
+    draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
+    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(refusal.reasons))
+    draft.say_signed("rejected", "rejected", notice)
+    draft.event("evidence-rejected", step="evidence", reasons=[r.model_dump() for r in refusal.reasons])
+
+
+def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_nonce: bytes) -> None:
+    """Seal the grant to the enclave's key, sign it, move T2 to T3."""
+    handshake, record = _handshake(draft), draft.record
+    t2 = handshake.transcript
+    ciphertext = envelope.seal(record.suite, record.enclave_key, canonical("grant", t2), pack(model))
+    signed = sign(draft.context.identity, "grant", Sealed(session=record.session, ciphertext=ciphertext), t2)
+    data = pack(signed)
+    draft.set(
+        handshake=handshake.model_copy(
+            update={
+                "transcript": next_transcript(t2, "down", "grant", data),
+                "channel_secret": channel_secret,
+                "challenge_nonce": challenge_nonce,
+            }
+        )
+    )
+    draft.send("grant", data)
+
+
+def open_proof(handshake: Handshake, role: Role, session: str, data: bytes) -> bytes:
+    """The 64-byte proof. Raises Refusal for bytes that do not open under T3."""
+    if handshake.channel_secret is None:
+        raise Refusal.because(
+            "proof.early", "proof", expected="a proof after the grant", found="none granted yet", action="wait"
+        )
+    t3 = handshake.transcript
+    frame = unpack(Frame, data)
+    plaintext = open_frame(
+        frame, session, handshake.channel_secret, PROOF_STEP[role], base=t3, direction="up", chain=t3
+    )
+    return unpack(Proof, plaintext).proof
+
+
+def open_channel(draft: Draft[R], proof_message: bytes) -> None:
+    """T4, and with it the channel; the handshake's secrets are dropped."""
+    handshake = _handshake(draft)
+    if handshake.channel_secret is None:
+        raise AssertionError("a proof was accepted before a grant")
+    t4 = next_transcript(handshake.transcript, "up", PROOF_STEP[draft.record.role], proof_message)
+    channel = Channel.start(draft.record.session, handshake.channel_secret, t4, "down")
+    draft.set(handshake=None, channel=channel, unheard=[])
+
+
+def _handshake(draft: Draft[R]) -> Handshake:
+    if draft.record.handshake is None:
+        raise AssertionError(f"no handshake under way in {draft.record.state}")
+    return draft.record.handshake

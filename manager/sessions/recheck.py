@@ -1,0 +1,113 @@
+"""Continuous re-attestation: a fresh question within the session, on a period with jitter.
+
+Trust is never stretched: a lease counts from the newest question that was answered well, so silence ends it by itself.
+A question that got no answer within its window is asked again until the lease is over.
+"""
+
+from __future__ import annotations
+
+from bus.channel import Channel
+from manager.sessions.draft import Context, Draft, Judgement, R
+from manager.sessions.ends import end
+from manager.sessions.record import AppRecord, HostRecord, Question
+from manager.sessions.states import Input
+from manager.sessions.step4_host_key import next_recheck
+from manager.sessions.step7_certificate import lease, ready
+from schemas.base import Reason
+from schemas.messages import Recheck
+
+
+def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
+    """The session with a fresh question under way. Raises NoMove where there is no trust to renew.
+
+    `policy` names the documents in force: if they are others than at the last verdict, the whole list is asked for.
+    """
+    draft = Draft(record, context)
+    draft.move(Input.RECHECK_DUE)
+    whole = record.outcome is None or record.outcome.policy != policy
+    question = Recheck(
+        nonce=context.token(32),
+        issued_at=context.now,
+        expires_at=context.now + context.timing.evidence_window_s,
+        list_offset=record.list_size if isinstance(record, HostRecord) and not whole else 0,
+    )
+    draft.say("recheck", question)
+    if draft.record.channel is None:
+        raise AssertionError(f"no channel in {record.state}")
+    draft.set(
+        next_recheck=None,
+        question=Question(
+            nonce=question.nonce,
+            issued_at=question.issued_at,
+            window_end=question.expires_at,
+            chain=draft.record.channel.sent_chain,
+            whole=whole,
+        ),
+    )
+    draft.event("rechecking")
+    return draft.finish()
+
+
+def take_application_recheck(
+    record: AppRecord, context: Context, channel: Channel, judgement: Judgement, identity: str, host: HostRecord
+) -> AppRecord:
+    """The application session after a recheck's evidence, opened on `channel`. Raises NoMove."""
+    draft = Draft(record, context)
+    draft.heard(channel)
+    if judgement.reasons:
+        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons)
+        return draft.finish()
+    if record.question is None:
+        raise AssertionError(f"no question under way in {record.state}")
+    draft.move(Input.EVIDENCE_GOOD)
+    draft.set(issued_at=record.question.issued_at, question=None, next_recheck=next_recheck(context))
+    lease(draft, identity, host)
+    draft.set(deadline=draft.record.lease_end)
+    ready(draft)
+    draft.event("rechecked", lease_end=draft.record.lease_end)
+    return draft.finish()
+
+
+def late_answer(record: R, context: Context, channel: Channel) -> R:
+    """The session after an answer to a question that is no longer asked: heard, and worth nothing."""
+    draft = Draft(record, context)
+    draft.heard(channel)
+    draft.event("late-answer")
+    return draft.finish()
+
+
+def wake(record: R, context: Context, policy: dict[str, str]) -> R:
+    """What the clock says to a session: over, ask again, or nothing (the record unchanged).
+
+    A scheduled message is a hint only: each load compares the record's own times with the clock.
+    """
+    if record.over:
+        return record
+    if context.now >= record.deadline:
+        return expire(record, context)
+    asked_in_vain = record.question is not None and context.now >= record.question.window_end
+    due = record.next_recheck is not None and context.now >= record.next_recheck
+    if asked_in_vain or due:
+        return ask_again(record, context, policy)
+    return record
+
+
+def expire(record: R, context: Context) -> R:
+    """The session past its deadline."""
+    draft = Draft(record, context)
+    reason = Reason(
+        code="session.expired",
+        field=record.state,
+        expected=f"the next message by {record.deadline}",
+        found=f"none at {context.now}",
+        action="check that the agent runs and reaches the bus; it enrols again by itself",
+    )
+    end(draft, Input.DEADLINE, record.state.lower(), [reason])
+    return draft.finish()
+
+
+def order_end(record: R, context: Context, given: Input, step: str, reasons: list[Reason]) -> R:
+    """The session after an order from outside: REVOKE, SUPERSEDE or HOST_LOST. Raises NoMove if it is over."""
+    draft = Draft(record, context)
+    end(draft, given, step, reasons)
+    return draft.finish()

@@ -1,0 +1,147 @@
+"""The record of a session: all that a worker needs to take its next step, sealed whole in the bus.
+
+A worker keeps nothing between two messages. What is to be sent stands in the record's outbox before it is sent, so
+that a worker killed anywhere leaves the next one everything it needs to come to the same end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import PlainValidator
+
+from bus.channel import Channel
+from bus.envelope import SuiteName
+from manager.sessions.states import ENDS, State
+from schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
+from schemas.binding import Role
+from schemas.messages import EvidenceKind, Outcome
+
+StateName = Annotated[State, PlainValidator(State)]
+
+
+class Outgoing(Model):
+    """One thing to do after the record is stored; `id` makes a repeat harmless (Nats-Msg-Id).
+
+    send: to the agent, plain; publish: into a stream (events, admissions, work for other sessions);
+    wake: have the server wake this session at `at`; sleep: forget that; summary: the readable line beside the record;
+    current: this session now speaks for its subject.
+    """
+
+    how: Literal["send", "publish", "wake", "sleep", "summary", "current"]
+    id: str
+    subject: str = ""
+    data: bytes = b""
+    headers: dict[str, str] = {}
+    at: Seconds = 0
+
+
+class Unheard(Model):
+    """A message to the agent that it has not been seen to have. `counter` is 0 within the handshake."""
+
+    counter: int
+    subject: str
+    data: bytes
+
+
+class Handshake(Model):
+    """What a session needs until T4; gone after it."""
+
+    hello: Bytes64
+    nonce: Bytes32
+    window_end: Seconds
+    session_private: Secret
+    transcript: Bytes64
+    """T1 when challenged, T3 when granted."""
+    channel_secret: Secret | None = None
+    challenge_nonce: Bytes32 | None = None
+    """n1 or n2."""
+    verifications: int = 0
+
+
+class Question(Model):
+    """A recheck under way. `chain` is the manager's own chain up to and with the recheck message."""
+
+    nonce: Bytes32
+    issued_at: Seconds
+    window_end: Seconds
+    chain: Bytes64
+    whole: bool
+    """The whole list was asked for: the policy has changed since it was judged."""
+
+
+class SessionRecord(Model):
+    """What both kinds of session share. Times are Unix seconds; `revision` counts the record's own changes."""
+
+    session: SessionId
+    subject: Id
+    host: Id
+    state: StateName
+    suite: SuiteName
+    wanted: list[EvidenceKind]
+    created_at: Seconds
+    issued_at: Seconds
+    """When the question was asked whose answer trust rests on: the lease counts from it."""
+    deadline: Seconds
+    next_recheck: Seconds | None = None
+    lease_end: Seconds | None = None
+    revision: int = 0
+    handshake: Handshake | None = None
+    channel: Channel | None = None
+    question: Question | None = None
+    enclave_key: bytes = b""
+    outcome: Outcome | None = None
+    platform: dict[str, str] = {}
+    """Salted hashes that name the SGX platform (see schemas.sgx)."""
+    reasons: list[Reason] = []
+    """Why it ended."""
+    outbox: list[Outgoing] = []
+    unheard: list[Unheard] = []
+
+    @property
+    def over(self) -> bool:
+        """True in a final state."""
+        return self.state in ENDS
+
+    @property
+    def simulated(self) -> bool:
+        """True where the evidence came from a simulated platform."""
+        return self.outcome is not None and self.outcome.simulated
+
+
+class HostRecord(SessionRecord):
+    """A host's session. The measurement list is remembered by its length, hash and replay, not by its bytes."""
+
+    role: Literal["host"] = "host"
+    boot_id: str
+    k: Secret | None = None
+    list_size: int = 0
+    list_digest: bytes = b""
+    replay: bytes = b""
+    """manager.verification.ima Replay, packed."""
+    apps: dict[SessionId, Id] = {}
+    """The application sessions that were given a key of this host."""
+
+
+class AppRecord(SessionRecord):
+    """An application's session."""
+
+    role: Literal["app"] = "app"
+    host_session: SessionId | None = None
+    certificate_request: bytes = b""
+    serial: str = ""
+    certificate: str = ""
+    certificate_hash: str = ""
+    not_after: Seconds = 0
+    gateways: list[Id] = []
+    """Gateways that have reported this certificate's admission."""
+
+
+def record_key(role: Role, session: str) -> str:
+    """The record's key in the bucket `sessions`."""
+    return f"{role}.{session}"
+
+
+def current_key(role: Role, subject: str, host: str) -> str:
+    """The key of the pointer to the session that speaks for a subject (an application: on one host)."""
+    return f"current.{role}.{subject}" if role == "host" else f"current.{role}.{subject}.{host}"

@@ -1,0 +1,85 @@
+"""Step 4: the host's enclave gets K and n1, and shows with an HMAC-SHA512 that it holds them. Then it is trusted."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from manager.sessions.draft import Context, Draft, Judgement
+from manager.sessions.ends import end
+from manager.sessions.handshake import grant, open_channel, open_proof
+from manager.sessions.record import HostRecord
+from manager.sessions.states import Input
+from schemas.admission import HostLease
+from schemas.base import Reason, Secret
+from schemas.binding import host_proof, same
+from schemas.messages import Accepted, HostGrant
+
+
+def grant_host_key(draft: Draft[HostRecord], judgement: Judgement) -> None:
+    """K and n1, sealed to the quoted enclave key and signed."""
+    token = draft.context.token
+    k, n1, channel = Secret(token(32)), token(32), Secret(token(32))
+    draft.move(Input.EVIDENCE_GOOD)
+    grant(draft, HostGrant(k=k, n1=n1, channel=channel), channel, n1)
+    draft.set(k=k, deadline=_proof_deadline(draft))
+    draft.event("granted", outcome=judgement.outcome.model_dump(mode="json"), **judgement.notes)
+
+
+def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:
+    """The record after a key proof. Raises NoMove, or Refusal for bytes that do not open."""
+    draft = Draft(record, context)
+    handshake, k = record.handshake, record.k
+    if handshake is None or k is None or handshake.challenge_nonce is None:
+        draft.move(Input.PROOF_GOOD)  # raises NoMove: there is nothing to prove in this state
+        raise AssertionError(f"no grant in {record.state}")
+    proof = open_proof(handshake, "host", record.session, data)
+    if not same(proof, host_proof(k, handshake.challenge_nonce, handshake.transcript)):
+        end(draft, Input.PROOF_BAD, "key_proof", [WRONG_PROOF])
+        return draft.finish()
+    draft.move(Input.PROOF_GOOD)
+    open_channel(draft, data)
+    trust(draft)
+    draft.current()
+    draft.event("trusted", lease_end=draft.record.lease_end, outcome=judged(draft))
+    return draft.finish()
+
+
+def trust(draft: Draft[HostRecord]) -> None:
+    """Renew the host's lease, counted from the question, at the gateways and at its agent."""
+    context, record = draft.context, draft.record
+    lease_end = record.issued_at + context.timing.lease_s
+    draft.set(lease_end=lease_end, deadline=lease_end, next_recheck=next_recheck(context))
+    statement = HostLease(
+        host_session=record.session,
+        host=record.subject,
+        issued_at=record.issued_at,
+        expires_at=lease_end,
+        sequence=record.revision + 1,
+    )
+    draft.post(statement)
+    draft.say("accepted", Accepted(lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end))
+
+
+def next_recheck(context: Context) -> int:
+    """A period from now, less up to a fifth of it, so that a fleet spreads out."""
+    period = context.timing.recheck_s
+    return context.now + period - context.token(1)[0] % (period // 5 + 1)
+
+
+def _proof_deadline(draft: Draft[HostRecord]) -> int:
+    timing = draft.context.timing
+    return min(draft.context.now + timing.evidence_window_s, draft.record.issued_at + timing.lease_s)
+
+
+def judged(draft: Draft[HostRecord]) -> JsonValue:
+    """The session's outcome as an event shows it."""
+    return draft.record.outcome.model_dump(mode="json") if draft.record.outcome else None
+
+
+WRONG_PROOF = Reason(
+    code="proof.hmac",
+    field="proof",
+    expected="HMAC-SHA512 with this session's key over its nonce",
+    found="another value",
+    action="the sender does not hold the key: it is not the enclave that was attested, or not on that machine",
+)

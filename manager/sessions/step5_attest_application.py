@@ -1,0 +1,89 @@
+"""Step 5: the second attestation, with the application's enclave.
+
+hello -> challenge -> evidence (quote and certificate request). Once the quote fits the application's enrolment, the
+host is trusted and both quotes name one platform, the host's session is asked to hand over the key (step 6).
+"""
+
+from __future__ import annotations
+
+from bus.envelope import SuiteName
+from manager.sessions.draft import Context, Draft, Judgement
+from manager.sessions.ends import end
+from manager.sessions.handshake import accept_evidence, count_foreign_evidence, fresh_handshake
+from manager.sessions.record import AppRecord
+from manager.sessions.states import Input, State
+from manager.sessions.work import Deliver
+from schemas.base import Refusal
+from schemas.messages import AppEvidence, AppHello
+
+
+def challenge_application(
+    session: str, hello: AppHello, hello_bytes: bytes, context: Context, suite: SuiteName
+) -> AppRecord:
+    """The record of a new application session, its challenge in the outbox."""
+    handshake, challenge = fresh_handshake("app", session, hello.app, hello_bytes, context, suite, ["sgx"])
+    record = AppRecord(
+        session=session,
+        subject=hello.app,
+        host=hello.host,
+        state=State.NEW,
+        suite=suite,
+        wanted=["sgx"],
+        created_at=context.now,
+        issued_at=context.now,
+        deadline=handshake.window_end + context.timing.skew_s,
+        handshake=handshake,
+    )
+    draft = Draft(record, context)
+    draft.move(Input.HELLO)
+    draft.send("challenge", challenge)
+    draft.event("challenged", host=hello.host, agent_version=hello.agent_version)
+    return draft.finish()
+
+
+def take_application_evidence(
+    record: AppRecord,
+    context: Context,
+    data: bytes,
+    evidence: AppEvidence,
+    judgement: Judgement,
+    *,
+    host_session: str | None,
+    volume: int,
+) -> AppRecord:
+    """The record after first evidence. A good judgement comes with the trusted `host_session` it rests on."""
+    draft = Draft(record, context)
+    if judgement.given is Input.EVIDENCE_FOREIGN:
+        count_foreign_evidence(draft, data, Refusal(*judgement.reasons))
+        return draft.finish()
+    draft.set(outcome=judgement.outcome, platform=judgement.platform)
+    if judgement.given is Input.EVIDENCE_BAD:
+        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons)
+        return draft.finish()
+    if host_session is None:
+        raise AssertionError("good evidence without a trusted host")
+    draft.move(Input.EVIDENCE_GOOD)
+    t2 = accept_evidence(draft, data)
+    draft.set(
+        enclave_key=evidence.enclave_key,
+        certificate_request=evidence.certificate_request,
+        host_session=host_session,
+        deadline=step_deadline(draft),
+    )
+    request = Deliver(
+        app=record.subject,
+        app_session=record.session,
+        enclave_key=evidence.enclave_key,
+        suite=record.suite,
+        t2=t2,
+        volume=volume,
+    )
+    draft.work("host", host_session, "deliver", request)
+    draft.event("waiting-for-key", outcome=judgement.outcome.model_dump(mode="json"), host_session=host_session)
+    return draft.finish()
+
+
+def step_deadline(draft: Draft[AppRecord]) -> int:
+    """A window for the next step, but never past what the question's lease would allow."""
+    timing = draft.context.timing
+    return min(draft.context.now + timing.evidence_window_s, draft.record.issued_at + timing.lease_s)

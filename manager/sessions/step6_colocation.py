@@ -1,0 +1,93 @@
+"""Step 6: the host's enclave puts the application's key into the data volume; the application proves that it read it.
+
+deliver -> (host) deliver-key -> key-delivered -> (application) grant with n2 -> proof: HMAC-SHA512 with K_app. Only
+an enclave on the host's own machine can unseal the volume's key, and only the one quoted instance can open it.
+"""
+
+from __future__ import annotations
+
+from bus.channel import Channel
+from manager.sessions.draft import Context, Draft
+from manager.sessions.ends import end
+from manager.sessions.handshake import grant, open_channel, open_proof
+from manager.sessions.record import AppRecord, HostRecord
+from manager.sessions.states import Input
+from manager.sessions.step4_host_key import WRONG_PROOF
+from manager.sessions.step5_attest_application import step_deadline
+from manager.sessions.work import Deliver, Delivered, Issue
+from schemas.base import Secret
+from schemas.binding import application_key, colocation_proof, same
+from schemas.messages import AppGrant, DeliverKey, KeyDelivered
+
+MAX_APPS = 256
+"""Application sessions that one host session carries."""
+
+
+def order_delivery(record: HostRecord, context: Context, request: Deliver) -> HostRecord:
+    """The host session after an application session asked for its key. Raises NoMove."""
+    draft = Draft(record, context)
+    draft.move(Input.DELIVER)
+    if request.app_session in record.apps:
+        return record
+    if len(record.apps) >= MAX_APPS:
+        draft.set(apps=dict(list(record.apps.items())[1:]))
+    draft.set(apps={**draft.record.apps, request.app_session: request.app})
+    order = DeliverKey(
+        app=request.app,
+        app_session=request.app_session,
+        enclave_key=request.enclave_key,
+        suite=request.suite,
+        t2=request.t2,
+        volume=request.volume,
+    )
+    draft.say("deliver_key", order)
+    draft.event("delivering-key", app=request.app, app_session=request.app_session, volume=request.volume)
+    return draft.finish()
+
+
+def take_delivered(record: HostRecord, context: Context, channel: Channel, answer: KeyDelivered) -> HostRecord:
+    """The host session after its agent's answer, opened on `channel`. Raises NoMove."""
+    draft = Draft(record, context)
+    draft.move(Input.DELIVERED if answer.problem is None else Input.NOT_DELIVERED)
+    draft.heard(channel)
+    app = record.apps.get(answer.app_session)
+    if app is not None:
+        told = Delivered(host_session=record.session, problem=answer.problem)
+        draft.work("app", answer.app_session, "delivered", told)
+        problem = answer.problem.model_dump() if answer.problem else None
+        draft.event("key-delivered", app=app, app_session=answer.app_session, problem=problem)
+    return draft.finish()
+
+
+def grant_application(record: AppRecord, context: Context, told: Delivered) -> AppRecord:
+    """The application session once its key lies in the volume, or does not. Raises NoMove."""
+    draft = Draft(record, context)
+    if told.problem is not None:
+        end(draft, Input.NOT_DELIVERED, "deliver_key", [told.problem])
+        return draft.finish()
+    draft.move(Input.DELIVERED)
+    n2, channel = context.token(32), Secret(context.token(32))
+    grant(draft, AppGrant(n2=n2, channel=channel), channel, n2)
+    draft.set(deadline=step_deadline(draft))
+    draft.event("granted")
+    return draft.finish()
+
+
+def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: Secret) -> AppRecord:
+    """The application session after its proof; `k` is K of the host session. Raises NoMove, or Refusal."""
+    draft = Draft(record, context)
+    handshake = record.handshake
+    if handshake is None or handshake.challenge_nonce is None:
+        draft.move(Input.PROOF_GOOD)  # raises NoMove: there is nothing to prove in this state
+        raise AssertionError(f"no grant in {record.state}")
+    proof = open_proof(handshake, "app", record.session, data)
+    k_app = application_key(k, record.session)
+    if not same(proof, colocation_proof(k_app, handshake.challenge_nonce, handshake.transcript)):
+        end(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
+        return draft.finish()
+    draft.move(Input.PROOF_GOOD)
+    open_channel(draft, data)
+    draft.set(deadline=step_deadline(draft))
+    draft.work("app", record.session, "issue", Issue())
+    draft.event("proven", host_session=record.host_session)
+    return draft.finish()

@@ -1,0 +1,48 @@
+"""What sessions say to each other, by way of a stream that only managers write. No secret is among it."""
+
+from __future__ import annotations
+
+from schemas.base import Bytes64, Id, Model, Reason, SessionId
+from schemas.messages import PublicKey
+
+
+class Deliver(Model):
+    """Application session to host session: hand my key to this enclave."""
+
+    app: Id
+    app_session: SessionId
+    enclave_key: PublicKey
+    suite: str
+    t2: Bytes64
+    volume: int
+
+
+class Delivered(Model):
+    """Host session to application session: done, or why not."""
+
+    host_session: SessionId
+    problem: Reason | None = None
+
+
+class Issue(Model):
+    """An application session to itself: the proof stands, make the certificate."""
+
+
+class HostLost(Model):
+    """Host session to its application sessions."""
+
+    state: str
+    reasons: list[Reason]
+
+
+class Order(Model):
+    """An operator's order, or a newer session's, to one session."""
+
+    reasons: list[Reason]
+
+
+class Applied(Model):
+    """A gateway's report to one application session: nginx admits this serial."""
+
+    gateway: Id
+    serial: str

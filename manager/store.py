@@ -1,0 +1,118 @@
+"""Transitions: load the record, take a pure step, compare-and-set it with its outbox, publish the outbox.
+
+Killed anywhere, the message that caused it comes again and the transition comes to the same end: the step is taken
+once, since the record has moved on, and its outbox stands in the record until the next step, with ids that make a
+repeat harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from bus.api import Bus, Conflict
+from manager.outbox import Outbox
+from manager.sessions.draft import Context
+from manager.sessions.recheck import expire
+from manager.sessions.record import AppRecord, HostRecord, record_key
+from manager.vault import Vault
+from schemas.base import Refusal
+from schemas.binding import Role
+
+R = TypeVar("R", HostRecord, AppRecord)
+MAX_CONFLICTS = 50
+"""Lost compare-and-sets in a row before the message is put back: others are busy with this session."""
+REMEMBERED = 4096
+"""Records of which this worker knows that it published the outbox itself."""
+BUCKET = "sessions"
+
+
+class SessionStore:
+    """Session records in the bucket, sealed, and the one way to change them."""
+
+    def __init__(self, bus: Bus, vault: Vault, outbox: Outbox, context: Callable[[], Context]) -> None:
+        self._bucket = bus.bucket(BUCKET)
+        self._vault = vault
+        self._outbox = outbox
+        self._context = context
+        self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def load(self, kind: type[R], session: str) -> R:
+        """A record as it stands. Raises Refusal `session.unknown`, or `record.open`."""
+        record, _ = await self._load(kind, record_key(_role(kind), session))
+        return record
+
+    async def create(self, record: R) -> None:
+        """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
+        key = record_key(record.role, record.session)
+        try:
+            await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
+        except Conflict:
+            record, _ = await self._load(type(record), key)
+        await self._outbox.publish(record)
+
+    async def change(self, kind: type[R], session: str, step: Callable[[R], Awaitable[R]]) -> R:
+        """Take one step. A step that returns its record unchanged stores nothing.
+
+        Raises Refusal and NoMove from the step, BusError from the bus.
+        """
+        key = record_key(_role(kind), session)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            try:
+                return await self._change(kind, key, step)
+            finally:
+                if len(self._locks) > REMEMBERED:
+                    self._locks = {k: lock for k, lock in self._locks.items() if lock.locked()}
+
+    async def _change(self, kind: type[R], key: str, step: Callable[[R], Awaitable[R]]) -> R:
+        for _ in range(MAX_CONFLICTS):
+            record, revision = await self._load(kind, key)
+            if (key, revision) not in self._published:
+                await self._outbox.publish(record)
+                self._remember(key, revision)
+            context = self._context()
+            late = not record.over and context.now >= record.deadline
+            following = expire(record, context) if late else await step(record)
+            if following is record:
+                return record
+            try:
+                stored = await self._bucket.update(
+                    key, self._vault.seal(BUCKET, key, following.revision, following), revision
+                )
+            except Conflict:
+                continue
+            await self._outbox.publish(following)
+            self._remember(key, stored)
+            if not late:
+                return following
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
+
+    async def resend(self, kind: type[R], session: str) -> R:
+        """Send again what the agent has not been seen to have heard: the same bytes."""
+        record = await self.load(kind, session)
+        await self._outbox.resend(record)
+        return record
+
+    async def _load(self, kind: type[R], key: str) -> tuple[R, int]:
+        entry = await self._bucket.get(key)
+        if entry is None or entry.value is None:
+            raise Refusal.because(
+                "session.unknown",
+                "session",
+                expected="a session that this manager opened",
+                found=key,
+                action="say hello again",
+            )
+        return self._vault.open(kind, BUCKET, key, entry.value), entry.revision
+
+    def _remember(self, key: str, revision: int) -> None:
+        self._published[key, revision] = None
+        while len(self._published) > REMEMBERED:
+            self._published.popitem(last=False)
+
+
+def _role(kind: type[R]) -> Role:
+    return "host" if kind is HostRecord else "app"

@@ -1,0 +1,302 @@
+"""The kernel's IMA measurement list: framing, entries, template hashes.
+
+Source: Linux `security/integrity/ima` (ima_fs.c, ima_template.c, ima_template_lib.c, ima_crypto.c) and
+Documentation/security/IMA-templates. The binary list (`binary_runtime_measurements`) is a run of entries:
+
+    u32 pcr | 20 bytes SHA-1 template hash | u32 n | n bytes template name | u32 m | m bytes template data
+
+Template data is its fields one after another, each `u32 length | bytes`, and is what the template hash covers: header
+and template name are not. Integers are in the kernel's byte order, or little-endian with `ima_canonical_fmt`. The old
+template `ima` has no m, a bare 20-byte digest, and a name without its final NUL; its hash covers a 256-byte name.
+A violation (a file read while open for writing) has a template hash of zeros, nothing covers its data, and the PCR is
+extended with 0xff...ff. Nothing in here trusts a length it has not compared with the bytes present.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from struct import Struct
+from typing import Literal, NamedTuple
+
+from schemas.base import Refusal
+from schemas.host_policy import IMA_PCR, Bank, Replay
+from schemas.messages import MAX_LIST
+
+ByteOrder = Literal["little", "big"]
+
+MAX_NAME = 255
+MAX_DATA = 1024 * 1024
+"""Longest template data of one entry, in bytes (a buffer or extended attributes; a file's entry is about 120)."""
+
+MAX_PATH = 4096
+"""PATH_MAX, in bytes, the final NUL included."""
+
+_HEADER = 28
+_VIOLATION = bytes(20)
+_U32: dict[ByteOrder, Struct] = {"little": Struct("<I"), "big": Struct(">I")}
+
+BANK_HASHES = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha384": hashlib.sha384}
+"""The hash of each PCR bank; SHA-1 here is the kernel's choice, not ours."""
+
+BUILTIN_TEMPLATES: dict[bytes, bytes] = {
+    b"ima": b"d|n",
+    b"ima-ng": b"d-ng|n-ng",
+    b"ima-ngv2": b"d-ngv2|n-ng",
+    b"ima-sig": b"d-ng|n-ng|sig",
+    b"ima-sigv2": b"d-ngv2|n-ng|sig",
+    b"ima-buf": b"d-ng|n-ng|buf",
+    b"ima-modsig": b"d-ng|n-ng|sig|d-modsig|modsig",
+    b"evm-sig": b"d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode",
+}
+"""Name to format of the templates that the kernel names; a custom one is listed by its format."""
+
+FIELDS = frozenset(
+    b"d d-ng d-ngv2 n n-ng sig buf d-modsig modsig evmsig xattrnames xattrlengths xattrvalues iuid igid imode".split()
+)
+"""Every field that the kernel knows. A template here has exactly one of `d*` and one of `n*` among them."""
+
+DIGEST_SIZES = {
+    name: size
+    for size, names in {
+        16: ("md5",),
+        20: ("sha1", "rmd160"),
+        28: ("sha224",),
+        32: ("sha256", "sha3-256", "sm3", "streebog256", "wp256"),
+        48: ("sha384", "sha3-384", "wp384"),
+        64: ("sha512", "sha3-512", "streebog512", "wp512"),
+    }.items()
+    for name in names
+}
+"""Bytes of a file digest, by the kernel's name of its algorithm (crypto/hash_info.c)."""
+
+
+class Entry(NamedTuple):
+    """One measurement (a named tuple: a third of the time of a frozen class, and lists are long).
+
+    `number` counts from 0 over the whole list. `template_hash` is what the list says and `hashed` what it must be the
+    hash of; `digest` is the file's or buffer's, under `algorithm`, and `verity` says that it is an fs-verity digest.
+    `path` is raw bytes: the kernel has replaced its spaces by underscores. `signature` and `buffer` are None where the
+    template has none. Nothing vouches for the data of a `violation`.
+    """
+
+    number: int
+    pcr: int
+    template: bytes
+    template_hash: bytes
+    violation: bool
+    algorithm: str
+    digest: bytes
+    verity: bool
+    path: bytes
+    signature: bytes | None
+    buffer: bytes | None
+    hashed: bytes
+
+    def extends(self, bank: Bank) -> bytes:
+        """What the kernel extends PCR 10 of `bank` with for this entry."""
+        hashed = BANK_HASHES[bank](self.hashed)
+        return b"\xff" * hashed.digest_size if self.violation else hashed.digest()
+
+
+def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
+    """The byte order of a list, told by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
+    length = data[24:_HEADER]
+    if not data or (len(length) == 4 and length[0] and not any(length[1:])):
+        return "little"
+    if len(length) == 4 and length[3] and not any(length[:3]):
+        return "big"
+    raise malformed(
+        "ima.header", first, "a template name of 1 to 255 bytes", f"length field {length.hex() or 'missing'}"
+    )
+
+
+def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
+    """The entries of a binary list as they are, one after another; `first` is the index of the first one.
+
+    Raises Refusal: `ima.size` for a list or entry beyond its bound, `ima.truncated` for one cut short.
+    """
+    end = len(data)
+    if end > MAX_LIST:
+        raise malformed("ima.size", first, f"a list of at most {MAX_LIST} bytes", f"{end} bytes")
+    u32 = _U32[order].unpack_from
+    start, index = 0, first
+    while start < end:
+        if end - start < _HEADER:
+            raise malformed("ima.truncated", index, f"a header of {_HEADER} bytes", f"{end - start} bytes")
+        (name,) = u32(data, start + 24)
+        if not 0 < name <= MAX_NAME:
+            raise malformed("ima.size", index, f"a template name of 1 to {MAX_NAME} bytes", f"{name} bytes")
+        place = start + _HEADER + name
+        if name == 3 and data[place - 3 : place] == b"ima":
+            place += 20
+        if end - place < 4:
+            raise malformed("ima.truncated", index, "a template name and the length of its data", "the end of the list")
+        (length,) = u32(data, place)
+        if length > MAX_DATA:
+            raise malformed("ima.size", index, f"template data of at most {MAX_DATA} bytes", f"{length} bytes")
+        stop = place + 4 + length
+        if stop > end:
+            raise malformed("ima.truncated", index, f"{length} bytes of template data", f"{end - place - 4} bytes")
+        yield data[start:stop]
+        start = stop
+        index += 1
+
+
+def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
+    """Read one entry out of its frame. Raises Refusal (`ima.*`) for anything that the kernel does not write."""
+    u32 = _U32[order].unpack_from
+    data_at = _HEADER + u32(frame, 24)[0]
+    template = frame[_HEADER:data_at]
+    layout = _layout(template)
+    if layout is None:
+        raise malformed("ima.template", index, "a template with one digest and one name", readable(template))
+    if template == b"ima":
+        values, hashed = _old_fields(frame[data_at:], index)
+    else:
+        hashed = frame[data_at + 4 :]
+        values = _fields(layout.names, hashed, index, order)
+    template_hash = frame[4:24]
+    violation = template_hash == _VIOLATION
+    algorithm, digest, verity = _digest(layout, values[layout.digest], index, violation)
+    return Entry(
+        index,
+        u32(frame, 0)[0],
+        template,
+        template_hash,
+        violation,
+        algorithm,
+        digest,
+        verity,
+        _path(values[layout.path], index),
+        None if layout.signature is None else values[layout.signature],
+        None if layout.buffer is None else values[layout.buffer],
+        hashed,
+    )
+
+
+def entries(data: bytes, *, first: int = 0) -> Iterator[Entry]:
+    """Every entry of a binary list; `first` is the index of the first one. Raises Refusal (`ima.*`)."""
+    order = byte_order(data, first=first)
+    for index, frame in enumerate(frames(data, order, first=first), first):
+        yield parse(frame, index, order)
+
+
+def replay(before: Replay, measured: Iterable[Entry]) -> Replay:
+    """PCR 10 after more entries, in each bank that `before` has. Entries of other PCRs count but do not extend it."""
+    values = {bank: bytes.fromhex(value) for bank, value in before.pcr10.items()}
+    count = before.entries
+    for entry in measured:
+        count += 1
+        if entry.pcr == IMA_PCR:
+            values = {bank: BANK_HASHES[bank](value + entry.extends(bank)).digest() for bank, value in values.items()}
+    return Replay(entries=count, pcr10={bank: value.hex() for bank, value in values.items()})
+
+
+def readable(path: bytes) -> str:
+    """A path for people: printable text as it is, everything else as `\\xNN`, a backslash doubled."""
+    text = path.decode("utf-8", "surrogateescape")
+    return "".join(
+        "\\\\" if c == "\\" else c if c.isprintable() else _escaped(c.encode("utf-8", "surrogateescape")) for c in text
+    )
+
+
+def _escaped(raw: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+class _Layout(NamedTuple):
+    """Which fields a template has, and at which place the ones read here are."""
+
+    names: tuple[bytes, ...]
+    digest: int
+    path: int
+    signature: int | None
+    buffer: int | None
+
+
+@lru_cache(maxsize=64)
+def _layout(template: bytes) -> _Layout | None:
+    """The layout of a template by its name or format; None if it is not one the kernel could have."""
+    names = tuple(BUILTIN_TEMPLATES.get(template, template).split(b"|"))
+    places = {name: place for place, name in enumerate(names)}
+    digests = [places[name] for name in (b"d", b"d-ng", b"d-ngv2") if name in places]
+    paths = [places[name] for name in (b"n", b"n-ng") if name in places]
+    if len(places) != len(names) or not FIELDS.issuperset(names) or len(digests) != 1 or len(paths) != 1:
+        return None
+    return _Layout(names, digests[0], paths[0], places.get(b"sig"), places.get(b"buf"))
+
+
+def _fields(names: tuple[bytes, ...], data: bytes, index: int, order: ByteOrder) -> list[bytes]:
+    """The fields of template data: all of them, and nothing after."""
+    u32 = _U32[order].unpack_from
+    place, end, values = 0, len(data), []
+    for name in names:
+        if end - place < 4:
+            raise malformed("ima.fields", index, f"field {name.decode()}", "the end of the template data")
+        start = place + 4
+        place = start + u32(data, place)[0]
+        if place > end:
+            raise malformed("ima.fields", index, f"{place - start} bytes of {name.decode()}", f"{end - start} bytes")
+        values.append(data[start:place])
+    if place != end:
+        raise malformed("ima.fields", index, "nothing after the last field", f"{end - place} bytes")
+    return values
+
+
+def _old_fields(data: bytes, index: int) -> tuple[list[bytes], bytes]:
+    """The fields of template `ima` and what its hash covers: the digest, and the name filled up to 256 bytes."""
+    digest, path = data[:20], data[24:]
+    if len(path) > MAX_NAME:
+        raise malformed("ima.path", index, f"a name of at most {MAX_NAME} bytes", f"{len(path)} bytes")
+    return [digest, path + b"\0"], digest + path.ljust(MAX_NAME + 1, b"\0")
+
+
+def _digest(layout: _Layout, raw: bytes, index: int, violation: bool) -> tuple[str, bytes, bool]:
+    """Algorithm, digest, whether fs-verity's: `d` is bare, `d-ng` is `algorithm:\\0digest`, `d-ngv2` adds a type."""
+    field = layout.names[layout.digest]
+    if field == b"d":
+        head, digest = b"md5" if len(raw) == 16 else b"sha1", raw
+    else:
+        head, _, digest = raw.partition(b":\0")
+    algorithm, verity = _algorithm(field, head[:40])
+    size = DIGEST_SIZES.get(algorithm)
+    if size is None:
+        raise malformed("ima.digest", index, "a digest with its algorithm", readable(raw[:40]))
+    if violation:
+        if any(digest):
+            raise malformed("ima.violation", index, "a violation with a digest of zeros", "a digest")
+    elif size != len(digest):
+        raise malformed("ima.digest", index, f"{size} bytes of {algorithm}", f"{len(digest)} bytes")
+    return algorithm, digest, verity
+
+
+@lru_cache(maxsize=64)
+def _algorithm(field: bytes, head: bytes) -> tuple[str, bool]:
+    """Algorithm and whether fs-verity's, from what stands before a digest; an unknown type gives no algorithm."""
+    kind, _, algorithm = head.rpartition(b":")
+    if kind not in ((b"ima", b"verity") if field == b"d-ngv2" else (b"",)):
+        return "", False
+    return algorithm.decode("latin-1"), kind == b"verity"
+
+
+def _path(raw: bytes, index: int) -> bytes:
+    """The path without the NUL that ends it."""
+    size = len(raw)
+    if size > MAX_PATH:
+        raise malformed("ima.path", index, f"a path of at most {MAX_PATH} bytes", f"{size} bytes")
+    if size < 2 or raw.find(0) != size - 1:
+        raise malformed("ima.path", index, "a path that ends at its only NUL byte", readable(raw[:80]))
+    return raw[:-1]
+
+
+def malformed(code: str, index: int, expected: str, found: str) -> Refusal:
+    """A refusal of the entry at `index` of the list."""
+    return Refusal.because(
+        code,
+        f"measurement list, entry {index}",
+        expected=expected,
+        found=found,
+        action="send the kernel's binary_runtime_measurements as it is",
+    )

@@ -1,0 +1,82 @@
+"""A measurement list judged from files, as `attestgate verify ima` does: binary or ASCII, policy and quote or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manager.verification.ima import appraise_list, inspect_list
+from manager.verification.ima_ascii import is_ascii, to_binary
+from manager.verification.runtime_policy import LoadedPolicy
+from manager.verification.tpm import QuotedPcrs, read_key, verify_quote
+from schemas.base import Reason, Refusal
+from schemas.host_policy import Bank, HostPolicy, ListVerdict, Replay
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteFiles:
+    """A TPM quote in files: TPMS_ATTEST, signature, PCR values end to end, AK in PEM; and the nonce asked for."""
+
+    message: bytes
+    signature: bytes
+    pcrs: bytes
+    ak: bytes
+    nonce: bytes
+
+
+def judge_files(
+    data: bytes, *, policy: LoadedPolicy | None, host: HostPolicy | None, quote: QuoteFiles | None, at: int
+) -> ListVerdict:
+    """The verdict on a list, binary or ASCII; bad evidence gives reasons, never an exception.
+
+    Without a `policy` nothing is compared with anything, and the verdict names none. Without a `host` policy the list
+    must be anchored in a quote, and no golden PCR values are asked for.
+    """
+    quoted, refusals = _quoted(quote)
+    try:
+        verdict = _judge(to_binary(data) if is_ascii(data) else data, policy, host, quoted, at)
+    except Refusal as refusal:
+        return refused([*refusals, *refusal.reasons], at)
+    if refusals:
+        return verdict.model_copy(update={"accepted": False, "admitted": False, "reasons": refusals + verdict.reasons})
+    return verdict
+
+
+def refused(reasons: list[Reason], at: int) -> ListVerdict:
+    """The verdict on a list that was not read at all."""
+    return ListVerdict(
+        accepted=False,
+        admitted=False,
+        mode="enforcing",
+        at=at,
+        policy=None,
+        integrity="unanchored",
+        boot_state="not_judged",
+        anchored_entries=0,
+        violations=0,
+        excluded=0,
+        unknown_entries=0,
+        unknown=[],
+        reasons=reasons,
+        replay=Replay.start(),
+    )
+
+
+def _quoted(quote: QuoteFiles | None) -> tuple[QuotedPcrs | None, list[Reason]]:
+    """The verified quote, or why it is none."""
+    if quote is None:
+        return None, []
+    try:
+        key = read_key(quote.ak)
+        return verify_quote(quote.message, quote.signature, quote.pcrs, key, quote.nonce), []
+    except Refusal as refusal:
+        return None, list(refusal.reasons)
+
+
+def _judge(
+    data: bytes, policy: LoadedPolicy | None, host: HostPolicy | None, quoted: QuotedPcrs | None, at: int
+) -> ListVerdict:
+    if policy is None:
+        return inspect_list(data, before=Replay.start(), quoted=quoted, at=at)
+    bank: Bank = quoted.bank if quoted else "sha256"
+    anchored = HostPolicy(version=1, runtime_policy=policy.sha256, accept_unjudged_boot=True, bank=bank)
+    return appraise_list(data, policy, host or anchored, before=Replay.start(), quoted=quoted, at=at)

@@ -1,0 +1,250 @@
+"""Keylime's runtime policy: which digests, keys and buffers are known good. Read, learned, checked.
+
+Source of the format: Keylime's documentation, "Runtime Integrity Monitoring", and its keylime/ima/ima.py (version 1).
+Two things are stricter here. Patterns are matched in linear time (RE2), so one with a back-reference or a look-around
+is refused. A key that the kernel lists as loaded is judged by its digest, but only `verification-keys` verify file
+signatures: what vouches for files comes from the policy alone, never from the host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import re2
+from pydantic import Field, StringConstraints
+
+from manager.verification.ima_keys import Keys, is_key, read_keys
+from manager.verification.ima_list import Entry
+from schemas.base import Model, Refusal, parse_json
+from schemas.host_policy import Bank
+
+MAX_POLICY = 64 * 1024 * 1024
+"""Largest runtime policy read, in bytes."""
+
+BOOT_AGGREGATE = b"boot_aggregate"
+"""The name of the entry that holds the hash of PCR 0-9."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$")]
+Digests = dict[str, Annotated[list[Digest], Field(min_length=1)]]
+
+
+class Meta(Model):
+    """Where the policy came from: Keylime's `meta`."""
+
+    version: Literal[1]
+    generator: Annotated[int, Field(ge=0, le=3)] = 0
+    timestamp: str | None = None
+
+
+class ImaSection(Model):
+    """Keylime's `ima`. The kernel writes SHA-1 template hashes; device-mapper policies are not supported."""
+
+    ignored_keyrings: list[str] = []
+    log_hash_alg: Literal["sha1"] = "sha1"
+    dm_policy: None = None
+
+
+class RuntimePolicy(Model):
+    """Keylime's runtime policy document, version 1."""
+
+    meta: Meta
+    release: Annotated[int, Field(ge=0)] = 0
+    digests: Digests
+    excludes: list[str] = []
+    keyrings: Digests = {}
+    ima: ImaSection = ImaSection()
+    ima_buf: Annotated[Digests, Field(alias="ima-buf")] = {}
+    verification_keys: Annotated[str, Field(alias="verification-keys")] = ""
+
+    def text(self) -> str:
+        """The document as Keylime reads it."""
+        document = self.model_dump(mode="json", by_alias=True)
+        if self.meta.timestamp is None:
+            del document["meta"]["timestamp"]
+        return json.dumps(document, indent=1) + "\n"
+
+
+class Pattern(Protocol):
+    """A compiled RE2 pattern."""
+
+    def match(self, text: bytes) -> Any:
+        """A match at the start of `text`, or None."""
+        ...
+
+
+Known = dict[bytes, frozenset[bytes]]
+"""Digests by path, keyring or buffer name."""
+
+
+class Judged(NamedTuple):
+    """What was made of one entry that this policy accepts: what it extends each bank with, and how it was known."""
+
+    extends: tuple[bytes, ...]
+    excluded: bool = False
+
+
+class Memory:
+    """Entries once judged good under one policy, so that no other host and no recheck pays for them again.
+
+    Keyed by an entry's bytes, so a hit is the very same entry; only long ones are left out, and the oldest go first.
+    """
+
+    __slots__ = ("_judged", "_limit", "get")
+
+    MAX_BYTES = 1024
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self._judged: dict[bytes, Judged] = {}
+        self._limit = limit
+        self.get = self._judged.get
+
+    def keep(self, frame: bytes, judged: Judged) -> None:
+        """Remember the verdict on an entry."""
+        if len(frame) > self.MAX_BYTES:
+            return
+        while len(self._judged) >= self._limit:
+            del self._judged[next(iter(self._judged))]
+        self._judged[frame] = judged
+
+    def __len__(self) -> int:
+        return len(self._judged)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A runtime policy ready to judge with. `sha256` names it; its memory goes when it goes."""
+
+    sha256: str
+    digests: Known
+    keyrings: Known
+    buffers: Known
+    ignored_keyrings: frozenset[bytes]
+    excludes: Pattern | None
+    keys: Keys
+    _memories: dict[tuple[Bank, ...], Memory] = field(default_factory=dict)
+
+    def memory(self, banks: tuple[Bank, ...]) -> Memory:
+        """The memory of verdicts for replays over these banks."""
+        return self._memories.setdefault(banks, Memory())
+
+    def excluded(self, path: bytes) -> bool:
+        """True if an exclude pattern matches at the start of the path."""
+        return self.excludes is not None and self.excludes.match(path) is not None
+
+    def nearest(self, path: bytes, size: int) -> str | None:
+        """A digest known for the same path, of `size` bytes if there is one, in hexadecimal."""
+        known = sorted(self.digests.get(path, ()), key=lambda digest: (len(digest) != size, digest))
+        return known[0].hex() if known else None
+
+
+def read(raw: bytes, *, source: str = "runtime policy") -> RuntimePolicy:
+    """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.size`)."""
+    if len(raw) > MAX_POLICY:
+        raise _refused("policy.size", source, f"at most {MAX_POLICY} bytes", f"{len(raw)} bytes", "split the policy")
+    return parse_json(RuntimePolicy, raw, source=source)
+
+
+def load(text: str | bytes, *, source: str = "runtime policy") -> LoadedPolicy:
+    """Read a runtime policy. Raises Refusal: `file.*` for its form, `policy.*` for what it says."""
+    raw = text.encode() if isinstance(text, str) else text
+    policy = read(raw, source=source)
+    keys = read_keys(policy.verification_keys, source=source)
+    if not policy.digests and not keys:
+        raise _refused(
+            "policy.empty",
+            f"{source}: digests",
+            "at least one known digest or key",
+            "none",
+            "learn one from a good host",
+        )
+    return LoadedPolicy(
+        sha256=hashlib.sha256(raw).hexdigest(),
+        digests=_known(policy.digests),
+        keyrings=_known(policy.keyrings),
+        buffers=_known(policy.ima_buf),
+        ignored_keyrings=frozenset(_path(name) for name in policy.ima.ignored_keyrings),
+        excludes=_patterns(policy.excludes, raw, source),
+        keys=keys,
+    )
+
+
+def learn(
+    lists: Iterable[Iterable[Entry]], *, add_to: RuntimePolicy | None = None
+) -> tuple[RuntimePolicy, list[bytes]]:
+    """A policy that knows every entry of the lists, on top of `add_to`; and the paths that it cannot hold.
+
+    Violations teach nothing (nothing vouches for their data), nor does a file's digest of zeros (the kernel could not
+    read it). A path that is not UTF-8 has no place in JSON: it is returned, to be excluded by a pattern or renamed.
+    """
+    base = add_to or RuntimePolicy.model_validate({"meta": {"version": 1}, "digests": {}})
+    learned = {
+        name: {path: list(known) for path, known in getattr(base, name).items()}
+        for name in ("digests", "keyrings", "ima_buf")
+    }
+    left_out: list[bytes] = []
+    for entry in (entry for measured in lists for entry in measured):
+        if entry.violation or not (any(entry.digest) or entry.path == BOOT_AGGREGATE):
+            continue
+        try:
+            path = entry.path.decode()
+        except UnicodeDecodeError:
+            left_out.append(entry.path)
+            continue
+        section = "digests" if entry.buffer is None else "keyrings" if is_key(entry.buffer) else "ima_buf"
+        known = learned[section].setdefault(path, [])
+        if entry.digest.hex() not in known:
+            known.append(entry.digest.hex())
+    return base.model_copy(update=learned), left_out
+
+
+def _known(digests: Digests) -> Known:
+    return {_path(name): frozenset(map(bytes.fromhex, values)) for name, values in digests.items()}
+
+
+def _path(name: str) -> bytes:
+    return name.encode()
+
+
+def compiled(pattern: str) -> Pattern:
+    """One pattern in linear time, on bytes. Raises ValueError in RE2's words."""
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        made: Pattern = re2.compile(pattern.encode(), options)
+    except re2.error as error:
+        said = error.args[0] if error.args else b"not a pattern"
+        raise ValueError(said.decode(errors="replace") if isinstance(said, bytes) else str(said)) from None
+    return made
+
+
+def _patterns(excludes: list[str], raw: bytes, source: str) -> Pattern | None:
+    """All patterns as one alternation; the one that RE2 refuses is named by its line."""
+    for number, pattern in enumerate(excludes):
+        try:
+            compiled(pattern)
+        except ValueError as error:
+            raise _refused(
+                "policy.pattern",
+                f"{source}, line {line_of(pattern, raw)}: excludes[{number}]",
+                "a pattern that RE2 takes (no back-references, no look-around)",
+                f"{pattern!r}: {error}",
+                "rewrite the pattern",
+            ) from None
+    return compiled("|".join(f"(?:{pattern})" for pattern in excludes)) if excludes else None
+
+
+def line_of(text: str, raw: bytes) -> int:
+    """The line in a JSON document where a string first stands, from 1 (0 if it is written in another way)."""
+    for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        place = raw.find(written.encode())
+        if place >= 0:
+            return raw.count(b"\n", 0, place) + 1
+    return 0
+
+
+def _refused(code: str, field: str, expected: str, found: str, action: str) -> Refusal:
+    return Refusal.because(code, field, expected=expected, found=found, action=action)

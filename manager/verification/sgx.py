@@ -1,0 +1,135 @@
+"""Appraisal of an SGX quote: parse, collateral, dcap_qvl, then policy; one verdict with every reason found.
+
+Pure: the outcome is a function of the arguments. Freshness is judged here, with the allowance for skew; dcap_qvl is
+asked at the nearest second at which all the collateral is valid, so that stale collateral does not hide what else is
+wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+from manager.verification import dcap
+from manager.verification.chain import fingerprint, name
+from manager.verification.collateral import Collateral, Examined, examine
+from manager.verification.quote import Pck, parse
+from manager.verification.sgx_policy import judge_collateral, judge_platform, judge_report, judge_tcb
+from schemas.base import Reason, Refusal
+from schemas.sgx import PlatformIdentity, SgxPolicy, SgxVerdict
+
+LAST_SECOND = 2**40 - 1
+"""Times from 0 to this one are judged; dcap_qvl's arithmetic on times is unsigned."""
+
+
+def appraise(
+    quote: bytes,
+    collateral: Collateral,
+    policy: SgxPolicy,
+    *,
+    policy_hash: str | None,
+    mrenclaves: Sequence[str] | None,
+    report_data: bytes | None,
+    root_der: bytes,
+    simulated: bool,
+    salt: bytes,
+    at: int,
+) -> SgxVerdict:
+    """Judge a quote at Unix second `at`. Never raises for evidence, however bad: the verdict then has its reasons.
+
+    `mrenclaves` are the enclaves allowed here (hexadecimal); an empty list allows none, None leaves it to the policy's
+    own pins. `report_data` is what the quote must carry (64 bytes), None if that is not to be judged. `root_der` is
+    the root that everything must chain to. `salt` is the deployment's, for the platform's identity.
+    """
+    verdict: dict[str, Any] = {"policy": policy_hash, "at": at, "simulated": simulated}
+    if not 0 <= at <= LAST_SECOND:
+        return _refused(verdict, [time_out_of_range(at)])
+    try:
+        parsed = parse(quote)
+        verdict |= {"quote_id": parsed.identity, **parsed.report.fields()}
+        pck = parsed.pck
+    except Refusal as refusal:
+        return _refused(verdict, refusal.reasons)
+    platform = _platform(salt, pck, parsed.attestation_key, parsed.header.qe_id)
+    verdict |= {"fmspc": pck.fmspc.hex(), "sgx_type": pck.sgx_type, "platform": platform}
+
+    examined = examine(collateral, root_der)
+    found = [*examined.reasons, *_misfits(pck, examined, root_der)]
+    valid = (*pck.windows, *examined.windows)
+    reasons = [*found, *(reason for window in valid for reason in window.reasons(at))]
+    reasons += judge_report(parsed.report, policy, mrenclaves, report_data)
+    reasons += judge_platform(pck.sgx_type, platform, policy)
+    reasons += judge_collateral(examined.issued(), policy, at)
+
+    opens, closes = max(w.opens for w in valid), min(w.closes for w in valid) - 1
+    if opens > closes and reasons:
+        # At no second is all of it valid: dcap_qvl could only say so again.
+        return _refused(verdict, reasons)
+    try:
+        claims = dcap.verify(quote, collateral, root_der, min(max(at, opens), closes) if opens <= closes else at)
+    except Refusal as refusal:
+        # Where something was found already, dcap_qvl's one reason is most often the same thing in other words.
+        if not found and refusal.reasons[0].code not in {reason.code for reason in reasons}:
+            reasons += refusal.reasons
+        return _refused(verdict, reasons)
+    verdict |= {
+        "tcb_status": claims.tcb_status,
+        "tcb_date": claims.tcb_date,
+        "advisories": list(claims.advisories),
+        "tcb_evaluation_number": min(claims.tcb_evaluation_number, claims.qe_evaluation_number),
+        "collateral_expires": min(window.closes for window in examined.windows),
+    }
+    reasons += judge_tcb(claims, policy, at)
+    return SgxVerdict(accepted=not reasons, reasons=reasons, **verdict)
+
+
+def _refused(verdict: dict[str, Any], reasons: Sequence[Reason]) -> SgxVerdict:
+    return SgxVerdict(accepted=False, reasons=list(reasons), **verdict)
+
+
+def time_out_of_range(at: int) -> Reason:
+    """The reason for a time that is not judged."""
+    return Reason(
+        code="time.range",
+        field="at",
+        expected=f"a Unix second from 0 to {LAST_SECOND}",
+        found=str(at),
+        action="check the clock",
+    )
+
+
+@lru_cache(maxsize=256)
+def _platform(salt: bytes, pck: Pck, attestation_key: bytes, qe_id: bytes) -> PlatformIdentity:
+    return PlatformIdentity.salted(
+        salt, ppid=pck.ppid, pck_leaf=pck.leaf_der, attestation_key=attestation_key, qe_id=qe_id
+    )
+
+
+def _misfits(pck: Pck, examined: Examined, root_der: bytes) -> list[Reason]:
+    """Where quote and collateral do not belong together, or the collateral revokes the quote's certificates."""
+    reasons: list[Reason] = []
+
+    def misfit(code: str, field: str, expected: str, found: str) -> None:
+        action = "fetch the collateral of this platform; a revoked platform is not trusted"
+        reasons.append(Reason(code=code, field=field, expected=expected, found=found, action=action))
+
+    leaf, ca, root = pck.chain
+    if pck.root_der != root_der:
+        ours, theirs = sha256(root_der).hexdigest(), fingerprint(root)
+        misfit("quote.pck_chain.root", "quote.pck_chain[2]", f"root {ours}", f"root {theirs}")
+        return reasons
+    crl, root_crl, tcb_info = examined.pck_crl, examined.root_ca_crl, examined.tcb_info
+    if crl is not None and crl.issuer_key != pck.ca_key:
+        misfit("collateral.pck_crl.issuer", "collateral.pck_crl", f"the CRL of {name(ca)}", f"that of {crl.issuer}")
+    elif crl is not None and crl.revokes(leaf):
+        misfit("sgx.pck_revoked", "quote.pck_chain[0]", "a PCK certificate that is not revoked", "one in the PCK CRL")
+    if root_crl is not None and root_crl.revokes(ca):
+        misfit("sgx.pck_ca_revoked", "quote.pck_chain[1]", "a PCK CA that is not revoked", "one in the root CA CRL")
+    if tcb_info is not None:
+        for code, key, value in (("fmspc", "fmspc", pck.fmspc), ("pce_id", "pceId", pck.pce_id)):
+            said = str(tcb_info.body.get(key)).lower()
+            if said != value.hex():
+                misfit(f"sgx.{code}", f"collateral.tcb_info.{key}", value.hex(), said)
+    return reasons

@@ -1,0 +1,226 @@
+"""A TPM 2.0 quote: parsed strictly, its signature, nonce and PCR values checked.
+
+Source: TCG TPM 2.0 Library, Part 2: 10.12.8 TPMS_ATTEST, 10.12.1 TPMS_QUOTE_INFO, 10.11.1 TPMS_CLOCK_INFO,
+10.9.7 TPML_PCR_SELECTION, 11.3.4 TPMT_SIGNATURE; Part 3: 18.4 TPM2_Quote. All integers are big-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from schemas.base import Refusal
+from schemas.binding import same
+from schemas.host_policy import Bank
+
+AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+
+MAGIC = 0xFF544347
+ATTEST_QUOTE = 0x8018
+RSASSA, RSAPSS, ECDSA = 0x0014, 0x0016, 0x0018
+MAX_STRUCTURE = 4096
+"""Longest structure read, in bytes: a quote is under 300, a signature under 600."""
+
+PCR_COUNT = 24
+"""PCRs that a PC Client TPM has."""
+
+MIN_RSA_BITS = 2048
+
+_BANKS: dict[int, Bank] = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384"}
+_HASHES: dict[int, hashes.HashAlgorithm] = {0x000B: hashes.SHA256(), 0x000C: hashes.SHA384(), 0x000D: hashes.SHA512()}
+"""Signing hashes by TPM_ALG_ID. A signature over SHA-1 is not accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """A quote as the TPM made it, nothing of it checked yet.
+
+    `clock_ms` counts milliseconds of power; `reset_count` rises at each boot of the TPM, `restart_count` at each
+    resume; `safe` is false after an unorderly shutdown until the clock has caught up.
+    """
+
+    qualified_signer: bytes
+    nonce: bytes
+    clock_ms: int
+    reset_count: int
+    restart_count: int
+    safe: bool
+    firmware_version: int
+    bank: Bank
+    pcrs: tuple[int, ...]
+    pcr_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuotedPcrs:
+    """PCR values that a verified quote vouches for, and the quote."""
+
+    bank: Bank
+    values: dict[int, bytes]
+    attest: Attest
+
+    def boot_aggregate(self) -> bytes | None:
+        """The hash of PCR 0-9 in this bank as IMA computes it (PCR 0-7 for SHA-1), or None if they are not quoted."""
+        covered = range(8 if self.bank == "sha1" else 10)
+        if not self.values.keys() >= set(covered):
+            return None
+        return hashlib.new(self.bank, b"".join(self.values[index] for index in covered)).digest()
+
+
+def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: AttestationKey, nonce: bytes) -> QuotedPcrs:
+    """The PCR values of a quote, once its signature, nonce and digest fit. Raises Refusal (`tpm.*`).
+
+    `message` is a TPMS_ATTEST, `signature` a TPMT_SIGNATURE or, for ECDSA, plain DER; `pcrs` the values end to end in
+    the order of the quote's selection. The signature is checked before anything in the quote is believed.
+    """
+    attest = parse_attest(message)
+    _check_signature(message, signature, key, len(attest.pcr_digest))
+    if not same(attest.nonce, nonce):
+        raise refused("tpm.nonce", "extraData", nonce, attest.nonce, "quote again with the nonce of this challenge")
+    size = hashlib.new(attest.bank).digest_size
+    if len(pcrs) != size * len(attest.pcrs):
+        expected = f"{len(attest.pcrs)} values of {size} bytes"
+        raise refused("tpm.pcr_values", "PCR values", expected, f"{len(pcrs)} bytes", "send the values of this quote")
+    digest = _HASH_BY_SIZE[len(attest.pcr_digest)]
+    if not same(hashlib.new(digest.name, pcrs).digest(), attest.pcr_digest):
+        raise refused(
+            "tpm.pcr_digest", "pcrDigest", attest.pcr_digest, "another digest", "send the values that were quoted"
+        )
+    values = {index: pcrs[place * size : (place + 1) * size] for place, index in enumerate(attest.pcrs)}
+    return QuotedPcrs(bank=attest.bank, values=values, attest=attest)
+
+
+def read_key(pem: bytes) -> AttestationKey:
+    """An attestation key from PEM. Raises Refusal (`tpm.key`)."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise refused("tpm.key", "AK", "a public key in PEM", "something else", "export the AK as PEM") from None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+        return key
+    raise refused(
+        "tpm.key", "AK", f"RSA of {MIN_RSA_BITS} bits or more, P-256 or P-384", "another key", "create a stronger AK"
+    )
+
+
+def parse_attest(message: bytes) -> Attest:
+    """Read a TPMS_ATTEST that is a quote over PCRs of one bank. Raises Refusal (`tpm.*`)."""
+    read = Reader(message, "TPMS_ATTEST")
+    magic = read.number(4)
+    if magic != MAGIC:
+        raise refused("tpm.magic", "TPMS_ATTEST.magic", hex(MAGIC), hex(magic), "send what the TPM signed")
+    kind = read.number(2)
+    if kind != ATTEST_QUOTE:
+        raise refused("tpm.type", "TPMS_ATTEST.type", hex(ATTEST_QUOTE), hex(kind), "send a quote")
+    signer, nonce = read.sized(), read.sized()
+    clock, resets, restarts, safe = read.number(8), read.number(4), read.number(4), read.number(1)
+    if safe > 1:
+        raise refused("tpm.clock", "clockInfo.safe", "0 or 1", safe, "send what the TPM signed")
+    firmware = read.number(8)
+    bank, pcrs = _selection(read)
+    digest = read.sized()
+    read.end()
+    if len(digest) not in _HASH_BY_SIZE:
+        raise refused("tpm.hash", "pcrDigest", "SHA-256, SHA-384 or SHA-512", f"{len(digest)} bytes", "use another AK")
+    return Attest(signer, nonce, clock, resets, restarts, bool(safe), firmware, bank, pcrs, digest)
+
+
+def _selection(read: Reader) -> tuple[Bank, tuple[int, ...]]:
+    """TPML_PCR_SELECTION with exactly one bank."""
+    field, action = "pcrSelect", "quote PCR 0-10 of one bank"
+    count = read.number(4)
+    if count != 1:
+        raise refused("tpm.selection", field, "one bank", f"{count} banks", action)
+    bank = _BANKS.get(algorithm := read.number(2))
+    if bank is None:
+        raise refused("tpm.bank", field, "SHA-1, SHA-256 or SHA-384", hex(algorithm), action)
+    bitmap = int.from_bytes(read.take(read.number(1)), "little")
+    pcrs = tuple(index for index in range(bitmap.bit_length()) if bitmap >> index & 1)
+    if not pcrs or pcrs[-1] >= PCR_COUNT:
+        raise refused("tpm.selection", field, f"some PCRs below {PCR_COUNT}", pcrs, action)
+    return bank, pcrs
+
+
+def _check_signature(message: bytes, signature: bytes, key: AttestationKey, digest_size: int) -> None:
+    """Raise Refusal (`tpm.signature`) unless `key` signed `message`; the hash is the one that made pcrDigest."""
+    action = "quote with the enrolled AK"
+    try:
+        if signature[:1] == b"\x30":
+            scheme, hashed, made = ECDSA, _HASH_BY_SIZE[digest_size], signature
+        else:
+            scheme, hashed, made = _tpmt_signature(signature)
+        if hashed.digest_size != digest_size:
+            raise refused("tpm.signature", "hash", f"{digest_size} bytes, as pcrDigest", hashed.name, action)
+        if scheme == ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(made, message, ec.ECDSA(hashed))
+        elif scheme == RSASSA and isinstance(key, rsa.RSAPublicKey):
+            key.verify(made, message, padding.PKCS1v15(), hashed)
+        elif scheme == RSAPSS and isinstance(key, rsa.RSAPublicKey):
+            # TPMs salt as long as the hash or as long as fits (Part 1, B.7): AUTO takes both
+            key.verify(made, message, padding.PSS(padding.MGF1(hashed), padding.PSS.AUTO), hashed)
+        else:
+            raise refused("tpm.signature", "scheme", "one that fits the AK", hex(scheme), action)
+    except InvalidSignature:
+        raise refused("tpm.signature", "signature", "a valid signature by the AK", "an invalid one", action) from None
+
+
+def _tpmt_signature(signature: bytes) -> tuple[int, hashes.HashAlgorithm, bytes]:
+    """Scheme, hash and signature of a TPMT_SIGNATURE; ECDSA's as DER."""
+    read = Reader(signature, "TPMT_SIGNATURE")
+    scheme = read.number(2)
+    if scheme not in {RSASSA, RSAPSS, ECDSA}:
+        raise refused("tpm.signature", "sigAlg", "RSASSA, RSAPSS or ECDSA", hex(scheme), "use an AK of that kind")
+    hashed = _HASHES.get(algorithm := read.number(2))
+    if hashed is None:
+        raise refused("tpm.signature", "hash", "SHA-256, SHA-384 or SHA-512", hex(algorithm), "use another AK")
+    made = read.sized()
+    if scheme == ECDSA:
+        made = encode_dss_signature(int.from_bytes(made, "big"), int.from_bytes(read.sized(), "big"))
+    read.end()
+    return scheme, hashed, made
+
+
+class Reader:
+    """Big-endian fields of one TPM structure, one after another; refuses what is short or left over."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        if len(data) > MAX_STRUCTURE:
+            raise refused("tpm.size", name, f"at most {MAX_STRUCTURE} bytes", len(data), "send what the TPM made")
+        self._data, self._place, self._name = data, 0, name
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        start, self._place = self._place, self._place + size
+        if self._place > len(self._data):
+            found = f"{len(self._data) - start}"
+            raise refused("tpm.truncated", self._name, f"{size} more bytes", found, "send what the TPM made")
+        return self._data[start : self._place]
+
+    def number(self, size: int) -> int:
+        """An unsigned integer of `size` bytes."""
+        return int.from_bytes(self.take(size), "big")
+
+    def sized(self) -> bytes:
+        """A TPM2B: a length of two bytes, then so many bytes."""
+        return self.take(self.number(2))
+
+    def end(self) -> None:
+        """Raise Refusal if anything is left."""
+        if self._place != len(self._data):
+            left = len(self._data) - self._place
+            raise refused("tpm.trailing", self._name, "its end", f"{left} more bytes", "send what the TPM made")
+
+
+_HASH_BY_SIZE = {hashed.digest_size: hashed for hashed in _HASHES.values()}
+
+
+def refused(code: str, field: str, expected: object, found: object, action: str) -> Refusal:
+    """A refusal of TPM evidence."""
+    return Refusal.because(code, f"TPM quote, {field}", expected=expected, found=found, action=action)

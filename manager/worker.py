@@ -1,0 +1,161 @@
+"""The loop that joins the session machines to the bus. Any number of workers run it; each takes any message.
+
+A message ends in one of four ways. Handled: acknowledged. It changes nothing (it does not fit, does not open, repeats
+something): acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come:
+put back. A fault of ours: put back a few times, then dropped with an event, so that it never blocks the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import structlog
+from pydantic import JsonValue
+
+from bus import subjects
+from bus.api import Bus, BusError, Delivery
+from bus.channel import Early, Stale
+from manager.inbound import Inbound
+from manager.internal import Internal
+from manager.operators import Operators
+from manager.sessions.states import NoMove
+from schemas.base import Reason, Refusal
+
+log = structlog.get_logger(__name__)
+AT_ONCE = 64
+"""Messages in hand at the same time, of each consumer."""
+ATTEMPTS = 5
+"""Deliveries of a message that makes a worker fail, before it is dropped."""
+Emit = Callable[..., Awaitable[None]]
+
+
+class Worker:
+    """One manager worker."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        inbound: Inbound,
+        internal: Internal,
+        operators: Operators,
+        emit: Emit,
+        now: Callable[[], int],
+    ) -> None:
+        self._bus = bus
+        self._inbound = inbound
+        self._internal = internal
+        self._operators = operators
+        self._emit = emit
+        self._now = now
+        self.counts: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Take messages until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow("managers", self._from_outside))
+            group.create_task(self._follow("workers", self._internal.take))
+
+    async def _follow(self, consumer: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+        room = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group, aclosing(self._bus.consume(consumer)) as deliveries:  # type: ignore[type-var]
+            async for delivery in deliveries:
+                await room.acquire()
+                task = group.create_task(self._one(delivery, handle))
+                task.add_done_callback(lambda _: room.release())
+
+    async def _from_outside(self, subject: str, data: bytes) -> None:
+        if not subject.startswith(f"{subjects.OPERATOR}."):
+            await self._inbound.take(subject, data)
+            return
+        name, _ = subjects.parse_operator(subject)
+        try:
+            await self._operators.take(name, data, self._now())
+        except Refusal as refusal:
+            message = hashlib.sha256(data).hexdigest()
+            await self._emit("op", name, "refused", message=message, reasons=_plain(refusal.reasons))
+            raise
+
+    async def _one(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+        """Handle one delivery and settle it. Never raises: a worker outlives every message."""
+        try:
+            await self._settle(delivery, handle)
+        except BusError as error:
+            log.warning("bus", subject=delivery.subject, error=str(error))
+
+    async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+        subject = delivery.subject
+        try:
+            await handle(subject, delivery.data)
+        except Refusal as refusal:
+            await self._dropped(subject, delivery.data, refusal.reasons)
+        except (NoMove, Stale) as nothing:
+            self.counts["ignored"] += 1
+            log.info("ignored", subject=subject, why=str(nothing) or "a repeat")
+        except Early:
+            if delivery.attempt <= ATTEMPTS:
+                await delivery.again(0.05 * delivery.attempt)
+                return
+            await self._dropped(subject, delivery.data, (_early(),))
+        except BusError as error:
+            log.warning("again", subject=subject, attempt=delivery.attempt, error=str(error))
+            await delivery.again(min(0.1 * 2**delivery.attempt, 5.0))
+            return
+        except Exception as error:  # a fault of ours must neither end the worker nor admit anybody
+            log.exception("fault", subject=subject, attempt=delivery.attempt)
+            if delivery.attempt < ATTEMPTS:
+                await delivery.again(0.2 * delivery.attempt)
+                return
+            await self._dropped(subject, delivery.data, (_fault(error),))
+        else:
+            self.counts["handled"] += 1
+        await delivery.done()
+
+    async def _dropped(self, subject: str, data: bytes, reasons: tuple[Reason, ...]) -> None:
+        """Count and report a message that changed nothing."""
+        self.counts[f"dropped {reasons[0].code}"] += 1
+        kind, id, what = _who(subject)
+        log.warning("dropped", subject=subject, reasons=[reason.code for reason in reasons])
+        await self._emit(
+            kind,
+            id,
+            "dropped",
+            step=what,
+            size=len(data),
+            message=hashlib.sha256(data).hexdigest(),
+            reasons=_plain(reasons),
+        )
+
+
+def _who(subject: str) -> tuple[str, str, str]:
+    """Kind, id and step of the sender, for the event; the last three tokens, whatever they are."""
+    tokens = ["unknown", "unknown", *subject.split(".")[2:]]
+    kind, id, what = tokens[-3:]
+    return kind, id, what
+
+
+def _plain(reasons: tuple[Reason, ...]) -> list[JsonValue]:
+    return [dict(reason.model_dump()) for reason in reasons]
+
+
+def _early() -> Reason:
+    return Reason(
+        code="channel.order",
+        field="counter",
+        expected="the next message of the channel",
+        found="a later one, and nothing in between",
+        action="the agent resumes by itself; if not, restart it",
+    )
+
+
+def _fault(error: Exception) -> Reason:
+    return Reason(
+        code="worker.fault",
+        field="message",
+        expected="a message that this worker can handle",
+        found=type(error).__name__,
+        action="see the worker's log; report it",
+    )

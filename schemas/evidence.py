@@ -1,0 +1,57 @@
+"""Evidence beside the quote: how a piece of the measurement list travels, and what of it the quote covers."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+
+from schemas.base import Refusal, pack
+from schemas.binding import evidence_hash
+from schemas.messages import MAX_LIST, MeasurementList
+
+
+def host_evidence_hash(measurements: MeasurementList) -> bytes:
+    """SHA-512 that a host's quote covers: the list's piece with its place and hashes."""
+    return evidence_hash(pack(measurements))
+
+
+def app_evidence_hash(certificate_request: bytes = b"") -> bytes:
+    """SHA-512 that an application's quote covers: its certificate request; nothing in a recheck."""
+    return evidence_hash(certificate_request)
+
+
+def pack_measurements(whole: bytes, offset: int) -> MeasurementList:
+    """What a list has beyond `offset`, ready to travel. A list shorter than that travels whole, from 0."""
+    start = offset if offset <= len(whole) else 0
+    return MeasurementList(
+        offset=start,
+        size=len(whole) - start,
+        prefix=hashlib.sha256(whole[:start]).digest(),
+        whole=hashlib.sha256(whole).digest(),
+        zlib=zlib.compress(whole[start:], level=6),
+    )
+
+
+def unpack_measurements(measurements: MeasurementList) -> bytes:
+    """The piece of the list. Raises Refusal `evidence.list`; never makes more than `MAX_LIST` bytes of it."""
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(measurements.zlib, MAX_LIST)
+    except zlib.error:
+        raise _bad("zlib data", "bytes that do not decompress") from None
+    if inflate.unconsumed_tail or not inflate.eof or inflate.unused_data or len(data) != measurements.size:
+        raise _bad(f"{measurements.size} bytes", f"{len(data)} bytes, or more")
+    whole = measurements.offset == 0
+    if whole and hashlib.sha256(data).digest() != measurements.whole:
+        raise _bad("the list that its hash names", "another list")
+    return data
+
+
+def _bad(expected: str, found: str) -> Refusal:
+    return Refusal.because(
+        "evidence.list",
+        "measurement list",
+        expected=expected,
+        found=found,
+        action="the list was changed on its way, or the agent is of another version",
+    )

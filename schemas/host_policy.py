@@ -1,0 +1,129 @@
+"""What a host must be to be trusted, and what was found: host policy, golden PCRs, replay state, verdict on a list."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from schemas.base import Hex, Hex32, Model, Reason, Seconds
+
+Bank = Literal["sha1", "sha256", "sha384"]
+"""A PCR bank, by its hash algorithm (TCG Algorithm Registry: TPM_ALG_SHA1, _SHA256, _SHA384)."""
+
+BANKS: tuple[Bank, ...] = ("sha1", "sha256", "sha384")
+BootState = Literal["golden", "mismatch", "not_judged"]
+"""PCR 0-9 of a verified quote against the enrolled values; `not_judged` without a quote or without such values."""
+
+HostIntegrity = Literal["anchored", "unanchored"]
+"""`anchored`: a TPM vouches for the list and for the boot that made it. `unanchored`: the host kernel's own word."""
+
+Mode = Literal["enforcing", "observe-only"]
+
+IMA_PCR = 10
+"""The PCR that IMA extends (CONFIG_IMA_MEASURE_PCR_IDX)."""
+
+BOOT_PCRS = tuple(range(10))
+"""The PCRs that boot_aggregate covers and golden values name."""
+
+
+class HostPolicy(Model):
+    """Appraisal policy for a host's integrity. Named by the SHA-256 of its bytes, as the runtime policy it refers to.
+
+    `version` rises with every change. `runtime_policy` is the SHA-256 of the runtime policy's bytes in hexadecimal.
+    `accept_unanchored` takes a list no TPM vouches for; `accept_unjudged_boot` takes one that a TPM quote vouches for
+    on a host without golden PCR values. `bank` is the PCR bank that a quote must be over. `observe-only` judges and
+    reports alike and admits what only this policy would refuse; evidence that does not hold together is never admitted.
+    """
+
+    version: Annotated[int, Field(ge=1, lt=2**40)]
+    runtime_policy: Hex32
+    mode: Mode = "enforcing"
+    accept_unanchored: bool = False
+    accept_unjudged_boot: bool = False
+    violations: Literal["refuse", "accept"] = "refuse"
+    bank: Bank = "sha256"
+
+
+class GoldenPcrs(Model):
+    """One known-good boot: the values of PCR 0-9 in one bank, in order, in hexadecimal."""
+
+    bank: Bank
+    values: list[Hex]
+
+    @field_validator("values")
+    @classmethod
+    def _ten(cls, values: list[str]) -> list[str]:
+        if len(values) != len(BOOT_PCRS) or len({len(value) for value in values}) != 1:
+            raise ValueError("ten values of one length, PCR 0 to PCR 9")
+        return values
+
+
+class Replay(Model):
+    """How far a list has been read: entries so far and PCR 10 of each bank replayed, in hexadecimal.
+
+    A recheck goes on from it, so that a host sends only what is new.
+    """
+
+    entries: Annotated[int, Field(ge=0, lt=2**40)]
+    pcr10: dict[Bank, Hex]
+
+    @classmethod
+    def start(cls, *banks: Bank) -> Replay:
+        """Nothing read yet: PCR 10 is zero in each bank (all banks if none is named)."""
+        return cls(entries=0, pcr10={bank: "00" * hashlib.new(bank).digest_size for bank in banks or BANKS})
+
+
+class UnknownEntry(Model):
+    """An entry that the policy does not know. `index` counts from 0 over the whole list.
+
+    `path` is escaped for reading (`\\xNN` where it is not printable text); `digest` is `algorithm:hexadecimal`;
+    `nearest` is a digest that the policy knows for the same path, if it knows the path.
+    """
+
+    index: int
+    path: str
+    digest: str
+    nearest: str | None
+
+
+class ListVerdict(Model):
+    """The result of one appraisal of a measurement list, or of what was added to it.
+
+    `accepted` is the judgement; `admitted` differs from it only in observe-only mode. `entries` and `pcr10` count the
+    whole list as replayed, `anchored_entries` is how many of them the quoted PCR 10 vouches for (0 without a quote);
+    the rest is the unanchored tail. `violations`, `excluded` and `unknown_entries` count this appraisal's entries;
+    `unknown` lists the first of the unknown ones. `policy` is the SHA-256 of the runtime policy, None if none was
+    applied. `replay` is where the next recheck goes on.
+    """
+
+    accepted: bool
+    admitted: bool
+    mode: Mode
+    at: Seconds
+    policy: Hex32 | None
+    integrity: HostIntegrity
+    boot_state: BootState
+    anchored_entries: int
+    violations: int
+    excluded: int
+    unknown_entries: int
+    unknown: list[UnknownEntry]
+    reasons: list[Reason]
+    replay: Replay
+
+    @property
+    def entries(self) -> int:
+        """Entries of the whole list read so far."""
+        return self.replay.entries
+
+    @property
+    def pcr10(self) -> dict[Bank, str]:
+        """PCR 10 after those entries, by bank, in hexadecimal."""
+        return self.replay.pcr10
+
+    def document(self) -> dict[str, Any]:
+        """The verdict as a JSON document for people and programs: `entries` and `pcr10` in place of `replay`."""
+        shown = self.model_dump(mode="json", exclude={"replay"})
+        return shown | {"entries": self.entries, "pcr10": dict(self.pcr10)}

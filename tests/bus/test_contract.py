@@ -1,0 +1,381 @@
+"""What `bus.api` promises, held against the bus in memory and the real server alike."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from bus import layout, subjects
+from bus.api import Bus, BusError, Conflict, Delivery, Entry, Message
+from bus.memory import MemoryServer
+from tests.bus.conftest import Join
+
+SESSION = "ab" * 16
+OTHER = "cd" * 16
+HELLO = subjects.inbound("host", "h1", "hello")
+
+
+@dataclass
+class World:
+    """One bus: the manager's connection, a host's, and how to let time pass."""
+
+    manager: Bus
+    host: Bus
+    now: Callable[[], int]
+    pass_time: Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+async def memory_world() -> AsyncIterator[World]:
+    clock = [1_800_000_000.0]
+    server = MemoryServer(lambda: clock[0])
+
+    async def pass_time(seconds: int) -> None:
+        clock[0] += seconds
+        server.tick()
+
+    manager, host = server.connect(), server.connect()
+    yield World(manager, host, lambda: int(clock[0]), pass_time)
+    await host.close()
+    await manager.close()
+
+
+@pytest.fixture
+async def nats_world(join: Join) -> World:
+    async def wait(seconds: int) -> None:
+        """The real server keeps its own time; the test waits for what it does then."""
+
+    return World(await join("manager", "m"), await join("host", "h1"), lambda: int(time.time()), wait)
+
+
+@pytest.fixture(params=["memory_world", "nats_world"])
+def world(request: pytest.FixtureRequest) -> World:
+    chosen: World = request.getfixturevalue(request.param)
+    return chosen
+
+
+async def take(bus: Bus, consumer: str, count: int = 1) -> list[Delivery]:
+    """The next deliveries, not acknowledged."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(10), aclosing(generator(bus.consume(consumer))) as deliveries:
+        async for delivery in deliveries:
+            taken.append(delivery)
+            if len(taken) == count:
+                break
+    return taken
+
+
+def generator(iterator: Any) -> Any:
+    """The interface says iterator; both are generators, which can be closed."""
+    return iterator
+
+
+async def nothing_waits(bus: Bus, consumer: str, mark: str) -> None:
+    """Assert that a marker sent now is the very next delivery."""
+    await bus.publish(mark, b"marker")
+    (delivery,) = await take(bus, consumer)
+    assert (delivery.subject, delivery.data) == (mark, b"marker")
+    await delivery.done()
+
+
+MARK_WORK = subjects.work("test", SESSION, "mark")
+
+
+async def test_a_published_message_is_delivered_with_its_headers(world: World) -> None:
+    await world.host.publish(HELLO, b"hi", headers={"ce-id": "7"})
+    (delivery,) = await take(world.manager, "managers")
+    assert (delivery.subject, delivery.data, delivery.attempt) == (HELLO, b"hi", 1)
+    assert delivery.headers["ce-id"] == "7"
+
+
+async def test_a_repeated_id_is_stored_once(world: World) -> None:
+    work = subjects.work("test", SESSION, "step")
+    for _ in range(3):
+        await world.manager.publish(work, b"once", message_id="an-id")
+    (delivery,) = await take(world.manager, "workers")
+    await delivery.done()
+    await world.manager.publish(work, b"once", message_id="an-id")  # also after it was taken
+    await nothing_waits(world.manager, "workers", MARK_WORK)
+
+
+async def test_the_same_data_without_an_id_is_stored_twice(world: World) -> None:
+    for _ in range(2):
+        await world.host.publish(HELLO, b"hi")
+    assert [delivery.data for delivery in await take(world.manager, "managers", 2)] == [b"hi", b"hi"]
+
+
+async def test_what_is_given_back_comes_again_and_says_so(world: World) -> None:
+    await world.manager.publish(MARK_WORK, b"x")
+    for attempt in (1, 2, 3):
+        (delivery,) = await take(world.manager, "workers")
+        assert delivery.attempt == attempt
+        await delivery.again()
+    (delivery,) = await take(world.manager, "workers")
+    await delivery.done()
+    await nothing_waits(world.manager, "workers", MARK_WORK)
+
+
+async def test_two_workers_share_a_consumer(world: World) -> None:
+    for number in range(6):
+        await world.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
+    first = await take(world.manager, "workers", 3)
+    second = await take(world.manager, "workers", 3)
+    assert sorted(delivery.data for delivery in [*first, *second]) == [b"%d" % n for n in range(6)]
+
+
+async def test_messages_come_in_order(world: World) -> None:
+    for number in range(40):
+        await world.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
+    taken = await take(world.manager, "workers", 40)
+    assert [delivery.data for delivery in taken] == [b"%d" % n for n in range(40)]
+
+
+async def test_a_full_subject_refuses_its_own_sender_only(world: World) -> None:
+    for _ in range(layout.IN.max_msgs_per_subject):
+        await world.host.publish(HELLO, b"hi")
+    with pytest.raises(BusError, match="maximum messages per subject exceeded"):
+        await world.host.publish(HELLO, b"one too many")
+    await world.host.publish(subjects.inbound("host", "h1", "evidence"), b"another subject")
+    (delivery,) = await take(world.manager, "managers")
+    await delivery.done()
+    await world.manager.flush()
+    await world.host.publish(HELLO, b"room again")
+
+
+async def test_a_subject_that_no_stream_takes_is_an_error() -> None:
+    server = MemoryServer()
+    bus = server.connect()
+    with pytest.raises(BusError, match="no stream"):
+        await bus.publish("attest.v1.nowhere", b"")
+
+
+async def test_a_plain_message_reaches_who_listens(world: World) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    subscription = await world.host.listen(subjects.outbound_all("host", "h1"), heard.put)
+    await world.host.flush()
+    await world.manager.send(subjects.outbound("host", "h1", "challenge"), b"one")
+    await world.manager.send(subjects.outbound("host", "h2", "challenge"), b"not for h1")
+    await world.manager.send(subjects.outbound("host", "h1", "grant"), b"two")
+    async with asyncio.timeout(5):
+        messages = [await heard.get(), await heard.get()]
+    assert [(message.subject, message.data) for message in messages] == [
+        (subjects.outbound("host", "h1", "challenge"), b"one"),
+        (subjects.outbound("host", "h1", "grant"), b"two"),
+    ]
+    await subscription.close()
+
+
+async def test_a_handler_that_raises_gets_the_next_message(world: World) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def handler(message: Message) -> None:
+        if message.data == b"bad":
+            raise ValueError("a fault of the handler")
+        await heard.put(message.data)
+
+    await world.host.listen(subjects.outbound_all("host", "h1"), handler)
+    await world.host.flush()
+    for data in (b"bad", b"good"):
+        await world.manager.send(subjects.outbound("host", "h1", "challenge"), data)
+    async with asyncio.timeout(5):
+        assert await heard.get() == b"good"
+
+
+async def test_a_closed_subscription_hears_nothing(world: World) -> None:
+    closed: asyncio.Queue[Message] = asyncio.Queue()
+    still: asyncio.Queue[Message] = asyncio.Queue()
+    subscription = await world.host.listen(subjects.outbound_all("host", "h1"), closed.put)
+    await world.host.listen(subjects.outbound_all("host", "h1"), still.put)
+    await subscription.close()
+    await world.host.flush()
+    await world.manager.send(subjects.outbound("host", "h1", "challenge"), b"x")
+    async with asyncio.timeout(5):
+        await still.get()
+    assert closed.empty()
+
+
+async def test_a_bucket_keeps_the_newest_value(world: World) -> None:
+    bucket = world.manager.bucket("sessions")
+    assert await bucket.get("a.b") is None
+    first = await bucket.put("a.b", b"1")
+    second = await bucket.put("a.b", b"2")
+    assert second > first
+    assert await bucket.get("a.b") == Entry("a.b", b"2", second)
+    await bucket.put("c", b"")
+    assert await bucket.get("c") == Entry("c", b"", second + 1)
+    assert await bucket.keys() == ["a.b", "c"]
+
+
+async def test_compare_and_set_has_one_winner(world: World) -> None:
+    bucket = world.manager.bucket("sessions")
+    revision = await bucket.create("k", b"0")
+    with pytest.raises(Conflict):
+        await bucket.create("k", b"again")
+    with pytest.raises(Conflict):
+        await bucket.update("k", b"x", revision + 1)
+    results = await asyncio.gather(*(bucket.update("k", b"%d" % n, revision) for n in range(5)), return_exceptions=True)
+    winners = [n for n, result in enumerate(results) if isinstance(result, int)]
+    assert len(winners) == 1
+    assert sum(isinstance(result, Conflict) for result in results) == 4
+    entry = await bucket.get("k")
+    assert entry is not None and entry.value == b"%d" % winners[0]
+
+
+async def test_a_deleted_key_is_free_again(world: World) -> None:
+    bucket = world.manager.bucket("sessions")
+    revision = await bucket.create("k", b"0")
+    await bucket.delete("k")
+    await bucket.delete("never-there")
+    assert await bucket.get("k") is None
+    assert await bucket.keys() == []
+    with pytest.raises(Conflict):
+        await bucket.update("k", b"stale", revision)
+    again = await bucket.create("k", b"1")
+    assert await bucket.get("k") == Entry("k", b"1", again)
+
+
+async def test_a_value_too_large_is_refused(world: World) -> None:
+    bucket = world.manager.bucket("sessions")
+    await bucket.put("k", bytes(layout.SESSIONS.max_value - 1024))
+    with pytest.raises(BusError, match="message size exceeds maximum allowed"):
+        await bucket.put("k", bytes(layout.SESSIONS.max_value + 1))
+
+
+async def test_a_watch_shows_what_is_and_then_what_changes(world: World) -> None:
+    bucket = world.manager.bucket("admissions")
+    one = await bucket.put("serial.1", b"1")
+    await bucket.put("gone", b"x")
+    await bucket.delete("gone")
+    two = await bucket.put("serial.2", b"2")
+    async with asyncio.timeout(10), aclosing(generator(bucket.watch())) as changes:
+        assert [await anext(changes) for _ in range(3)] == [
+            Entry("serial.1", b"1", one),
+            Entry("serial.2", b"2", two),
+            None,
+        ]
+        three = await bucket.put("serial.1", b"3")
+        assert await anext(changes) == Entry("serial.1", b"3", three)
+        await bucket.delete("serial.2")
+        assert await anext(changes) == Entry("serial.2", None, three + 1)
+
+
+async def test_a_watch_of_a_pattern_shows_that_only(world: World) -> None:
+    bucket = world.manager.bucket("admissions")
+    await bucket.put("host.a", b"1")
+    await bucket.put("serial.a", b"2")
+    async with asyncio.timeout(10), aclosing(generator(bucket.watch("host.*"))) as changes:
+        first = await anext(changes)
+        assert first is not None and first.key == "host.a"
+        assert await anext(changes) is None
+        await bucket.put("serial.b", b"3")
+        await bucket.put("host.b", b"4")
+        second = await anext(changes)
+        assert second is not None and second.key == "host.b"
+
+
+async def test_a_watch_misses_nothing_of_a_burst(world: World) -> None:
+    bucket = world.manager.bucket("admissions")
+    async with asyncio.timeout(20), aclosing(generator(bucket.watch())) as changes:
+        assert await anext(changes) is None
+        await asyncio.gather(*(bucket.put(f"k{n}", b"%d" % n) for n in range(600)))
+        seen: dict[str, bytes | None] = {}
+        while len(seen) < 600:
+            entry = await anext(changes)
+            assert entry is not None
+            seen[entry.key] = entry.value
+    assert seen == {f"k{n}": b"%d" % n for n in range(600)}
+
+
+async def test_a_large_bucket_is_read_whole(world: World) -> None:
+    bucket = world.manager.bucket("sessions")
+    await asyncio.gather(*(bucket.put(f"k{n}", bytes(2000)) for n in range(1300)))
+    assert await bucket.keys() == sorted(f"k{n}" for n in range(1300))
+
+
+async def test_events_can_be_read_back(world: World) -> None:
+    for number in range(300):
+        await world.manager.publish(subjects.event("host", "h1", f"n{number}"), b"%d" % number, headers={"ce-id": "1"})
+    await world.manager.publish(subjects.event("host", "h2", "other"), b"x")
+    pattern = f"{subjects.EVENTS}.host.h1.*"
+    told = [message async for message in world.manager.history(pattern)]
+    assert [message.data for message in told] == [b"%d" % n for n in range(300)]
+    assert told[0].subject == subjects.event("host", "h1", "n0") and told[0].headers["ce-id"] == "1"
+    assert [m async for m in world.manager.history(f"{subjects.EVENTS}.app.>")] == []
+
+
+async def test_a_deadline_fires_once(world: World) -> None:
+    await world.manager.schedule(subjects.deadline(SESSION), b"late", at=world.now() + 1)
+    await world.pass_time(2)
+    (delivery,) = await take(world.manager, "workers")
+    assert (delivery.subject, delivery.data) == (subjects.due(subjects.deadline(SESSION)), b"late")
+    assert delivery.headers["Nats-Scheduler"] == subjects.deadline(SESSION)
+    await delivery.done()
+    await nothing_waits(world.manager, "workers", MARK_WORK)
+
+
+async def test_a_deadline_in_the_past_fires(world: World) -> None:
+    await world.manager.schedule(subjects.deadline(SESSION), b"late", at=world.now() - 5)
+    (delivery,) = await take(world.manager, "workers")
+    assert delivery.data == b"late"
+
+
+async def test_a_cancelled_deadline_does_not_fire(world: World) -> None:
+    at = world.now() + 1
+    await world.manager.schedule(subjects.deadline(SESSION), b"cancelled", at=at)
+    await world.manager.schedule(subjects.deadline(OTHER), b"stands", at=at + 1)
+    await world.manager.cancel(subjects.deadline(SESSION))
+    await world.manager.cancel(subjects.deadline("ef" * 16))  # was never there
+    await world.pass_time(3)
+    (delivery,) = await take(world.manager, "workers")
+    assert delivery.data == b"stands"
+    await delivery.done()
+    await nothing_waits(world.manager, "workers", MARK_WORK)
+
+
+async def test_a_new_deadline_replaces_the_old(world: World) -> None:
+    at = world.now()
+    await world.manager.schedule(subjects.deadline(SESSION), b"old", at=at + 1)
+    await world.manager.schedule(subjects.deadline(SESSION), b"new", at=at + 2)
+    await world.pass_time(3)
+    (delivery,) = await take(world.manager, "workers")
+    assert delivery.data == b"new"
+    await delivery.done()
+    await nothing_waits(world.manager, "workers", MARK_WORK)
+
+
+async def test_only_a_deadline_can_be_scheduled(world: World) -> None:
+    with pytest.raises(ValueError, match="no deadline"):
+        await world.manager.schedule(HELLO, b"", at=world.now())
+    with pytest.raises(ValueError, match="no deadline"):
+        await world.manager.cancel(subjects.CANCELLED)
+
+
+async def test_after_the_close_everything_is_an_error(world: World) -> None:
+    await world.host.close()
+    await world.host.close()
+    with pytest.raises(BusError):
+        await world.host.publish(HELLO, b"")
+    with pytest.raises(BusError):
+        await world.host.send("x", b"")
+    with pytest.raises(BusError):
+        await world.host.flush()
+    with pytest.raises(BusError):
+        await world.host.listen("x", _ignore)
+
+
+async def test_a_consumer_ends_with_its_connection(world: World) -> None:
+    waiting = asyncio.create_task(take(world.manager, "managers"))
+    await world.manager.flush()
+    await world.manager.close()
+    with pytest.raises(BusError, match="closed"):
+        await waiting
+
+
+async def _ignore(_message: Message) -> None:
+    pass

@@ -1,0 +1,167 @@
+"""Keys and credentials: made once, private, and only as good as the key that signed them."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode
+from pathlib import Path
+
+import nkeys
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bus.api import BusError
+from bus.credentials import SYSTEM, Holder, _new_seed, _public, _sign, create, holder, issue, load, write_private
+from bus.nats import connect
+from bus.permissions import ROLES
+from bus.server import EmbeddedServer
+from schemas.base import Refusal
+
+
+def claims(token: str) -> dict[str, object]:
+    body = token.split(".")[1]
+    decoded: dict[str, object] = json.loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    return decoded
+
+
+def code(refusal: pytest.ExceptionInfo[Refusal]) -> str:
+    return refusal.value.reasons[0].code
+
+
+def test_every_secret_file_is_private_and_trust_holds_none(keys: Path) -> None:
+    seeds = sorted(path.name for path in keys.glob("*.seed"))
+    assert seeds == sorted([*(f"{role}.seed" for role in ROLES), "bus-operator.seed"])
+    text = (keys / "trust.json").read_text()
+    for name in seeds:
+        assert (keys / name).stat().st_mode & 0o777 == 0o600
+        assert (keys / name).read_text() not in text
+    assert keys.stat().st_mode & 0o777 == 0o700
+
+
+def test_keys_are_never_overwritten(keys: Path) -> None:
+    before = (keys / "bus-operator.seed").read_bytes()
+    with pytest.raises(Refusal) as refusal:
+        create(keys)
+    assert code(refusal) == "file.write"
+    assert (keys / "bus-operator.seed").read_bytes() == before
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Refusal):
+        write_private(tmp_path / "link", b"secret")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_only_the_managers_account_has_jetstream_and_exports(keys: Path) -> None:
+    for account in load(keys).accounts:
+        nats = claims(account.jwt)["nats"]
+        assert isinstance(nats, dict)
+        is_manager = account.role == "manager"
+        assert ("disk_storage" in nats["limits"]) is is_manager
+        assert ("exports" in nats) is is_manager
+        assert ("imports" in nats) is (account.role not in ("manager", SYSTEM))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
+    role: str, keys: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.creds"
+    issue(keys, role, "name-1", path)
+    issue(keys, role, "name-1", path)  # a new one replaces the old
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert holder(path) == Holder(role, "name-1")
+    nats = claims(path.read_text().split("\n")[1])["nats"]
+    assert isinstance(nats, dict)
+    assert set(nats) == {"type", "issuer_account", "tags", "version"}
+
+
+@pytest.mark.parametrize("name", ["", "UPPER", "a.b", "*", ">", "a b", "../x", "{{name()}}", "a" * 64])
+def test_a_name_that_could_widen_a_subject_is_refused(name: str, keys: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as refusal:
+        issue(keys, "host", name, tmp_path / "x.creds")
+    assert code(refusal) == "credentials.name"
+    assert not (tmp_path / "x.creds").exists()
+
+
+def test_an_unknown_role_is_refused(keys: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as refusal:
+        issue(keys, "root", "x", tmp_path / "x.creds")
+    assert code(refusal) == "credentials.role"
+
+
+def test_a_folder_without_keys_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as refusal:
+        issue(tmp_path, "host", "x", tmp_path / "x.creds")
+    assert code(refusal) == "credentials.seed"
+    (tmp_path / "host.seed").write_bytes(b"SUAnonsense")
+    with pytest.raises(Refusal) as refusal:
+        issue(tmp_path, "host", "x", tmp_path / "x.creds")
+    assert code(refusal) == "credentials.seed"
+
+
+def test_a_missing_credential_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as refusal:
+        holder(tmp_path / "none.creds")
+    assert refusal.value.reasons[0].field == str(tmp_path / "none.creds")
+
+
+@given(st.text() | st.binary().map(lambda b: "-----BEGIN NATS USER JWT-----\n" + b.hex() + "\n"))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.creds"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Refusal) as refusal:
+        holder(path)
+    assert code(refusal) == "credentials.file"
+
+
+async def refused(server: EmbeddedServer, path: Path) -> None:
+    with pytest.raises(BusError, match="does not take the credential"):
+        await connect([server.url], path)
+
+
+def credential(path: Path, token: str, seed: bytes) -> Path:
+    path.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    return path
+
+
+def user_claims(keys: Path, role: str, **more: object) -> dict[str, object]:
+    account = load(keys).account(role).key
+    return {"type": "user", "issuer_account": account, "tags": [f"role:{role}"], **more}
+
+
+async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
+    """One signed by another role's key, one by itself, one with permissions added, one with a changed name."""
+    user, path = _new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
+    host = (keys / "host.seed").read_bytes()
+    everything = {"allow": [">"]}
+    forgeries = [
+        _sign(host, "m", _public(user), user_claims(keys, "manager")),
+        _sign(_new_seed(nkeys.PREFIX_BYTE_ACCOUNT), "m", _public(user), user_claims(keys, "manager")),
+        _sign(host, "m", _public(user), user_claims(keys, "host", pub=everything, sub=everything)),
+    ]
+    for token in forgeries:
+        await refused(server, credential(path, token, user))
+    good = _sign(host, "h1", _public(user), user_claims(keys, "host"))
+    bus = await connect([server.url], credential(path, good, user))
+    await bus.close()
+    other_key = _new_seed(nkeys.PREFIX_BYTE_USER)
+    await refused(server, credential(path, good, other_key))  # the JWT alone is not enough
+
+
+async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
+    """The tag only tells the client what to ask for; what it gets is by the key that signed."""
+    user = _new_seed(nkeys.PREFIX_BYTE_USER)
+    token = _sign(
+        (keys / "host.seed").read_bytes(), "h1", _public(user), user_claims(keys, "host", tags=["role:manager"])
+    )
+    bus = await connect([server.url], credential(tmp_path / "x.creds", token, user))
+    with pytest.raises(BusError):
+        await bus.bucket("sessions").get("x")
+    await bus.close()

@@ -1,0 +1,224 @@
+"""What a stolen credential can do with headers and reply subjects: nothing outside its own subjects.
+
+Subject permissions cover neither. Every one that the server gives a meaning to is tried, with every role that can
+publish, on the real server; then everything that is not the thief's own must be as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+import pytest
+
+from bus import layout, subjects
+from bus.api import Message
+from bus.nats import NatsBus
+from bus.permissions import EDGE_API, MANAGER, NAME, ROLES
+from tests.bus.conftest import Join
+
+SESSION = "ab" * 16
+THIEF, OTHER = "thief", "other"
+FAR = 4_000_000_000
+
+TARGETS = (
+    "$KV.sessions.record",
+    "$KV.admissions.lease",
+    "$KV.summaries.readable",
+    subjects.work("host", SESSION, "x"),
+    subjects.deadline(SESSION),
+    subjects.due(subjects.deadline(SESSION)),
+    subjects.event("host", "h", "trusted"),
+    subjects.inbound("host", OTHER, "hello"),
+    subjects.inbound("app", OTHER, "hello"),
+    subjects.inbound("gateway", OTHER, "report"),
+    subjects.operator(OTHER, "revoke"),
+    "$JS.API.STREAM.PURGE.KV_sessions",
+    "$JS.API.STREAM.DELETE.ATTEST_IN",
+    "$JS.API.STREAM.INFO.ATTEST_IN",
+    "$JS.API.CONSUMER.DELETE.ATTEST_IN.managers",
+    f"{EDGE_API}.STREAM.INFO.ATTEST_IN",
+    "$JS.ACK.ATTEST_IN.managers.1.1.1.1.0",
+)
+
+
+def header_attacks() -> Iterator[dict[str, str]]:
+    """Every header that reaches beyond the message that carries it (NATS ADR-4, 8, 43, 50, 51; server 2.15)."""
+    yield {"Nats-Rollup": "all"}
+    yield {"Nats-Rollup": "sub"}
+    yield {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+    yield {"Nats-TTL": "1s"}
+    yield {"Nats-TTL": "never"}
+    yield {"Nats-Scheduler": subjects.deadline(SESSION), "Nats-Schedule-Next": "purge"}
+    yield {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1"}
+    yield {"Nats-Incr": "+1"}
+    yield {"Nats-Marker-Reason": "Purge"}
+    yield {"Nats-Expected-Stream": "KV_sessions"}
+    yield {"Nats-Msg-Id": "the-managers-next-id"}
+    for target in TARGETS:
+        yield {"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": target}
+        yield {"Nats-Schedule": "@every 1s", "Nats-Schedule-Target": target, "Nats-Schedule-Source": target}
+        yield {"Nats-Trace-Dest": target}
+        yield {"Nats-Trace-Dest": target, "Nats-Trace-Only": "true"}
+        yield {"Nats-Trace-Dest": target, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        yield {"Nats-Subject": target, "Nats-Stream": "KV_sessions", "Nats-Sequence": "1"}
+
+
+@dataclass
+class Everything:
+    """All that is stored, by stream and subject, and the values in the buckets."""
+
+    counts: dict[str, dict[str, int]]
+    values: dict[str, bytes | None]
+
+
+async def look(manager: NatsBus, own: str) -> Everything:
+    """What is there now, without what is the thief's own."""
+    counts = {}
+    for stream in (*layout.STREAMS, *(bucket.stream for bucket in layout.BUCKETS.values())):
+        info = await manager.jetstream.stream_info(stream, subjects_filter=">")
+        counts[stream] = {s: n for s, n in (info.state.subjects or {}).items() if own not in s}
+    values = {}
+    for bucket, key in (("sessions", "record"), ("admissions", "lease"), ("summaries", "readable")):
+        entry = await manager.bucket(bucket).get(key)
+        values[bucket] = entry and entry.value
+    return Everything(counts, values)
+
+
+async def furnish(manager: NatsBus, join: Join) -> None:
+    """Something of everybody's in every place; room enough that no attack is refused for want of it."""
+    info = await manager.jetstream.stream_info(layout.IN.name)
+    info.config.max_msgs_per_subject = 10_000
+    await manager.jetstream.update_stream(info.config)
+    for bucket, key in (("sessions", "record"), ("admissions", "lease"), ("summaries", "readable")):
+        await manager.bucket(bucket).put(key, b"honest")
+    await manager.publish(subjects.work("host", SESSION, "x"), b"work")
+    await manager.schedule(subjects.deadline(SESSION), b"deadline", at=FAR)
+    await manager.publish(subjects.event("host", "h", "trusted"), b"{}")
+    for role, step in (("host", "hello"), ("app", "hello"), ("gateway", "report")):
+        bus = await join(role, OTHER)
+        await bus.publish(subjects.inbound(role, OTHER, step), b"honest")
+    operator = await join("operator", OTHER)
+    await operator.publish(subjects.operator(OTHER, "revoke"), b"honest")
+
+
+def places(role: str) -> list[str]:
+    """Where a role's credential may publish, with the thief's name."""
+    return [s.replace(NAME, THIEF).replace("*", "revoke") for s in ROLES[role].may_publish()]
+
+
+THIEVES = [role for role in ROLES if role != MANAGER]
+
+
+@pytest.mark.parametrize("role", THIEVES)
+async def test_no_header_reaches_beyond_its_own_message(role: str, join: Join) -> None:
+    manager, thief = await join(MANAGER, "m"), await join(role, THIEF)
+    await furnish(manager, join)
+    before = await look(manager, f".{THIEF}.")
+    for subject in places(role):
+        for headers in header_attacks():
+            await thief.client.publish(subject, b"{}", headers=dict(headers))
+            await thief.client.publish(subject, b"{}", reply=thief.client.new_inbox(), headers=dict(headers))
+    await thief.flush()
+    await asyncio.gather(*(manager.publish(mark, b"") for mark in [subjects.event("test", "t", "after")]))
+    after = await look(manager, f".{THIEF}.")
+    after.counts[layout.EVENTS.name].pop(subjects.event("test", "t", "after"))
+    assert after == before
+
+
+@pytest.mark.parametrize("role", THIEVES)
+async def test_no_reply_subject_reaches_beyond_the_roles_own_account(role: str, join: Join) -> None:
+    """The server answers to any reply subject that it is given; it must not do so in the manager's account."""
+    manager, thief = await join(MANAGER, "m"), await join(role, THIEF)
+    await furnish(manager, join)
+    before = await look(manager, f".{THIEF}.")
+    for subject in places(role):
+        for target in TARGETS:
+            for body in (b"{}", b"", page_request("admissions"), b'{"last_by_subj":"$KV.admissions.lease"}'):
+                await thief.client.publish(subject, body, reply=target)
+    await thief.flush()
+    await manager.flush()
+    assert await look(manager, f".{THIEF}.") == before
+
+
+def page_request(bucket: str) -> bytes:
+    return json.dumps({"seq": 1, "next_by_subj": f"$KV.{bucket}.>", "batch": 10}).encode()
+
+
+@pytest.mark.parametrize("role", ["host", "app"])
+async def test_what_reaches_another_agent_of_the_role_is_never_the_thiefs_words(role: str, join: Join) -> None:
+    """One account holds a role's agents, so an acknowledgement can be sent astray to a sibling; nothing else can.
+
+    It is neither signed nor sealed: the sibling drops it like any garbage.
+    """
+    thief, sibling = await join(role, THIEF), await join(role, OTHER)
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await sibling.listen(subjects.outbound_all(role, OTHER), heard.put)
+    await sibling.listen(f"_INBOX.{role}.{OTHER}.>", heard.put)
+    await sibling.flush()
+    subject = subjects.inbound(role, THIEF, "hello")
+    for target in (subjects.outbound(role, OTHER, "challenge"), f"_INBOX.{role}.{OTHER}.x"):
+        await thief.client.publish(subject, b"the thief's words", reply=target)
+        await thief.client.publish(subject, b"the thief's words", headers={"Nats-Trace-Dest": target})
+    await thief.flush()
+    await sibling.publish(subjects.inbound(role, OTHER, "hello"), b"x")
+    await sibling.flush()
+    while not heard.empty():
+        message = heard.get_nowait()
+        assert b"the thief's words" not in message.data
+        json.loads(message.data)
+
+
+async def test_an_id_used_elsewhere_suppresses_nothing_of_the_managers(join: Join) -> None:
+    """Even a known id: deduplication is by stream, and the manager's streams are its own."""
+    manager, thief = await join(MANAGER, "m"), await join("host", THIEF)
+    await thief.publish(subjects.inbound("host", THIEF, "hello"), b"x", message_id="the-managers-next-id")
+    await manager.publish(subjects.work("host", SESSION, "x"), b"work", message_id="the-managers-next-id")
+    await manager.publish(subjects.event("host", "h", "x"), b"{}", message_id="the-managers-next-id")
+    seen = await look(manager, f".{THIEF}.")
+    assert seen.counts[layout.WORK.name] == {subjects.work("host", SESSION, "x"): 1}
+    assert seen.counts[layout.EVENTS.name] == {subjects.event("host", "h", "x"): 1}
+
+
+async def test_every_id_that_the_bus_makes_is_new_and_long(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = await join("host", "h1")
+    sent: list[str] = []
+    publish = host.jetstream.publish
+
+    async def spy(*arguments: Any, headers: dict[str, str], **more: Any) -> Any:
+        sent.append(headers["Nats-Msg-Id"])
+        return await publish(*arguments, headers=headers, **more)
+
+    monkeypatch.setattr(host.jetstream, "publish", spy)
+    for _ in range(3):
+        await host.publish(subjects.inbound("host", "h1", "hello"), b"same")
+    assert len(set(sent)) == 3 and all(len(id) == 32 for id in sent)
+
+
+async def test_an_unanswered_message_is_sent_again_with_its_id_and_stored_once(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The acknowledgement is lost twice; a compare-and-set, too, then succeeds by its repeat."""
+    manager = await join(MANAGER, "m")
+    publish, calls = manager.jetstream.publish, []
+
+    async def lossy(*arguments: Any, **more: Any) -> Any:
+        answer = await publish(*arguments, **more)
+        calls.append(more["headers"]["Nats-Msg-Id"])
+        if len(calls) % 3:
+            raise nats.errors.TimeoutError
+        return answer
+
+    monkeypatch.setattr(manager.jetstream, "publish", lossy)
+    await manager.publish(subjects.work("host", SESSION, "x"), b"work")
+    revision = await manager.bucket("sessions").create("k", b"1")
+    await manager.bucket("sessions").update("k", b"2", revision)
+    assert len(calls) == 9 and len(set(calls)) == 3
+    entry = await manager.bucket("sessions").get("k")
+    assert entry is not None and (entry.value, entry.revision) == (b"2", revision + 1)
+    seen = await look(manager, "nobody")
+    assert seen.counts[layout.WORK.name] == {subjects.work("host", SESSION, "x"): 1}

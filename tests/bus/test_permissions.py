@@ -1,0 +1,254 @@
+"""Who may say and hear what: every role, every subject of the bus, publish and subscribe, tried on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from bus import layout, subjects
+from bus.api import BusError, Message
+from bus.credentials import issue
+from bus.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, Role, exports, imports
+from bus.server import EmbeddedServer
+from tests.bus.conftest import Join
+
+ME, OTHER = "me", "other"
+SESSION = "ab" * 16
+
+
+def every_subject() -> list[str]:
+    """All that any role may publish or hear, for `me` and for another, and what nobody should reach."""
+    patterns = {
+        *(subject for role in ROLES.values() for subject in (*role.may_publish(), *role.may_subscribe())),
+        *(f"{role.inbox}.>" for role in ROLES.values()),
+        *(f"{subjects.IN}.{role}.{NAME}.{step}" for role, steps in subjects.STEPS.items() for step in steps),
+        *(f"{prefix}.{verb}.{stream}" for prefix in (API, EDGE_API) for stream in stored() for verb in STREAM_VERBS),
+        *(f"{API}.CONSUMER.CREATE.{stream}.mine" for stream in stored()),
+        *(f"{API}.CONSUMER.DURABLE.CREATE.{stream}.mine" for stream in stored()),
+        *(f"$KV.{bucket}.key" for bucket in layout.BUCKETS),
+        *(stream_subject for stream in layout.STREAMS.values() for stream_subject in stream.subjects),
+        f"{API}.INFO",
+        f"{API}.STREAM.NAMES",
+        f"{API}.CONSUMER.DELETE.{layout.IN.name}.{layout.MANAGERS.name}",
+        f"{subjects.IN}.host.{NAME}.hello.deeper",
+        f"{subjects.IN}.host.{NAME}.unknown",
+        f"{subjects.DUE}.{SESSION}",
+        "$SYS.REQ.SERVER.PING",
+        "_INBOX.other",
+        "anything",
+    }
+    return sorted({p.replace(NAME, name) for p in patterns for name in (ME, OTHER)})
+
+
+STREAM_VERBS = ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.INFO", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE")
+
+
+def stored() -> list[str]:
+    return [*layout.STREAMS, *(bucket.stream for bucket in layout.BUCKETS.values())]
+
+
+def concrete(subject: str) -> str:
+    """One subject that a pattern stands for."""
+    return ".".join("x" if token in ("*", ">") else token for token in subject.split("."))
+
+
+def allowed(patterns: list[str], subject: str) -> bool:
+    return any(subjects.matches(pattern.replace(NAME, ME), subject) for pattern in patterns)
+
+
+@dataclass
+class Raw:
+    """A plain client, and what the server refused it."""
+
+    client: Client
+    refused: list[str] = field(default_factory=list)
+
+    async def problem(self, error: Exception) -> None:
+        text = str(error)
+        if "permissions violation" in text:
+            self.refused.append(text.split('"')[1])
+
+    async def settle(self) -> None:
+        """Return once the server has answered all that was sent (see `NatsBus.flush` for why twice)."""
+        await self.client.flush()
+        await self.client.flush()
+
+
+async def nothing() -> None:
+    pass
+
+
+async def raw(
+    server: EmbeddedServer, keys: Path, path: Path, role: str, closed: Callable[[], Awaitable[None]] = nothing
+) -> Raw:
+    issue(keys, role, ME, path)
+    result = Raw(Client())
+    await result.client.connect(
+        server.url,
+        user_credentials=str(path),
+        error_cb=result.problem,
+        closed_cb=closed,
+        allow_reconnect=False,
+        inbox_prefix=f"_INBOX.{role}.{ME}",
+    )
+    return result
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
+async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
+    role: Role, server: EmbeddedServer, keys: Path, tmp_path: Path
+) -> None:
+    tried = sorted({concrete(subject) for subject in every_subject()})
+    connection = await raw(server, keys, tmp_path / "creds", role.name)
+    for subject in tried:
+        await connection.client.publish(subject, b"")
+    await connection.settle()
+    await connection.client.close()
+    expected = [subject for subject in tried if not allowed(role.may_publish(), subject)]
+    assert sorted(connection.refused) == sorted(subject.lower() for subject in expected)
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
+async def test_subscribe_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
+    role: Role, server: EmbeddedServer, keys: Path, tmp_path: Path
+) -> None:
+    tried = sorted({">", "*", "attest.>", "$KV.>", "_INBOX.>", f"_INBOX.{role.name}.*", *every_subject()})
+    own = [subject.replace(NAME, ME) for subject in role.may_subscribe()]
+    connection = await raw(server, keys, tmp_path / "creds", role.name)
+    for subject in tried:
+        subscription = await connection.client.subscribe(subject)
+        await connection.settle()
+        await subscription.unsubscribe()
+    await connection.settle()
+    await connection.client.close()
+    expected = [subject for subject in tried if not any(within(subject, pattern) for pattern in own)]
+    assert sorted(connection.refused) == sorted(subject.lower() for subject in expected)
+
+
+def within(subject: str, pattern: str) -> bool:
+    """Whether all that a (possibly wild) subject stands for lies within a pattern."""
+    if not subjects.matches(pattern, subject):
+        return False
+    return not (subject.endswith(">") and not pattern.endswith(">"))
+
+
+NEVER = {
+    "host": ["attest.v1.in.host.other.hello", "attest.v1.in.app.me.hello", "attest.v1.op.me.revoke", "$KV.sessions.x"],
+    "app": ["attest.v1.in.app.other.hello", "attest.v1.in.host.me.hello", "attest.v1.out.app.me.ready"],
+    "gateway": ["$KV.admissions.x", "attest.v1.in.gateway.other.report", "attest.v1.in.host.me.hello"],
+    "operator": ["attest.v1.op.other.revoke", "$KV.enrolment.x", "attest.v1.events.host.me.x"],
+    "viewer": ["attest.v1.op.me.revoke", "$KV.summaries.x", "attest.v1.in.host.me.hello"],
+    MANAGER: ["attest.v1.in.host.me.hello", "attest.v1.op.me.revoke", "attest.v1.due.x"],
+}
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
+def test_the_table_itself_gives_nobody_what_is_not_theirs(role: Role) -> None:
+    for subject in NEVER[role.name]:
+        assert not allowed(role.may_publish(), subject)
+    for call in role.calls if role.name != MANAGER else ():
+        assert call.split(".")[:2] not in (["CONSUMER", "CREATE"], ["STREAM", "CREATE"], ["STREAM", "UPDATE"])
+    for call in role.calls:
+        assert not any(word in call for word in ("DELETE", "PURGE", "SNAPSHOT", "RESTORE")), call
+
+
+def test_no_account_but_the_managers_sees_sessions_work_or_due() -> None:
+    hidden = ("sessions", "enrolment", "policies", "collateral", "operators", subjects.WORK, subjects.SCHEDULE)
+    for subject in exports():
+        assert not any(word in subject for word in hidden), subject
+    for role in ROLES.values():
+        if role.name != MANAGER:
+            assert {item.subject for item in imports(role)} <= set(exports())
+
+
+async def test_the_same_name_in_another_role_shares_nothing(join: Join) -> None:
+    """An application called like a host, a manager or an operator hears and reaches nothing of theirs."""
+    manager, host, app = await join(MANAGER, "same"), await join("host", "same"), await join("app", "same")
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await host.listen(subjects.outbound_all("host", "same"), heard.put)
+    await host.flush()
+    for refused in ("_INBOX.manager.same.>", "_INBOX.host.same.>", subjects.outbound_all("host", "same")):
+        await app.listen(refused, heard.put)
+    await app.flush()
+    await manager.send(subjects.outbound("host", "same", "challenge"), b"for the host")
+    async with asyncio.timeout(5):
+        assert (await heard.get()).data == b"for the host"
+    await app.flush()
+    assert heard.empty()
+
+
+async def test_each_role_can_do_its_work(join: Join) -> None:
+    manager, gateway = await join(MANAGER, "m"), await join("gateway", "g1")
+    operator, viewer = await join("operator", "alice"), await join("viewer", "v")
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    for watcher in (operator, viewer):
+        await watcher.listen(f"{subjects.EVENTS}.>", heard.put)
+        await watcher.flush()
+    await manager.publish(subjects.event("host", "h1", "trusted"), b"{}")
+    async with asyncio.timeout(5):
+        assert [(await heard.get()).data for _ in range(2)] == [b"{}", b"{}"]
+    await gateway.publish(subjects.inbound("gateway", "g1", "report"), b"applied")
+    await operator.publish(subjects.operator("alice", "revoke"), b"command")
+    await manager.bucket("summaries").put("s", b"1")
+    await manager.bucket("admissions").put("a", b"2")
+    for reader, bucket, value in (
+        (operator, "summaries", b"1"),
+        (viewer, "summaries", b"1"),
+        (viewer, "admissions", b"2"),
+        (gateway, "admissions", b"2"),
+    ):
+        key = bucket[0]
+        entry = await reader.bucket(bucket).get(key)
+        assert entry is not None and entry.value == value
+        assert await reader.bucket(bucket).keys() == [key]
+    info = await viewer.jetstream.stream_info(layout.IN.name)
+    assert info.state.messages == 2
+
+
+async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bus.nats.ATTEMPTS", 1)
+    monkeypatch.setattr("bus.nats.ANSWER_S", 0.2)
+    gateway = await join("gateway", "g1")
+    with pytest.raises(BusError, match="no answer"):
+        await gateway.bucket("admissions").put("a", b"forged")
+
+
+@pytest.mark.parametrize("what", ["payload", "subscriptions"])
+async def test_an_agents_payload_and_subscriptions_are_bounded(
+    what: str, server: EmbeddedServer, keys: Path, tmp_path: Path
+) -> None:
+    """At the bound it goes on; one over, and the connection ends."""
+    closed = asyncio.Event()
+
+    async def ended() -> None:
+        closed.set()
+
+    connection, role = await raw(server, keys, tmp_path / "creds", "app", ended), ROLES["app"]
+    client = connection.client
+    if what == "payload":
+        await client.publish("attest.v1.in.app.me.hello", bytes(role.max_payload))
+        await connection.settle()
+        assert not closed.is_set()
+        await client.publish("attest.v1.in.app.me.hello", bytes(role.max_payload + HEADERS + 1))
+    else:
+        for number in range(role.max_subscriptions):
+            await client.subscribe(f"_INBOX.app.me.{number}")
+        await connection.settle()
+        assert not closed.is_set()
+        await client.subscribe("_INBOX.app.me.more")
+    async with asyncio.timeout(10):
+        await closed.wait()
+
+
+async def test_a_message_too_large_is_not_sent(join: Join) -> None:
+    app = await join("app", "a1")
+    with pytest.raises(BusError, match="may send"):
+        await app.publish("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload + 1))
+    with pytest.raises(BusError, match="may send"):
+        await app.send("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload + 1))
+    await app.publish("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload), headers={"h": "x" * 1000})

@@ -1,0 +1,221 @@
+"""The embedded server: it starts, says why not, comes back after a kill, and never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bus.server
+from bus import subjects
+from bus.api import BusError, Entry, Message
+from bus.credentials import Trust, create, issue
+from bus.nats import connect
+from bus.server import EmbeddedServer, find_binary
+from schemas.base import Refusal
+from tests.bus.conftest import Join
+
+ROOT = Path(bus.server.__file__).parents[1]
+
+
+def gone(pid: int, within_s: float = 10.0) -> bool:
+    """Whether a process has ended, waiting for it (pidfd_open(2))."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], within_s)[0])
+    finally:
+        os.close(descriptor)
+
+
+async def test_a_busy_port_is_named(tmp_path: Path, trust: Trust) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Refusal) as refusal:
+            await EmbeddedServer(tmp_path, trust, port=port).start()
+    (reason,) = refusal.value.reasons
+    assert reason.code == "bus.server"
+    assert str(port) in reason.field and "address already in use" in reason.found
+
+
+async def test_a_missing_binary_is_named(tmp_path: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(importlib.metadata, "files", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refusal) as refusal:
+        await EmbeddedServer(tmp_path / "server", trust).start()
+    assert refusal.value.reasons[0].code == "bus.server.missing"
+
+
+def test_the_binary_is_found_in_the_wheel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = find_binary()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert find_binary().samefile(usual)
+
+
+async def test_it_listens_on_loopback_and_its_files_are_private(server: EmbeddedServer, tmp_path: Path) -> None:
+    assert server.url.startswith("nats://127.0.0.1:")
+    configuration = tmp_path / "server" / "nats-server.conf"
+    assert configuration.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "server").stat().st_mode & 0o777 == 0o700
+    addresses = Path(f"/proc/{server.pid}/net/tcp").read_text()
+    port = f":{int(server.url.rsplit(':', 1)[1]):04X}"
+    listening = [line.split()[1] for line in addresses.splitlines() if port in line and " 0A " in line]
+    assert listening == [f"0100007F{port}"]
+
+
+async def test_its_end_is_noticed(server: EmbeddedServer) -> None:
+    waiting = asyncio.create_task(server.wait())
+    os.kill(server.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert await waiting == -signal.SIGKILL
+    await server.stop()
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = server.pid
+
+
+async def test_no_server_is_a_clear_error(tmp_path: Path, keys: Path) -> None:
+    path = tmp_path / "h.creds"
+    issue(keys, "host", "h1", path)
+    with pytest.raises(BusError, match=r"no connection to nats://127.0.0.1:9"):
+        await connect(["nats://127.0.0.1:9"], path, patience_s=0.2)
+
+
+async def test_a_credential_of_another_bus_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
+    create(tmp_path / "other")
+    path = tmp_path / "stranger.creds"
+    issue(tmp_path / "other", "manager", "m", path)
+    with pytest.raises(BusError, match="does not take the credential"):
+        await connect([server.url], path)
+
+
+async def test_everything_resumes_after_a_kill(server: EmbeddedServer, join: Join) -> None:
+    """kill -9 and start again: watch, consumer, subscription and publish of the same connections go on."""
+    manager, host = await join("manager", "m"), await join("host", "h1")
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await host.listen(subjects.outbound_all("host", "h1"), heard.put)
+    bucket = manager.bucket("admissions")
+    kept = await bucket.put("kept", b"1")
+    await manager.schedule(subjects.deadline("ab" * 16), b"due", at=0)
+    changes: Any = bucket.watch()
+    deliveries: Any = manager.consume("workers")
+    async with asyncio.timeout(30), aclosing(changes), aclosing(deliveries):
+        assert [await anext(changes), await anext(changes)] == [Entry("kept", b"1", kept), None]
+        fired = await anext(deliveries)
+        await fired.done()
+        await manager.flush()
+        os.kill(server.pid, signal.SIGKILL)
+        await server.wait()
+        await server.stop()
+        stored = asyncio.create_task(host.publish(subjects.inbound("host", "h1", "hello"), b"while it was down"))
+        await server.start()
+        await stored
+        assert await anext(changes) == Entry("kept", b"1", kept)  # shown once more, nothing invented
+        later = await bucket.put("later", b"2")
+        assert await anext(changes) == Entry("later", b"2", later)
+        await manager.publish(subjects.work("test", "ab" * 16, "again"), b"work")
+        delivery = await anext(deliveries)
+        assert delivery.data == b"work"
+        await delivery.done()
+        await host.flush()
+        await manager.send(subjects.outbound("host", "h1", "challenge"), b"hello again")
+        assert (await heard.get()).data == b"hello again"
+    assert (manager.connections, host.connections) == (2, 2)
+
+
+async def test_what_was_taken_and_not_acknowledged_comes_again_after_a_kill(server: EmbeddedServer, join: Join) -> None:
+    manager = await join("manager", "m")
+    await manager.publish(subjects.work("test", "ab" * 16, "x"), b"work")
+    deliveries: Any = manager.consume("workers")
+    async with asyncio.timeout(30), aclosing(deliveries):
+        first = await anext(deliveries)
+        os.kill(server.pid, signal.SIGKILL)
+        await server.wait()
+        await server.stop()
+        await server.start()
+        await manager.flush()
+        await first.again()
+        second = await anext(deliveries)
+    assert second.data == b"work"  # `attempt` may count from 1 again: the server does not flush it at each delivery
+
+
+async def test_a_worker_that_dies_has_its_message_redelivered(join: Join) -> None:
+    """After ack_wait, made short here, with nobody giving it back."""
+    manager = await join("manager", "m")
+    info = await manager.jetstream.consumer_info("ATTEST_WORK", "workers")
+    info.config.ack_wait = 1
+    await manager.jetstream.add_consumer("ATTEST_WORK", info.config)
+    await manager.publish(subjects.work("test", "ab" * 16, "x"), b"work")
+    deliveries: Any = manager.consume("workers")
+    async with asyncio.timeout(15), aclosing(deliveries):
+        attempts = [(await anext(deliveries)).attempt for _ in range(2)]
+    assert attempts == [1, 2]
+
+
+async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> None:
+    one, two = await join("manager", "one"), await join("manager", "two")
+    for number in range(8):
+        await one.publish(subjects.work("test", "ab" * 16, f"n{number}"), b"%d" % number)
+    first: Any = one.consume("workers", batch=8)
+    second: Any = two.consume("workers", batch=8)
+    async with asyncio.timeout(10):
+        async with aclosing(first):
+            taken = await anext(first)
+            await taken.done()
+        async with aclosing(second):
+            rest = [(await anext(second)).data for _ in range(7)]
+    assert sorted([taken.data, *rest]) == [b"%d" % n for n in range(8)]
+
+
+PARENT = """
+    import asyncio, sys
+    from pathlib import Path
+    from bus.credentials import load
+    from bus.server import EmbeddedServer
+
+    async def main():
+        async with EmbeddedServer(Path(sys.argv[2]), load(Path(sys.argv[1]))) as server:
+            print(server.pid, flush=True)
+            if sys.argv[3] == "raise":
+                raise RuntimeError("a fault of the parent")
+            if sys.argv[3] == "wait":
+                await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "sent"),
+    [
+        ("return", None),
+        ("raise", None),
+        ("wait", signal.SIGINT),
+        ("wait", signal.SIGTERM),
+        ("wait", signal.SIGKILL),
+    ],
+)
+def test_no_server_outlives_its_parent(tmp_path: Path, keys: Path, how: str, sent: signal.Signals | None) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(keys), str(tmp_path / "server"), how]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        if sent is not None:
+            parent.send_signal(sent)
+        parent.wait(timeout=20)
+    assert gone(pid)

@@ -1,0 +1,204 @@
+"""The ledger: every rule by itself, and then all of them under statements in any order."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
+from schemas.admission import HostLease, Lease, Statement, Withdrawal
+from schemas.base import Refusal
+
+SESSION = "0a" * 16
+CERT, HOST = "cert.01", f"host.{SESSION}"
+LONGEST, SKEW = 60, 5
+
+
+def ledger() -> Ledger:
+    return Ledger("sdn", longest_lease_s=LONGEST, skew_s=SKEW)
+
+
+def lease(issued_at: int = 100, expires_at: int = 130, sequence: int = 1, **more: Any) -> Lease:
+    values: dict[str, Any] = {
+        "gateways": "sdn",
+        "serial": "01",
+        "certificate": "ab" * 32,
+        "identity": "spiffe://sdn.example.org/host/h1/app/a1",
+        "app": "a1",
+        "host": "h1",
+        "app_session": "0b" * 16,
+        "host_session": SESSION,
+        "integrity": "anchored",
+        "simulated": False,
+        "observe_only": False,
+    }
+    return Lease(issued_at=issued_at, expires_at=expires_at, sequence=sequence, **values | more)
+
+
+def host(issued_at: int = 100, expires_at: int = 130, sequence: int = 1) -> HostLease:
+    return HostLease(host="h1", host_session=SESSION, issued_at=issued_at, expires_at=expires_at, sequence=sequence)
+
+
+def withdrawal(key: str = CERT, issued_at: int = 110, until: int = 130, sequence: int = 2) -> Withdrawal:
+    return Withdrawal(key=key, issued_at=issued_at, until=until, sequence=sequence, reason="app.revoked")
+
+
+def refused(book: Ledger, statement: Statement, at: int) -> str:
+    before = dict(book)
+    with pytest.raises(Refusal) as refusal:
+        book.take(statement, at)
+    assert dict(book) == before
+    return refusal.value.reasons[0].code
+
+
+def test_a_lease_is_an_entry_until_its_end() -> None:
+    book = ledger()
+    assert book.take(lease(), 100) and book.take(host(), 100)
+    assert book.entry(CERT, 129) == CertificateEntry(
+        sequence=1,
+        until=130,
+        sha256="ab" * 32,
+        identity="spiffe://sdn.example.org/host/h1/app/a1",
+        host_session=SESSION,
+        integrity="anchored",
+        simulated=False,
+        observe_only=False,
+    )
+    assert book.entry(HOST, 129) == HostEntry(sequence=1, until=130, host="h1")
+    assert book.entry(CERT, 130) is None and book.entry(HOST, 130) is None
+    assert book.entry("cert.02", 100) is None
+
+
+def test_no_lease_is_longer_than_the_longest() -> None:
+    book = ledger()
+    book.take(lease(expires_at=10_000), 100)
+    entry = book.entry(CERT, 100)
+    assert entry is not None and entry.until == 100 + LONGEST
+    assert refused(ledger(), lease(expires_at=10_000), 100 + LONGEST) == "admission.expired"
+
+
+def test_another_set_of_gateways() -> None:
+    assert refused(ledger(), lease(gateways="other"), 100) == "admission.set"
+
+
+@pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
+def test_issued_ahead_of_the_clock(statement: Statement) -> None:
+    assert refused(ledger(), statement, 100 - SKEW - 1) == "admission.future"
+    assert ledger().take(statement, 100 - SKEW)
+
+
+@pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
+def test_over(statement: Statement) -> None:
+    assert refused(ledger(), statement, 130) == "admission.expired"
+    assert ledger().take(statement, 129)
+
+
+def test_the_sequence_rises() -> None:
+    book = ledger()
+    book.take(lease(sequence=5), 100)
+    assert not book.take(lease(sequence=5), 100), "the same again is nothing new"
+    assert refused(book, lease(sequence=4), 100) == "admission.sequence"
+    assert refused(book, lease(sequence=5, expires_at=140), 100) == "admission.sequence"
+    assert book.take(lease(sequence=6, expires_at=140), 100)
+
+
+def test_a_shorter_lease_does_not_let_an_older_one_back_in() -> None:
+    book = ledger()
+    book.take(lease(sequence=1, expires_at=150), 100)
+    book.take(lease(sequence=2, expires_at=120), 100)
+    assert book.forget(120) == []
+    assert refused(book, lease(sequence=1, expires_at=150), 121) == "admission.sequence"
+    assert book.forget(150) == [CERT]
+    assert refused(book, lease(sequence=1, expires_at=150), 150) == "admission.expired"
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 9])
+def test_a_withdrawal_is_final_whatever_its_sequence(sequence: int) -> None:
+    book = ledger()
+    book.take(lease(sequence=5), 100)
+    assert book.take(withdrawal(sequence=sequence), 110)
+    assert book.entry(CERT, 110) is None
+    assert refused(book, lease(sequence=5), 110) == "admission.withdrawn"
+    assert refused(book, lease(sequence=10, issued_at=111, expires_at=140), 111) == "admission.withdrawn"
+
+
+def test_a_withdrawal_outlives_every_lease_signed_before_it() -> None:
+    book = ledger()
+    book.take(withdrawal(issued_at=110, until=111), 110)
+    longest = lease(issued_at=110 + SKEW, expires_at=10_000, sequence=9)
+    assert refused(book, longest, 110 + SKEW) == "admission.withdrawn"
+    assert book.forget(110 + LONGEST + SKEW - 1) == []
+    assert CERT in book
+    assert book.forget(110 + LONGEST + SKEW) == []
+    assert CERT not in book
+    assert refused(book, longest, 110 + LONGEST + SKEW) == "admission.expired"
+
+
+def test_an_old_withdrawal_is_over() -> None:
+    assert refused(ledger(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
+
+
+def test_lapsed_leases_are_told_once() -> None:
+    book = ledger()
+    book.take(lease(), 100)
+    book.take(host(expires_at=150), 100)
+    assert book.forget(129) == []
+    assert book.forget(130) == [CERT]
+    assert book.forget(130) == []
+    assert list(book) == [HOST]
+
+
+def test_difference() -> None:
+    kept, new, changed = (HostEntry(sequence=i, until=9, host="h1") for i in (1, 2, 3))
+    changes = difference(
+        {"kept": kept, "new": new, "changed": changed},
+        {"kept": kept.model_dump_json(), "changed": new.model_dump_json(), "stray": "junk"},
+    )
+    assert changes.remove == ["stray"]
+    assert changes.put == {"new": new, "changed": changed}
+
+
+times = st.integers(100, 300)
+leases = st.builds(
+    lambda issued, length, sequence: lease(issued, issued + length, sequence),
+    times,
+    st.integers(1, 90),
+    st.integers(1, 6),
+)
+withdrawals = st.builds(
+    lambda issued, left, sequence: withdrawal(CERT, issued, issued + left, sequence),
+    times,
+    st.integers(0, 90),
+    st.integers(1, 6),
+)
+
+
+@given(steps=st.lists(st.tuples(st.one_of(leases, leases, withdrawals), st.integers(0, 20)), max_size=30))
+def test_statements_in_any_order(steps: list[tuple[Lease | Withdrawal, int]]) -> None:
+    """Whatever the bus plays, in whatever order, nobody is in who should not be."""
+    book, at, taken, sequences = ledger(), 100, [], [0]
+    for statement, later in steps:
+        at += later
+        book.forget(at)
+        try:
+            changed = book.take(statement, at)
+        except Refusal:
+            changed = False
+        if changed:
+            taken.append(statement)
+        entry = book.entry(CERT, at)
+        if entry is None:
+            continue
+        (source,) = {s for s in taken if isinstance(s, Lease) and s.sequence == entry.sequence and s == book[CERT]}
+        assert at < entry.until <= min(source.expires_at, source.issued_at + LONGEST)
+        assert source.issued_at <= at + SKEW
+        for withdrawn in (s for s in taken if isinstance(s, Withdrawal)):
+            # Admitted after a withdrawal only by a statement that the manager signed after it.
+            assert source.issued_at > withdrawn.issued_at + SKEW - 1
+        alive = [s for s in taken if isinstance(s, Lease) and s.expires_at > at]
+        assert entry.sequence == max(s.sequence for s in alive)
+        sequences.append(entry.sequence)
+    if not any(isinstance(s, Withdrawal) for s in taken) and at < 160:
+        assert all(a <= b for a, b in pairwise(sequences))

@@ -1,0 +1,131 @@
+"""Signed statements: believed under their own label, signer and key, and only then."""
+
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.admission import (
+    MAX_APPLIED,
+    Applied,
+    GatewayReport,
+    Posted,
+    Serial,
+    Statement,
+    Withdrawal,
+    open_posted,
+    open_report,
+    post,
+    serial_hex,
+    sign_report,
+    spiffe_id,
+)
+from schemas.base import Refusal, pack, unpack
+from tests.gateway.test_ledger import host, lease, withdrawal
+
+KEY = Ed25519PrivateKey.generate()
+PUBLIC = KEY.public_key().public_bytes_raw()
+STATEMENTS: list[Statement] = [lease(), host(), withdrawal()]
+REPORT = GatewayReport(
+    gateway="g1", epoch="0c" * 16, applied=[Applied(key="cert.01", state="admitted", sequence=1)], at=100
+)
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: type(s).__name__)
+def test_a_statement_comes_back(statement: Statement) -> None:
+    assert open_posted(statement.key, post(KEY, statement), {PUBLIC}) == statement
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("kind", ["lease", "host lease", "withdrawal"])
+def test_a_statement_is_of_one_kind(statement: Statement, kind: Any) -> None:
+    posted = unpack(Posted, post(KEY, statement))
+    if posted.kind != kind:
+        with pytest.raises(Refusal) as refusal:
+            open_posted(statement.key, pack(Posted(kind=kind, signed=posted.signed)), {PUBLIC})
+        assert refusal.value.reasons[0].code == "signature.invalid"
+
+
+def test_another_signer_and_another_key() -> None:
+    with pytest.raises(Refusal) as signer:
+        open_posted("cert.01", post(Ed25519PrivateKey.generate(), lease()), {PUBLIC})
+    with pytest.raises(Refusal) as key:
+        open_posted("cert.02", post(KEY, lease()), {PUBLIC})
+    assert signer.value.reasons[0].code == "signature.signer"
+    assert key.value.reasons[0].code == "admission.key"
+
+
+@given(place=st.integers(0), flip=st.integers(1, 255))
+def test_a_mangled_statement_is_refused(place: int, flip: int) -> None:
+    value = bytearray(post(KEY, lease()))
+    value[place % len(value)] ^= flip
+    with pytest.raises(Refusal):
+        open_posted("cert.01", bytes(value), {PUBLIC})
+
+
+@given(value=st.binary(max_size=300))
+def test_random_bytes_are_refused(value: bytes) -> None:
+    with pytest.raises(Refusal):
+        open_posted("cert.01", value, {PUBLIC})
+    with pytest.raises(Refusal):
+        open_report(value, {PUBLIC})
+
+
+def test_a_report_comes_back_and_only_from_its_gateway() -> None:
+    assert open_report(sign_report(KEY, REPORT), {PUBLIC}) == REPORT
+    with pytest.raises(Refusal) as refusal:
+        open_report(sign_report(Ed25519PrivateKey.generate(), REPORT), {PUBLIC})
+    assert refusal.value.reasons[0].code == "signature.signer"
+
+
+def test_the_largest_report_fits() -> None:
+    applied = [
+        Applied(key=f"host.{i:032x}", state="withdrawn", sequence=2**63 - 1, app_session="0b" * 16)
+        for i in range(MAX_APPLIED)
+    ]
+    report = REPORT.model_copy(update={"applied": applied})
+    assert open_report(sign_report(KEY, report), {PUBLIC}) == report
+    with pytest.raises(ValidationError):
+        GatewayReport(gateway="g1", epoch="0c" * 16, applied=[*applied, applied[0]], at=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": "spiffe://sdn.example.org/host/h1/app/a2"},
+        {"identity": "spiffe://sdn.example.org/host/h2/app/a1"},
+        {"identity": "https://sdn.example.org/host/h1/app/a1"},
+        {"identity": "spiffe://sdn.example.org/host/h1/app/a1\r\nX: y"},
+        {"serial": "00"},
+        {"serial": "1"},
+        {"serial": "0A"},
+        {"serial": "01" * 21},
+        {"certificate": "ab"},
+        {"expires_at": 100},
+        {"sequence": 0},
+        {"integrity": "none"},
+    ],
+)
+def test_a_lease_that_contradicts_itself_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        lease(**change)
+
+
+@pytest.mark.parametrize("key", ["cert.", "cert.zz", "app.01", "cert.01.02", "epoch", "cert." + "0" * 41])
+def test_a_withdrawal_is_of_a_key(key: str) -> None:
+    with pytest.raises(ValidationError):
+        Withdrawal(key=key, issued_at=1, until=2, sequence=1, reason="x")
+
+
+@given(serial=st.integers(1, 2**159 - 1))
+def test_every_serial_has_one_spelling(serial: int) -> None:
+    text = serial_hex(serial)
+    assert TypeAdapter[str](Serial).validate_python(text) == text
+    assert int(text, 16) == serial
+
+
+def test_identity() -> None:
+    assert spiffe_id("sdn.example.org", "h1", "a1") == lease().identity

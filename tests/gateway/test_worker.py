@@ -1,0 +1,368 @@
+"""The worker between a bus and the real nginx: what it believes, what it applies, what it says, and that it recovers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bus.api import Bus, BusError
+from bus.memory import MemoryServer
+from bus.subjects import inbound
+from manager.gateway.dictionary import Dictionary
+from manager.gateway.ledger import HostEntry
+from manager.gateway.worker import GatewayWorker
+from schemas.admission import Applied, Statement, Withdrawal, open_report, post
+from schemas.settings import BusSettings, GatewaySettings
+from tests.gateway.support import APP_SESSION, HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, running, until
+
+pytestmark = pytest.mark.stack
+HOST = f"host.{HOST_SESSION}"
+Told = tuple[str, dict[str, object]]
+
+
+class Deployment:
+    """A bus, its keys, and what the worker told."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.bus = FakeBus()
+        self.manager = Ed25519PrivateKey.generate()
+        self.identity = Ed25519PrivateKey.generate()
+        self.events: list[Told] = []
+        self.emit_fails = False
+        self._sequence = 0
+
+    async def emit(self, kind: str, id_: str, what: str, data: dict[str, object]) -> None:
+        assert (kind, id_) == ("gateway", "g1")
+        if self.emit_fails:
+            raise BusError("not connected")
+        self.events.append((what, data))
+
+    def worker(self, bus: object = None, **more: Any) -> GatewayWorker:
+        values: dict[str, Any] = {"longest_lease_s": 60, "reconcile_s": 3600}
+        settings = GatewaySettings(
+            bus=BusSettings(url="nats://unused", credentials=Path("unused")),
+            id="g1",
+            gateway_set="sdn",
+            identity=Path("unused"),
+            manager_identity=[self.manager.public_key().public_bytes_raw().hex()],
+            nginx_socket=self.gate.config.admin,
+            **values | more,
+        )
+        return GatewayWorker(settings, bus=cast(Bus, bus or self.bus), identity=self.identity, emit=self.emit)
+
+    async def say(self, *statements: Statement, signer: Ed25519PrivateKey | None = None) -> None:
+        for statement in statements:
+            await self.bus.put(statement.key, post(signer or self.manager, statement))
+
+    async def admit(self, *clients: Client, lease_s: int = 30, sequence: int = 1) -> None:
+        now = int(time.time())
+        await self.say(host_lease(now, lease_s=lease_s, sequence=sequence))
+        await self.say(*(lease(c, now, lease_s=lease_s, sequence=sequence) for c in clients))
+        for client in clients:
+            await self.reported(client.key, "admitted", sequence)
+
+    async def withdraw(self, key: str, sequence: int = 2) -> None:
+        now = int(time.time())
+        await self.say(Withdrawal(key=key, issued_at=now, until=now + 30, sequence=sequence, reason="app.revoked"))
+        await self.reported(key, "withdrawn", sequence)
+
+    def reports(self) -> list[Applied]:
+        gateways = {self.identity.public_key().public_bytes_raw()}
+        assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
+        return [item for _, data in self.bus.published for item in open_report(data, gateways).applied]
+
+    async def reported(self, key: str, state: str, sequence: int) -> Applied:
+        found: list[Applied] = []
+        while not (found := [r for r in self.reports() if (r.key, r.state, r.sequence) == (key, state, sequence)]):
+            self.bus.heard.clear()
+            await asyncio.wait_for(self.bus.heard.wait(), 15)
+        return found[-1]
+
+    async def told(self, what: str, fits: Callable[[dict[str, object]], bool] = lambda _: True) -> dict[str, object]:
+        async def found() -> list[dict[str, object]]:
+            return [data for name, data in self.events if name == what and fits(data)]
+
+        return (await until(found, bool))[-1]
+
+
+@asynccontextmanager
+async def at_work(worker: GatewayWorker) -> AsyncIterator[None]:
+    task = asyncio.create_task(worker.run())
+    try:
+        yield
+        assert not task.done(), "the worker does not end by itself"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+def deployment(gate: Gate) -> Deployment:
+    return Deployment(gate)
+
+
+@pytest.fixture
+async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
+    async with at_work(deployment.worker()):
+        yield deployment
+
+
+async def status(client: Client) -> int:
+    return (await client.http.get("/x")).status_code
+
+
+async def test_admitted_reported_and_passed(working: Deployment) -> None:
+    client = working.gate.client()
+    assert await status(client) == 403
+    await working.admit(client)
+    assert await status(client) == 200
+    assert (await working.reported(client.key, "admitted", 1)).app_session == APP_SESSION
+    assert (await working.reported(HOST, "admitted", 1)).app_session is None
+    assert client.issued is not None
+    told = await working.told("admitted", lambda data: data["key"] == client.key)
+    assert told["who"] == client.issued.identity
+
+
+async def test_once_withdrawal_is_reported_nothing_passes(working: Deployment) -> None:
+    client, other = working.gate.client(), working.gate.client(app="a2")
+    await working.admit(client, other)
+    assert await status(client) == await status(other) == 200
+    await working.withdraw(client.key)
+    assert await status(client) == 403
+    assert await status(other) == 200
+    assert (await working.told("withdrawn"))["reason"] == "app.revoked"
+
+
+async def test_a_host_takes_all_its_applications_with_it(working: Deployment) -> None:
+    clients = [working.gate.client(app=f"a{i}") for i in range(5)]
+    await working.admit(*clients)
+    assert [await status(c) for c in clients] == [200] * 5
+    await working.withdraw(HOST)
+    assert [await status(c) for c in clients] == [403] * 5
+
+
+async def test_a_renewal_is_reported_and_is_no_new_admission(working: Deployment) -> None:
+    client = working.gate.client()
+    await working.admit(client)
+    await working.admit(client, sequence=2)
+    await working.admit(client, sequence=3)
+    assert await status(client) == 200
+    assert [data["key"] for what, data in working.events if what == "admitted"].count(client.key) == 1
+
+
+async def test_what_is_not_the_managers_word_admits_nobody(working: Deployment) -> None:
+    now = int(time.time())
+    client = working.gate.client()
+    good = lease(client, now)
+    stranger = Ed25519PrivateKey.generate()
+    await working.say(host_lease(now))
+    await working.bus.put("cert.aa", post(working.manager, good))
+    await working.bus.put(client.key, post(working.manager, good)[:-1])
+    await working.bus.put(client.key, b"")
+    await working.say(good, signer=stranger)
+    await working.say(lease(client, now, gateways="other"))
+    await working.say(lease(client, now + 60))
+    await working.say(lease(client, now - 60))
+
+    async def codes() -> list[Any]:
+        return [cast(Any, data["reason"])["code"] for what, data in working.events if what == "refused"]
+
+    assert await until(codes, lambda found: len(found) == 7) == [
+        "admission.key",
+        "message.encoding",
+        "message.encoding",
+        "signature.signer",
+        "admission.set",
+        "admission.future",
+        "admission.expired",
+    ]
+    assert await status(client) == 403
+    assert set(await working.gate.contents()) <= {HOST}
+
+
+async def test_old_statements_played_again_change_nothing(working: Deployment) -> None:
+    now = int(time.time())
+    client = working.gate.client()
+    first = post(working.manager, lease(client, now, lease_s=40))
+    await working.bus.put(client.key, first)
+    await working.admit(client, sequence=2, lease_s=20)
+    before = await working.gate.contents()
+    await working.bus.put(client.key, first)
+    await working.told("refused", lambda data: cast(Any, data["reason"])["code"] == "admission.sequence")
+    assert await working.gate.contents() == before
+    await working.withdraw(client.key, sequence=3)
+    await working.bus.put(client.key, first)
+    await working.told("refused", lambda data: cast(Any, data["reason"])["code"] == "admission.withdrawn")
+    assert await status(client) == 403
+
+
+async def test_a_deletion_in_the_bucket_neither_ends_nor_revives(working: Deployment) -> None:
+    client, gone = working.gate.client(), working.gate.client(app="a2")
+    await working.admit(client, gone)
+    await working.withdraw(gone.key)
+    for key in (client.key, gone.key):
+        await working.bus.delete(key)
+    await working.admit(other := working.gate.client(app="a3"), sequence=2)
+    assert [await status(c) for c in (client, gone, other)] == [200, 403, 200]
+
+
+async def test_a_restarted_nginx_is_filled_again(working: Deployment) -> None:
+    client, gone = working.gate.client(), working.gate.client(app="a2")
+    await working.admit(client, gone)
+    await working.withdraw(gone.key)
+    await working.gate.nginx.kill()
+    await working.gate.nginx.start()
+    await until(working.gate.contents, lambda contents: client.key in contents)
+    assert await status(client) == 200
+    assert await status(gone) == 403
+    assert (await working.told("reconciled"))["put"] == 2
+
+
+async def test_nginx_away_is_told_and_waited_for(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, time.time)
+    deployment = Deployment(gate)
+    client = gate.client()
+    async with at_work(deployment.worker()):
+        await deployment.told("nginx-failed")
+        now = int(time.time())
+        await deployment.say(host_lease(now), lease(client, now))
+        assert deployment.reports() == []
+        async with running(gate):
+            await deployment.reported(client.key, "admitted", 1)
+            assert await status(client) == 200
+
+
+async def test_without_a_worker_access_ends_by_itself(deployment: Deployment) -> None:
+    client = deployment.gate.client()
+    async with at_work(deployment.worker()):
+        await deployment.admit(client, lease_s=2)
+        assert await status(client) == 200
+
+    async def answer() -> int:
+        return await status(client)
+
+    assert await until(answer, lambda code: code == 403) == 403
+
+
+async def test_a_new_worker_goes_on_where_the_old_one_fell(deployment: Deployment) -> None:
+    """Nobody is cut off by the change, the withdrawal in between is applied, and all of it is reported again."""
+    client, gone = deployment.gate.client(), deployment.gate.client(app="a2")
+    async with at_work(deployment.worker()):
+        await deployment.admit(client, gone)
+    deployment.bus.published.clear()
+    now = int(time.time())
+    await deployment.say(Withdrawal(key=gone.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+    answers = []
+    async with at_work(deployment.worker()):
+        while not {r.key for r in deployment.reports()} >= {HOST, client.key, gone.key}:
+            answers.append(await status(client))
+    assert set(answers) == {200}
+    assert await status(gone) == 403
+
+
+async def test_entries_that_nobody_signed_are_removed(gate: Gate) -> None:
+    deployment = Deployment(gate)
+    stranger = gate.client()
+    await gate.admit(stranger)
+    assert await status(stranger) == 200
+    async with at_work(deployment.worker(reconcile_s=1)):
+        await until(gate.contents, lambda contents: not contents)
+        assert await status(stranger) == 403
+        async with Dictionary(gate.config.admin) as dictionary:
+            entry = HostEntry(sequence=1, until=2**33, host="h1")
+            await dictionary.put((await dictionary.health()).epoch, {HOST: entry})
+        await until(gate.contents, lambda contents: not contents)
+
+
+async def test_a_lost_bus_is_followed_again(working: Deployment) -> None:
+    client = working.gate.client()
+    await working.admit(client)
+    working.bus.down = True
+    working.bus.break_watches()
+    now = int(time.time())
+    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+    assert await status(client) == 200, "nothing is known of it yet"
+    working.bus.down = False
+    await working.reported(client.key, "withdrawn", 2)
+    assert await status(client) == 403
+
+
+async def test_a_bus_that_takes_no_reports_and_events_holds_up_nothing(working: Deployment) -> None:
+    client = working.gate.client()
+    await working.admit(client)
+    working.bus.down, working.emit_fails = True, True
+    now = int(time.time())
+    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+
+    async def answer() -> int:
+        return await status(client)
+
+    await until(answer, lambda code: code == 403)
+    assert [r.state for r in working.reports() if r.key == client.key] == ["admitted"]
+    working.bus.down = False
+    await working.reported(client.key, "withdrawn", 2)
+
+
+async def test_a_full_zone_still_lets_withdrawals_through(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time, zone="64k")) as gate:
+        deployment = Deployment(gate)
+        client = gate.client()
+        async with at_work(deployment.worker()):
+            await deployment.admit(client)
+            now = int(time.time())
+            many = [host_lease(now).model_copy(update={"host_session": f"{i:032x}"}) for i in range(600)]
+            await deployment.say(*many)
+            problem = await deployment.told("nginx-failed")
+            assert "full" in str(problem["problem"])
+            await deployment.say(
+                Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+            )
+            await until(gate.contents, lambda contents: client.key not in contents)
+            assert await status(client) == 403
+
+
+async def test_lapsed_leases_are_told(working: Deployment) -> None:
+    client = working.gate.client()
+    await working.admit(client, lease_s=1)
+    await working.told("lapsed", lambda data: data["key"] == client.key)
+
+
+async def test_a_bucket_rolled_back_gains_nothing(deployment: Deployment) -> None:
+    """On the in-memory bus, with a hostile operator who restores the bucket, twice: while it runs, and over a restart."""
+    server = MemoryServer()
+    bus = server.connect()
+    client = deployment.gate.client()
+    now = int(time.time())
+
+    async def take_reports() -> None:
+        async for delivery in bus.consume("managers"):
+            deployment.bus.published.append((delivery.subject, delivery.data))
+            deployment.bus.heard.set()
+            await delivery.done()
+
+    manager = asyncio.create_task(take_reports())
+    bucket = bus.bucket("admissions")
+    async with at_work(deployment.worker(bus)):
+        for statement in (host_lease(now), lease(client, now)):
+            await bucket.put(statement.key, post(deployment.manager, statement))
+        await deployment.reported(client.key, "admitted", 1)
+        good_times = server.snapshot("admissions")
+        gone = Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+        await bucket.put(gone.key, post(deployment.manager, gone))
+        await deployment.reported(client.key, "withdrawn", 2)
+        server.restore("admissions", good_times)
+        await bucket.put(client.key, post(deployment.manager, lease(client, now)))
+        await deployment.told("refused")
+        assert await status(client) == 403
+    async with at_work(deployment.worker(bus)):
+        # A new worker cannot know better than the bus it reads; the lease's own end still holds.
+        contents = await until(deployment.gate.contents, lambda found: client.key in found)
+        assert f'"until":{now + 30}' in contents[client.key]
+    manager.cancel()
+    await asyncio.wait([manager])

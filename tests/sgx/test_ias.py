@@ -1,0 +1,259 @@
+"""IAS reports: signed here under a root of the test's own, and recorded real ones where they are present."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.verification.ias import appraise_report, parse_report
+from manager.verification.offline import NamedPolicy, verify_ias
+from schemas.base import Refusal
+from schemas.sgx import IasVerdict, SgxPolicy
+
+MADE = datetime(2025, 7, 1, tzinfo=UTC)
+AT = int(MADE.timestamp())
+ENCLAVE = b"\x11" * 32
+REPORT_DATA = bytes(range(64))
+POLICY: dict[str, object] = {"version": 1}
+
+
+def quote_body(*, debug: bool = False, version: int = 2, sign_type: int = 1) -> bytes:
+    header = struct.pack("<HH4sHH4s32s", version, sign_type, b"grup", 1, 1, b"", b"")
+    attributes = bytes([7 if debug else 5]) + bytes(7) + b"\x07" + bytes(7)
+    body = struct.pack(
+        "<16s32s16s32s32s32s96sHHH42s16s64s",
+        b"",
+        b"",
+        attributes,
+        ENCLAVE,
+        b"",
+        b"",
+        b"",
+        1,
+        2,
+        0,
+        b"",
+        b"",
+        REPORT_DATA,
+    )
+    return header + body
+
+
+def report(quote: bytes | None = None, **fields: object) -> bytes:
+    document: dict[str, object] = {
+        "id": "1",
+        "timestamp": "2025-07-01T00:00:00.123456",
+        "version": 4,
+        "isvEnclaveQuoteStatus": "OK",
+        "isvEnclaveQuoteBody": base64.b64encode(quote or quote_body()).decode(),
+        "nonce": "n1",
+        "advisoryIDs": [],
+    }
+    return json.dumps({key: value for key, value in (document | fields).items() if value is not None}).encode()
+
+
+@cache
+def authority() -> tuple[x509.Certificate, x509.Certificate, rsa.RSAPrivateKey]:
+    root_key, key = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+    root = issue("Root", root_key.public_key(), "Root", root_key, ca=True)
+    return root, issue("Report Signing", key.public_key(), "Root", root_key, ca=False), key
+
+
+def issue(
+    subject: str,
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
+    issuer: str,
+    issuer_key: rsa.RSAPrivateKey,
+    *,
+    ca: bool,
+) -> x509.Certificate:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(MADE - timedelta(days=10))
+        .not_valid_after(MADE + timedelta(days=100))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .sign(issuer_key, SHA256())
+    )
+
+
+def judge(
+    body: bytes | None = None,
+    *,
+    signature: bytes | None = None,
+    chain: bytes | None = None,
+    nonce: str | None = "n1",
+    mrenclaves: tuple[str, ...] = (ENCLAVE.hex(),),
+    report_data: bytes = REPORT_DATA,
+    at: int = AT,
+    policy: dict[str, object] | None = None,
+) -> IasVerdict:
+    root, signer, key = authority()
+    body = report() if body is None else body
+    return appraise_report(
+        body,
+        key.sign(body, PKCS1v15(), SHA256()) if signature is None else signature,
+        signer.public_bytes(Encoding.PEM) + root.public_bytes(Encoding.PEM) if chain is None else chain,
+        SgxPolicy.model_validate(POLICY | (policy or {})),
+        policy_hash=None,
+        mrenclaves=mrenclaves,
+        report_data=report_data,
+        nonce=nonce,
+        root_der=root.public_bytes(Encoding.DER),
+        simulated=True,
+        at=at,
+    )
+
+
+def codes(verdict: IasVerdict) -> list[str]:
+    return [reason.code for reason in verdict.reasons]
+
+
+def test_a_good_report() -> None:
+    verdict = judge()
+    assert verdict.accepted, verdict.reasons
+    assert (verdict.quote_status, verdict.mrenclave, verdict.linkable) == ("OK", ENCLAVE.hex(), True)
+    assert judge(report(pseManifestStatus="INVALID")).accepted
+
+
+@pytest.mark.parametrize(
+    ("fields", "judged", "expected"),
+    [
+        ({"isvEnclaveQuoteStatus": "GROUP_OUT_OF_DATE"}, {}, ["ias.status"]),
+        ({"isvEnclaveQuoteStatus": "GROUP_OUT_OF_DATE"}, {"policy": {"ias_statuses": ("GROUP_OUT_OF_DATE",)}}, []),
+        ({"isvEnclaveQuoteStatus": "SW_HARDENING_NEEDED"}, {}, []),
+        ({"isvEnclaveQuoteStatus": "KEY_REVOKED"}, {}, ["ias.status"]),
+        ({"isvEnclaveQuoteStatus": "SIGNATURE_INVALID"}, {}, ["ias.status"]),
+        (
+            {"advisoryIDs": ["INTEL-SA-00334"]},
+            {"policy": {"rejected_advisories": ("INTEL-SA-00334",)}},
+            ["ias.advisory"],
+        ),
+        ({"advisoryIDs": ["INTEL-SA-00334"]}, {"policy": {"accepted_advisories": ()}}, ["ias.advisory"]),
+        ({"advisoryIDs": None, "version": 3}, {}, []),
+        ({}, {"nonce": "n2"}, ["ias.nonce"]),
+        ({"nonce": None}, {}, ["ias.nonce"]),
+        ({}, {"nonce": None}, []),
+        ({}, {"mrenclaves": ()}, ["sgx.mrenclave"]),
+        ({}, {"report_data": bytes(64)}, ["sgx.report_data"]),
+        ({}, {"at": AT - 5}, []),
+        ({}, {"at": AT - 6}, ["ias.timestamp"]),
+        ({}, {"at": AT + 65, "policy": {"max_report_age_s": 60}}, []),
+        ({}, {"at": AT + 66, "policy": {"max_report_age_s": 60}}, ["ias.age"]),
+        ({}, {"at": AT + 101 * 86_400}, ["ias.certificate.expired", "ias.certificate.expired", "ias.age"]),
+        ({}, {"policy": {"platforms": ("00" * 32,)}}, ["ias.unjudged"]),
+        ({}, {"policy": {"min_tcb_evaluation_number": 1}}, ["ias.unjudged"]),
+        ({}, {"at": -1}, ["time.range"]),
+        ({"version": 2}, {}, ["ias.report"]),
+        ({"version": "4"}, {}, ["ias.report"]),
+        ({"timestamp": "2025-07-01T00:00:00Z"}, {}, ["ias.report"]),
+        ({"timestamp": "yesterday"}, {}, ["ias.report"]),
+        ({"id": 1}, {}, ["ias.report"]),
+        ({"isvEnclaveQuoteStatus": None}, {}, ["ias.report"]),
+        ({"isvEnclaveQuoteBody": "!"}, {}, ["ias.report"]),
+        ({"isvEnclaveQuoteBody": "AAAA"}, {}, ["ias.report"]),
+        ({"advisoryIDs": "INTEL-SA-00334"}, {}, ["ias.report"]),
+        ({"advisoryIDs": [1]}, {}, ["ias.report"]),
+        ({"nonce": 1}, {}, ["ias.report"]),
+    ],
+)
+def test_each_thing_has_its_own_reason(
+    fields: dict[str, object], judged: dict[str, object], expected: list[str]
+) -> None:
+    assert codes(judge(report(**fields), **judged)) == expected  # type: ignore[arg-type]
+
+
+def test_the_quote_body() -> None:
+    assert codes(judge(report(quote_body(debug=True)))) == ["sgx.debug"]
+    assert codes(judge(report(quote_body(version=3)))) == ["ias.report"]
+    assert codes(judge(report(quote_body(sign_type=2)))) == ["ias.report"]
+    reserved = bytearray(quote_body())
+    reserved[48 + 96] = 1
+    assert codes(judge(report(bytes(reserved)))) == ["quote.reserved"]
+
+
+def test_the_signature_and_its_chain() -> None:
+    root, signer, key = authority()
+    body = report()
+    good = key.sign(body, PKCS1v15(), SHA256())
+    for at in range(0, len(body), 7):
+        changed = bytearray(body)
+        changed[at] ^= 1
+        assert "ias.signature" in codes(judge(bytes(changed), signature=good))
+    assert codes(judge(signature=b"")) == ["ias.signature"]
+    assert codes(judge(chain=b"junk")) == ["ias.certificates.malformed"]
+    assert codes(judge(chain=root.public_bytes(Encoding.PEM))) == ["ias.certificates"]
+    assert judge(chain=signer.public_bytes(Encoding.PEM)).accepted
+    other = rsa.generate_private_key(65537, 2048)
+    forged = issue("Report Signing", key.public_key(), "Root", other, ca=False).public_bytes(Encoding.PEM)
+    assert codes(judge(chain=forged)) == ["ias.certificates.chain"]
+    other_root = issue("Other", other.public_key(), "Other", other, ca=True).public_bytes(Encoding.PEM)
+    assert codes(judge(chain=forged + other_root)) == ["ias.certificates.root"]
+
+
+@pytest.mark.parametrize("junk", [b"", b"[]", b"null", b"{", b"[" * 60_000, b'"' + b"a" * 70_000 + b'"', b"\xff"])
+def test_junk(junk: bytes) -> None:
+    assert codes(judge(junk)) == ["ias.report"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["id", "timestamp", "version", "nonce", "advisoryIDs"]),
+        st.from_type(type(None)) | st.integers() | st.text(),
+    )
+)
+def test_any_fields(fields: dict[str, object]) -> None:
+    try:
+        assert parse_report(report(None, **fields)).quote_body
+    except Refusal as refusal:
+        assert refusal.reasons[0].code == "ias.report"
+
+
+def recorded(folder: Path, at: int, name: str = "report.json") -> IasVerdict:
+    return verify_ias(
+        (folder / name).read_bytes(),
+        (folder / "signature.b64").read_bytes(),
+        (folder / "signing_chain.pem").read_bytes(),
+        (folder / "ias_root_ca.pem").read_bytes(),
+        NamedPolicy(),
+        (),
+        at,
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("avr-oasis-v4-swh", ["sgx.debug"]),
+        ("avr-phala-2021-swh", []),
+        ("avr-phala-2023-goo", ["ias.status"]),
+        ("avr-teaclave-v3-goo", ["sgx.debug", "ias.status"]),
+    ],
+)
+def test_recorded_reports(vectors: Path, folder: str, expected: list[str]) -> None:
+    path = vectors / folder
+    said = json.loads((path / "expected.json").read_text())
+    at = int(datetime.fromisoformat(said["timestamp"]).replace(tzinfo=UTC).timestamp())
+    verdict = recorded(path, at)
+    assert codes(verdict) == expected
+    assert not verdict.simulated
+    assert (verdict.quote_status, verdict.debug) == (said["isvEnclaveQuoteStatus"], said["debug"])
+    expired = int(datetime.fromisoformat(said["leaf_not_after"]).timestamp()) + 6
+    assert "ias.certificate.expired" in codes(recorded(path, expired))

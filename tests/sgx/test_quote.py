@@ -1,0 +1,118 @@
+"""The strict parser: what it reads, and that anything else is a Refusal."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manager.verification.quote import MAX_QUOTE, parse
+from schemas.base import Refusal
+from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
+
+AUTH_SIZE_AT = 436 + 64 + 64 + 384 + 64
+QUOTE_FIELDS = {
+    "version": (0, b"\x04\x00", "quote.version"),
+    "key type": (2, b"\x03\x00", "quote.attestation_key_type"),
+    "tdx": (4, b"\x81\x00\x00\x00", "quote.tdx"),
+    "tee type": (4, b"\x01\x00\x00\x00", "quote.tee_type"),
+    "vendor": (12, b"\x00", "quote.qe_vendor_id"),
+    "reserved 1": (48 + 21, b"\x01", "quote.reserved"),
+    "reserved 2": (48 + 96, b"\x01", "quote.reserved"),
+    "reserved 3": (48 + 160, b"\x01", "quote.reserved"),
+    "reserved 4": (48 + 262, b"\x01", "quote.reserved"),
+    "signature shorter than said": (432, b"\xff\xff\x00\x00", "quote.size"),
+    "signature longer than said": (432, b"\x00\x01\x00\x00", "quote.trailing"),
+    "auth data longer than the quote": (AUTH_SIZE_AT, b"\xff\xff", "quote.size"),
+    "certification data of another type": (AUTH_SIZE_AT + 34, b"\x01\x00", "quote.certification_data"),
+    "certification data too long": (AUTH_SIZE_AT + 36, b"\xff\xff", "quote.size"),
+    "certification data too short": (AUTH_SIZE_AT + 36, b"\x00\x01", "quote.trailing"),
+}
+
+
+def refused(raw: bytes) -> str:
+    with pytest.raises(Refusal) as caught:
+        _ = parse(raw).pck
+    return caught.value.reasons[0].code
+
+
+def test_fields(shared: Site) -> None:
+    quote = parse(shared.quote())
+    assert quote.report.mrenclave == ENCLAVE.mrenclave
+    assert quote.report.mrsigner == ENCLAVE.mrsigner
+    assert (quote.report.isv_prod_id, quote.report.isv_svn, quote.report.debug) == (7, 3, False)
+    assert quote.report.report_data == REPORT_DATA
+    assert len(quote.pck.ppid) == 16
+    assert (quote.pck.ca, quote.pck.sgx_type) == ("platform", "scalable")
+
+
+@pytest.mark.parametrize("case", QUOTE_FIELDS)
+def test_each_field_has_its_own_reason(shared: Site, case: str) -> None:
+    at, value, code = QUOTE_FIELDS[case]
+    raw = bytearray(shared.quote())
+    raw[at : at + len(value)] = value
+    assert refused(bytes(raw)) == code
+
+
+def test_every_truncation_and_every_extension_is_refused(shared: Site) -> None:
+    raw = shared.quote()
+    for size in range(len(raw)):
+        assert refused(raw[:size]) == "quote.size"
+    assert refused(raw + b"\0") == "quote.trailing"
+    assert refused(raw + bytes(MAX_QUOTE)) == "quote.size"
+
+
+def test_lengths_that_agree_with_each_other_but_not_with_the_end(shared: Site) -> None:
+    raw = bytearray(shared.quote() + b"\0")
+    raw[432:436] = struct.pack("<I", len(raw) - 436)
+    assert refused(bytes(raw)) == "quote.trailing"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"-----BEGIN CERTIFICATE-----", b"-----BEGIN CERTIFICATF-----"),
+        (b"-----BEGIN CERTIFICATE-----\n", b"-----BEGIN CERTIFICATE-----*"),
+    ],
+)
+def test_text_around_the_certificates_is_refused(shared: Site, old: bytes, new: bytes) -> None:
+    assert refused(shared.quote().replace(old, new, 1)).startswith("quote.pck_chain")
+
+
+def test_a_chain_of_two_is_refused(shared: Site) -> None:
+    raw = shared.quote()
+    chain = parse(raw).pck_chain_pem
+    short = chain[: chain.rindex(b"-----BEGIN")]
+    data = raw[436 : -len(chain) - 4] + struct.pack("<I", len(short)) + short
+    assert refused(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
+
+
+@given(st.binary(max_size=2000))
+def test_random_bytes(raw: bytes) -> None:
+    assert refused(raw).startswith("quote.")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_mangled_quotes_are_read_or_refused(shared: Site, data: st.DataObject) -> None:
+    raw = bytearray(shared.quote())
+    for _ in range(data.draw(st.integers(1, 8))):
+        start = data.draw(st.integers(0, len(raw) - 1))
+        raw[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    try:
+        assert parse(bytes(raw)).pck.chain
+    except Refusal as refusal:
+        assert refusal.reasons[0].code.startswith("quote.")
+
+
+def test_real_quotes(vectors: Path) -> None:
+    folders = sorted(vectors.glob("dcap-*"))
+    assert folders
+    for folder in folders:
+        vector = load_vector(folder)
+        quote = parse(vector.quote)
+        assert quote.pck.fmspc.hex() in vector.collateral.tcb_info.lower()
+        assert refused(vector.quote + b"\0") == "quote.trailing"
