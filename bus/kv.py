@@ -9,6 +9,7 @@ consumer: that right would let it have messages delivered to any subject.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from nats.js.errors import NotFoundError
 from bus.api import BusError, Conflict, Entry
 from bus.errors import translated
 from bus.layout import DELETED_FOR_S, BucketLayout
-from bus.pages import read_page
+from bus.pages import Stored, read_page
 
 if TYPE_CHECKING:
     from bus.nats import NatsBus
@@ -46,16 +47,16 @@ class NatsBucket:
     async def create(self, key: str, value: bytes) -> int:
         """See `bus.api.Bucket.create`. A deleted key is free."""
         try:
-            return await self._write(key, value, {EXPECTED: "0"})
+            return await self._set(key, value, 0)
         except Conflict:
             last = await self._last(key)
             if last is None or last.value is not None:
                 raise
-            return await self._write(key, value, {EXPECTED: str(last.revision)})
+            return await self._set(key, value, last.revision)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """See `bus.api.Bucket.update`."""
-        return await self._write(key, value, {EXPECTED: str(revision)})
+        return await self._set(key, value, revision)
 
     async def put(self, key: str, value: bytes) -> int:
         """See `bus.api.Bucket.put`."""
@@ -135,16 +136,34 @@ class NatsBucket:
         return [_entry(s.subject.removeprefix(prefix), s.sequence, s.headers, s.data) for s in page], more
 
     async def _last(self, key: str) -> Entry | None:
-        """The newest message of a key, a mark of deletion too, as the stream's leader has it."""
-        with translated(f"read {self._layout.name}"):
+        """The newest message of a key, a mark of deletion too."""
+        stored = await self._newest(key)
+        return None if stored is None else _entry(key, stored.sequence, stored.headers, stored.data)
+
+    async def _newest(self, key: str) -> Stored | None:
+        """The same with its headers, as the stream's leader has it."""
+        subject = self._layout.key_subject(key)
+        with translated(f"read {subject}"):
             try:
-                raw = await self._bus.jetstream.get_last_msg(self._layout.stream, self._layout.subject(key))
+                raw = await self._bus.jetstream.get_last_msg(self._layout.stream, subject)
             except NotFoundError:
                 return None
-        return _entry(key, raw.seq or 0, raw.headers or {}, raw.data or b"")
+        return Stored(subject, raw.seq or 0, raw.headers or {}, raw.data or b"")
 
-    async def _write(self, key: str, value: bytes, headers: Mapping[str, str]) -> int:
-        return await self._bus.store(self._layout.subject(key), value, headers=headers)
+    async def _set(self, key: str, value: bytes, revision: int) -> int:
+        """Write if `revision` is the newest (0: none). The server compares before it looks for a repeated id, so a
+        write whose answer was lost loses against itself when it is repeated: its id tells."""
+        message_id = secrets.token_hex(16)
+        try:
+            return await self._write(key, value, {EXPECTED: str(revision)}, message_id)
+        except Conflict:
+            newest = await self._newest(key)
+            if newest is None or newest.headers.get("Nats-Msg-Id") != message_id:
+                raise
+            return newest.sequence
+
+    async def _write(self, key: str, value: bytes, headers: Mapping[str, str], message_id: str | None = None) -> int:
+        return await self._bus.store(self._layout.key_subject(key), value, message_id=message_id, headers=headers)
 
 
 def _entry(key: str, revision: int, headers: Mapping[str, str], data: bytes) -> Entry:

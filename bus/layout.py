@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from schemas.base import MAX_MESSAGE
 MIB = 1024 * 1024
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,15 @@ class BucketLayout:
         """The stream that holds it."""
         return f"KV_{self.name}"
 
-    def subject(self, key: str) -> str:
-        """The subject of a key or of a pattern of keys."""
-        return f"$KV.{self.name}.{key}"
+    def subject(self, pattern: str) -> str:
+        """The subjects of a pattern of keys."""
+        return f"$KV.{self.name}.{pattern}"
+
+    def key_subject(self, key: str) -> str:
+        """The subject of one key. Raises ValueError for what is no key (ADR-8): a wildcard would read another's."""
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a bucket")
+        return self.subject(key)
 
 
 IN = Stream(

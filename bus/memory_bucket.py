@@ -29,6 +29,7 @@ class MemoryBucket:
 
     async def get(self, key: str) -> Entry | None:
         """See `bus.api.Bucket.get`."""
+        self._layout.key_subject(key)  # refuses what is no key
         entry = self._entries.get(key)
         return entry if entry is not None and entry.value is not None else None
 
@@ -85,6 +86,7 @@ class MemoryBucket:
             self._tell(entry)
 
     def _write(self, key: str, value: bytes | None) -> int:
+        self._layout.key_subject(key)  # refuses what is no key
         if len(value or b"") > self._layout.max_value:
             raise BusError(f"write {key}: message size exceeds maximum allowed")
         self._revision += 1

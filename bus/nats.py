@@ -70,7 +70,7 @@ class NatsBus:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(Unanswered),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(multiplier=0.05, max=1.0),
+            wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
             reraise=True,
         ):
             with attempt, translated(f"store {subject}"):
@@ -203,7 +203,7 @@ async def connect(
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(Unanswered),
         stop=stop_after_delay(patience_s),
-        wait=wait_exponential_jitter(multiplier=0.05, max=1.0),
+        wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
         reraise=True,
     ):
         with attempt:

@@ -129,7 +129,7 @@ ROLES = {
         _agent("app", 64 * 1024),
         Role(
             "gateway",
-            publish=_says("gateway"),
+            publish=(*_says("gateway"), f"{subjects.EVENTS}.gateway.{NAME}.*"),
             subscribe=_changes(layout.ADMISSIONS),
             calls=_reads(layout.ADMISSIONS),
             max_payload=256 * 1024,

@@ -49,10 +49,11 @@ class SessionStore:
         """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
         key = record_key(record.role, record.session)
         try:
-            await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
+            revision = await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
         except Conflict:
-            record, _ = await self._load(type(record), key)
+            record, revision = await self._load(type(record), key)
         await self._outbox.publish(record)
+        self._remember(key, revision)
 
     async def change(self, kind: type[R], session: str, step: Callable[[R], Awaitable[R]]) -> R:
         """Take one step. A step that returns its record unchanged stores nothing.

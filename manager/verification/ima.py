@@ -103,22 +103,24 @@ class _Reading:
     def read(self, data: bytes) -> None:
         """Read every entry; a malformed one ends the reading."""
         place, target = self._target()
-        values, extend = self.values, self._extend
-        recall, first = self._memory.get, self.entries
+        values, extend, recall = self.values, self._extend, self._memory.get
+        first = index = self.entries
         if target is not None and values[place] == target:
             self.anchored = first
         try:
             order = byte_order(data, first=first)
-            for index, frame in enumerate(frames(data, order, first=first), first):
-                judged = recall(frame) or self._first_time(frame, index, order)
-                self.excluded += judged.excluded
-                for bank, extends in enumerate(judged.extends):
-                    values[bank] = extend[bank](values[bank] + extends).digest()
-                self.entries = index + 1
+            for frame in frames(data, order, first=first):
+                extends, excluded = recall(frame) or self._first_time(frame, index, order)
+                if excluded:
+                    self.excluded += 1
+                for bank, value in enumerate(extends):
+                    values[bank] = extend[bank](values[bank] + value).digest()
+                index += 1
                 if values[place] == target:
-                    self.anchored = self.entries
+                    self.anchored = index
         except Refusal as refusal:
             self.faults.update({reason.code: reason for reason in refusal.reasons})
+        self.entries = index
         self._check_whole()
 
     def fault(self, code: str, field: str, expected: str, found: str, action: str) -> None:
@@ -150,13 +152,13 @@ class _Reading:
         if entry.pcr != IMA_PCR:
             self.fault("ima.pcr", _where(entry), f"PCR {IMA_PCR}", f"PCR {entry.pcr}", "measure into PCR 10 only")
             return Judged(())
-        judged = Judged(tuple([entry.extends(bank) for bank in self.banks]))
         if entry.violation:
             # its path is not covered by any hash, so no exclude pattern may speak for it
             self.violations += 1
             self.first_violation = index if self.first_violation is None else self.first_violation
-            return judged
-        recomputed = entry.extends("sha1")
+            return Judged(tuple([entry.extends(bank) for bank in self.banks]))
+        judged = Judged(tuple([extend(entry.hashed).digest() for extend in self._extend]))
+        recomputed = hashlib.sha1(entry.hashed, usedforsecurity=False).digest()
         if recomputed != entry.template_hash:
             action = "the list was changed on its way; send the kernel's own"
             self.fault("ima.template_hash", _where(entry), entry.template_hash.hex(), recomputed.hex(), action)

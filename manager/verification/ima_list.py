@@ -233,9 +233,9 @@ def _fields(names: tuple[bytes, ...], data: bytes, index: int, order: ByteOrder)
     u32 = _U32[order].unpack_from
     place, end, values = 0, len(data), []
     for name in names:
-        if end - place < 4:
-            raise malformed("ima.fields", index, f"field {name.decode()}", "the end of the template data")
         start = place + 4
+        if start > end:
+            raise malformed("ima.fields", index, f"field {name.decode()}", "the end of the template data")
         place = start + u32(data, place)[0]
         if place > end:
             raise malformed("ima.fields", index, f"{place - start} bytes of {name.decode()}", f"{end - start} bytes")

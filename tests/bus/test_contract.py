@@ -240,6 +240,15 @@ async def test_a_deleted_key_is_free_again(world: World) -> None:
     assert await bucket.get("k") == Entry("k", b"1", again)
 
 
+@pytest.mark.parametrize("key", ["", "*", ">", "a.*", "a..b", ".a", "a.", "a b", "a\r\n"])
+async def test_what_is_no_key_is_refused(world: World, key: str) -> None:
+    bucket = world.manager.bucket("sessions")
+    await bucket.put("a.b", b"another's")
+    for attempt in (bucket.get(key), bucket.put(key, b""), bucket.create(key, b""), bucket.delete(key)):
+        with pytest.raises(ValueError, match="no key"):
+            await attempt
+
+
 async def test_a_value_too_large_is_refused(world: World) -> None:
     bucket = world.manager.bucket("sessions")
     await bucket.put("k", bytes(layout.SESSIONS.max_value - 1024))
