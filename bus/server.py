@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 READY_S = 30.0
 STOP_S = 10.0
+LINE = 16 * 1024 * 1024
+"""Longest line of the server's log: more than its largest message."""
 _LISTENING = re.compile(r"Listening for client connections on \S+:(\d+)$")
 _READY = "Server is ready"
 _PR_SET_PDEATHSIG = 1
@@ -77,6 +79,7 @@ class EmbeddedServer:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            limit=LINE,
             process_group=0,
             preexec_fn=_die_with_parent,
         )
@@ -125,7 +128,7 @@ class EmbeddedServer:
     async def _read(self, process: asyncio.subprocess.Process, ready: asyncio.Future[bool]) -> None:
         """Follow the server's log: readiness, its port, and what it warns of."""
         assert process.stderr is not None
-        async for raw in process.stderr:
+        while raw := await process.stderr.readline():
             line = raw.decode(errors="replace").rstrip()
             self._last_lines.append(line)
             if found := _LISTENING.search(line):

@@ -9,6 +9,8 @@ import typer
 from bus.api import BusError
 from cli import demo, enrol, inspect, keys, policy, processes, simulated, verify, watch
 from cli.common import INTERRUPTED, REFUSED, WRONG, complain
+from cli.evidence import JsonCommand
+from cli.verify_ima import verify_ima
 from enclave.api import EnclaveError
 from schemas.base import Refusal
 
@@ -30,6 +32,7 @@ watch.register(app)
 enrol.register(app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
+verify.app.command("ima", cls=JsonCommand)(verify_ima)
 app.add_typer(verify.app, name="verify")
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(simulated.app, name="simulated")

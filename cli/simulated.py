@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.common import LogFormat, LogOption, say, set_up_logs, until_told
+from cli.processes import CODE_ROOT, CodeOption
 from compose import controller
 from enclave.simulated import authority as authorities
 from enclave.simulated import daemon, pccs, platform, signer
+from enclave.simulated.launcher import launch
 from manager.keyfiles import read_secret
 from schemas.sgx import PlatformIdentity
 
@@ -64,6 +67,18 @@ def run_machine(
     """Run a simulated machine until Ctrl-C: it launches enclaves, measures them, quotes and seals for them."""
     set_up_logs(log)
     until_told(daemon.serve(folder, socket, signer_key, lambda: say("ready")))
+
+
+@app.command("launch")
+def launch_enclave(
+    socket: Annotated[Path, typer.Option(help="A simulated machine's socket.")],
+    manifest: Annotated[Path, typer.Option(help="What the enclave is made of (enclave.toml).")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="For the program in the enclave.")] = None,
+    measured: Annotated[Path | None, typer.Option(help="Its measured settings.")] = None,
+    code: CodeOption = CODE_ROOT,
+) -> None:
+    """Run any enclave on a simulated machine until it ends."""
+    sys.exit(launch(socket, manifest, code, measured, arguments or []))
 
 
 @app.command("controller")

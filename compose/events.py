@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from bus import subjects
@@ -16,6 +17,8 @@ class EventWatch:
 
     def __init__(self, tell: Callable[[Event], None] | None = None) -> None:
         self.seen: list[Event] = []
+        self.heard_at: dict[str, float] = {}
+        """When each event arrived here, by its id, in Unix seconds."""
         self._tell = tell
         self._more = asyncio.Event()
 
@@ -26,6 +29,9 @@ class EventWatch:
 
     async def _take(self, message: Message) -> None:
         event = parse_json(Event, message.data, source=message.subject)
+        if event.id in self.heard_at:
+            return  # a worker that was not sure sends an event again, under the same id
+        self.heard_at[event.id] = time.time()
         self.seen.append(event)
         if self._tell is not None:
             self._tell(event)

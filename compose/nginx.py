@@ -11,6 +11,7 @@ import asyncio
 import grp
 import os
 import pwd
+import re
 import signal
 import socket
 from pathlib import Path
@@ -258,7 +259,7 @@ class Nginx:
 
 
 def _not_started(code: str, config: NginxConfig, complaint: str) -> Refusal:
-    lines = [line.partition(" [")[2] or line for line in complaint.splitlines() if "[emerg]" in line]
+    lines = re.findall(r"\[emerg\] (?:[0-9]+#[0-9]+: )?(.*)", complaint)
     return Refusal.because(
         code,
         f"nginx on {config.address}:{config.port}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -167,14 +169,59 @@ class Stack:
         return await self.children.start(f"{id}@{machine}", "host", "run", "-s", str(settings))
 
     async def start_app(
-        self, id: str, host: str, machine: str, *, volume: Path | None = None, code: Path = CODE_ROOT
+        self,
+        id: str,
+        host: str,
+        machine: str,
+        *,
+        volume: Path | None = None,
+        code: Path = CODE_ROOT,
+        bus: str | None = None,
     ) -> Child:
-        """Start an application on a machine."""
+        """Start an application on a machine; with another volume, other code or another way to the bus if given."""
         volume = volume or self.plan.volume(id)
-        settings = self.plan.write_app(self.server.url, id, host, machine, volume, self.status_file(id))
+        settings = self.plan.write_app(bus or self.server.url, id, host, machine, volume, self.status_file(id))
         return await self.children.start(
             f"{id}@{machine}-{volume.name}", "app", "run", "-s", str(settings), "--code", str(code)
         )
+
+    async def start_thief(self, machine: str, key: Path) -> Child:
+        """Start another enclave of the same signer and code, which tries to open a key that is not for it."""
+        return await self.children.start(
+            "thief",
+            "simulated",
+            "launch",
+            "--socket",
+            str(self.plan.socket(machine)),
+            "--manifest",
+            str(CODE_ROOT / "app_agent" / "examples" / "thief.toml"),
+            "--measured",
+            str(self.plan.settings("app.measured")),
+            str(key),
+        )
+
+    def agent(self, id: str) -> Child:
+        """The newest process of an agent."""
+        return self.children.named(f"{id}@")
+
+    def log(self, name: str) -> str:
+        """What a process has logged."""
+        return (self.plan.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """Run `attestgate ARGUMENTS` as the operator: its exit status and output."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "cli",
+            *arguments,
+            "--operator",
+            str(self.plan.settings("operator")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode(errors="replace")
 
     def status_file(self, app: str) -> Path:
         """Where an application's program writes what it sees."""
@@ -186,6 +233,23 @@ class Stack:
         if not path.exists():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    async def saw(
+        self, app: str, what: str, status: int, *, since: float = 0.0, within_s: float = 20.0
+    ) -> float | None:
+        """When an application's program saw a status, in Unix seconds; None if it did not in time."""
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            for line in self.status(app):
+                if line["what"] == what and line.get("status") == status and float(str(line["at"])) >= since:
+                    return float(str(line["at"]))
+            await asyncio.sleep(0.02)
+        return None
+
+    def last_status(self, app: str) -> object:
+        """The last status that an application's program saw."""
+        lines = [line["status"] for line in self.status(app) if "status" in line]
+        return lines[-1] if lines else None
 
     async def until(self, kind: str, subject: str, what: str, *, since: int = 0, within_s: float = 30.0) -> Event:
         """Wait for an event of a subject."""

@@ -1,3 +1,177 @@
-"""The demo."""
+"""The demo: what must work works, what must fail fails, and what drifts is cut off. Every check can fail."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-async def tell_story(folder, say): return 0
+
+from compose import intruders
+from compose.stack import Stack
+from compose.telling import Narrator, reasons_of
+from compose.vectors import CLEAN, CLEAN_ENTRIES, DRIFT
+from schemas.base import Refusal
+from schemas.enrolment import Revoke
+from schemas.events import Event
+
+HOST, APPS = "host-1", ("app-1", "app-2")
+
+
+async def tell_story(folder: Path, say: Callable[[str], None]) -> int:
+    """Run the story in a folder. Exit code: 0 if every check held."""
+    narrator = Narrator(say)
+    try:
+        await _tell(folder, narrator)
+    except Refusal as refusal:
+        for reason in refusal.reasons:
+            narrator.check(reason.sentence(), held=False)
+    held = narrator.summary()
+    return 0 if held else 1
+
+
+async def _tell(folder: Path, narrator: Narrator) -> None:
+    narrator.scene("The stack starts: every process on loopback, everything under one temporary folder")
+    async with Stack(folder, tell=narrator.event, say=narrator.line) as stack:
+        measurement_list = folder / "measurement-list"
+        shutil.copy(CLEAN, measurement_list)
+        await enrol(stack, narrator, measurement_list)
+        await attest_host(stack, narrator, measurement_list)
+        await admit_applications(stack, narrator)
+        await intruders.outsiders(stack, narrator)
+        await intruders.changed_code(stack, narrator)
+        await intruders.drifted_host(stack, narrator)
+        await intruders.other_platform(stack, narrator)
+        await intruders.second_instance(stack, narrator)
+        await intruders.claimed_host(stack, narrator)
+        await intruders.replayed_proof(stack, narrator)
+        await revoke_one(stack, narrator)
+        await host_drifts(stack, narrator, measurement_list)
+        await explain(stack, narrator)
+        await manager_dies(stack, narrator)
+    narrator.check("nothing is left running", not stack.children.running())
+
+
+async def enrol(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+    """The operator says who may be who, and which policies are in force."""
+    narrator.scene("The operator puts a signed policy in force and enrols host and applications")
+    await stack.put_policy(measurement_list)
+    narrator.line("policy: everything on the recorded list of a good host is known; a list without a TPM is accepted")
+    await stack.enrol_host(HOST, "machine-a")
+    for index, app in enumerate(APPS):
+        await stack.enrol_app(app, HOST, index)
+    narrator.line(f"host agent MRENCLAVE  {stack.measurement('host')}")
+    narrator.line(f"application MRENCLAVE {stack.measurement('app')}")
+
+
+async def attest_host(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+    """Steps 1 to 4."""
+    narrator.scene("Steps 1-4: the host's enclave is attested, its measurement list judged, K granted and proven")
+    await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
+    granted = await stack.until("host", HOST, "granted")
+    trusted = await stack.until("host", HOST, "trusted")
+    outcome = trusted.data["outcome"]
+    if not isinstance(outcome, dict):
+        raise AssertionError("an outcome is an object")
+    narrator.check("the host is trusted", trusted.state == "TRUSTED", found=trusted.state)
+    narrator.check("its list was judged whole", granted.data.get("entries") == CLEAN_ENTRIES, found=granted.data)
+    narrator.check("the verdict says that no TPM anchors it", outcome["integrity"] == "unanchored", found=outcome)
+    narrator.check("the verdict says that the platform is simulated", outcome["simulated"] is True, found=outcome)
+
+
+async def admit_applications(stack: Stack, narrator: Narrator) -> None:
+    """Steps 5 to 8."""
+    narrator.scene("Steps 5-8: two applications are attested, proven on the same machine, certified, admitted")
+    for app in APPS:
+        await stack.start_app(app, HOST, "machine-a")
+        await stack.until("app", app, "admitted")
+    for app in APPS:
+        added = await stack.saw(app, "add flow", 201)
+        read = await stack.saw(app, "read flows", 200)
+        narrator.check(f"{app} changed something at the controller, through nginx", added is not None)
+        narrator.check(f"{app} read it back", read is not None)
+    identity = f"spiffe://attestgate.test/host/{HOST}/app/{APPS[0]}"
+    narrator.check("the controller was told who came", identity in stack.log("controller"))
+
+
+async def revoke_one(stack: Stack, narrator: Narrator) -> None:
+    """An operator ends one application's trust."""
+    narrator.scene("The operator revokes app-1: its open connection gets 403, app-2 goes on")
+    mark, ordered = stack.events.mark, time.time()
+    await stack.order(Revoke(kind="app", id=APPS[0], reason="demonstration"))
+    refused = await stack.saw(APPS[0], "read flows", 403, since=ordered)
+    narrator.check("app-1's open connection got 403", refused is not None)
+    if refused is not None:
+        narrator.figure("revoke ordered -> 403 on the open connection", refused - ordered)
+    narrator.check("app-2 was not touched", stack.last_status(APPS[1]) == 200, found=stack.last_status(APPS[1]))
+    again = await stack.until("app", APPS[0], "dropped", since=mark)
+    narrator.refused("app-1 asking again", reasons_of(again), "enrolment.revoked")
+    mark = stack.events.mark
+    await stack.enrol_app(APPS[0], HOST, 0)
+    await stack.until("app", APPS[0], "admitted", since=mark, within_s=40)
+    narrator.check(
+        "enrolled again, app-1 is admitted again by itself", await stack.saw(APPS[0], "read flows", 200) is not None
+    )
+
+
+async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+    """An unknown program runs on the host; then the host is rebooted."""
+    narrator.scene(
+        "An unknown program runs on host-1: the next recheck finds it, both applications are cut off at once"
+    )
+    mark, drifted = stack.events.mark, time.time()
+    _replace(measurement_list, DRIFT)
+    untrusted = await stack.until("host", HOST, "untrusted", since=mark)
+    narrator.refused("host-1's recheck", reasons_of(untrusted), "ima.")
+    verdict = stack.events.heard_at[untrusted.id]
+    for app in APPS:
+        refused = await stack.saw(app, "read flows", 403, since=drifted)
+        narrator.check(f"{app}'s open connection got 403", refused is not None)
+        if refused is not None:
+            narrator.figure(f"host drifted -> 403 for {app} (rechecks are 2 s apart)", refused - drifted)
+            narrator.figure(f"host's verdict heard -> 403 for {app}", max(refused - verdict, 0.0))
+    narrator.scene("host-1 is rebooted clean: a new session, and its applications follow by themselves")
+    mark = stack.events.mark
+    await stack.agent(HOST).stop()
+    _replace(measurement_list, CLEAN)
+    await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
+    await stack.until("host", HOST, "trusted", since=mark)
+    for app in APPS:
+        await stack.until("app", app, "admitted", since=mark, within_s=60)
+        narrator.check(f"{app} is through again", await stack.saw(app, "read flows", 200) is not None)
+
+
+async def explain(stack: Stack, narrator: Narrator) -> None:
+    """What an operator sees afterwards."""
+    narrator.scene("attestgate explain, for the session of the host that drifted")
+    session = next(event.session for event in reversed(stack.events.seen) if event.what == "untrusted")
+    status, output = await stack.command("explain", str(session))
+    for line in output.splitlines():
+        if " host " in line and "recheck" not in line:
+            narrator.line(line)
+    narrator.check("explain tells the session's end", status == 0 and "untrusted" in output, found=output[-300:])
+
+
+async def manager_dies(stack: Stack, narrator: Narrator) -> None:
+    """Nobody is there to renew a lease."""
+    narrator.scene("The manager is killed: nobody renews a lease, access ends by itself")
+    killed = time.time()
+    await stack.manager.kill()
+    lease_end = max(_lease_ends(stack.events.seen), default=0)
+    for app in APPS:
+        refused = await stack.saw(app, "read flows", 403, since=killed, within_s=15)
+        in_time = refused is not None and refused <= lease_end + 1
+        narrator.check(f"{app} was out by the end of its lease", in_time, found=(refused, lease_end))
+        if refused is not None:
+            narrator.figure(f"manager killed -> 403 for {app} (leases are 6 s)", refused - killed)
+
+
+def _lease_ends(events: list[Event]) -> list[int]:
+    return [end for event in events if isinstance(end := event.data.get("lease_end"), int)]
+
+
+def _replace(path: Path, source: Path) -> None:
+    """Put another list in place in one move, as a reader sees it."""
+    new = path.with_suffix(".new")
+    shutil.copy(source, new)
+    new.replace(path)

@@ -10,3 +10,5 @@ from pathlib import Path
 _FOLDER = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "ima" / "debian12"
 CLEAN = _FOLDER / "clean.bin"
 DRIFT = _FOLDER / "drift.bin"
+CLEAN_ENTRIES = 448
+"""Entries of the clean list, as the kernel wrote them."""

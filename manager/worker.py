@@ -92,9 +92,10 @@ class Worker:
             await handle(subject, delivery.data)
         except Refusal as refusal:
             await self._dropped(subject, delivery.data, refusal.reasons)
-        except (NoMove, Stale) as nothing:
-            self.counts["ignored"] += 1
-            log.info("ignored", subject=subject, why=str(nothing) or "a repeat")
+        except NoMove as none:
+            await self._dropped(subject, delivery.data, (_no_move(none),))
+        except Stale:
+            await self._dropped(subject, delivery.data, (_repeat(),))
         except Early:
             if delivery.attempt <= ATTEMPTS:
                 await delivery.again(0.05 * delivery.attempt)
@@ -139,6 +140,26 @@ def _who(subject: str) -> tuple[str, str, str]:
 
 def _plain(reasons: tuple[Reason, ...]) -> list[JsonValue]:
     return [dict(reason.model_dump()) for reason in reasons]
+
+
+def _no_move(none: NoMove) -> Reason:
+    return Reason(
+        code="session.move",
+        field="session",
+        expected=f"a message that fits the state {none.state}",
+        found=f"one for {none.given}",
+        action="nothing, if the bus repeated it; otherwise somebody replays this subject's messages",
+    )
+
+
+def _repeat() -> Reason:
+    return Reason(
+        code="channel.repeat",
+        field="counter",
+        expected="a message that was not opened before",
+        found="a repeat",
+        action="nothing, if the bus repeated it; otherwise somebody replays this subject's messages",
+    )
 
 
 def _early() -> Reason:

@@ -69,7 +69,7 @@ class Telling:
             signed, message_id = sign_report(self._identity, report), token_hex(16)
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(BusError),
-                wait=wait_exponential_jitter(initial=0.1, max=5),
+                wait=wait_exponential_jitter(multiplier=0.1, max=5),
                 before_sleep=complain("a report is not taken"),
             ):
                 with attempt:

@@ -66,7 +66,7 @@ class GatewayWorker:
     async def _follow(self) -> None:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(BusError),
-            wait=wait_exponential_jitter(initial=0.1, max=5),
+            wait=wait_exponential_jitter(multiplier=0.1, max=5),
             before_sleep=complain("the bus is not reached"),
         ):
             with attempt:
@@ -99,7 +99,7 @@ class GatewayWorker:
         while True:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NginxError),
-                wait=wait_exponential_jitter(initial=0.05, max=2),
+                wait=wait_exponential_jitter(multiplier=0.05, max=2),
                 sleep=self._pause,
                 before_sleep=self._failed,
             ):

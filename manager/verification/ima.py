@@ -34,6 +34,9 @@ from schemas.host_policy import (
 MAX_UNKNOWN_LISTED = 1000
 """Unknown entries named one by one in a verdict; the rest are counted."""
 
+MAX_PATH_SHOWN = 255
+"""Bytes of a path that a verdict shows, so that a verdict stays well below the size of a message."""
+
 Known = Literal["known", "excluded", "unknown"]
 Judge = Callable[[Entry], Known]
 Nearest = Callable[[bytes, int], str | None]
@@ -177,7 +180,7 @@ class _Reading:
 
     def _judge_boot_aggregate(self, entry: Entry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""
-        self.started = True
+        self.started = self.started or entry.number == 0
         quoted = self.quoted.boot_aggregate() if self.quoted and self.quoted.bank == entry.algorithm else None
         if quoted is None:
             if self._judge(entry) == "unknown":
@@ -191,9 +194,8 @@ class _Reading:
         if len(self.unknown) < MAX_UNKNOWN_LISTED:
             digest = f"{entry.algorithm}:{entry.digest.hex()}"
             nearest = self._nearest(entry.path, len(entry.digest))
-            self.unknown.append(
-                UnknownEntry(index=entry.number, path=readable(entry.path), digest=digest, nearest=nearest)
-            )
+            path = readable(entry.path[:MAX_PATH_SHOWN]) + ("..." if len(entry.path) > MAX_PATH_SHOWN else "")
+            self.unknown.append(UnknownEntry(index=entry.number, path=path, digest=digest, nearest=nearest))
 
     def _check_whole(self) -> None:
         """What only shows at the end: a list without a beginning, and a quote that the replay never met."""
@@ -208,7 +210,7 @@ class _Reading:
 
 
 def _where(entry: Entry) -> str:
-    return f"measurement list, entry {entry.number}, {readable(entry.path[:200])}"
+    return f"measurement list, entry {entry.number}, {readable(entry.path[:MAX_PATH_SHOWN])}"
 
 
 def _knows(policy: LoadedPolicy, entry: Entry) -> Known:

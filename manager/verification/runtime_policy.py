@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import re2
@@ -93,22 +95,24 @@ class Memory:
     Keyed by an entry's bytes, so a hit is the very same entry; only long ones are left out, and the oldest go first.
     """
 
-    __slots__ = ("_judged", "_limit", "get")
+    __slots__ = ("_judged", "_limit", "_lock", "get")
 
     MAX_BYTES = 1024
 
     def __init__(self, limit: int = 65_536) -> None:
-        self._judged: dict[bytes, Judged] = {}
+        self._judged: OrderedDict[bytes, Judged] = OrderedDict()
         self._limit = limit
+        self._lock = Lock()
         self.get = self._judged.get
 
     def keep(self, frame: bytes, judged: Judged) -> None:
-        """Remember the verdict on an entry."""
+        """Remember the verdict on an entry. Lists are judged in several threads at once."""
         if len(frame) > self.MAX_BYTES:
             return
-        while len(self._judged) >= self._limit:
-            del self._judged[next(iter(self._judged))]
-        self._judged[frame] = judged
+        with self._lock:
+            if len(self._judged) >= self._limit:
+                self._judged.popitem(last=False)
+            self._judged[frame] = judged
 
     def __len__(self) -> int:
         return len(self._judged)
@@ -227,14 +231,18 @@ def _patterns(excludes: list[str], raw: bytes, source: str) -> Pattern | None:
         try:
             compiled(pattern)
         except ValueError as error:
-            raise _refused(
-                "policy.pattern",
-                f"{source}, line {line_of(pattern, raw)}: excludes[{number}]",
-                "a pattern that RE2 takes (no back-references, no look-around)",
-                f"{pattern!r}: {error}",
-                "rewrite the pattern",
-            ) from None
-    return compiled("|".join(f"(?:{pattern})" for pattern in excludes)) if excludes else None
+            raise _bad_pattern(f"{source}, line {line_of(pattern, raw)}: excludes[{number}]", pattern, error) from None
+    if not excludes:
+        return None
+    try:
+        return compiled("|".join(f"(?:{pattern})" for pattern in excludes))
+    except ValueError as error:
+        raise _bad_pattern(f"{source}: excludes", f"{len(excludes)} patterns together", error) from None
+
+
+def _bad_pattern(field: str, pattern: str, error: ValueError) -> Refusal:
+    expected = "a pattern that RE2 takes (no back-references, no look-around)"
+    return _refused("policy.pattern", field, expected, f"{pattern}: {error}", "rewrite the pattern")
 
 
 def line_of(text: str, raw: bytes) -> int:

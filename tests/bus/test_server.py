@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.metadata
 import os
 import select
@@ -11,34 +12,52 @@ import socket
 import subprocess
 import sys
 import textwrap
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bus.server
-from bus import subjects
+from bus import layout, subjects
 from bus.api import BusError, Entry, Message
 from bus.credentials import Trust, create, issue
 from bus.nats import connect
 from bus.server import EmbeddedServer, find_binary
+from bus.setup import ensure
 from schemas.base import Refusal
 from tests.bus.conftest import Join
 
 ROOT = Path(bus.server.__file__).parents[1]
 
 
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """Make this process the one that inherits orphans, so that it can see them end (prctl(2))."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+    yield
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 0) == 0
+
+
 def gone(pid: int, within_s: float = 10.0) -> bool:
-    """Whether a process has ended, waiting for it (pidfd_open(2))."""
+    """Whether a process has ended, waiting for it (pidfd_open(2)); an adopted one is reaped."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], within_s)[0])
+        ended = bool(select.select([descriptor], [], [], within_s)[0])
     finally:
         os.close(descriptor)
+    if ended:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    return ended
 
 
 async def test_a_busy_port_is_named(tmp_path: Path, trust: Trust) -> None:
@@ -182,6 +201,25 @@ async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> Non
     assert sorted([taken.data, *rest]) == [b"%d" % n for n in range(8)]
 
 
+async def test_setting_up_again_puts_back_what_was_changed(join: Join) -> None:
+    manager = await join("manager", "m")
+    info = await manager.jetstream.stream_info(layout.IN.name)
+    info.config.max_msgs_per_subject = 7
+    await manager.jetstream.update_stream(info.config)
+    await manager.bucket("sessions").put("kept", b"1")
+    await ensure(manager)
+    info = await manager.jetstream.stream_info(layout.IN.name)
+    assert info.config.max_msgs_per_subject == layout.IN.max_msgs_per_subject
+    assert await manager.bucket("sessions").keys() == ["kept"]
+
+
+async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(join: Join) -> None:
+    manager = await join("manager", "m")
+    config = (await manager.jetstream.stream_info(layout.IN.name)).config
+    features = ("allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules", "allow_atomic", "allow_msg_counter")
+    assert not any(getattr(config, feature) for feature in features)
+
+
 PARENT = """
     import asyncio, sys
     from pathlib import Path
@@ -210,6 +248,7 @@ PARENT = """
         ("wait", signal.SIGKILL),
     ],
 )
+@pytest.mark.usefixtures("adopting")
 def test_no_server_outlives_its_parent(tmp_path: Path, keys: Path, how: str, sent: signal.Signals | None) -> None:
     command = [sys.executable, "-c", textwrap.dedent(PARENT), str(keys), str(tmp_path / "server"), how]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:

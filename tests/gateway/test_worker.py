@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -115,7 +116,11 @@ async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
 
 
 async def status(client: Client) -> int:
-    return (await client.http.get("/x")).status_code
+    """200 or 403; an answer that was cut in the middle of a withdrawal is no answer, and asked for again."""
+    try:
+        return (await client.http.get("/x")).status_code
+    except httpx.RemoteProtocolError:
+        return (await client.http.get("/x")).status_code
 
 
 async def test_admitted_reported_and_passed(working: Deployment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -148,7 +149,9 @@ def test_a_list_of_another_host_is_refused() -> None:
 
 def test_a_list_must_start_with_boot_aggregate_even_when_its_entries_are_remembered() -> None:
     assert judge(CLEAN).accepted
-    assert codes(judge(b"".join(framed("clean")[1:]))) == ["ima.start"]
+    rest, start = framed("clean")[1:], framed("clean")[0]
+    assert codes(judge(b"".join(rest))) == ["ima.start"]
+    assert codes(judge(b"".join([*rest, start]))) == ["ima.start"]
 
 
 def test_boot_aggregate_without_a_quote_is_judged_like_any_entry() -> None:
@@ -275,6 +278,13 @@ def test_unknown_entries_are_listed_up_to_a_bound_and_all_counted() -> None:
     assert str(MAX_UNKNOWN_LISTED + 5) in verdict.reasons[0].found
 
 
+def test_a_path_bomb_is_shown_short() -> None:
+    bomb = b"".join(frame(b"ima-ng", ng(), b"\xff" * 4000 + b"%05d\0" % number) for number in range(2000))
+    verdict = judge(boot_aggregate() + bomb, loaded(boot_aggregate()))
+    assert verdict.unknown_entries == 2000 and verdict.unknown[0].path == r"\xff" * 255 + "..."
+    assert len(pack(verdict)) < 2 * 2**20
+
+
 def test_remembered_entries_give_the_same_verdict_and_unknown_ones_are_judged_again() -> None:
     policy, drift = loaded(CLEAN), recorded("drift")
     first, second = judge(drift, policy), judge(drift, policy)
@@ -291,6 +301,14 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     assert (len(memory), memory.get(b"a"), memory.get(b"c")) == (2, None, judged)
     memory.keep(bytes(Memory.MAX_BYTES + 1), judged)
     assert len(memory) == 2
+
+
+def test_lists_judged_in_threads_give_the_same_verdicts() -> None:
+    policy = loaded(CLEAN)
+    policy._memories[("sha256",)] = Memory(limit=20)
+    with ThreadPoolExecutor(4) as pool:
+        verdicts = list(pool.map(lambda _: judge(CLEAN, policy), range(16)))
+    assert all(verdict == verdicts[0] for verdict in verdicts) and verdicts[0].accepted
 
 
 def test_a_full_memory_changes_no_verdict() -> None:

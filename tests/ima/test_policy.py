@@ -84,6 +84,7 @@ def test_what_is_written_is_what_keylime_wants() -> None:
         ({"excludes": ["("]}, "policy.pattern"),
         ({"excludes": [")|("]}, "policy.pattern"),
         ({"excludes": ["(((a{100}){100}){100})"]}, "policy.pattern"),
+        ({"excludes": [f"(?:{number}x{{900}}){{1}}y" for number in range(3000)]}, "policy.pattern"),
         ({"verification-keys": "{}"}, "file.fields"),
         ({"verification-keys": '{"keyids": [], "pubkeys": ["AAAA"]}'}, "policy.key"),
         ({"verification-keys": '{"keyids": [], "pubkeys": ["not base64"]}'}, "policy.key"),

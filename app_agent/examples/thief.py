@@ -1,0 +1,37 @@
+"""An enclave of the application's own code and signer that tries a key which was sealed for another instance.
+
+Run as `python -m app_agent.examples.thief KEY_FILE`: it says which of the two layers opens.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from app_agent.step6_colocation import PURPOSE
+from bus import envelope
+from bus.envelope import SUITES
+from enclave.provider import open_enclave
+from enclave.sealing import unseal
+from schemas.base import Refusal, unpack
+from schemas.binding import canonical
+from schemas.messages import VolumeKey
+
+
+def main(path: Path) -> int:
+    """Exit code 0: the inner layer was refused."""
+    enclave = open_enclave("simulated", "development")
+    key = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, path.read_bytes()))
+    sys.stdout.write(f"outer layer: opened, {len(key.ciphertext)} bytes inside\n")
+    private, _ = envelope.generate(SUITES[0])
+    try:
+        envelope.open_sealed(SUITES[0], private, canonical("volume key", key.app_session, bytes(64)), key.ciphertext)
+    except Refusal as refusal:
+        sys.stdout.write(f"inner layer: refused: {refusal}\n")
+        return 0
+    sys.stdout.write("inner layer: opened\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
