@@ -7,7 +7,7 @@ import sys
 import typer
 
 from bus.api import BusError
-from cli import demo, enrol, inspect, keys, policy, processes, simulated, verify, watch
+from cli import demo, enrol, inspect, keys, policy, policy_set, processes, simulated, verify, watch
 from cli.common import INTERRUPTED, REFUSED, WRONG, complain
 from cli.evidence import JsonCommand
 from cli.verify_ima import verify_ima
@@ -30,6 +30,7 @@ app.add_typer(processes.host, name="host")
 app.add_typer(processes.application, name="app")
 watch.register(app)
 enrol.register(app)
+policy_set.register(policy.app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
 verify.app.command("ima", cls=JsonCommand)(verify_ima)

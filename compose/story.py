@@ -146,9 +146,9 @@ async def explain(stack: Stack, narrator: Narrator) -> None:
     narrator.scene("attestgate explain, for the session of the host that drifted")
     session = next(event.session for event in reversed(stack.events.seen) if event.what == "untrusted")
     status, output = await stack.command("explain", str(session))
-    for line in output.splitlines():
-        if " host " in line and "recheck" not in line:
-            narrator.line(line)
+    steps = [line for line in output.splitlines() if " host " in line and "  recheck" not in line]
+    for line in [*steps, *output.splitlines()[-10:]]:
+        narrator.line(line)
     narrator.check("explain tells the session's end", status == 0 and "untrusted" in output, found=output[-300:])
 
 

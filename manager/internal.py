@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import structlog
+
 from bus import subjects
 from manager.pki.authority import Authority
 from manager.pki.issue import issue
@@ -18,6 +20,7 @@ from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, 
 from manager.store import R, SessionStore
 from schemas.base import Refusal, unpack
 
+log = structlog.get_logger(__name__)
 Handler = Callable[[str, bytes], Awaitable[None]]
 
 
@@ -54,7 +57,13 @@ class Internal:
         }
 
     async def take(self, subject: str, data: bytes) -> None:
-        """Handle one message. Raises Refusal, NoMove, BusError."""
+        """Handle one message. A session that has moved on makes it moot. Raises Refusal, BusError."""
+        try:
+            await self._take(subject, data)
+        except NoMove as moot:
+            log.info("moot", subject=subject, why=str(moot))
+
+    async def _take(self, subject: str, data: bytes) -> None:
         if subject.startswith(f"{subjects.DUE}."):
             await self._due(subjects.parse_due(subject), data)
             return

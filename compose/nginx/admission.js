@@ -47,15 +47,16 @@ function judge(r) {
     if (v.ssl_client_verify !== 'SUCCESS') {
         return 'no certificate';
     }
-    const pem = v.ssl_client_raw_cert.replace(/-----[A-Z ]+-----|\s/g, '');
-    v.attestgate_certificate = `:${pem}:`;
+    // PEM without its first and last line is the DER in base64.
+    const base64 = v.ssl_client_raw_cert.trim().split('\n').slice(1, -1).join('');
+    v.attestgate_certificate = `:${base64}:`;
     v.attestgate_key = `cert.${v.ssl_client_serial.toLowerCase()}`;
     const text = ngx.shared.admissions.get(v.attestgate_key);
     if (text === undefined) {
         return 'not admitted';
     }
     const lease = JSON.parse(text);
-    const digest = hash.createHash('sha256').update(Buffer.from(pem, 'base64')).digest('hex');
+    const digest = hash.createHash('sha256').update(Buffer.from(base64, 'base64')).digest('hex');
     if (lease.kind !== 'cert' || lease.sha256 !== digest) {
         return 'other certificate';
     }

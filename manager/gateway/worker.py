@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,7 +20,7 @@ from bus.api import Bus, BusError
 from manager.gateway.dictionary import Dictionary, NginxError
 from manager.gateway.ledger import CertificateEntry, Changes, Ledger, difference
 from manager.gateway.telling import Emit, Telling, complain
-from schemas.admission import BUCKET, Applied, Lease, Withdrawal, open_posted
+from schemas.admission import BUCKET, Applied, Lease, Statement, Withdrawal, open_posted
 from schemas.base import Refusal
 from schemas.settings import GatewaySettings
 
@@ -77,6 +77,7 @@ class GatewayWorker:
                     elif entry.value is not None:
                         await self._take(entry.key, entry.value)
                     # A deletion is not signed: it ends nothing, the lease's own end does.
+                raise BusError("the watch ended")
 
     async def _take(self, key: str, value: bytes) -> None:
         try:
@@ -130,6 +131,8 @@ class GatewayWorker:
         self._dirty = set()
         at = int(self._clock())
         wanted = {key: entry for key in keys if (entry := self._ledger.entry(key, at)) is not None}
+        # While nginx is asked, the ledger goes on: what is reported is what was asked for.
+        statements = {key: self._ledger[key] for key in keys if key in self._ledger}
         try:
             if everything:
                 changes = difference(wanted, (await dictionary.contents()).entries)
@@ -143,22 +146,14 @@ class GatewayWorker:
             raise
         # What an earlier life of this worker, or of nginx, was told is told again.
         told = keys if epoch != self._epoch else changes.put.keys() | set(changes.remove)
-        self._telling.report([self._applied(key, wanted) for key in told if key in self._ledger], epoch, at)
+        applied = [_applied(statements[key], admitted=key in wanted) for key in told if key in statements]
+        self._telling.report(applied, epoch, at)
         self._tell(changes)
         if everything:
             self._epoch = epoch
             self._reconcile_at = time.monotonic() + self._settings.reconcile_s
             if changes.put or changes.remove:
                 self._telling.event("reconciled", {"put": len(changes.put), "removed": len(changes.remove)})
-
-    def _applied(self, key: str, wanted: Container[str]) -> Applied:
-        statement = self._ledger[key]
-        return Applied(
-            key=key,
-            state="admitted" if key in wanted else "withdrawn",
-            sequence=statement.sequence,
-            app_session=statement.app_session if isinstance(statement, Lease) else None,
-        )
 
     def _tell(self, changes: Changes) -> None:
         for key in changes.remove:
@@ -173,3 +168,12 @@ class GatewayWorker:
                 self._telling.event(
                     "admitted", {"key": key, "who": who, "sequence": entry.sequence, "until": entry.until}
                 )
+
+
+def _applied(statement: Statement, *, admitted: bool) -> Applied:
+    return Applied(
+        key=statement.key,
+        state="admitted" if admitted else "withdrawn",
+        sequence=statement.sequence,
+        app_session=statement.app_session if isinstance(statement, Lease) else None,
+    )

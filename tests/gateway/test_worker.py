@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from bus.api import Bus, BusError
 from bus.memory import MemoryServer
 from bus.subjects import inbound
 from manager.gateway.dictionary import Dictionary
-from manager.gateway.ledger import HostEntry
+from manager.gateway.ledger import Entry, HostEntry
 from manager.gateway.worker import GatewayWorker
 from schemas.admission import Applied, Statement, Withdrawal, open_report, post
 from schemas.settings import BusSettings, GatewaySettings
@@ -337,6 +337,30 @@ async def test_lapsed_leases_are_told(working: Deployment) -> None:
     client = working.gate.client()
     await working.admit(client, lease_s=1)
     await working.told("lapsed", lambda data: data["key"] == client.key)
+
+
+async def test_a_report_is_of_what_nginx_was_asked_and_not_of_what_came_meanwhile(deployment: Deployment) -> None:
+    client = deployment.gate.client()
+    now = int(time.time())
+
+    class Interrupted(Dictionary):
+        """While an admission is being written, its withdrawal arrives."""
+
+        async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+            await super().put(epoch, entries)
+            if client.key in entries and not deployment.bus.values[client.key] == gone:
+                await deployment.bus.put(client.key, gone)
+                await asyncio.sleep(0.2)
+
+    statement = Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+    gone = post(deployment.manager, statement)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manager.gateway.worker.Dictionary", Interrupted)
+        async with at_work(deployment.worker()):
+            await deployment.say(lease(client, now))
+            await deployment.reported(client.key, "withdrawn", 2)
+            assert await status(client) == 403
+    assert {(r.state, r.sequence) for r in deployment.reports()} <= {("admitted", 1), ("withdrawn", 2)}
 
 
 async def test_a_bucket_rolled_back_gains_nothing(deployment: Deployment) -> None:

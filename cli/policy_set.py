@@ -1,0 +1,39 @@
+"""`attestgate policy sign|put`: a set of policies, signed by its author, put in force by an operator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import OperatorOption, say
+from cli.enrol import command
+from manager.keyfiles import read_identity
+from manager.policy_set import sign_set
+from schemas.base import pack, unpack
+from schemas.enrolment import PutPolicy
+
+
+def register(app: typer.Typer) -> None:
+    """Mount these commands."""
+    app.command("sign")(sign)
+    app.command("put")(put)
+
+
+def sign(
+    file: Annotated[Path, typer.Argument(help="The set: JSON with version, sgx_policy, host_policy, runtime_policy.")],
+    key: Annotated[Path, typer.Option("--key", help="The policy author's key; it never goes near the bus.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The signed bundle to write.")],
+) -> None:
+    """Check a set of policies and sign its manifest. `policy put` then puts the bundle in force."""
+    out.write_bytes(pack(sign_set(file, read_identity(key))))
+    say(f"signed {out}")
+
+
+def put(
+    bundle: Annotated[Path, typer.Argument(help="What `policy sign` wrote.")],
+    operator: OperatorOption,
+) -> None:
+    """Put a signed set of policies in force: every session is judged by it from its next recheck on."""
+    command(operator, unpack(PutPolicy, bundle.read_bytes()))
