@@ -91,9 +91,9 @@ class Children:
         """The names of those that have not ended."""
         return [child.name for child in self._children if child.running]
 
-    def named(self, prefix: str) -> Child:
-        """The newest child with a name that begins so."""
-        return next(child for child in reversed(self._children) if child.name.startswith(prefix))
+    def named(self, name: str) -> Child:
+        """The newest child of that name."""
+        return next(child for child in reversed(self._children) if child.name == name)
 
     async def line(self, child: Child, marker: str, within_s: float) -> str:
         """The first line of a child's log that holds `marker`.

@@ -132,7 +132,7 @@ async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) 
             narrator.figure(f"host's verdict heard -> 403 for {app}", max(refused - verdict, 0.0))
     narrator.scene("host-1 is rebooted clean: a new session, and its applications follow by themselves")
     mark = stack.events.mark
-    await stack.agent(HOST).stop()
+    await stack.children.named(f"{HOST}@machine-a").stop()
     _replace(measurement_list, CLEAN)
     await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
     await stack.until("host", HOST, "trusted", since=mark)
@@ -144,7 +144,8 @@ async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) 
 async def explain(stack: Stack, narrator: Narrator) -> None:
     """What an operator sees afterwards."""
     narrator.scene("attestgate explain, for the session of the host that drifted")
-    session = next(event.session for event in reversed(stack.events.seen) if event.what == "untrusted")
+    drifted = [event for event in stack.events.seen if (event.kind, event.what) == ("host", "untrusted")]
+    session = drifted[-1].session
     status, output = await stack.command("explain", str(session))
     steps = [line for line in output.splitlines() if " host " in line and "  recheck" not in line]
     for line in [*steps, *output.splitlines()[-10:]]:
