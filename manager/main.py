@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -46,18 +47,21 @@ class Emitter:
 
     bus: Bus
     source: str
+    now: Callable[[], float] = time.time
 
     async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
         """Publish one event. Raises BusError."""
         event = Event(
-            id=token_hex(16), kind=kind, subject=id, what=what, at=int(time.time()), source=self.source, data=data
+            id=token_hex(16), kind=kind, subject=id, what=what, at=int(self.now()), source=self.source, data=data
         )
         subject = subjects.event(kind, id, what)
         await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
 
 
-def assemble(settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient) -> Worker:
-    """A worker on a bus. Reads the keys that the settings name. Raises Refusal."""
+def assemble(
+    settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient, now: Callable[[], float] = time.time
+) -> Worker:
+    """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
     identity = read_identity(settings.identity)
     vault = Vault(parse_json(StorageKeys, read_private(settings.storage_keys), source=str(settings.storage_keys)))
     high_water = HighWater(settings.state_dir / "high-water.json")
@@ -75,7 +79,7 @@ def assemble(settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient) -> Wo
 
     def context() -> Context:
         return Context(
-            now=int(time.time()),
+            now=int(now()),
             timing=settings.timing,
             identity=identity,
             gateways=settings.gateways,
@@ -85,14 +89,14 @@ def assemble(settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient) -> Wo
     outbox = Outbox(bus, vault)
     store = SessionStore(bus, vault, outbox, context)
     judge = Judge(registry, collateral, root, read_secret(settings.salt).reveal(), authority)
-    emitter = Emitter(bus, source)
+    emitter = Emitter(bus, source, now)
     return Worker(
         bus,
         Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain),
         Internal(store, registry, context, authority, settings.timing.certificate_s),
         Operators(bus, registry, outbox, emitter.emit),
         emitter.emit,
-        lambda: int(time.time()),
+        lambda: int(now()),
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import dcap_qvl
 from cryptography import x509
@@ -41,8 +41,7 @@ _DEBUG = 0x02
 _BLANK = b" \t\r\n\0"
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The 48 bytes in front of the report body."""
 
     version: int
@@ -59,8 +58,7 @@ class Header:
         return self.user_data[:16]
 
 
-@dataclass(frozen=True)
-class ReportBody:
+class ReportBody(NamedTuple):
     """An enclave report body, 384 bytes (SDM vol. 3D, table 38-21 without the MAC)."""
 
     cpu_svn: bytes
@@ -99,9 +97,12 @@ class ReportBody:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pck:
-    """The PCK certificate chain of a quote, and what Intel's SGX extension (1.2.840.113741.1.13.1) in the leaf says."""
+    """The PCK certificate chain of a quote, and what Intel's SGX extension (1.2.840.113741.1.13.1) in the leaf says.
+
+    Compared by identity: one chain is parsed once, and what rests on it is remembered by the object.
+    """
 
     chain: tuple[x509.Certificate, ...]
     windows: tuple[Window, ...]
@@ -120,8 +121,7 @@ class Pck:
         return "platform" if "PCK Platform CA" in self.chain[0].issuer.rfc4514_string() else "processor"
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """A quote, read but not verified."""
 
     raw: bytes
@@ -139,7 +139,7 @@ class Quote:
         """SHA-256 of the signed bytes: bits outside them carry no meaning, and must not make another quote."""
         return hashlib.sha256(self.raw[:SIGNED_LENGTH]).hexdigest()
 
-    @cached_property
+    @property
     def pck(self) -> Pck:
         """The PCK chain, parsed. Raises Refusal (`quote.pck*`)."""
         return _pck(self.pck_chain_pem)
@@ -205,7 +205,7 @@ def parse_body(raw: bytes, field: str) -> ReportBody:
     (cpu, misc, cet, reserved1, ext, attributes, enclave, reserved2, signer, reserved3, *tail) = _BODY.unpack(raw)
     config, product, svn, config_svn, reserved4, family, data = tail
     for reserved in (reserved1, reserved2, reserved3, reserved4):
-        if any(reserved):
+        if reserved.count(0) != len(reserved):
             raise _bad("reserved", "zero bytes", reserved.hex(), field=f"{field}.reserved")
     return ReportBody(
         cpu_svn=cpu,
