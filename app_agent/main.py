@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import time
-from contextlib import suppress
 
 import structlog
 
@@ -139,8 +138,7 @@ class AppAgent:
         application.ended.set()
         await asyncio.wait({program}, timeout=GRACE_S)
         program.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # what it died of was logged when it did
-            await program
+        await asyncio.wait({program})  # what it died of was logged when it did
 
 
 async def run(settings: AppSettings) -> None:

@@ -60,7 +60,8 @@ class Link:
     async def next(self, wait_s: float) -> tuple[str, bytes] | None:
         """The next message and its step, or None after `wait_s`."""
         try:
-            return await asyncio.wait_for(self._inbox.get(), max(wait_s, 0.0))
+            async with asyncio.timeout(max(wait_s, 0.0)):  # wait_for of Python 3.11 can swallow a cancellation
+                return await self._inbox.get()
         except TimeoutError:
             return None
 
@@ -88,6 +89,7 @@ class AgentSession:
         self._private = Secret(b"")
         self._channel_secret = Secret(b"")
         self._channel: Channel | None = None
+        self._unheard: list[tuple[int, str, bytes]] = []
         self.session = ""
         self.suite: SuiteName = "mlkem768-x25519"
         self.public_key = b""
@@ -163,6 +165,7 @@ class AgentSession:
     async def say(self, step: str, model: BaseModel) -> None:
         """A message on the channel. Raises BusError; it may be said again, as another message."""
         self._channel, data = self.channel.seal(step, pack(model))
+        self._unheard.append((self._channel.sent, step, data))
         await self._link.say(step, data)
 
     async def hear(self, wait_s: float) -> tuple[str, bytes] | None:
@@ -184,6 +187,7 @@ class AgentSession:
             except Refusal as refusal:
                 log.debug("ignored", step=step, reason=refusal.reasons[0].code)
                 continue
+            await self._say_unheard()
             if step == "ended":
                 ended = unpack(Ended, plaintext)
                 raise SessionOver(ended.reasons, ended.state)
@@ -191,8 +195,16 @@ class AgentSession:
         return None
 
     async def resume(self) -> None:
-        """Ask for the last messages once more."""
+        """Ask for the last messages once more, and say again what the manager has not been seen to have heard."""
         await self._link.say("resume", pack(Resume(session=self.session)))
+        if self._channel is not None:
+            await self._say_unheard()
+
+    async def _say_unheard(self) -> None:
+        """The same bytes again: a message that got lost would otherwise hold up every later one."""
+        self._unheard = [message for message in self._unheard if message[0] > self.channel.acknowledged]
+        for _, step, data in self._unheard:
+            await self._link.say(step, data)
 
     @property
     def channel(self) -> Channel:

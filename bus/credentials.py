@@ -22,7 +22,8 @@ from jwt.algorithms import Algorithm
 from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from bus.permissions import HEADERS, MANAGER, ROLES, Role, exports, imports
+from bus.layout import COPIED, MIB
+from bus.permissions import HEADERS, MANAGER, ROLES, VIEWER, Role, exports, imports
 from schemas.base import Id, Model, Refusal, read_json
 
 ALGORITHM = "ed25519-nkey"
@@ -105,7 +106,7 @@ def create(folder: Path) -> Trust:
     for role in ROLES.values():
         signer = _new_seed(nkeys.PREFIX_BYTE_ACCOUNT)
         write_private(folder / f"{role.name}.seed", signer)
-        claims = _role_claims(role, _public(signer), keys[MANAGER])
+        claims = _role_claims(role, _public(signer), keys)
         accounts.append(
             Account(role=role.name, key=keys[role.name], jwt=_sign(operator, role.name, keys[role.name], claims))
         )
@@ -167,8 +168,11 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 NO_LIMITS = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
-JETSTREAM = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
-"""An account has JetStream only if these limits are in it; -1 is "no limit"."""
+JETSTREAM = {
+    MANAGER: {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1},
+    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 256},
+}
+"""An account has JetStream only if these limits are in it; -1 is "no limit". What viewers make is bounded."""
 
 
 def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) -> dict[str, object]:
@@ -176,8 +180,8 @@ def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) ->
     return {"type": "account", "limits": limits, "default_permissions": {"pub": {"deny": [">"]}}, **more}
 
 
-def _role_claims(role: Role, signer: str, manager_account: str) -> dict[str, object]:
-    """An account with one scoped signing key; JetStream and exports for the manager, imports for everybody else."""
+def _role_claims(role: Role, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
+    """An account with one scoped signing key, JetStream where the role has one, and what it shares with others."""
     template = {
         "pub": {"allow": role.may_publish()},
         "sub": {"allow": role.may_subscribe()},
@@ -185,31 +189,33 @@ def _role_claims(role: Role, signer: str, manager_account: str) -> dict[str, obj
         "data": -1,
         "payload": role.max_payload + HEADERS,
     }
-    scopes = [{"kind": "user_scope", "key": signer, "role": role.name, "template": template}]
-    if role.name == MANAGER:
-        return _account_claims(NO_LIMITS | JETSTREAM, signing_keys=scopes, exports=_exports())
-    return _account_claims(signing_keys=scopes, imports=_imports(role, manager_account))
+    return _account_claims(
+        NO_LIMITS | JETSTREAM.get(role.name, {}),
+        signing_keys=[{"kind": "user_scope", "key": signer, "role": role.name, "template": template}],
+        exports=_exports(role),
+        imports=_imports(role, accounts),
+    )
 
 
-def _imports(role: Role, account: str) -> list[dict[str, str]]:
+def _imports(role: Role, accounts: Mapping[str, str]) -> list[dict[str, str]]:
     return [
         {
             "name": item.local,
             "subject": item.subject,
             "local_subject": item.local,
-            "account": account,
+            "account": accounts[item.role],
             "type": item.kind,
         }
         for item in imports(role)
     ]
 
 
-def _exports() -> list[dict[str, str]]:
+def _exports(role: Role) -> list[dict[str, str]]:
     """A page of a bucket is many answers to one call: those services answer as a stream."""
     return [
         {"name": subject, "subject": subject, "type": kind}
         | ({"response_type": "Stream"} if ".DIRECT.GET." in subject else {})
-        for subject, kind in exports().items()
+        for subject, kind in exports(role.name).items()
     ]
 
 

@@ -141,12 +141,28 @@ COLLATERAL = BucketLayout("collateral", max_bytes=32 * MIB, max_value=2 * MIB)
 ADMISSIONS = BucketLayout("admissions", max_bytes=128 * MIB)
 """Signed leases and tombstones that gateways follow."""
 
+QUARANTINE = BucketLayout("quarantine", max_bytes=64 * MIB, max_value=MAX_MESSAGE)
+"""Messages that made a worker fail each time, as they came. When it is full, newer ones are dropped with an event."""
+
 OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
 """The highest command sequence applied, by operator."""
 
 BUCKETS = {
-    bucket.name: bucket for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, OPERATORS)
+    bucket.name: bucket
+    for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, QUARANTINE, OPERATORS)
 }
+
+COPIED = (EVENTS.name, SUMMARIES.stream, ADMISSIONS.stream)
+"""What viewers have copies of, under the same names, in an account where they may make consumers (bus.permissions)."""
+
+COPIER = "copier"
+"""The durable consumer by which a copy follows its original."""
+
+
+def copy_subject(stream: str) -> str:
+    """Where the copier of a stream delivers."""
+    return f"{subjects.COPY}.{stream}"
+
 
 DELETED_FOR_S = DAY_S
 """How long the mark of a deleted key stays in its bucket, for watchers that come back late."""

@@ -5,11 +5,18 @@ follow from this table. A subject permission alone would not do: the server chec
 to, but not the reply subject, to which it then sends its own answer, nor the deliver subject of a consumer. In one
 account an agent could so have an acknowledgement stored over another's session record. Across accounts a reply goes
 nowhere but into the asker's own account.
+
+Viewers come with the stock `nats` CLI, which makes consumers. They make them on copies (`layout.COPIED`) in an account
+of their own, with a JetStream of its own: whatever a consumer delivers, and to whatever subject, it does there, where
+nobody decides on anything. A copy follows its original by one durable consumer that the manager has made (the server's
+durable mirroring), so that the viewers' account needs no right to make one in the manager's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from bus import layout, subjects
 from schemas.base import MAX_MESSAGE
@@ -21,6 +28,9 @@ API = "$JS.API"
 EDGE_API = "$JS.attest.API"
 """Under this prefix the roles without JetStream of their own reach the few calls that they may make."""
 
+VIEWER_API = "$JS.viewer.API"
+"""Under this prefix the manager sets up the copies in the viewers' account."""
+
 HEADERS = 64 * 1024
 """Room for headers beside a payload, in bytes: the server counts both."""
 
@@ -29,13 +39,15 @@ HEADERS = 64 * 1024
 class Role:
     """What a credential may do. `publish` and `subscribe` are subjects, `calls` are JetStream API calls.
 
-    `max_payload` is in bytes, `max_subscriptions` a number at once.
+    `copies` are subjects within its own account: what it may do with the copies there. `max_payload` is in bytes,
+    `max_subscriptions` a number at once.
     """
 
     name: str
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     max_payload: int = 64 * 1024
     max_subscriptions: int = 64
 
@@ -51,14 +63,14 @@ class Role:
 
     def may_publish(self) -> list[str]:
         """Every subject for the permission template."""
-        return [*self.publish, *(f"{self.api}.{call}" for call in self.calls)]
+        return [*self.publish, *(f"{self.api}.{call}" for call in self.calls), *self.copies]
 
     def may_subscribe(self) -> list[str]:
         """Every subject for the permission template."""
         return [*self.subscribe, f"{self.inbox}.>"]
 
 
-MANAGER = "manager"
+MANAGER, VIEWER = "manager", "viewer"
 
 
 def _says(role: str) -> tuple[str, ...]:
@@ -82,6 +94,10 @@ def _changes(*buckets: layout.BucketLayout) -> tuple[str, ...]:
     return tuple(bucket.subject(">") for bucket in buckets)
 
 
+SETS_UP_COPIES = tuple(f"STREAM.{verb}.{stream}" for stream in layout.COPIED for verb in ("CREATE", "UPDATE", "INFO"))
+"""The calls in the viewers' account that the manager may make."""
+
+
 def _manager() -> Role:
     buckets = tuple(layout.BUCKETS.values())
     stored = [*layout.STREAMS, *(bucket.stream for bucket in buckets)]
@@ -91,15 +107,17 @@ def _manager() -> Role:
         for consumer in layout.CONSUMERS.values()
         for verb in ("CREATE", "INFO", "MSG.NEXT")
     )
+    copiers = tuple(f"CONSUMER.CREATE.{stream}.{layout.COPIER}" for stream in layout.COPIED)
     return Role(
         MANAGER,
         publish=(
             *(f"{prefix}.>" for prefix in (subjects.OUT, subjects.EVENTS, subjects.WORK, subjects.SCHEDULE)),
             *_changes(*buckets),
             *(f"$JS.ACK.{consumer.stream}.{consumer.name}.>" for consumer in layout.CONSUMERS.values()),
+            *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *_reads(*buckets), HISTORY),
+        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )
@@ -109,7 +127,7 @@ def _viewer() -> Role:
     seen = (layout.SUMMARIES, layout.ADMISSIONS)
     stored = [*layout.STREAMS, *(bucket.stream for bucket in seen)]
     return Role(
-        "viewer",
+        VIEWER,
         subscribe=(f"{subjects.EVENTS}.>", *_changes(*seen)),
         calls=(
             *_reads(*seen),
@@ -118,7 +136,22 @@ def _viewer() -> Role:
             *(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}" for consumer in layout.CONSUMERS.values()),
             HISTORY,
         ),
+        copies=(
+            *(f"{API}.{call}" for call in ("INFO", "STREAM.NAMES", "STREAM.LIST")),
+            *(subject for stream in layout.COPIED for subject in _uses_copy(stream)),
+        ),
     )
+
+
+def _uses_copy(stream: str) -> list[str]:
+    """What the nats CLI does to show a stream, to read it and to follow it: with consumers of its own."""
+    whole = ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET", "CONSUMER.NAMES", "CONSUMER.LIST", "CONSUMER.CREATE")
+    within = ("DIRECT.GET", "CONSUMER.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT", "CONSUMER.DELETE")
+    return [
+        *(f"{API}.{call}.{stream}" for call in whole),
+        *(f"{API}.{call}.{stream}.>" for call in within),
+        *(f"{answer}.{stream}.>" for answer in ("$JS.ACK", "$JS.FC")),
+    ]
 
 
 ROLES = {
@@ -138,7 +171,7 @@ ROLES = {
             "operator",
             publish=(f"{subjects.OPERATOR}.{NAME}.*",),
             subscribe=(f"{subjects.EVENTS}.>", *_changes(layout.SUMMARIES)),
-            calls=(*_reads(layout.SUMMARIES), HISTORY),
+            calls=(*_reads(layout.SUMMARIES, layout.QUARANTINE), HISTORY),
             max_payload=MAX_MESSAGE,
         ),
         _viewer(),
@@ -148,25 +181,37 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Import:
-    """A subject of the manager's account that another account sees as `local`. A service is asked, a stream heard."""
+    """A subject of the account of `role` that another account sees as `local`. A service is asked, a stream heard."""
 
+    role: str
     subject: str
     local: str
-    kind: str
+    kind: Literal["service", "stream"]
 
 
 def imports(role: Role) -> list[Import]:
-    """What the role's account imports from the manager's: its permissions, wide enough for every name."""
-    services = [Import(s, s, "service") for s in dict.fromkeys(map(_any_name, role.publish))]
-    calls = [Import(f"{API}.{call}", f"{EDGE_API}.{call}", "service") for call in role.calls]
-    streams = [Import(s, s, "stream") for s in dict.fromkeys(map(_any_name, role.subscribe))]
-    return [*services, *calls, *streams]
+    """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by."""
+    if role.name == MANAGER:
+        return [Import(VIEWER, f"{API}.{call}", f"{VIEWER_API}.{call}", "service") for call in SETS_UP_COPIES]
+    services = [Import(MANAGER, s, s, "service") for s in dict.fromkeys(map(_any_name, role.publish))]
+    calls = [Import(MANAGER, f"{API}.{call}", f"{EDGE_API}.{call}", "service") for call in role.calls]
+    streams = [Import(MANAGER, s, s, "stream") for s in dict.fromkeys(map(_any_name, role.subscribe))]
+    return [*services, *calls, *streams, *(_follows() if role.name == VIEWER else ())]
 
 
-def exports() -> dict[str, str]:
-    """What the manager's account exports: the kind by subject."""
-    edges = (role for role in ROLES.values() if role.name != MANAGER)
-    return {item.subject: item.kind for role in edges for item in imports(role)}
+def exports(role: str) -> dict[str, Literal["service", "stream"]]:
+    """What the account of a role exports: the kind by subject."""
+    return {item.subject: item.kind for other in ROLES.values() for item in imports(other) if item.role == role}
+
+
+def _follows() -> Iterator[Import]:
+    """By what a copy in the viewers' account follows its original. No credential may use these; its server does."""
+    for stream in layout.COPIED:
+        reset, answers = f"CONSUMER.RESET.{stream}.{layout.COPIER}", f"$JS.FC.{stream}.{layout.COPIER}.*"
+        copied = layout.copy_subject(stream)
+        yield Import(MANAGER, f"{API}.{reset}", f"{EDGE_API}.{reset}", "service")
+        yield Import(MANAGER, answers, answers, "service")
+        yield Import(MANAGER, copied, copied, "stream")
 
 
 def _any_name(subject: str) -> str:

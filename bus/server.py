@@ -81,7 +81,7 @@ class EmbeddedServer:
             stderr=asyncio.subprocess.PIPE,
             limit=LINE,
             process_group=0,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self._reader = asyncio.create_task(self._read(self._process, self._ready))
         try:
@@ -202,6 +202,9 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
             return
 
 
-def _die_with_parent() -> None:
-    """In the child, before exec: have the kernel end it with its parent (prctl(2)), however that ends."""
+def die_with_parent() -> None:
+    """In the child, before exec: have the kernel end it with its parent (prctl(2)), however that ends.
+
+    The parent is the thread that starts it: start children from the main thread.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,14 +1,18 @@
-"""Make the server's streams, consumers and buckets agree with `bus.layout`."""
+"""Make the server's streams, consumers and buckets, and the viewers' copies, agree with `bus.layout`."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError
+from nats.js.errors import APIError, BadRequestError
 
 from bus import layout
 from bus.errors import translated
-from bus.nats import NatsBus
+from bus.nats import ANSWER_S, NatsBus
+from bus.permissions import API, EDGE_API, VIEWER_API
 
 NAME_IN_USE = 10058
 """JetStream error code: a stream of that name exists with another configuration."""
@@ -26,6 +30,8 @@ async def ensure(bus: NatsBus, replicas: int = 1) -> None:
             await _stream(bus.jetstream, _bucket_config(bucket, replicas))
         for consumer in layout.CONSUMERS.values():
             await bus.jetstream.add_consumer(consumer.stream, _consumer_config(consumer))
+        for copied in layout.COPIED:
+            await _copy(bus, copied, replicas)
 
 
 async def _stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
@@ -88,3 +94,60 @@ def _consumer_config(consumer: layout.Consumer) -> ConsumerConfig:
         max_ack_pending=consumer.max_ack_pending,
         max_deliver=consumer.max_deliver,
     )
+
+
+def _original(stream: str, replicas: int) -> StreamConfig:
+    """The configuration of a stream or a bucket's stream."""
+    if stream in layout.STREAMS:
+        return _stream_config(layout.STREAMS[stream], replicas)
+    return _bucket_config(next(b for b in layout.BUCKETS.values() if b.stream == stream), replicas)
+
+
+async def _copy(bus: NatsBus, stream: str, replicas: int) -> None:
+    """A copy of a stream in the viewers' account. The client library knows no durable mirroring: the calls as JSON."""
+    await _call(bus, f"{API}.CONSUMER.CREATE.{stream}.{layout.COPIER}", _copier_config(stream))
+    try:
+        await _call(bus, f"{VIEWER_API}.STREAM.CREATE.{stream}", _copy_config(stream, replicas))
+    except APIError as error:
+        if error.err_code != NAME_IN_USE:
+            raise
+        await _call(bus, f"{VIEWER_API}.STREAM.UPDATE.{stream}", _copy_config(stream, replicas))
+
+
+def _copier_config(stream: str) -> dict[str, Any]:
+    """A consumer that a mirror may follow by: pushed, and acknowledged by flow control (nats-server 2.14)."""
+    config = {
+        "durable_name": layout.COPIER,
+        "name": layout.COPIER,
+        "deliver_subject": layout.copy_subject(stream),
+        "deliver_policy": "all",
+        "ack_policy": "flow_control",
+        "replay_policy": "instant",
+        "flow_control": True,
+        "idle_heartbeat": 1_000_000_000,
+        "max_ack_pending": 1000,
+    }
+    return {"stream_name": stream, "config": config}
+
+
+def _copy_config(stream: str, replicas: int) -> dict[str, Any]:
+    """The original's limits, since a mirror repeats what is stored and not what is removed; nobody writes to it."""
+    original = _original(stream, replicas).as_dict()
+    limits = ("max_age", "max_bytes", "max_msgs_per_subject", "max_msg_size", "storage", "num_replicas")
+    source = {"name": layout.COPIER, "deliver_subject": layout.copy_subject(stream)}
+    return {
+        **{limit: original[limit] for limit in limits if limit in original},
+        "name": stream,
+        "mirror": {"name": stream, "external": {"api": EDGE_API, "deliver": ""}, "consumer": source},
+        "retention": "limits",
+        "discard": "old",
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+    }
+
+
+async def _call(bus: NatsBus, subject: str, body: dict[str, Any]) -> None:
+    """One call of the JetStream API. Raises the client's APIError."""
+    answer = json.loads((await bus.client.request(subject, json.dumps(body).encode(), timeout=ANSWER_S)).data)
+    if "error" in answer:
+        APIError.from_error(answer["error"])

@@ -7,6 +7,7 @@ attest.v1.events.<kind>.<id>.<what>       what a person watches (stream ATTEST_E
 attest.v1.work.<kind>.<session>.<what>    manager to manager (stream ATTEST_WORK)
 attest.v1.schedule.<session>              a deadline that waits (stream ATTEST_WORK)
 attest.v1.due.<session>                   a deadline that has come (stream ATTEST_WORK)
+attest.v1.copy.<stream>                   the server to itself: from a stream to the viewers' copy of it
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ EVENTS = f"{ROOT}.events"
 WORK = f"{ROOT}.work"
 SCHEDULE = f"{ROOT}.schedule"
 DUE = f"{ROOT}.due"
+COPY = f"{ROOT}.copy"
 CANCELLED = f"{SCHEDULE}.cancelled"
 """Where the message that cancels a schedule is stored for a second; no consumer reads it."""
 
@@ -120,6 +122,11 @@ def parse_work(subject: str) -> tuple[str, str, str]:
     return kind, session, what
 
 
+def is_internal(subject: str) -> bool:
+    """Whether a message came from a manager or from the clock."""
+    return subject.startswith((f"{WORK}.", f"{DUE}."))
+
+
 def parse_due(subject: str) -> str:
     """The session whose deadline has come. Raises Refusal (`bus.subject`)."""
     return _split(subject, DUE, 1)[0]
@@ -136,9 +143,14 @@ def matches(pattern: str, subject: str) -> bool:
     return len(wanted) == len(tokens) and all(w in ("*", t) for w, t in zip(wanted, tokens, strict=True))
 
 
+def is_token(text: str) -> bool:
+    """Whether a text can be one part of a subject here."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def _join(prefix: str, *tokens: str) -> str:
     for token in tokens:
-        if not _TOKEN.fullmatch(token):
+        if not is_token(token):
             raise ValueError(f"{token!r} is no token of a subject")
     return ".".join((prefix, *tokens))
 

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,28 @@ def demo() -> None:
     Exits 0 only if every check held: what must work works, what must fail fails. Takes about a minute, needs no
     privileges, talks on loopback only, and leaves nothing running.
     """
-    with tempfile.TemporaryDirectory(prefix="attestgate-") as folder:
-        sys.exit(_until_done(tell_story(Path(folder), say)))
+    sys.exit(asyncio.run(_until_done(tell_story)))
 
 
 def up() -> None:
     """Keep the same stack running until Ctrl-C, and say how to watch it."""
+    sys.exit(asyncio.run(_until_done(keep_up)))
+
+
+async def _until_done(work: Callable[[Path, Callable[[str], None]], Coroutine[Any, Any, int]]) -> int:
+    """Run to the end in a folder of its own; Ctrl-C and SIGTERM end it in order, every process and file tidied up.
+
+    The folder goes while the signals are still taken: an impatient second Ctrl-C leaves no key behind.
+    """
+    loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="attestgate-") as folder:
-        sys.exit(_until_done(keep_up(Path(folder), say)))
-
-
-def _until_done(work: Coroutine[Any, Any, int]) -> int:
-    """Run to the end; Ctrl-C and SIGTERM end it in order, every process and file tidied up."""
-
-    async def guarded() -> int:
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(work(Path(folder), say))
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, task.cancel)
         try:
             return await task
         except asyncio.CancelledError:
             say("stopped")
             return INTERRUPTED
-
-    return asyncio.run(guarded())
+        finally:
+            await loop.shutdown_default_executor()  # its threads may still be writing keys

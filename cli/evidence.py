@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from manager.verification.chain import utc
@@ -22,7 +24,11 @@ from schemas.base import Reason, Refusal
 from schemas.sgx import Appraisal
 
 REFUSED, WRONG = 1, 2
-_RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})")
+_RFC3339 = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:)(\d{2})(?:\.\d+)?(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII | re.IGNORECASE
+)
+_LEAP_SECOND = "60"
+_SAID = "attestgate.said"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TIMES = ("at", "tcb_date", "collateral_expires", "timestamp")
 
@@ -32,14 +38,34 @@ class JsonCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Prints the refusal and raises what typer raises if they are wrong."""
-        try:
+        with _mistakes_in_json(ctx):
             return super().parse_args(ctx, args)
-        except TyperException as error:
-            show(
-                _wrong_document([wrong("arguments", f"see {ctx.command_path} --help", str(error))], None),
-                only_json=True,
-            )
-            raise
+
+
+class JsonGroup(TyperGroup):
+    """A group of such commands: a missing or unknown command is said in JSON too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the group's arguments, as `JsonCommand` does."""
+        with _mistakes_in_json(ctx):
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the arguments name, as typer does."""
+        with _mistakes_in_json(ctx):
+            return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def _mistakes_in_json(ctx: Any) -> Iterator[None]:
+    try:
+        yield
+    except TyperException as error:
+        if not ctx.meta.get(_SAID):
+            ctx.meta[_SAID] = True
+            found = str(error).partition("\n\n")[0]
+            show(_wrong_document([wrong("arguments", f"see {ctx.command_path} --help", found)], None), only_json=True)
+        raise
 
 
 def wrong(field: str, expected: str, found: object) -> Reason:
@@ -63,11 +89,15 @@ def read_time(text: str | None) -> int:
     """A Unix second from RFC 3339 (a fraction is cut off), or now. Raises Refusal (`cli.argument`)."""
     if text is None:
         return int(time.time())
-    try:
-        if _RFC3339.fullmatch(text):
-            return int(datetime.fromisoformat(text.upper()).timestamp() // 1)
-    except ValueError:
-        pass  # a day or an hour that does not exist: refused below as any other text
+    match = _RFC3339.fullmatch(text)
+    if match is not None:
+        day, minute, second, zone = match.groups()
+        leap = second == _LEAP_SECOND
+        try:
+            moment = datetime.fromisoformat(f"{day}T{minute}{'59' if leap else second}{zone.upper()}")
+            return int(moment.timestamp()) + leap
+        except ValueError:
+            pass  # a day or an hour that does not exist: refused below as any other text
     raise Refusal(wrong("--at", "a time as RFC 3339, such as 2025-07-01T00:00:00Z", text))
 
 
@@ -80,11 +110,11 @@ def read_fingerprints(texts: list[str]) -> set[str]:
     return fingerprints
 
 
-def finish(verdict: Appraisal, notes: list[str], *, only_json: bool) -> None:
-    """Print a verdict; leave with 1 if it is a refusal."""
+def finish(verdict: Appraisal, evidence: dict[str, Any] | None, notes: list[str], *, only_json: bool) -> None:
+    """Print a verdict with all that the evidence says; leave with 1 if it is a refusal."""
     document = verdict.model_dump(mode="json")
     document |= {key: utc(document[key]) for key in _TIMES if document.get(key) is not None}
-    show(document | {"notes": notes}, only_json=only_json)
+    show(document | {"evidence": evidence, "notes": notes}, only_json=only_json)
     if not verdict.accepted:
         raise typer.Exit(REFUSED)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bus import credentials
-from cli.common import say
+from bus.nats import connect
+from cli.common import SettingsFile, say
 from manager import deployment
+from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from manager.vault import Vault
+from schemas.settings import ManagerSettings, load_settings
 
 app = typer.Typer(help="The keys of a deployment.", no_args_is_help=True)
 
@@ -25,6 +30,38 @@ def init(
     """Make every key of a deployment in a new folder, and a page that says what each is for and who may hold it."""
     deployment.init(folder, trust_domain=trust_domain, operator=operator, policy_author=policy_author, gateway=gateway)
     say(f"made {folder}; read {folder / 'README.md'}")
+
+
+@app.command("rotate")
+def rotate(
+    settings: SettingsFile,
+    add: Annotated[bool, typer.Option(help="Add a new storage epoch; records are sealed under it from now on.")] = True,
+    destroy: Annotated[bool, typer.Option(help="Destroy older epochs once no record needs them.")] = True,
+) -> None:
+    """Rotate the storage keys: add an epoch, seal every live record again under it, destroy the older ones.
+
+    With workers on several machines: `rotate --no-destroy`, copy the key file to all, then `rotate --no-add`.
+    """
+    loaded = load_settings(ManagerSettings, settings)
+    if add:
+        say(f"added epoch {add_epoch(loaded.storage_keys)} to {loaded.storage_keys}")
+    if not destroy:
+        return
+
+    async def again() -> tuple[int, int]:
+        bus = await connect([loaded.bus.url], loaded.bus.credentials)
+        try:
+            vault = Vault(StorageKeyFile(loaded.storage_keys))
+            sealed, deleted = await seal_again(bus, vault)
+            while (more := await seal_again(bus, vault)) != (0, 0):  # a worker may have been about to store one
+                sealed, deleted = sealed + more[0], deleted + more[1]
+            return sealed, deleted
+        finally:
+            await bus.close()
+
+    sealed, deleted = asyncio.run(again())
+    gone = destroy_old_epochs(loaded.storage_keys)
+    say(f"sealed {sealed} live records again, deleted {deleted} that had ended, destroyed epochs {gone}")
 
 
 @app.command("credentials")

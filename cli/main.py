@@ -7,10 +7,9 @@ import sys
 import typer
 
 from bus.api import BusError
-from cli import demo, enrol, inspect, keys, policy, policy_set, processes, simulated, verify, watch
+from cli import demo, enrol, inspect, keys, policy, policy_set, processes, quarantine, simulated, verify, watch
 from cli.common import INTERRUPTED, REFUSED, WRONG, complain
-from cli.evidence import JsonCommand
-from cli.verify_ima import verify_ima
+from cli.verify_ima import ImaCommand, verify_ima
 from enclave.api import EnclaveError
 from schemas.base import Refusal
 
@@ -33,10 +32,14 @@ enrol.register(app)
 policy_set.register(policy.app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
-verify.app.command("ima", cls=JsonCommand)(verify_ima)
+verify.app.command("ima", cls=ImaCommand)(verify_ima)
 app.add_typer(verify.app, name="verify")
 app.add_typer(inspect.app, name="inspect")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(simulated.app, name="simulated")
+
+WRONG_INPUT = ("settings.", "file.", "keys.", "credentials.", "cli.")
+"""Reasons that say that a file or an argument has to be corrected."""
 
 
 def run() -> None:
@@ -46,8 +49,7 @@ def run() -> None:
     except Refusal as refusal:
         for reason in refusal.reasons:
             complain(reason.sentence())
-        first = refusal.reasons[0].code
-        sys.exit(WRONG if first.startswith(("settings.", "file.", "keys.", "cli.")) else REFUSED)
+        sys.exit(WRONG if refusal.reasons[0].code.startswith(WRONG_INPUT) else REFUSED)
     except (BusError, EnclaveError) as error:
         complain(str(error))
         sys.exit(REFUSED)

@@ -18,7 +18,7 @@ CodeOption = Annotated[
     Path, typer.Option(help="Folder with the packages that enclave.toml trusts; this installation's by default.")
 ]
 
-manager = typer.Typer(help="Manager workers.", no_args_is_help=True)
+manager = typer.Typer(help="Manager workers, who judge evidence and sign leases.", no_args_is_help=True)
 gateway = typer.Typer(help="Gateway workers, one beside each nginx.", no_args_is_help=True)
 host = typer.Typer(help="The agent on a host.", no_args_is_help=True)
 application = typer.Typer(help="The agent in an application's container.", no_args_is_help=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from enclave.simulated import authority as authorities
 from enclave.simulated import daemon, pccs, platform, signer
 from enclave.simulated.launcher import launch
 from manager.keyfiles import read_secret
+from schemas.base import Refusal
 from schemas.sgx import PlatformIdentity
 
 app = typer.Typer(
@@ -28,20 +31,23 @@ AuthorityOption = Annotated[Path, typer.Option("--authority", help="Folder of th
 @app.command("authority")
 def create_authority(folder: Path) -> None:
     """Make a simulated root of trust: root CA, PCK CAs, TCB info, QE identity, CRLs."""
-    authorities.create(folder)
+    with _made(folder):
+        authorities.create(folder)
     say(f"root certificate for attestation.root: {folder / 'root.pem'}")
 
 
 @app.command("signer")
 def create_signer(file: Path) -> None:
     """Make the key that signs enclaves (it gives MRSIGNER)."""
-    signer.create(file)
+    with _made(file):
+        signer.create(file)
 
 
 @app.command("platform")
 def create_platform(folder: Path, authority: AuthorityOption) -> None:
     """Make a simulated machine, certified by an authority."""
-    platform.create(folder, authority)
+    with _made(folder):
+        platform.create(folder, authority)
 
 
 @app.command("ppid")
@@ -87,15 +93,40 @@ def run_controller(
 ) -> None:
     """Run a small SDN controller (switches and flows over REST) until Ctrl-C, for trying the gateway."""
     set_up_logs(LogFormat.JSON)
-    until_told(controller.serve(socket, ready=lambda: say("ready")))
+    with _made(socket):
+        until_told(controller.serve(socket, ready=lambda: say("ready")))
 
 
 @app.command("pccs")
 def run_pccs(
     authority: AuthorityOption,
-    port: Annotated[int, typer.Option(help="Port on loopback; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 0,
     log: LogOption = LogFormat.JSON,
 ) -> None:
     """Run the attestation service (PCCS, Intel's v4 API) until Ctrl-C."""
     set_up_logs(log)
-    until_told(pccs.serve(authority, port=port, ready=lambda url: say(f"ready {url}")))
+    try:
+        until_told(pccs.serve(authority, port=port, ready=lambda url: say(f"ready {url}")))
+    except OSError as error:
+        raise Refusal.because(
+            "pccs.port",
+            f"127.0.0.1:{port}",
+            expected="a port that nobody listens on",
+            found=error.strerror,
+            action="choose another port, or 0 for a free one",
+        ) from None
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Say which path could not be made. Raises Refusal `file.write`."""
+    try:
+        yield
+    except OSError as error:
+        raise Refusal.because(
+            "file.write",
+            str(path),
+            expected="a path that can be made",
+            found=error.strerror,
+            action="check the folder above it and its permissions",
+        ) from None

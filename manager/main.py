@@ -21,20 +21,22 @@ from manager.high_water import HighWater
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.judge import Judge, Root
-from manager.keyfiles import read_identity, read_private, read_secret
+from manager.keyfiles import read_identity, read_secret
 from manager.operators import Operators
 from manager.outbox import Outbox
 from manager.pki.authority import load_authority
+from manager.quarantine import Quarantine
 from manager.registry import Registry, operators_from
 from manager.sessions.draft import Context
+from manager.storage_keys import StorageKeyFile
 from manager.store import SessionStore
-from manager.vault import StorageKeys, Vault
+from manager.vault import Vault
 from manager.verification.chain import fingerprint
 from manager.verification.collateral_client import CollateralClient
 from manager.verification.offline import INTEL_SGX_ROOT
 from manager.verification.pcs import Pcs
 from manager.worker import Worker
-from schemas.base import Refusal, parse_json
+from schemas.base import Refusal
 from schemas.events import Event
 from schemas.settings import AttestationSettings, ManagerSettings
 
@@ -63,7 +65,7 @@ def assemble(
 ) -> Worker:
     """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
     identity = read_identity(settings.identity)
-    vault = Vault(parse_json(StorageKeys, read_private(settings.storage_keys), source=str(settings.storage_keys)))
+    vault = Vault(StorageKeyFile(settings.storage_keys))
     high_water = HighWater(settings.state_dir / "high-water.json")
     registry = Registry(bus, operators_from(settings.operators), high_water)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
@@ -90,12 +92,20 @@ def assemble(
     store = SessionStore(bus, vault, outbox, context)
     judge = Judge(registry, collateral, root, read_secret(settings.salt).reveal(), authority)
     emitter = Emitter(bus, source, now)
+    inbound = Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain)
+    internal = Internal(store, registry, context, authority, settings.timing.certificate_s, vault)
+
+    async def handle(subject: str, data: bytes) -> None:
+        await (internal if subjects.is_internal(subject) else inbound).take(subject, data)
+
+    quarantine = Quarantine(bus, settings.name, handle)
     return Worker(
         bus,
-        Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain),
-        Internal(store, registry, context, authority, settings.timing.certificate_s),
-        Operators(bus, registry, outbox, emitter.emit),
+        inbound,
+        internal,
+        Operators(bus, registry, outbox, quarantine, emitter.emit),
         emitter.emit,
+        quarantine,
         lambda: int(now()),
     )
 

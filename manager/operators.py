@@ -9,15 +9,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 
-from bus import subjects
 from bus.api import Bucket, Bus, Conflict
 from manager.outbox import Outbox
+from manager.quarantine import Quarantine
 from manager.registry import MANIFEST, Registry
-from manager.sessions.record import current_key
 from manager.sessions.work import Order
 from schemas.base import Model, Reason, Refusal, pack, unpack
 from schemas.binding import Role
-from schemas.enrolment import Action, Command, Enrol, OperatorRole, PolicyManifest, PutPolicy, RecheckNow, Revoke
+from schemas.enrolment import (
+    Action,
+    Command,
+    Drop,
+    Enrol,
+    OperatorRole,
+    PolicyManifest,
+    PutPolicy,
+    RecheckNow,
+    Retry,
+    Revoke,
+)
 from schemas.sgx import policy_name
 from schemas.signing import Signed, verify
 
@@ -27,6 +37,8 @@ MAY: dict[type, OperatorRole] = {
     Revoke: "operator",
     RecheckNow: "operator",
     PutPolicy: "operator",
+    Retry: "operator",
+    Drop: "operator",
 }
 """Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
 
@@ -40,7 +52,8 @@ class Applied(Model):
 class Operators:
     """Takes operators' commands."""
 
-    def __init__(self, bus: Bus, registry: Registry, outbox: Outbox, emit: Emit) -> None:
+    def __init__(self, bus: Bus, registry: Registry, outbox: Outbox, quarantine: Quarantine, emit: Emit) -> None:
+        self._quarantine = quarantine
         self._bus = bus
         self._registry = registry
         self._outbox = outbox
@@ -78,6 +91,10 @@ class Operators:
                 await self._order(action.kind, action.id, "recheck", None, command)
             case PutPolicy():
                 await self._put_policy(action)
+            case Retry():
+                await self._quarantine.retry(action.message)
+            case Drop():
+                await self._quarantine.drop(action.message)
 
     async def _put_policy(self, action: PutPolicy) -> None:
         manifest = verify(
@@ -104,18 +121,15 @@ class Operators:
         await self._policies.put(MANIFEST, pack(action.manifest))
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
-        """Tell every live session of a subject."""
-        prefix = current_key("host", id, id) if role == "host" else f"current.app.{id}"
+        """Tell every session of a subject, also one that is only on its way to trust."""
+        ours = (f"current.{role}.{id}", f"pending.{role}.{id}")
         for key in await self._bus.bucket("sessions").keys():
-            if key == prefix or key.startswith(f"{prefix}."):
+            if key in ours or key.startswith(tuple(f"{prefix}." for prefix in ours)):
                 session = await self._outbox.pointer(key)
                 if session is not None:
                     order = Order(reasons=[reason] if reason else [])
-                    await self._bus.publish(
-                        subjects.work(role, session, what),
-                        pack(order),
-                        message_id=f"{command.operator}-{command.sequence}-{session}",
-                    )
+                    once = f"{command.operator}-{command.sequence}-{session}"
+                    await self._outbox.work(role, session, what, order, message_id=once)
 
 
 def _check(command: Command, name: str, applied: int, now: int) -> None:

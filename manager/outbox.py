@@ -1,25 +1,35 @@
-"""Sends what a record's outbox says. Every entry may be sent twice: its id, or what it is, makes that harmless."""
+"""Sends what a record's outbox says. Every entry may be sent twice: its id, or what it is, makes that harmless.
+
+What sessions say to each other is sealed under the storage key and bound to its subject, as their records are: the
+bus can lose or repeat it, not invent it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 
+from pydantic import BaseModel
+
 from bus import subjects
 from bus.api import Bus, Conflict
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key
-from manager.sessions.work import Order
+from manager.sessions.work import WORK, Order, Work
 from manager.vault import Vault
 from schemas.base import Model, Reason, SessionId, pack
+from schemas.binding import Role
 
 POINTERS = "sessions"
+REMEMBERED = 32
+"""Sessions that a pointer knows it has left behind."""
 
 
 class Pointer(Model):
-    """Which session speaks for a subject."""
+    """Which session speaks for a subject. One in `past` was superseded, and never speaks again."""
 
     session: SessionId
     counter: int
+    past: list[SessionId] = []
 
 
 class Outbox:
@@ -52,15 +62,18 @@ class Outbox:
         return self._vault.open(Pointer, POINTERS, key, entry.value).session
 
     async def point(self, key: str, session: str, replaced: str) -> None:
-        """Let a pointer name `session`; the one before it is told, as `replaced`, that it was superseded."""
+        """Let a pointer name `session`; the one before it is told, as `replaced`, that it was superseded.
+
+        A repeat by a session that was itself superseded meanwhile changes nothing.
+        """
         while True:
             entry = await self._sessions.get(key)
             value = entry.value if entry is not None else None
             before = self._vault.open(Pointer, POINTERS, key, value) if value is not None else None
-            if before is not None and before.session == session:
+            if before is not None and session in (before.session, *before.past):
                 return
-            counter = before.counter + 1 if before else 1
-            sealed = self._vault.seal(POINTERS, key, counter, Pointer(session=session, counter=counter))
+            counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
+            sealed = self._vault.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
             if before is not None:
                 await self._tell_superseded(key, before.session, session, replaced)
             try:
@@ -80,9 +93,17 @@ class Outbox:
             found=f"a newer one, {by}",
             action="nothing, if you restarted the agent; otherwise find out who runs a second one",
         )
-        role = key.split(".")[1]
-        subject = subjects.work(role, before, what)
-        await self._bus.publish(subject, pack(Order(reasons=[reason])), message_id=f"{what}-{before}-{by}")
+        role: Role = "host" if key.split(".")[1] == "host" else "app"
+        await self.work(role, before, what, Order(reasons=[reason]), message_id=f"{what}-{before}-{by}")
+
+    async def work(
+        self, role: Role, session: str, what: str, model: BaseModel, *, message_id: str | None = None
+    ) -> None:
+        """Have another session, or this one, take something up; any worker does it. Raises BusError."""
+        await self._work(subjects.work(role, session, what), pack(model), message_id)
+
+    async def _work(self, subject: str, data: bytes, message_id: str | None) -> None:
+        await self._bus.publish(subject, self._vault.seal(WORK, subject, 0, Work(data=data)), message_id=message_id)
 
     async def _one(self, record: HostRecord | AppRecord, outgoing: Outgoing) -> None:
         match outgoing.how:
@@ -90,6 +111,8 @@ class Outbox:
                 await self._bus.publish(
                     outgoing.subject, outgoing.data, message_id=outgoing.id, headers=outgoing.headers
                 )
+            case "work":
+                await self._work(outgoing.subject, outgoing.data, outgoing.id)
             case "wake":
                 await self._bus.schedule(outgoing.subject, outgoing.data, at=outgoing.at, message_id=outgoing.id)
             case "sleep":

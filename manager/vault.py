@@ -7,12 +7,13 @@ epoch is destroyed after live records were sealed again, and with it goes whatev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from secrets import token_bytes
 from typing import Annotated, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from schemas.base import Bytes32, Hex32, Model, Refusal, Secret, pack, unpack
 from schemas.binding import canonical, derive
@@ -22,10 +23,13 @@ _NONCE = bytes(12)
 """A constant nonce: the salt makes each key new."""
 
 
+Epoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
+
+
 class StorageKeys(Model):
     """The storage keys file: epoch number to key. Held by manager workers only, mode 0600."""
 
-    epochs: Annotated[dict[str, Hex32], Field(min_length=1)]
+    epochs: Annotated[dict[Epoch, Hex32], Field(min_length=1)]
 
 
 class Stored(Model):
@@ -38,22 +42,40 @@ class Stored(Model):
 
 
 class Vault:
-    """Seals and opens what stands in a bucket."""
+    """Seals and opens what stands in a bucket.
 
-    def __init__(self, keys: StorageKeys) -> None:
-        self._keys = {int(epoch): Secret(bytes.fromhex(key)) for epoch, key in keys.epochs.items()}
-        self.newest = max(self._keys)
+    `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
+    its next record.
+    """
+
+    def __init__(self, read_keys: Callable[[], StorageKeys | None]) -> None:
+        self._read_keys = read_keys
+        self._keys: dict[int, Secret] = {}
+        self._refresh()
+
+    @property
+    def newest(self) -> int:
+        """The epoch that records are sealed under now."""
+        self._refresh()
+        return max(self._keys)
+
+    def _refresh(self) -> None:
+        keys = self._read_keys()
+        if keys is not None:
+            self._keys = {int(epoch): Secret(bytes.fromhex(key)) for epoch, key in keys.epochs.items()}
 
     def seal(self, bucket: str, key: str, counter: int, record: BaseModel) -> bytes:
         """A record's bytes for the bucket. `counter` is the record's own revision."""
-        salt = token_bytes(32)
-        cipher = self._cipher(self.newest, bucket, key, salt)
+        salt, epoch = token_bytes(32), self.newest
+        cipher = self._cipher(epoch, bucket, key, salt)
         ciphertext = cipher.encrypt(_NONCE, pack(record), canonical("record data", bucket, key, counter))
-        return pack(Stored(epoch=self.newest, salt=salt, counter=counter, ciphertext=ciphertext))
+        return pack(Stored(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext))
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
         """The record. Raises Refusal `record.open`: one that does not open is as good as absent."""
         stored = unpack(Stored, data)
+        if stored.epoch not in self._keys:
+            self._refresh()
         try:
             cipher = self._cipher(stored.epoch, bucket, key, stored.salt)
             plaintext = cipher.decrypt(_NONCE, stored.ciphertext, canonical("record data", bucket, key, stored.counter))
@@ -69,3 +91,8 @@ class Vault:
 
     def _cipher(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
         return AESGCM(derive(self._keys[epoch], canonical("record", bucket, key), 32, salt))
+
+
+def epoch_of(data: bytes) -> int:
+    """The epoch that a record was sealed in; not authenticated. Raises Refusal (`message.*`)."""
+    return unpack(Stored, data).epoch

@@ -2,13 +2,14 @@
 
 A message ends in one of four ways. Handled: acknowledged. It changes nothing (it does not fit, does not open, repeats
 something): acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come:
-put back. A fault of ours: put back a few times, then dropped with an event, so that it never blocks the others.
+put back. A fault of ours: put back a few times, then put into quarantine, so that it never blocks the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -21,7 +22,9 @@ from bus.api import Bus, BusError, Delivery
 from bus.channel import Early, Stale
 from manager.inbound import Inbound
 from manager.internal import Internal
+from manager.limits import Limiter
 from manager.operators import Operators
+from manager.quarantine import Quarantine
 from manager.sessions.states import NoMove
 from schemas.base import Reason, Refusal
 
@@ -29,7 +32,11 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 64
 """Messages in hand at the same time, of each consumer."""
 ATTEMPTS = 5
-"""Deliveries of a message that makes a worker fail, before it is dropped."""
+"""Deliveries of a message that makes a worker fail, before it is put into quarantine."""
+RATE, BURST = 20.0, 60
+"""Messages a second, and at once, that a worker takes up from one sender. A host with 50 applications starting at
+once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
+TOO_FAST = "message.rate"
 Emit = Callable[..., Awaitable[None]]
 
 
@@ -43,8 +50,11 @@ class Worker:
         internal: Internal,
         operators: Operators,
         emit: Emit,
+        quarantine: Quarantine,
         now: Callable[[], int],
     ) -> None:
+        self._quarantine = quarantine
+        self._limiter = Limiter(RATE, BURST)
         self._bus = bus
         self._inbound = inbound
         self._internal = internal
@@ -68,6 +78,9 @@ class Worker:
                 task.add_done_callback(lambda _: room.release())
 
     async def _from_outside(self, subject: str, data: bytes) -> None:
+        sender = subject.rsplit(".", 1)[0]
+        if not self._limiter.take(sender, time.monotonic()):
+            raise Refusal(_too_fast(sender))
         if not subject.startswith(f"{subjects.OPERATOR}."):
             await self._inbound.take(subject, data)
             return
@@ -110,14 +123,23 @@ class Worker:
             if delivery.attempt < ATTEMPTS:
                 await delivery.again(0.2 * delivery.attempt)
                 return
-            await self._dropped(subject, delivery.data, (_fault(error),))
+            await self._put_aside(subject, delivery.data, delivery.attempt, _fault(error))
         else:
             self.counts["handled"] += 1
         await delivery.done()
 
+    async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
+        """Into quarantine, with an event that says under which name."""
+        name = await self._quarantine.put(subject, data, attempts, reason, self._now())
+        self.counts["quarantined"] += 1
+        kind, id, what = _who(subject)
+        await self._emit(kind, id, "quarantined", step=what, message=name, reasons=_plain((reason,)))
+
     async def _dropped(self, subject: str, data: bytes, reasons: tuple[Reason, ...]) -> None:
         """Count and report a message that changed nothing."""
         self.counts[f"dropped {reasons[0].code}"] += 1
+        if reasons[0].code == TOO_FAST and not self._first_refusal(subject):
+            return
         kind, id, what = _who(subject)
         log.warning("dropped", subject=subject, reasons=[reason.code for reason in reasons])
         await self._emit(
@@ -130,11 +152,25 @@ class Worker:
             reasons=_plain(reasons),
         )
 
+    def _first_refusal(self, subject: str) -> bool:
+        """Whether this refusal of a sender that is too fast is to be told: one in a hundred is enough."""
+        return self.counts[f"dropped {TOO_FAST}"] % 100 == 1
+
+
+def _too_fast(sender: str) -> Reason:
+    return Reason(
+        code=TOO_FAST,
+        field="rate",
+        expected=f"at most {RATE:g} messages a second from one sender, {BURST} at once",
+        found=f"more from {sender}",
+        action="find out what its credential is used for",
+    )
+
 
 def _who(subject: str) -> tuple[str, str, str]:
-    """Kind, id and step of the sender, for the event; the last three tokens, whatever they are."""
+    """Kind, id and step of the sender, for the event: the last three tokens, where they can be part of a subject."""
     tokens = ["unknown", "unknown", *subject.split(".")[2:]]
-    kind, id, what = tokens[-3:]
+    kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
     return kind, id, what
 
 

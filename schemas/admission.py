@@ -38,6 +38,20 @@ Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Rises with every statement about one key."""
 Integrity = Literal["anchored", "unanchored"]
 
+_METHODS = r"(?:\*|[A-Z]{1,20}(?:,[A-Z]{1,20}){0,9})"
+_SEGMENT = r"[A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]*"
+Rule = Annotated[
+    str, StringConstraints(pattern=rf"^{_METHODS} (?:(?:/{_SEGMENT})*/\*\*|/|(?:/{_SEGMENT})+/?)$", max_length=256)
+]
+"""What an application may do at the controller: `GET,POST /switches/**`.
+
+Methods with commas between them, or `*`; then a path (RFC 3986, no escapes), or a subtree: `PATH/**` is the path and
+all below it. Case counts. compose/nginx/admission.js reads it.
+"""
+Rules = Annotated[list[Rule], Field(max_length=32)]
+ALL: Rule = "* /**"
+READ_ONLY: Rule = "GET,HEAD /**"
+
 
 def spiffe_id(trust_domain: str, host: str, app: str) -> str:
     """The identity of an application on a host."""
@@ -78,6 +92,23 @@ class Lease(_Leased):
     integrity: Integrity
     simulated: bool
     observe_only: bool
+    proxy: bool = False
+    """The enclave only carries the traffic of a program outside."""
+    manager_key: bool = False
+    """The private key was made by the manager, not in the enclave."""
+    allow: Rules
+    """What it may do: one of the rules has to allow a request."""
+
+    @property
+    def marks(self) -> list[str]:
+        """What the controller should know of this admission, in words."""
+        marks = {
+            "simulated": self.simulated,
+            "observe-only": self.observe_only,
+            "proxy": self.proxy,
+            "manager-key": self.manager_key,
+        }
+        return [mark for mark, holds in marks.items() if holds]
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from schemas.admission import Rules
 from schemas.base import Bytes32, Hex32, Id, Model, Seconds
 from schemas.signing import Signed
 
@@ -41,12 +42,16 @@ class Placement(Model):
 
 
 class AppEnrolment(Model):
-    """An application: exact measurements (two while an update rolls out) and where it may run."""
+    """An application: exact measurements (two while an update rolls out), where it may run, what it may do.
+
+    `allow` are the rules of which one has to allow a request at the gateway; without any, none passes.
+    """
 
     kind: Literal["app"] = "app"
     id: Id
     mrenclaves: Annotated[list[Hex32], Field(min_length=1, max_length=2)]
     placements: Annotated[list[Placement], Field(min_length=1, max_length=1024)]
+    allow: Rules = []
 
 
 class GatewayEnrolment(Model):
@@ -100,7 +105,21 @@ class PutPolicy(Model):
     documents: Annotated[list[bytes], Field(max_length=8)]
 
 
-Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy, Field(discriminator="do")]
+class Retry(Model):
+    """Take a message out of quarantine and handle it again."""
+
+    do: Literal["retry"] = "retry"
+    message: Hex32
+
+
+class Drop(Model):
+    """Take a message out of quarantine and forget it."""
+
+    do: Literal["drop"] = "drop"
+    message: Hex32
+
+
+Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | Retry | Drop, Field(discriminator="do")]
 
 
 class Command(Model):

@@ -1,17 +1,20 @@
 """Events: what a person watches with `nats sub 'attest.v1.events.>'`. Readable JSON, CloudEvents headers, no secrets.
 
-Nothing decides on an event.
+Nothing decides on an event. schemas/event_data.py lists every event there is, and what it holds.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from pydantic import JsonValue
 
 from schemas.base import Model, Seconds
 
 CLOUDEVENTS_TYPE = "attestgate.v1"
+_AS_THEY_ARE = "!#$&'()*+,/:;<=>?@[\\]^`{|}"
+"""Beside letters, digits and -._~: all of printable ASCII but space, double quote and percent."""
 
 
 class Event(Model):
@@ -30,17 +33,21 @@ class Event(Model):
     data: dict[str, JsonValue] = {}
 
     def headers(self) -> dict[str, str]:
-        """CloudEvents 1.0 headers, NATS binding in binary mode."""
-        return {
-            "ce-specversion": "1.0",
-            "ce-id": self.id,
-            "ce-type": f"{CLOUDEVENTS_TYPE}.{self.kind}.{self.what}",
-            "ce-source": self.source,
-            "ce-subject": self.subject,
-            "ce-time": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z"),
-            "content-type": "application/json",
+        """CloudEvents 1.0 context attributes as NATS headers (NATS protocol binding, binary content mode).
+
+        `correlationid` is the extension of that name: it ties the events of one session together.
+        """
+        attributes = {
+            "specversion": "1.0",
+            "id": self.id,
+            "type": f"{CLOUDEVENTS_TYPE}.{self.kind}.{self.what}",
+            "source": self.source,
+            "subject": self.subject,
+            "time": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z"),
+            "datacontenttype": "application/json",
             **({"correlationid": self.session} if self.session else {}),
         }
+        return {f"ce-{name}": quote(value, safe=_AS_THEY_ARE) for name, value in attributes.items()}
 
     def body(self) -> bytes:
         """The event as JSON."""

@@ -235,7 +235,7 @@ class SgxVerdict(Appraisal):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.accepted and None in (self.platform, self.tcb_status):
+        if self.accepted and None in (self.platform, self.tcb_status, self.tcb_date):
             raise ValueError("an accepted verdict says which platform and TCB were accepted")
         return self
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from schemas.admission import HostLease, Integrity, Lease, Statement, Withdrawal
-from schemas.base import Hex32, Id, Model, Refusal, Seconds, SessionId
+from schemas.base import Hex32, Id, Model, Refusal, Seconds
 
 
 class CertificateEntry(Model):
@@ -27,10 +27,11 @@ class CertificateEntry(Model):
     until: Seconds
     sha256: Hex32
     identity: str
-    host_session: SessionId
+    host_key: str
+    """The key of its host session."""
     integrity: Integrity
-    simulated: bool
-    observe_only: bool
+    marks: str
+    allow: list[str]
 
 
 class HostEntry(Model):
@@ -120,10 +121,10 @@ class Ledger(Mapping[str, Statement]):
                 until=record.ends,
                 sha256=lease.certificate,
                 identity=lease.identity,
-                host_session=lease.host_session,
+                host_key=f"host.{lease.host_session}",
                 integrity=lease.integrity,
-                simulated=lease.simulated,
-                observe_only=lease.observe_only,
+                marks=", ".join(lease.marks),
+                allow=lease.allow,
             )
         return HostEntry(sequence=lease.sequence, until=record.ends, host=lease.host)
 

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from bus import subjects
 from bus.api import Bus, BusError
 from schemas.admission import MAX_APPLIED, Applied, GatewayReport, sign_report
+from schemas.event_data import GatewayWhat
 
 Emit: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable[None]]
 """`emit(kind, id, what, data)`: publish an event. May raise BusError: that event is lost, and logged."""
@@ -47,7 +48,7 @@ class Telling:
         if self._untold:
             self._something.set()
 
-    def event(self, what: str, data: dict[str, object]) -> None:
+    def event(self, what: GatewayWhat, data: dict[str, object]) -> None:
         """Have an event of this gateway published."""
         _log.info(what, gateway=self._gateway, **data)
         try:

@@ -21,6 +21,7 @@ from manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from schemas.admission import Statement, post
 from schemas.base import Reason, pack
 from schemas.binding import Role
+from schemas.event_data import SessionWhat
 from schemas.events import Event
 from schemas.messages import Outcome
 from schemas.settings import GatewaySet, Timing
@@ -116,8 +117,8 @@ class Draft(Generic[R]):
         subject = subjects.outbound(self.record.role, self.record.subject, step)
         self._put(how="send", subject=subject, data=pack(sign(self.context.identity, label, model)))
 
-    def event(self, what: str, **data: JsonValue) -> None:
-        """Something for people to see."""
+    def event(self, what: SessionWhat, **data: JsonValue) -> None:
+        """Something for people to see: schemas/event_data.py says what its `data` holds."""
         record = self.record
         event = Event(
             id=self.context.token(16).hex(),
@@ -137,7 +138,7 @@ class Draft(Generic[R]):
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
         """A message to another session (or to this one), taken up by any worker."""
-        self._put(how="publish", subject=subjects.work(role, session, what), data=pack(model))
+        self._put(how="work", subject=subjects.work(role, session, what), data=pack(model))
 
     def post(self, statement: Statement) -> None:
         """A signed statement for the gateways."""
@@ -148,11 +149,17 @@ class Draft(Generic[R]):
         """From now on this session speaks for its subject; the one before it is superseded."""
         self._put(how="current")
 
+    def forget_secrets(self) -> None:
+        """Nothing that is over can be opened with what its record still holds."""
+        self.set(handshake=None, question=None, channel=None)
+        if isinstance(self.record, HostRecord):
+            self.set(k=None)
+
     def finish(self) -> R:
         """The record to store: its outbox filled, its next waking set."""
         record, context = self.record, self.context
         if record.state in ENDS:
-            self.set(handshake=None, question=None)
+            self.forget_secrets()
             self._put(how="sleep", subject=subjects.deadline(record.session))
         else:
             marks = [record.deadline, record.next_recheck]

@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 from manager.sessions.draft import Draft, R
 from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import Input
+from manager.sessions.states import Input, State
 from manager.sessions.work import HostLost
 from schemas.admission import Withdrawal
 from schemas.base import Reason
+from schemas.event_data import SessionWhat
 from schemas.messages import Ended, Refused
+
+TOLD: dict[State, SessionWhat] = {
+    State.REFUSED: "refused",
+    State.UNTRUSTED: "untrusted",
+    State.EXPIRED: "expired",
+    State.REVOKED: "revoked",
+    State.SUPERSEDED: "superseded",
+}
+"""The event of each end."""
 
 
 def end(draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason]) -> None:
@@ -28,7 +38,8 @@ def end(draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason]) -> 
         _withdraw_host(draft, record, reasons)
     elif record.serial:
         _withdraw(draft, f"cert.{record.serial}", reasons)
-    draft.event(state.value.lower(), step=step, reasons=[reason.model_dump() for reason in reasons])
+    verdict = {"outcome": record.outcome.model_dump(mode="json")} if record.outcome else {}
+    draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
 
 
 def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason]) -> None:

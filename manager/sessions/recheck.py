@@ -13,7 +13,7 @@ from manager.sessions.record import AppRecord, HostRecord, Question
 from manager.sessions.states import Input
 from manager.sessions.step4_host_key import next_recheck
 from manager.sessions.step7_certificate import lease, ready
-from schemas.base import Reason
+from schemas.base import Reason, Refusal
 from schemas.messages import Recheck
 
 
@@ -64,7 +64,8 @@ def take_application_recheck(
     lease(draft, identity, host)
     draft.set(deadline=draft.record.lease_end)
     ready(draft)
-    draft.event("rechecked", lease_end=draft.record.lease_end)
+    outcome = judgement.outcome.model_dump(mode="json")
+    draft.event("rechecked", lease_end=draft.record.lease_end, outcome=outcome)
     return draft.finish()
 
 
@@ -73,6 +74,17 @@ def late_answer(record: R, context: Context, channel: Channel) -> R:
     draft = Draft(record, context)
     draft.heard(channel)
     draft.event("late-answer")
+    return draft.finish()
+
+
+def unjudged_answer(record: R, context: Context, channel: Channel, refusal: Refusal) -> R:
+    """The session after an answer that could not be judged now (no collateral, no policy): heard, and worth nothing.
+
+    The question is asked again when its window is over; without a judgement the lease ends by itself.
+    """
+    draft = Draft(record, context)
+    draft.heard(channel)
+    draft.event("evidence-rejected", step="recheck", reasons=[reason.model_dump() for reason in refusal.reasons])
     return draft.finish()
 
 

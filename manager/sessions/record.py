@@ -23,12 +23,12 @@ StateName = Annotated[State, PlainValidator(State)]
 class Outgoing(Model):
     """One thing to do after the record is stored; `id` makes a repeat harmless (Nats-Msg-Id).
 
-    send: to the agent, plain; publish: into a stream (events, admissions, work for other sessions);
+    send: to the agent, plain; publish: into a stream (events, admissions); work: to a session, sealed;
     wake: have the server wake this session at `at`; sleep: forget that; summary: the readable line beside the record;
     current: this session now speaks for its subject.
     """
 
-    how: Literal["send", "publish", "wake", "sleep", "summary", "current"]
+    how: Literal["send", "publish", "work", "wake", "sleep", "summary", "current"]
     id: str
     subject: str = ""
     data: bytes = b""
@@ -121,6 +121,11 @@ class HostRecord(SessionRecord):
     """manager.verification.ima Replay, packed."""
     apps: dict[SessionId, Id] = {}
     """The application sessions that were given a key of this host."""
+
+    def trusted(self, now: int) -> bool:
+        """Whether applications may rest on this host at Unix second `now`."""
+        in_time = self.lease_end is not None and now < self.lease_end
+        return in_time and self.state in (State.TRUSTED, State.RECHECKING)
 
 
 class AppRecord(SessionRecord):

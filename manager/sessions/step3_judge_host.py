@@ -12,7 +12,7 @@ from manager.sessions.ends import end
 from manager.sessions.handshake import accept_evidence, count_foreign_evidence
 from manager.sessions.record import HostRecord
 from manager.sessions.states import Input
-from manager.sessions.step4_host_key import grant_host_key, trust
+from manager.sessions.step4_host_key import grant_host_key, judged, trust
 from schemas.base import Refusal
 from schemas.messages import HostEvidence
 
@@ -60,5 +60,5 @@ def take_host_recheck(record: HostRecord, context: Context, channel: Channel, ju
         replay=judgement.replay,
     )
     trust(draft)
-    draft.event("rechecked", lease_end=draft.record.lease_end, **judgement.notes)
+    draft.event("rechecked", lease_end=draft.record.lease_end, **judged(judgement))
     return draft.finish()

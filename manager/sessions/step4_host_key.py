@@ -22,7 +22,7 @@ def grant_host_key(draft: Draft[HostRecord], judgement: Judgement) -> None:
     draft.move(Input.EVIDENCE_GOOD)
     grant(draft, HostGrant(k=k, n1=n1, channel=channel), channel, n1)
     draft.set(k=k, deadline=_proof_deadline(draft))
-    draft.event("granted", outcome=judgement.outcome.model_dump(mode="json"), **judgement.notes)
+    draft.event("granted", **judged(judgement))
 
 
 def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:
@@ -40,7 +40,7 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     open_channel(draft, data)
     trust(draft)
     draft.current()
-    draft.event("trusted", lease_end=draft.record.lease_end, outcome=judged(draft))
+    draft.event("trusted", lease_end=draft.record.lease_end, outcome=_outcome(draft))
     return draft.finish()
 
 
@@ -71,8 +71,13 @@ def _proof_deadline(draft: Draft[HostRecord]) -> int:
     return min(draft.context.now + timing.evidence_window_s, draft.record.issued_at + timing.lease_s)
 
 
-def judged(draft: Draft[HostRecord]) -> JsonValue:
-    """The session's outcome as an event shows it."""
+def judged(judgement: Judgement) -> dict[str, JsonValue]:
+    """A host's verdict as an event shows it: the evidence by hash, and what was found in the list."""
+    outcome = judgement.outcome.model_dump(mode="json")
+    return {"outcome": outcome, "measurements": judgement.list_digest.hex(), **judgement.notes}
+
+
+def _outcome(draft: Draft[HostRecord]) -> JsonValue:
     return draft.record.outcome.model_dump(mode="json") if draft.record.outcome else None
 
 

@@ -1,9 +1,18 @@
-"""What sessions say to each other, by way of a stream that only managers write. No secret is among it."""
+"""What sessions say to each other, sealed, by way of a stream that only managers write. No secret is among it."""
 
 from __future__ import annotations
 
 from schemas.base import Bytes64, Id, Model, Reason, SessionId
 from schemas.messages import PublicKey
+
+WORK = "work"
+"""In the place of a bucket's name, where the vault seals what is under way."""
+
+
+class Work(Model):
+    """A message under way: one of the models below, packed. Which one, its subject says."""
+
+    data: bytes
 
 
 class Deliver(Model):

@@ -65,6 +65,8 @@ def certificates(pem: bytes, field: str) -> tuple[x509.Certificate, ...]:
         for one in chain:  # cryptography parses these only when asked
             _ = one.subject, one.issuer, one.not_valid_before_utc, one.not_valid_after_utc, one.extensions
             public_key(one)
+            if one.serial_number <= 0:  # RFC 5280, 4.1.2.2; and no CRL could name it
+                raise ValueError("a serial number that is not positive")
     except Exception as error:  # noqa: BLE001  cryptography has errors of many kinds for certificates, some plain Exceptions
         raise Refusal.because(
             f"{field}.malformed",

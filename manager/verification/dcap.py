@@ -1,12 +1,9 @@
-"""dcap_qvl's verification of a quote: its claims as a typed value, its error texts as named reasons."""
+"""dcap_qvl's verification of a quote: its answer as a typed value, its error texts as named reasons."""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import NamedTuple, TypeAlias, get_args
 
 import dcap_qvl
 
@@ -14,57 +11,36 @@ from manager.verification.collateral import Collateral
 from schemas.base import Reason, Refusal, shown
 from schemas.sgx import TcbStatus
 
+Native: TypeAlias = dcap_qvl.QuoteCollateralV3
 
-@dataclass(frozen=True)
-class Claims:
-    """What dcap_qvl found to hold for a quote. `tcb_date` is the matched level's, in Unix seconds."""
+
+class Verified(NamedTuple):
+    """What dcap_qvl found to hold for a quote: the worse of the platform's and the quoting enclave's TCB status."""
 
     tcb_status: TcbStatus
     advisories: tuple[str, ...]
-    tcb_date: int
-    tcb_evaluation_number: int
-    qe_evaluation_number: int
-    dynamic_platform: bool | None
-    cached_keys: bool | None
-    smt: bool | None
 
 
-def verify(quote: bytes, collateral: Collateral, root_der: bytes, at: int) -> Claims:
+def native(collateral: Collateral) -> Native:
+    """A set of collateral as dcap_qvl takes it."""
+    return Native(**collateral.model_dump(exclude={"pck_certificate_chain"}))
+
+
+def verify(quote: bytes, collateral: Native, root_der: bytes, at: int) -> Verified:
     """Verify a quote's signatures, chain, revocation and TCB under a root. Raises Refusal with one reason.
 
     All that it leaves to its caller (which TCB statuses to accept, the enclave, freshness) is judged by its callers.
     """
     try:
-        claims = dcap_qvl.QuoteVerifier(root_der).verify_with_policy(
-            quote, _native(collateral), at, dcap_qvl.QuotePolicy.claims_only(at)
-        )
+        report = dcap_qvl.verify_with_root_ca(quote, collateral, root_der, at)
     except (ValueError, OverflowError) as error:
         raise Refusal(_translated(str(error))) from None
-    return _claims(json.loads(claims.to_json()))
+    if report.status not in _STATUSES:
+        raise Refusal(_translated(f"TCB status {report.status}"))
+    return Verified(report.status, tuple(report.advisory_ids))
 
 
-@lru_cache(maxsize=64)
-def _native(collateral: Collateral) -> dcap_qvl.QuoteCollateralV3:
-    return dcap_qvl.QuoteCollateralV3(**collateral.model_dump(exclude={"pck_certificate_chain"}))
-
-
-_FLAG = {"True": True, "False": False, "Undefined": None}
-
-
-def _claims(document: dict[str, Any]) -> Claims:
-    tcb, platform = document["tcb"], document["platform"]
-    pck = platform["pck"]
-    return Claims(
-        tcb_status=tcb["status"],
-        advisories=tuple(tcb["advisory_ids"]),
-        tcb_date=platform["tcb_date_tag"],
-        tcb_evaluation_number=tcb["eval_data_number"],
-        qe_evaluation_number=document["qe"]["tcb_eval_data_number"],
-        dynamic_platform=_FLAG[pck["dynamic_platform"]],
-        cached_keys=_FLAG[pck["cached_keys"]],
-        smt=_FLAG[pck["smt_enabled"]],
-    )
-
+_STATUSES = frozenset(get_args(TcbStatus))
 
 _KNOWN = (
     (r"ISV enclave report signature", "quote.signature", "quote.signature", "a signature by the attestation key"),

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -32,7 +32,20 @@ MAX_REPORT = 64 * 1024
 VERSIONS = (3, 4, 5)
 EPID_QUOTE_VERSIONS = (1, 2)
 _HEADER = struct.Struct("<HH4sHH4s32s")
+"""An EPID quote's first 48 bytes (sgx_quote_t)."""
 _ACTION = "do not trust this report; have the enclave attested anew"
+
+
+class EpidHeader(NamedTuple):
+    """The header of an EPID quote. `sign_type`: 0 unlinkable, 1 linkable."""
+
+    version: int
+    sign_type: int
+    epid_group_id: bytes
+    qe_svn: int
+    pce_svn: int
+    xeid: bytes
+    basename: bytes
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,9 @@ def parse_report(raw: bytes) -> Report:
     if nonce is not None and not isinstance(nonce, str):
         raise _bad("report", "a text", nonce, field="nonce")
     quote_body = _quote_body(_text(document, "isvEnclaveQuoteBody"))
-    quote_version, sign_type, group, *_ = _HEADER.unpack_from(quote_body)
-    if quote_version not in EPID_QUOTE_VERSIONS or sign_type not in (0, 1):
-        found = f"version {quote_version}, signature type {sign_type}"
+    header = quote_header(quote_body)
+    if header.version not in EPID_QUOTE_VERSIONS or header.sign_type not in (0, 1):
+        found = f"version {header.version}, signature type {header.sign_type}"
         raise _bad("report", "an EPID quote, version 1 or 2, signature type 0 or 1", found, field="isvEnclaveQuoteBody")
     return Report(
         id=_text(document, "id"),
@@ -158,10 +171,15 @@ def parse_report(raw: bytes) -> Report:
         advisories=tuple(advisories),
         nonce=nonce,
         quote_body=quote_body,
-        epid_group_id=group,
-        linkable=sign_type == 1,
+        epid_group_id=header.epid_group_id,
+        linkable=header.sign_type == 1,
         body=parse_body(quote_body[_HEADER.size :], "isvEnclaveQuoteBody.report"),
     )
+
+
+def quote_header(quote_body: bytes) -> EpidHeader:
+    """The header in front of the report body of an EPID quote (at least 48 bytes)."""
+    return EpidHeader(*_HEADER.unpack_from(quote_body))
 
 
 def _text(document: dict[str, Any], key: str) -> str:

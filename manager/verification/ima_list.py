@@ -15,9 +15,9 @@ extended with 0xff...ff. Nothing in here trusts a length it has not compared wit
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from struct import Struct
 from typing import Literal, NamedTuple
 
 from schemas.base import Refusal
@@ -35,7 +35,8 @@ MAX_PATH = 4096
 
 _HEADER = 28
 _VIOLATION = bytes(20)
-_U32: dict[ByteOrder, Struct] = {"little": Struct("<I"), "big": Struct(">I")}
+_U32: dict[ByteOrder, struct.Struct] = {"little": struct.Struct("<I"), "big": struct.Struct(">I")}
+_HEAD: dict[ByteOrder, struct.Struct] = {"little": struct.Struct("<I20sI"), "big": struct.Struct(">I20sI")}
 
 BANK_HASHES = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha384": hashlib.sha384}
 """The hash of each PCR bank; SHA-1 here is the kernel's choice, not ours."""
@@ -145,34 +146,50 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
 
 
 def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
-    """Read one entry out of its frame. Raises Refusal (`ima.*`) for anything that the kernel does not write."""
-    u32 = _U32[order].unpack_from
-    data_at = _HEADER + u32(frame, 24)[0]
+    """Read one entry out of its frame. Raises Refusal (`ima.*`) for anything that the kernel does not write.
+
+    All in one function, for this is where judging a new list spends its time.
+    """
+    pcr, template_hash, size = _HEAD[order].unpack_from(frame)
+    data_at = _HEADER + size
     template = frame[_HEADER:data_at]
-    layout = _layout(template)
+    layout = _BUILTIN.get(template) or _layout(template)
     if layout is None:
         raise malformed("ima.template", index, "a template with one digest and one name", readable(template))
+    names, digest_at, path_at, signature_at, buffer_at, heads = layout
     if template == b"ima":
         values, hashed = _old_fields(frame[data_at:], index)
     else:
         hashed = frame[data_at + 4 :]
-        values = _fields(layout.names, hashed, index, order)
-    template_hash = frame[4:24]
+        u32, place, values = _U32[order].unpack_from, 0, []
+        try:
+            for _ in names:
+                start = place + 4
+                place = start + u32(hashed, place)[0]
+                values.append(hashed[start:place])
+        except struct.error:
+            place = -1
+        if place != len(hashed):
+            raise malformed("ima.fields", index, f"fields that fill {len(hashed)} bytes", "fields that do not")
+    raw = values[digest_at]
+    head, _, digest = raw.partition(b":\0") if heads is not _BARE else (_bare_head(raw), b"", raw)
+    algorithm, length, verity = heads.get(head, _NO_DIGEST)
     violation = template_hash == _VIOLATION
-    algorithm, digest, verity = _digest(layout, values[layout.digest], index, violation)
-    return Entry(
-        index,
-        u32(frame, 0)[0],
-        template,
-        template_hash,
-        violation,
-        algorithm,
-        digest,
-        verity,
-        _path(values[layout.path], index),
-        None if layout.signature is None else values[layout.signature],
-        None if layout.buffer is None else values[layout.buffer],
-        hashed,
+    if len(digest) != length and not violation:
+        raise malformed("ima.digest", index, "a digest of its algorithm's length", _cut(raw))
+    if violation and (any(digest) or not algorithm):
+        raise malformed("ima.violation", index, "a violation with a digest of zeros", _cut(raw))
+    path = values[path_at]
+    last = len(path) - 1
+    if not 0 < last < MAX_PATH or path.find(0) != last:
+        raise malformed("ima.path", index, f"a path that ends at its only NUL, at most {MAX_PATH} bytes", _cut(path))
+    signature = None if signature_at is None else values[signature_at]
+    buffer = None if buffer_at is None else values[buffer_at]
+    path = path[:-1]
+    # half the time that calling the class takes
+    return tuple.__new__(
+        Entry,
+        (index, pcr, template, template_hash, violation, algorithm, digest, verity, path, signature, buffer, hashed),
     )
 
 
@@ -206,14 +223,34 @@ def _escaped(raw: bytes) -> str:
     return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+_Digest = tuple[str, int, bool]
+"""Algorithm, bytes of a digest by it, whether it is fs-verity's."""
+
+
 class _Layout(NamedTuple):
-    """Which fields a template has, and at which place the ones read here are."""
+    """Which fields a template has, at which place the ones read here are, and what may stand before a digest."""
 
     names: tuple[bytes, ...]
     digest: int
     path: int
     signature: int | None
     buffer: int | None
+    heads: dict[bytes, _Digest]
+
+
+_NG: dict[bytes, _Digest] = {name.encode(): (name, size, False) for name, size in DIGEST_SIZES.items()}
+_NO_DIGEST: _Digest = ("", -1, False)
+_BARE = {head: _NG[head] for head in (b"md5", b"sha1")}
+_HEADS: dict[bytes, dict[bytes, _Digest]] = {
+    b"d": _BARE,
+    b"d-ng": _NG,
+    b"d-ngv2": {
+        b"%s:%s" % (kind, head): (name, size, kind == b"verity")
+        for kind in (b"ima", b"verity")
+        for head, (name, size, _) in _NG.items()
+    },
+}
+"""By digest field: `d` is bare, `d-ng` is `algorithm:\0digest`, `d-ngv2` has `ima:` or `verity:` in front of that."""
 
 
 @lru_cache(maxsize=64)
@@ -221,28 +258,15 @@ def _layout(template: bytes) -> _Layout | None:
     """The layout of a template by its name or format; None if it is not one the kernel could have."""
     names = tuple(BUILTIN_TEMPLATES.get(template, template).split(b"|"))
     places = {name: place for place, name in enumerate(names)}
-    digests = [places[name] for name in (b"d", b"d-ng", b"d-ngv2") if name in places]
+    digests = [name for name in _HEADS if name in places]
     paths = [places[name] for name in (b"n", b"n-ng") if name in places]
     if len(places) != len(names) or not FIELDS.issuperset(names) or len(digests) != 1 or len(paths) != 1:
         return None
-    return _Layout(names, digests[0], paths[0], places.get(b"sig"), places.get(b"buf"))
+    (digest,) = digests
+    return _Layout(names, places[digest], paths[0], places.get(b"sig"), places.get(b"buf"), _HEADS[digest])
 
 
-def _fields(names: tuple[bytes, ...], data: bytes, index: int, order: ByteOrder) -> list[bytes]:
-    """The fields of template data: all of them, and nothing after."""
-    u32 = _U32[order].unpack_from
-    place, end, values = 0, len(data), []
-    for name in names:
-        start = place + 4
-        if start > end:
-            raise malformed("ima.fields", index, f"field {name.decode()}", "the end of the template data")
-        place = start + u32(data, place)[0]
-        if place > end:
-            raise malformed("ima.fields", index, f"{place - start} bytes of {name.decode()}", f"{end - start} bytes")
-        values.append(data[start:place])
-    if place != end:
-        raise malformed("ima.fields", index, "nothing after the last field", f"{end - place} bytes")
-    return values
+_BUILTIN = {name: layout for name in BUILTIN_TEMPLATES if (layout := _layout(name)) is not None}
 
 
 def _old_fields(data: bytes, index: int) -> tuple[list[bytes], bytes]:
@@ -253,42 +277,13 @@ def _old_fields(data: bytes, index: int) -> tuple[list[bytes], bytes]:
     return [digest, path + b"\0"], digest + path.ljust(MAX_NAME + 1, b"\0")
 
 
-def _digest(layout: _Layout, raw: bytes, index: int, violation: bool) -> tuple[str, bytes, bool]:
-    """Algorithm, digest, whether fs-verity's: `d` is bare, `d-ng` is `algorithm:\\0digest`, `d-ngv2` adds a type."""
-    field = layout.names[layout.digest]
-    if field == b"d":
-        head, digest = b"md5" if len(raw) == 16 else b"sha1", raw
-    else:
-        head, _, digest = raw.partition(b":\0")
-    algorithm, verity = _algorithm(field, head[:40])
-    size = DIGEST_SIZES.get(algorithm)
-    if size is None:
-        raise malformed("ima.digest", index, "a digest with its algorithm", readable(raw[:40]))
-    if violation:
-        if any(digest):
-            raise malformed("ima.violation", index, "a violation with a digest of zeros", "a digest")
-    elif size != len(digest):
-        raise malformed("ima.digest", index, f"{size} bytes of {algorithm}", f"{len(digest)} bytes")
-    return algorithm, digest, verity
+def _bare_head(digest: bytes) -> bytes:
+    """The algorithm that the kernel means by a digest without a name."""
+    return b"md5" if len(digest) == 16 else b"sha1"
 
 
-@lru_cache(maxsize=64)
-def _algorithm(field: bytes, head: bytes) -> tuple[str, bool]:
-    """Algorithm and whether fs-verity's, from what stands before a digest; an unknown type gives no algorithm."""
-    kind, _, algorithm = head.rpartition(b":")
-    if kind not in ((b"ima", b"verity") if field == b"d-ngv2" else (b"",)):
-        return "", False
-    return algorithm.decode("latin-1"), kind == b"verity"
-
-
-def _path(raw: bytes, index: int) -> bytes:
-    """The path without the NUL that ends it."""
-    size = len(raw)
-    if size > MAX_PATH:
-        raise malformed("ima.path", index, f"a path of at most {MAX_PATH} bytes", f"{size} bytes")
-    if size < 2 or raw.find(0) != size - 1:
-        raise malformed("ima.path", index, "a path that ends at its only NUL byte", readable(raw[:80]))
-    return raw[:-1]
+def _cut(raw: bytes) -> str:
+    return f"{len(raw)} bytes, {readable(raw[:80])}"
 
 
 def malformed(code: str, index: int, expected: str, found: str) -> Refusal:

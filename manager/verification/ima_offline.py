@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manager.verification.ima import appraise_list, inspect_list
 from manager.verification.ima_ascii import is_ascii, to_binary
 from manager.verification.runtime_policy import LoadedPolicy
-from manager.verification.tpm import QuotedPcrs, read_key, verify_quote
+from manager.verification.tpm import QuotedPcrs, golden_pcrs, read_key, verify_quote
 from schemas.base import Reason, Refusal
-from schemas.host_policy import Bank, HostPolicy, ListVerdict, Replay
+from schemas.host_policy import Bank, GoldenPcrs, HostPolicy, ListVerdict, Replay
+
+EVERY_ENTRY = 2**40
+"""Room for every unknown entry: a file's verdict goes to a person, not into a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,24 @@ class QuoteFiles:
 
 
 def judge_files(
-    data: bytes, *, policy: LoadedPolicy | None, host: HostPolicy | None, quote: QuoteFiles | None, at: int
+    data: bytes,
+    *,
+    policy: LoadedPolicy | None,
+    host: HostPolicy | None,
+    quote: QuoteFiles | None,
+    golden: Sequence[bytes] = (),
+    at: int,
 ) -> ListVerdict:
     """The verdict on a list, binary or ASCII; bad evidence gives reasons, never an exception.
 
     Without a `policy` nothing is compared with anything, and the verdict names none. Without a `host` policy the list
-    must be anchored in a quote, and no golden PCR values are asked for.
+    must be anchored in a quote. `golden` are PCR values of good boots, end to end from PCR 0 to 9 or beyond; without
+    any the boot is not judged, and need not be.
     """
     quoted, refusals = _quoted(quote)
     try:
-        verdict = _judge(to_binary(data) if is_ascii(data) else data, policy, host, quoted, at)
+        boots = [golden_pcrs(values, quoted.bank) for values in golden] if quoted else []
+        verdict = _judge(to_binary(data) if is_ascii(data) else data, policy, host, quoted, boots, at)
     except Refusal as refusal:
         return refused([*refusals, *refusal.reasons], at)
     if refusals:
@@ -73,10 +85,16 @@ def _quoted(quote: QuoteFiles | None) -> tuple[QuotedPcrs | None, list[Reason]]:
 
 
 def _judge(
-    data: bytes, policy: LoadedPolicy | None, host: HostPolicy | None, quoted: QuotedPcrs | None, at: int
+    data: bytes,
+    policy: LoadedPolicy | None,
+    host: HostPolicy | None,
+    quoted: QuotedPcrs | None,
+    golden: Sequence[GoldenPcrs],
+    at: int,
 ) -> ListVerdict:
+    before = Replay.start()
     if policy is None:
-        return inspect_list(data, before=Replay.start(), quoted=quoted, at=at)
+        return inspect_list(data, before=before, quoted=quoted, golden=golden, at=at)
     bank: Bank = quoted.bank if quoted else "sha256"
-    anchored = HostPolicy(version=1, runtime_policy=policy.sha256, accept_unjudged_boot=True, bank=bank)
-    return appraise_list(data, policy, host or anchored, before=Replay.start(), quoted=quoted, at=at)
+    by = host or HostPolicy(version=1, runtime_policy=policy.sha256, accept_unjudged_boot=True, bank=bank)
+    return appraise_list(data, policy, by, before=before, quoted=quoted, golden=golden, at=at, room=EVERY_ENTRY)

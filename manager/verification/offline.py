@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from manager.verification.chain import certificates, root_certificate
 from manager.verification.collateral import Collateral
+from manager.verification.describe import describe_quote, describe_report
 from manager.verification.ias import appraise_report
 from manager.verification.quote import parse
 from manager.verification.sgx import appraise
@@ -120,6 +121,22 @@ def verify_ias(
         simulated=_fingerprint(root_der) != INTEL_IAS_ROOT,
         at=at,
     )
+
+
+def describe_quote_file(data: bytes) -> dict[str, Any] | None:
+    """Every field of a quote, raw or base64; None for bytes that are none."""
+    try:
+        return describe_quote(parse(decoded(data)))
+    except Refusal:
+        return None
+
+
+def describe_report_file(data: bytes) -> dict[str, Any] | None:
+    """Every field of an IAS report, raw or base64; None for bytes that are none."""
+    try:
+        return describe_report(decoded(data))
+    except Refusal:
+        return None
 
 
 def _shown(raw: bytes) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _HEADER = struct.Struct("<HHIHH16s20s")
 _BODY = struct.Struct("<16s4sB11s16s16s32s32s32s32s64sHHH42s16s64s")
 _SIGNATURE = struct.Struct("<64s64s384s64sH")
 _SGX_TYPES: dict[int, SgxType] = {0: "standard", 1: "scalable", 2: "scalable_with_integrity"}
+_CONFIGURATION = "1.2.840.113741.1.13.1.7"
 _DEBUG = 0x02
 _BLANK = b" \t\r\n\0"
 
@@ -113,7 +114,14 @@ class Pck:
     ppid: bytes
     fmspc: bytes
     pce_id: bytes
+    cpu_svn: bytes
+    """Sixteen component SVNs."""
+    pce_svn: int
     sgx_type: SgxType
+    dynamic_platform: bool | None
+    """This and the two flags after it are None for a single-package platform: its certificate has none."""
+    cached_keys: bool | None
+    smt: bool | None
 
     @property
     def ca(self) -> str:
@@ -257,8 +265,19 @@ def _pck(pem: bytes) -> Pck:
         ppid=extension.ppid,
         fmspc=extension.fmspc,
         pce_id=extension.pce_id,
+        cpu_svn=extension.cpu_svn,
+        pce_svn=extension.pce_svn,
         sgx_type=sgx_type,
+        dynamic_platform=_flag(extension, 1),
+        cached_keys=_flag(extension, 2),
+        smt=_flag(extension, 3),
     )
+
+
+def _flag(extension: dcap_qvl.PckExtension, number: int) -> bool | None:
+    """A flag of the platform's configuration (1.2.840.113741.1.13.1.7): a DER BOOLEAN's content, or absent."""
+    value = extension.get_value(f"{_CONFIGURATION}.{number}")
+    return None if value is None else value != b"\0"
 
 
 def _bad(code: str, expected: str, found: str, *, field: str | None = None) -> Refusal:

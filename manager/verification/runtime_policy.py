@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import re2
 from pydantic import Field, StringConstraints
 
-from manager.verification.ima_keys import Keys, is_key, read_keys
+from manager.verification.ima_keys import Keys, is_key, read_keys, signed
 from manager.verification.ima_list import Entry
+from manager.verification.ima_memory import Memory
+from manager.verification.policy_dsse import PolicyKey, opened
 from schemas.base import Model, Refusal, parse_json
 from schemas.host_policy import Bank
 
@@ -81,41 +81,10 @@ class Pattern(Protocol):
 Known = dict[bytes, frozenset[bytes]]
 """Digests by path, keyring or buffer name."""
 
+Judgement = Literal["known", "excluded", "unknown"]
 
-class Judged(NamedTuple):
-    """What was made of one entry that this policy accepts: what it extends each bank with, and how it was known."""
-
-    extends: tuple[bytes, ...]
-    excluded: bool = False
-
-
-class Memory:
-    """Entries once judged good under one policy, so that no other host and no recheck pays for them again.
-
-    Keyed by an entry's bytes, so a hit is the very same entry; only long ones are left out, and the oldest go first.
-    """
-
-    __slots__ = ("_judged", "_limit", "_lock", "get")
-
-    MAX_BYTES = 1024
-
-    def __init__(self, limit: int = 65_536) -> None:
-        self._judged: OrderedDict[bytes, Judged] = OrderedDict()
-        self._limit = limit
-        self._lock = Lock()
-        self.get = self._judged.get
-
-    def keep(self, frame: bytes, judged: Judged) -> None:
-        """Remember the verdict on an entry. Lists are judged in several threads at once."""
-        if len(frame) > self.MAX_BYTES:
-            return
-        with self._lock:
-            if len(self._judged) >= self._limit:
-                self._judged.popitem(last=False)
-            self._judged[frame] = judged
-
-    def __len__(self) -> int:
-        return len(self._judged)
+_HASHED = frozenset({"sha1", "sha224", "sha256", "sha384", "sha512"})
+"""Algorithms under which a measured buffer's digest is computed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +98,32 @@ class LoadedPolicy:
     ignored_keyrings: frozenset[bytes]
     excludes: Pattern | None
     keys: Keys
-    _memories: dict[tuple[Bank, ...], Memory] = field(default_factory=dict)
+    _memories: dict[Bank, Memory] = field(default_factory=dict)
 
-    def memory(self, banks: tuple[Bank, ...]) -> Memory:
-        """The memory of verdicts for replays over these banks."""
-        return self._memories.setdefault(banks, Memory())
+    def memory(self, bank: Bank) -> Memory:
+        """The memory of entries judged good while PCR 10 of this bank was replayed."""
+        return self._memories.setdefault(bank, Memory())
+
+    def judge(self, entry: Entry) -> Judgement:
+        """An entry that is no violation: by digest under its path, then by exclude pattern, then by signature."""
+        if entry.buffer is not None:
+            return self._judge_buffer(entry, entry.buffer)
+        if entry.digest in self.digests.get(entry.path, ()):
+            return "known"
+        if self.excluded(entry.path):
+            return "excluded"
+        by_signature = not entry.verity and signed(self.keys, entry.signature or b"", entry.algorithm, entry.digest)
+        return "known" if by_signature else "unknown"
+
+    def _judge_buffer(self, entry: Entry, buffer: bytes) -> Judgement:
+        """A key that was loaded by its keyring's digests, any other buffer by its name's, as Keylime does."""
+        if entry.algorithm not in _HASHED or hashlib.new(entry.algorithm, buffer).digest() != entry.digest:
+            return "unknown"
+        a_key = is_key(buffer)
+        if entry.digest in (self.keyrings if a_key else self.buffers).get(entry.path, ()):
+            return "known"
+        ignored = a_key and not self.ignored_keyrings.isdisjoint({b"*", entry.path})
+        return "excluded" if ignored or self.excluded(entry.path) else "unknown"
 
     def excluded(self, path: bytes) -> bool:
         """True if an exclude pattern matches at the start of the path."""
@@ -145,17 +135,21 @@ class LoadedPolicy:
         return known[0].hex() if known else None
 
 
-def read(raw: bytes, *, source: str = "runtime policy") -> RuntimePolicy:
-    """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.size`)."""
+def read(raw: bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> RuntimePolicy:
+    """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.*`)."""
     if len(raw) > MAX_POLICY:
         raise _refused("policy.size", source, f"at most {MAX_POLICY} bytes", f"{len(raw)} bytes", "split the policy")
-    return parse_json(RuntimePolicy, raw, source=source)
+    return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source)
 
 
-def load(text: str | bytes, *, source: str = "runtime policy") -> LoadedPolicy:
-    """Read a runtime policy. Raises Refusal: `file.*` for its form, `policy.*` for what it says."""
+def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> LoadedPolicy:
+    """Read a runtime policy. Raises Refusal: `file.*` for its form, `policy.*` for what it says.
+
+    If `authors` are given it must be in a DSSE envelope that one of them signed. Its name is the hash of what was read,
+    envelope and all.
+    """
     raw = text.encode() if isinstance(text, str) else text
-    policy = read(raw, source=source)
+    policy = read(raw, source=source, authors=authors)
     keys = read_keys(policy.verification_keys, source=source)
     if not policy.digests and not keys:
         raise _refused(

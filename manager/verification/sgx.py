@@ -8,15 +8,16 @@ wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
-from manager.verification import dcap
-from manager.verification.chain import fingerprint, name
+from manager.verification import dcap, tcb
+from manager.verification.chain import Window, fingerprint, name
 from manager.verification.collateral import Collateral, Examined, examine
 from manager.verification.quote import Pck, parse
-from manager.verification.sgx_policy import judge_collateral, judge_platform, judge_report, judge_tcb
+from manager.verification.sgx_policy import judge_collateral, judge_platform, judge_report, judge_tcb, undated
 from schemas.base import Reason, Refusal
 from schemas.sgx import PlatformIdentity, SgxPolicy, SgxVerdict
 
@@ -55,34 +56,80 @@ def appraise(
     platform = _platform(salt, pck, parsed.attestation_key, parsed.header.qe_id)
     verdict |= {"fmspc": pck.fmspc.hex(), "sgx_type": pck.sgx_type, "platform": platform}
 
-    examined = examine(collateral, root_der)
-    found = [*examined.reasons, *_misfits(pck, examined, root_der)]
-    valid = (*pck.windows, *examined.windows)
-    reasons = [*found, *(reason for window in valid for reason in window.reasons(at))]
+    ground = _ground(pck, parsed.qe_report.isv_svn, collateral, root_der)
+    reasons = [*ground.reasons]
+    if not ground.opens <= at <= ground.closes:
+        reasons += [reason for window in ground.windows for reason in window.reasons(at)]
     reasons += judge_report(parsed.report, policy, mrenclaves, report_data)
-    reasons += judge_platform(pck.sgx_type, platform, policy)
-    reasons += judge_collateral(examined.issued(), policy, at)
+    reasons += judge_platform(pck, platform, policy)
+    reasons += judge_collateral(ground.issued, ground.evaluation_numbers, policy, at)
 
-    opens, closes = max(w.opens for w in valid), min(w.closes for w in valid) - 1
+    opens, closes = ground.opens, ground.closes - 1
     if opens > closes and reasons:
         # At no second is all of it valid: dcap_qvl could only say so again.
         return _refused(verdict, reasons)
     try:
-        claims = dcap.verify(quote, collateral, root_der, min(max(at, opens), closes) if opens <= closes else at)
+        verified = dcap.verify(quote, ground.native, root_der, min(max(at, opens), closes) if opens <= closes else at)
     except Refusal as refusal:
         # Where something was found already, dcap_qvl's one reason is most often the same thing in other words.
-        if not found and refusal.reasons[0].code not in {reason.code for reason in reasons}:
+        if not ground.reasons and refusal.reasons[0].code not in {reason.code for reason in reasons}:
             reasons += refusal.reasons
         return _refused(verdict, reasons)
     verdict |= {
-        "tcb_status": claims.tcb_status,
-        "tcb_date": claims.tcb_date,
-        "advisories": list(claims.advisories),
-        "tcb_evaluation_number": min(claims.tcb_evaluation_number, claims.qe_evaluation_number),
-        "collateral_expires": min(window.closes for window in examined.windows),
+        "tcb_status": verified.tcb_status,
+        "tcb_date": ground.tcb_date,
+        "advisories": list(verified.advisories),
+        "tcb_evaluation_number": min(ground.evaluation_numbers.values(), default=None),
+        "collateral_expires": ground.expires,
     }
-    reasons += judge_tcb(claims, policy, at)
+    if ground.tcb_date is None and not ground.reasons:
+        reasons.append(undated())
+    reasons += judge_tcb(verified, ground.tcb_date, policy, at)
     return SgxVerdict(accepted=not reasons, reasons=reasons, **verdict)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What one PCK chain and one set of collateral say together under one root, whatever the time and the quote."""
+
+    reasons: tuple[Reason, ...]
+    windows: tuple[Window, ...]
+    opens: int
+    closes: int
+    """All of it is valid from `opens` to `closes`, both included; at no time if opens > closes."""
+    expires: int
+    """When the first piece of collateral stops being valid."""
+    issued: dict[str, int]
+    evaluation_numbers: dict[str, int]
+    tcb_date: int | None
+    """The earlier of the dates of the platform's and the quoting enclave's TCB levels."""
+    native: dcap.Native
+
+
+@lru_cache(maxsize=256)
+def _ground(pck: Pck, qe_svn: int, collateral: Collateral, root_der: bytes) -> _Ground:
+    examined = examine(collateral, root_der)
+    windows = (*pck.windows, *examined.windows)
+    documents = {"tcb_info": examined.tcb_info, "qe_identity": examined.qe_identity}
+    return _Ground(
+        reasons=(*examined.reasons, *_misfits(pck, examined, root_der)),
+        windows=windows,
+        opens=max(window.opens for window in windows),
+        closes=min(window.closes for window in windows),
+        expires=examined.closes(),
+        issued=examined.issued(),
+        evaluation_numbers={key: piece.evaluation_number for key, piece in documents.items() if piece is not None},
+        tcb_date=_tcb_date(pck, qe_svn, examined),
+        native=dcap.native(collateral),
+    )
+
+
+def _tcb_date(pck: Pck, qe_svn: int, examined: Examined) -> int | None:
+    if examined.tcb_info is None or examined.qe_identity is None:
+        return None
+    platform = tcb.platform_date(examined.tcb_info.body, pck.cpu_svn, pck.pce_svn)
+    qe = tcb.qe_date(examined.qe_identity.body, qe_svn)
+    return None if platform is None or qe is None else min(platform, qe)
 
 
 def _refused(verdict: dict[str, Any], reasons: Sequence[Reason]) -> SgxVerdict:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 
 from manager.verification.chain import utc
-from manager.verification.dcap import Claims
-from manager.verification.quote import ReportBody
+from manager.verification.dcap import Verified
+from manager.verification.quote import Pck, ReportBody
 from schemas.base import Reason, shown
 from schemas.binding import same
-from schemas.sgx import PlatformIdentity, SgxPolicy, SgxType
+from schemas.sgx import PlatformIdentity, SgxPolicy
 
 
 def judge_report(
@@ -49,18 +48,38 @@ def judge_report(
         yield _reason("report_data", report_data, report.report_data, action)
 
 
-def judge_platform(sgx_type: SgxType, platform: PlatformIdentity, policy: SgxPolicy) -> Iterator[Reason]:
-    """The machine: its kind, and whether it is one that the policy names."""
-    if sgx_type not in policy.sgx_types:
+def judge_platform(pck: Pck, platform: PlatformIdentity, policy: SgxPolicy) -> Iterator[Reason]:
+    """The machine: its kind, its configuration, and whether it is one that the policy names."""
+    if pck.sgx_type not in policy.sgx_types:
         yield _reason(
-            "sgx_type", one_of(policy.sgx_types), sgx_type, "run on an accepted platform", field="pck.sgx_type"
+            "sgx_type", one_of(policy.sgx_types), pck.sgx_type, "run on an accepted platform", field="pck.sgx_type"
         )
+    for name, accept, flag in (
+        ("dynamic_platform", policy.accept_dynamic_platform, pck.dynamic_platform),
+        ("cached_keys", policy.accept_cached_keys, pck.cached_keys),
+        ("smt", policy.accept_smt, pck.smt),
+    ):
+        # None is what a single-package PCK certificate says: it has no such flag, so it does not rule the thing out.
+        if not accept and flag is not False:
+            found = "true" if flag else "undefined"
+            yield _reason(name, "false", found, "change the platform's configuration", field=f"pck.{name}")
     if policy.platforms and platform.ppid not in policy.platforms:
         yield _reason("platform", one_of(policy.platforms), platform.ppid, "enrol this platform", field="pck.ppid")
 
 
-def judge_collateral(issued: Mapping[str, int], policy: SgxPolicy, at: int) -> Iterator[Reason]:
-    """The age of each piece of collateral since its issue date."""
+def judge_collateral(
+    issued: Mapping[str, int], evaluation_numbers: Mapping[str, int], policy: SgxPolicy, at: int
+) -> Iterator[Reason]:
+    """The age of each piece of collateral since its issue date; the evaluation numbers of those that have one."""
+    for piece, number in evaluation_numbers.items():
+        if number < policy.min_tcb_evaluation_number:
+            yield Reason(
+                code=f"collateral.{piece}.evaluation_number",
+                field=f"collateral.{piece}.tcbEvaluationDataNumber",
+                expected=f"at least {policy.min_tcb_evaluation_number}",
+                found=str(number),
+                action="fetch the collateral again",
+            )
     limit = policy.max_collateral_age_s
     for piece, second in issued.items():
         if limit is not None and at - second > limit:
@@ -73,40 +92,31 @@ def judge_collateral(issued: Mapping[str, int], policy: SgxPolicy, at: int) -> I
             )
 
 
-def judge_tcb(claims: Claims, policy: SgxPolicy, at: int) -> Iterator[Reason]:
-    """What Intel says of the platform's TCB, and the configuration flags of its PCK certificate."""
+def judge_tcb(verified: Verified, tcb_date: int | None, policy: SgxPolicy, at: int) -> Iterator[Reason]:
+    """What Intel says of the platform's TCB: its status, the date of its level, what advisories concern it."""
     update = "update the platform's firmware and microcode, or accept this in the policy"
-    if claims.tcb_status not in policy.tcb_statuses:
-        yield _reason("tcb_status", one_of(policy.tcb_statuses), claims.tcb_status, update, field="tcb_status")
-    elif claims.tcb_status.startswith("OutOfDate") and policy.out_of_date_grace_s is not None:
-        oldest = at - policy.out_of_date_grace_s
-        if claims.tcb_date < oldest:
-            yield _reason("tcb_grace", f"a date from {utc(oldest)} on", utc(claims.tcb_date), update, field="tcb_date")
-    if policy.min_tcb_date is not None and datetime.fromtimestamp(claims.tcb_date, tz=UTC) < policy.min_tcb_date:
-        expected = f"a date from {policy.min_tcb_date.isoformat()} on"
-        yield _reason("tcb_date", expected, utc(claims.tcb_date), update, field="tcb_date")
-    for advisory in claims.advisories:
+    if verified.tcb_status not in policy.tcb_statuses:
+        yield _reason("tcb_status", one_of(policy.tcb_statuses), verified.tcb_status, update, field="tcb_status")
+    for advisory in verified.advisories:
         accepted = policy.accepted_advisories
         if advisory in policy.rejected_advisories or (accepted is not None and advisory not in accepted):
             yield _reason("advisory", "only advisories that the policy accepts", advisory, update, field="advisories")
-    for piece, number in (("tcb_info", claims.tcb_evaluation_number), ("qe_identity", claims.qe_evaluation_number)):
-        if number < policy.min_tcb_evaluation_number:
-            yield Reason(
-                code=f"collateral.{piece}.evaluation_number",
-                field=f"collateral.{piece}.tcbEvaluationDataNumber",
-                expected=f"at least {policy.min_tcb_evaluation_number}",
-                found=str(number),
-                action="fetch the collateral again",
-            )
-    for name, accept, flag in (
-        ("dynamic_platform", policy.accept_dynamic_platform, claims.dynamic_platform),
-        ("cached_keys", policy.accept_cached_keys, claims.cached_keys),
-        ("smt", policy.accept_smt, claims.smt),
-    ):
-        # None is what a single-package PCK certificate says: it has no such flag, so it does not rule the thing out.
-        if not accept and flag is not False:
-            found = "true" if flag else "undefined"
-            yield _reason(name, "false", found, "change the platform's configuration", field=f"pck.{name}")
+    if tcb_date is None:
+        return  # refused already: by the document that could not be read, or by `undated`
+    if verified.tcb_status.startswith("OutOfDate") and policy.out_of_date_grace_s is not None:
+        oldest = at - policy.out_of_date_grace_s
+        if tcb_date < oldest:
+            yield _reason("tcb_grace", f"a date from {utc(oldest)} on", utc(tcb_date), update, field="tcb_date")
+    earliest = policy.min_tcb_date
+    if earliest is not None and tcb_date < earliest.timestamp():
+        yield _reason("tcb_date", f"a date from {earliest.isoformat()} on", utc(tcb_date), update, field="tcb_date")
+
+
+def undated() -> Reason:
+    """The reason for a TCB level without a date, in a document that is in order otherwise."""
+    return _reason(
+        "tcb_date", "a TCB level whose date can be read", "none", "fetch the collateral again", field="tcb_date"
+    )
 
 
 def one_of(values: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from schemas.base import Refusal
 from schemas.binding import same
-from schemas.host_policy import Bank
+from schemas.host_policy import BOOT_PCRS, Bank, GoldenPcrs
 
 AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
@@ -93,6 +93,15 @@ def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: Attestation
         )
     values = {index: pcrs[place * size : (place + 1) * size] for place, index in enumerate(attest.pcrs)}
     return QuotedPcrs(bank=attest.bank, values=values, attest=attest)
+
+
+def golden_pcrs(values: bytes, bank: Bank) -> GoldenPcrs:
+    """PCR 0-9 of a good boot, out of PCR values end to end that begin at PCR 0. Raises Refusal (`tpm.golden`)."""
+    size, count = hashlib.new(bank).digest_size, len(BOOT_PCRS)
+    if len(values) % size or not count * size <= len(values) <= PCR_COUNT * size:
+        expected = f"the {bank} values of PCR 0 to 9 at least, {size} bytes each"
+        raise refused("tpm.golden", "golden values", expected, f"{len(values)} bytes", "save them beside a quote")
+    return GoldenPcrs(bank=bank, values=[values[at * size : (at + 1) * size].hex() for at in BOOT_PCRS])
 
 
 def read_key(pem: bytes) -> AttestationKey:

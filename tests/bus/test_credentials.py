@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bus.api import BusError
 from bus.credentials import SYSTEM, Holder, _new_seed, _public, _sign, create, holder, issue, load, write_private
+from bus.layout import COPIED
 from bus.nats import connect
 from bus.permissions import ROLES
 from bus.server import EmbeddedServer
@@ -54,14 +55,17 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_only_the_managers_account_has_jetstream_and_exports(keys: Path) -> None:
+def test_jetstream_is_the_managers_and_bounded_with_the_viewers(keys: Path) -> None:
     for account in load(keys).accounts:
         nats = claims(account.jwt)["nats"]
         assert isinstance(nats, dict)
-        is_manager = account.role == "manager"
-        assert ("disk_storage" in nats["limits"]) is is_manager
-        assert ("exports" in nats) is is_manager
-        assert ("imports" in nats) is (account.role not in ("manager", SYSTEM))
+        limits = nats["limits"]
+        assert ("disk_storage" in limits) is (account.role in ("manager", "viewer"))
+        assert bool(nats.get("exports")) is (account.role in ("manager", "viewer"))
+        assert bool(nats.get("imports")) is (account.role != SYSTEM)
+        if account.role == "viewer":
+            assert limits["streams"] == len(COPIED)
+            assert min(limits["mem_storage"], limits["disk_storage"], limits["consumer"]) > 0
 
 
 @pytest.mark.parametrize("role", ROLES)

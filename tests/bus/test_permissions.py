@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from bus import layout, subjects
 from bus.api import BusError, Message
 from bus.credentials import issue
-from bus.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, Role, exports, imports
+from bus.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, VIEWER, Role, exports, imports
 from bus.server import EmbeddedServer
 from tests.bus.conftest import Join
 
@@ -159,11 +159,27 @@ def test_the_table_itself_gives_nobody_what_is_not_theirs(role: Role) -> None:
 
 def test_no_account_but_the_managers_sees_sessions_work_or_due() -> None:
     hidden = ("sessions", "enrolment", "policies", "collateral", "operators", subjects.WORK, subjects.SCHEDULE)
-    for subject in exports():
+    for subject in exports(MANAGER):
         assert not any(word in subject for word in hidden), subject
     for role in ROLES.values():
-        if role.name != MANAGER:
-            assert {item.subject for item in imports(role)} <= set(exports())
+        for item in imports(role):
+            assert exports(item.role)[item.subject] == item.kind
+
+
+def test_no_account_can_have_the_manager_make_or_change_a_consumer_or_a_stream() -> None:
+    """Whoever makes a consumer chooses where it delivers, and no permission covers that."""
+    verbs = {subject.removeprefix(f"{API}.").rsplit(".", 1)[0] for subject in exports(MANAGER) if API in subject}
+    making = [verb for verb in verbs if any(word in verb for word in ("CREATE", "UPDATE", "DELETE", "PURGE"))]
+    assert not making
+    assert {verb for verb in verbs if "RESET" in verb} == {f"CONSUMER.RESET.{stream}" for stream in layout.COPIED}
+
+
+def test_a_viewer_makes_consumers_of_copies_only() -> None:
+    for role in ROLES.values():
+        makes = [subject for subject in role.copies if "CREATE" in subject or "DELETE" in subject]
+        assert bool(makes) is (role.name == VIEWER)
+        for subject in makes:
+            assert subject.startswith(f"{API}.CONSUMER.") and subject.split(".")[4] in layout.COPIED, subject
 
 
 async def test_the_same_name_in_another_role_shares_nothing(join: Join) -> None:

@@ -27,7 +27,7 @@ from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import CertificateEntry, HostEntry
 from manager.pki.authority import Authority, create_ca, load_authority
 from manager.pki.issue import Issued, issue, issue_server
-from schemas.admission import HostLease, Lease
+from schemas.admission import ALL, HostLease, Lease
 from schemas.base import Secret
 
 HOST_SESSION = "0a" * 16
@@ -131,7 +131,9 @@ class Gate:
         self.clients.append(client)
         return client
 
-    async def admit(self, *clients: Client, lease_s: int = 60, host_s: int = 60) -> None:
+    async def admit(
+        self, *clients: Client, lease_s: int = 60, host_s: int = 60, allow: tuple[str, ...] = (ALL,)
+    ) -> None:
         """Put clients and their host session into the dictionary, as the worker does."""
         until = int(self.now()) + lease_s
         entries: dict[str, CertificateEntry | HostEntry] = {
@@ -140,10 +142,10 @@ class Gate:
                 until=until,
                 sha256=client.issued.sha256,
                 identity=client.issued.identity,
-                host_session=HOST_SESSION,
+                host_key=f"host.{HOST_SESSION}",
                 integrity="unanchored",
-                simulated=True,
-                observe_only=False,
+                marks="simulated",
+                allow=list(allow),
             )
             for client in clients
             if client.issued
@@ -208,6 +210,7 @@ def lease(
         "integrity": "unanchored",
         "simulated": True,
         "observe_only": False,
+        "allow": [ALL],
     }
     return Lease(**values | more)
 

@@ -10,15 +10,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.evidence import JsonCommand
 from cli.policy import app as policy_app
-from cli.verify_ima import verify_ima
+from cli.verify_ima import ImaCommand, verify_ima
 from schemas.host_policy import HostPolicy
 from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, document, recorded
 
 KEYS = {"accepted", "boot_state", "entries", "anchored_entries", "violations", "pcr10", "unknown", "reasons"}
 app = typer.Typer()
-app.command(cls=JsonCommand)(verify_ima)
+app.command(cls=ImaCommand)(verify_ima)
 
 
 def run(*arguments: object, status: int) -> dict[str, Any]:

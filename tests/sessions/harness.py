@@ -33,10 +33,11 @@ from enclave.simulated.quoting_enclave import EnclaveIdentity
 from host_agent.main import HostAgent
 from manager import deployment
 from manager.gateway.ledger import Ledger
-from manager.keyfiles import read_identity, read_private, read_secret
+from manager.keyfiles import read_identity, read_secret
 from manager.main import assemble
 from manager.sessions.record import AppRecord, HostRecord, record_key
-from manager.vault import StorageKeys, Vault
+from manager.storage_keys import StorageKeyFile
+from manager.vault import Vault
 from manager.worker import Worker
 from schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
 from schemas.base import Refusal, Secret, pack, parse_json
@@ -52,6 +53,7 @@ from schemas.settings import (
     ManagerSettings,
     Measured,
     OperatorSettings,
+    SuiteSetting,
     Timing,
 )
 from schemas.sgx import PlatformIdentity
@@ -173,7 +175,7 @@ class World:
             program="tests.sessions.program",
         )
         keys = self.keys / "manager" / "storage-keys.json"
-        self.vault = Vault(parse_json(StorageKeys, read_private(keys), source=str(keys)))
+        self.vault = Vault(StorageKeyFile(keys))
 
     def ppid(self, machine: str) -> str:
         """A machine as an operator enrols it."""
@@ -187,7 +189,7 @@ class World:
         """An enclave that runs on a machine."""
         return Enclave(self.machines[machine], identity)
 
-    def manager_settings(self, state_dir: Path, name: str, timing: Timing) -> ManagerSettings:
+    def manager_settings(self, state_dir: Path, name: str, timing: Timing, suite: SuiteSetting) -> ManagerSettings:
         """A worker's settings."""
         keys = self.keys / "manager"
         return ManagerSettings(
@@ -210,6 +212,7 @@ class World:
             ),
             gateways=GatewaySet(name="gateways", address="127.0.0.1:1"),
             timing=timing,
+            suite=suite,
         )
 
 
@@ -284,12 +287,14 @@ class Deployment:
     wire: Wire
     http: httpx.AsyncClient
     timing: Timing
+    suite: SuiteSetting = "mlkem768-x25519"
     events: list[Event] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     agents: list[Agent] = field(default_factory=list)
     gateway: Gateway = field(init=False)
     bus: MemoryBus = field(init=False)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _running: list[asyncio.Task[None]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _sequence: int = 0
 
@@ -311,7 +316,7 @@ class Deployment:
     def assemble(self, bus: Any) -> Worker:
         """A worker that does not run yet, with a state of its own."""
         name = f"manager-{len(self.workers)}"
-        settings = self.world.manager_settings(self.folder / name, name, self.timing)
+        settings = self.world.manager_settings(self.folder / name, name, self.timing, self.suite)
         worker = assemble(settings, bus, self.http, self.clock)
         self.workers.append(worker)
         return worker
@@ -319,8 +324,15 @@ class Deployment:
     def add_worker(self) -> Worker:
         """One more worker."""
         worker = self.assemble(self.wire.connect())
-        self._tasks.append(asyncio.create_task(worker.run()))
+        self._running.append(asyncio.create_task(worker.run()))
         return worker
+
+    async def kill_workers(self) -> None:
+        """End every worker, whatever it is doing."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._running.clear()
 
     async def enrol_host(self, id: str = "h1", machine: str = "machine-a") -> None:
         """Enrol a host on a machine."""
@@ -497,6 +509,7 @@ class Deployment:
         """Switch everything off."""
         for agent in self.agents:
             await agent.stop()
+        await self.kill_workers()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -518,14 +531,19 @@ def code_of(event: Event) -> str:
 
 @asynccontextmanager
 async def deployed(
-    world: World, folder: Path, *, timing: Timing = TIMING, workers: int = 1
+    world: World,
+    folder: Path,
+    *,
+    timing: Timing = TIMING,
+    suite: SuiteSetting = "mlkem768-x25519",
+    workers: int = 1,
 ) -> AsyncIterator[Deployment]:
     """A running deployment with a policy, and nothing else enrolled."""
     async with AsyncExitStack() as stack:
         transport = httpx.ASGITransport(app=pccs.application(world.authority))
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, trust_env=False))
         clock = Clock()
-        deployment = Deployment(world, folder, clock, Wire(clock), http, timing)
+        deployment = Deployment(world, folder, clock, Wire(clock), http, timing, suite)
         deployment.volume.mkdir(parents=True)
         deployment.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes())
         stack.push_async_callback(deployment.stop)

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from tests.sessions.harness import LISTS, Deployment
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from bus import subjects
+from compose.policies import Policies
+from manager.sessions.record import AppRecord, HostRecord
+from manager.sessions.states import State
+from schemas.base import unpack
+from schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
+from schemas.messages import Challenge
+from schemas.settings import Timing
+from schemas.sgx import policy_name
+from schemas.signing import Signed
+from tests.sessions.harness import (
+    APP_ENCLAVE,
+    LISTS,
+    OTHER_ENCLAVE,
+    Deployment,
+    World,
+    code_of,
+    deployed,
+)
 
 
 async def test_host_and_application_are_admitted(site: Deployment) -> None:
@@ -18,3 +42,301 @@ async def test_host_and_application_are_admitted(site: Deployment) -> None:
     ]
     assert site.gateway.passes("a1")
     assert site.codes() == []
+
+
+async def test_the_key_file_is_gone_once_it_was_used(site: Deployment) -> None:
+    await site.admitted()
+    assert list(site.volume.iterdir()) == []
+
+
+async def test_a_recheck_renews_both_leases_and_counts_from_its_question(site: Deployment) -> None:
+    await site.admitted()
+    (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
+    for _ in range(6):
+        since = len(site.events)
+        await site.advance(10)
+        await site.until("host", "h1", "rechecked", since=since)
+        await site.until("app", "a1", "rechecked", since=since)
+        await site.quiet()
+        assert site.gateway.passes("a1")
+    renewed_host, renewed_app = await site.record(HostRecord, host.session), await site.record(AppRecord, app.session)
+    assert renewed_host.state is State.TRUSTED
+    assert renewed_app.state is State.ADMITTED
+    assert renewed_host.lease_end == renewed_host.issued_at + site.timing.lease_s
+    assert renewed_host.issued_at >= host.issued_at + 50
+    assert renewed_app.lease_end is not None
+    assert renewed_host.lease_end is not None
+    assert renewed_app.lease_end <= renewed_host.lease_end
+    assert site.codes() == []
+
+
+async def test_a_revoked_application_is_cut_off_and_its_host_stays(site: Deployment) -> None:
+    await site.admitted()
+    await site.order(Revoke(kind="app", id="a1", reason="left the company"))
+    ended = await site.until("app", "a1", "revoked")
+    await site.quiet()
+    assert code_of(ended) == "operator.revoked"
+    assert not site.gateway.passes("a1")
+    assert (await site.records(HostRecord))[0].state is State.TRUSTED
+
+
+async def test_a_revoked_host_takes_its_applications_with_it(site: Deployment) -> None:
+    await site.admitted()
+    await site.order(Revoke(kind="host", id="h1", reason="stolen"))
+    await site.until("host", "h1", "revoked")
+    await site.until("app", "a1", "untrusted")
+    await site.quiet()
+    assert not site.gateway.passes("a1")
+
+
+async def test_a_host_whose_list_grows_by_an_unknown_program_is_untrusted(site: Deployment) -> None:
+    await site.admitted()
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.order(RecheckNow(kind="host", id="h1"))
+    ended = await site.until("host", "h1", "untrusted")
+    await site.until("app", "a1", "untrusted")
+    await site.quiet()
+    assert code_of(ended).startswith("ima.")
+    assert not site.gateway.passes("a1")
+
+
+async def test_a_host_with_an_unknown_program_is_refused_from_the_start(site: Deployment) -> None:
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.enrol_host()
+    await site.host()
+    refused = await site.until("host", "h1", "refused")
+    assert code_of(refused).startswith("ima.")
+
+
+async def test_a_list_that_was_rewritten_is_no_list(site: Deployment) -> None:
+    """The same length, one entry of the past exchanged: the prefix differs."""
+    await site.admitted()
+    clean = bytearray((LISTS / "clean.bin").read_bytes())
+    clean[100] ^= 1
+    site.measurement_list.write_bytes(clean)
+    await site.order(RecheckNow(kind="host", id="h1"))
+    ended = await site.until("host", "h1", "untrusted")
+    assert code_of(ended) == "ima.rewritten"
+
+
+async def test_a_list_that_shrank_is_no_list(site: Deployment) -> None:
+    await site.admitted()
+    site.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes()[:-200])
+    await site.order(RecheckNow(kind="host", id="h1"))
+    ended = await site.until("host", "h1", "untrusted")
+    assert code_of(ended) == "ima.rewritten"
+
+
+async def test_a_restarted_host_supersedes_its_old_session_and_its_applications_prove_again(site: Deployment) -> None:
+    host, _ = await site.admitted()
+    (old,) = await site.records(HostRecord)
+    await host.stop()
+    await site.advance(2)
+    await site.host()
+    await site.until("host", "h1", "superseded", session=old.session)
+    await site.until("app", "a1", "untrusted")
+    await site.quiet()
+    sessions = {record.session: record.state for record in await site.records(HostRecord)}
+    assert sessions.pop(old.session) is State.SUPERSEDED
+    assert list(sessions.values()) == [State.TRUSTED]
+
+
+async def test_a_silent_host_expires_and_its_application_with_it(site: Deployment) -> None:
+    host, app = await site.admitted()
+    await host.stop()
+    for _ in range(3):
+        since = len(site.events)
+        await site.advance(9)
+        await site.until("app", "a1", "rechecking", since=since)
+    await site.advance(3)
+    await site.until("host", "h1", "expired")
+    await site.seen(lambda e: e.subject == "a1" and e.what in ("untrusted", "expired"))
+    await site.quiet()
+    assert not site.gateway.passes("a1")
+    await app.stop()
+
+
+async def test_a_silent_application_expires_and_its_host_stays(site: Deployment) -> None:
+    _, app = await site.admitted()
+    await app.stop()
+    for _ in range(4):
+        since = len(site.events)
+        await site.advance(10)
+        await site.until("host", "h1", "rechecked", since=since)
+    await site.until("app", "a1", "expired")
+    assert not site.gateway.passes("a1")
+    assert (await site.records(HostRecord))[0].state is State.TRUSTED
+
+
+async def test_access_ends_by_itself_when_the_manager_is_gone(world: World, tmp_path: Path) -> None:
+    async with deployed(world, tmp_path) as site:
+        await site.admitted()
+        await site.kill_workers()
+        site.clock.at += site.timing.lease_s - 1
+        assert site.gateway.passes("a1")
+        site.clock.at += 2
+        assert not site.gateway.passes("a1")
+
+
+async def test_after_a_change_of_policy_the_whole_list_is_asked_for(site: Deployment) -> None:
+    await site.admitted()
+    since = len(site.events)
+    other = Policies(
+        sgx=site.world.policies.sgx.replace(b'"min_isv_svn": 1', b'"min_isv_svn": 0'),
+        host=site.world.policies.host,
+        runtime=site.world.policies.runtime,
+    )
+    assert other.sgx != site.world.policies.sgx
+    await site.order(other.command(site.world.author, version=2))
+    await site.order(RecheckNow(kind="host", id="h1"))
+    rechecked = await site.until("host", "h1", "rechecked", since=since)
+    assert rechecked.data["entries"] == 448
+    (record,) = await site.records(HostRecord)
+    assert record.list_size == len((LISTS / "clean.bin").read_bytes())
+    assert record.outcome is not None
+    assert record.outcome.policy["sgx"] != ""
+
+
+async def test_a_policy_that_no_longer_knows_the_list_ends_trust_at_the_next_recheck(site: Deployment) -> None:
+    await site.admitted()
+    await site.order(_poorer(site.world.policies).command(site.world.author, version=2))
+    await site.order(RecheckNow(kind="host", id="h1"))
+    ended = await site.until("host", "h1", "untrusted")
+    assert code_of(ended).startswith("ima.")
+
+
+async def test_an_application_of_other_code_is_not_admitted_and_the_session_stands(site: Deployment) -> None:
+    await site.enrol_host()
+    await site.enrol_app()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.app(identity=OTHER_ENCLAVE)
+    rejected = await site.until("app", "a1", "evidence-rejected")
+    assert code_of(rejected) == "sgx.mrenclave"
+    assert (await site.records(AppRecord))[0].state is State.CHALLENGED
+
+
+async def test_an_application_on_another_machine_is_not_co_located(site: Deployment) -> None:
+    await site.enrol_host()
+    await site.enrol_app()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.app(machine="machine-b")
+    rejected = await site.until("app", "a1", "evidence-rejected")
+    assert code_of(rejected).startswith("colocation.")
+
+
+async def test_an_application_without_a_trusted_host_is_told_so(site: Deployment) -> None:
+    await site.enrol_host()
+    await site.enrol_app()
+    await site.app()
+    rejected = await site.until("app", "a1", "evidence-rejected")
+    assert code_of(rejected) == "host.not-trusted"
+
+
+async def test_a_host_on_another_machine_than_enrolled_is_not_trusted(site: Deployment) -> None:
+    await site.enrol_host(machine="machine-b")
+    await site.host(machine="machine-a")
+    rejected = await site.until("host", "h1", "evidence-rejected")
+    assert code_of(rejected) == "host.platform"
+
+
+@pytest.mark.parametrize("role", ["host", "app"])
+async def test_an_unknown_id_is_refused_with_its_reason(site: Deployment, role: str) -> None:
+    await (site.host() if role == "host" else site.app())
+    dropped = await site.until(role, "h1" if role == "host" else "a1", "dropped")
+    assert code_of(dropped) == "enrolment.unknown"
+    assert [*await site.records(HostRecord), *await site.records(AppRecord)] == []
+
+
+async def test_an_application_may_not_run_on_a_host_it_was_not_enrolled_for(site: Deployment) -> None:
+    await site.enrol_app(host="h2")
+    await site.app(host="h1")
+    assert code_of(await site.until("app", "a1", "dropped")) == "enrolment.placement"
+
+
+async def test_a_plain_x25519_suite_can_be_selected_and_is_in_the_challenge(world: World, tmp_path: Path) -> None:
+    async with deployed(world, tmp_path, suite="x25519") as site:
+        await site.admitted()
+        (challenge,) = site.wire.said(subjects.outbound("host", "h1", "challenge"))
+        assert unpack(Challenge, unpack(Signed, challenge).payload).suite == "x25519"
+
+
+async def test_an_update_rolls_out_with_two_measurements_at_once(site: Deployment) -> None:
+    await site.enrol_host()
+    subject = AppEnrolment(
+        id="a1",
+        mrenclaves=[APP_ENCLAVE.mrenclave.hex(), OTHER_ENCLAVE.mrenclave.hex()],
+        placements=[Placement(host="h1", volume=0)],
+    )
+    await site.order(Enrol(subject=subject))
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.app(identity=OTHER_ENCLAVE)
+    await site.until("app", "a1", "admitted")
+
+
+async def test_a_volume_that_the_host_does_not_have_is_refused(site: Deployment) -> None:
+    await site.enrol_host()
+    subject = AppEnrolment(
+        id="a1", mrenclaves=[APP_ENCLAVE.mrenclave.hex()], placements=[Placement(host="h1", volume=7)]
+    )
+    await site.order(Enrol(subject=subject))
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.app()
+    assert code_of(await site.until("app", "a1", "refused")) == "host.volume"
+
+
+async def test_an_expired_certificate_ends_the_admission(world: World, tmp_path: Path) -> None:
+    timing = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=60)
+    async with deployed(world, tmp_path, timing=timing) as site:
+        await site.admitted()
+        for _ in range(6):
+            since = len(site.events)
+            await site.advance(10)
+            await site.until("host", "h1", "rechecked", since=since)
+            if site.gateway.passes("a1"):
+                await site.until("app", "a1", "rechecked", since=since)
+        await site.until("app", "a1", "expired")
+        assert not site.gateway.passes("a1")
+
+
+async def test_two_hosts_and_their_applications_do_not_mix(site: Deployment) -> None:
+    await site.admitted()
+    await site.enrol_host("h2", "machine-b")
+    await site.enrol_app("a2", "h2")
+    await site.host("h2", "machine-b")
+    await site.until("host", "h2", "trusted")
+    await site.app("a2", "h2", "machine-b")
+    await site.until("app", "a2", "admitted")
+    await site.order(Revoke(kind="host", id="h1", reason="moved"))
+    await site.until("app", "a1", "untrusted")
+    await site.quiet()
+    assert not site.gateway.passes("a1")
+    assert site.gateway.passes("a2")
+
+
+async def test_many_applications_start_at_once(site: Deployment) -> None:
+    await site.enrol_host()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    names = [f"a{number}" for number in range(8)]
+    for name in names:
+        await site.enrol_app(name)
+    await asyncio.gather(*(site.app(name) for name in names))
+    for name in names:
+        await site.until("app", name, "admitted")
+    await site.quiet()
+    assert all(site.gateway.passes(name) for name in names)
+    assert site.codes() == []
+
+
+def _poorer(policies: Policies) -> Policies:
+    """The same policies without the programs of /usr/bin."""
+    runtime = json.loads(policies.runtime)
+    runtime["digests"] = {path: known for path, known in runtime["digests"].items() if not path.startswith("/usr/bin")}
+    document = json.dumps(runtime).encode()
+    host = json.loads(policies.host)
+    host["runtime_policy"] = policy_name(document)
+    return Policies(sgx=policies.sgx, host=json.dumps(host).encode(), runtime=document)

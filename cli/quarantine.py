@@ -1,0 +1,97 @@
+"""`attestgate quarantine`: messages that made a worker fail each time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bus.nats import connect
+from cli.common import Json, OperatorOption, checked, say
+from cli.enrol import command
+from schemas.base import Refusal, unpack
+from schemas.enrolment import Drop, Retry
+from schemas.quarantine import BUCKET, LIMIT, Quarantined
+from schemas.settings import OperatorFile, load_settings
+
+app = typer.Typer(
+    help="Messages that made a worker fail each time: put aside, so that they never block the others.",
+    no_args_is_help=True,
+)
+
+
+@app.command("list")
+def list_all(operator: OperatorOption, as_json: Json = False) -> None:
+    """Every message in quarantine: its name, where it came from, why it is there."""
+    found = asyncio.run(_read(operator))
+    if as_json:
+        say(json.dumps([_plain(name, message) for name, message in found.items()], indent=2))
+        return
+    table = Table("message", "when", "subject", "attempts", "reason", box=None, pad_edge=False)
+    for name, message in found.items():
+        when = datetime.fromtimestamp(message.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(name[:16], when, message.subject, str(message.attempts), message.reasons[0].code)
+    Console().print(table if found else "nothing in quarantine")
+
+
+@app.command("show")
+def show(message: str, operator: OperatorOption, as_json: Json = False) -> None:
+    """One message: who sent it, its size, and every reason. Its payload is sealed, and stays so."""
+    name, found = _one(operator, message)
+    if as_json:
+        say(json.dumps(_plain(name, found), indent=2))
+        return
+    for key, value in _plain(name, found).items():
+        if key != "reasons":
+            say(f"{key}: {value}")
+    for reason in found.reasons:
+        say(reason.sentence())
+
+
+@app.command("retry")
+def retry(message: str, operator: OperatorOption) -> None:
+    """Have a message handled again; it stays in quarantine if that fails again."""
+    name, _ = _one(operator, message)
+    command(operator, checked(Retry, message=name))
+
+
+@app.command("drop")
+def drop(message: str, operator: OperatorOption) -> None:
+    """Forget a message."""
+    name, _ = _one(operator, message)
+    command(operator, checked(Drop, message=name))
+
+
+def _one(operator: Path, message: str) -> tuple[str, Quarantined]:
+    """The one message whose name begins so. Raises Refusal `quarantine.unknown`."""
+    found = {name: m for name, m in asyncio.run(_read(operator)).items() if name.startswith(message)}
+    if len(found) != 1:
+        raise Refusal.because(
+            "quarantine.unknown",
+            "message",
+            expected="the beginning of one message's name",
+            found=f"{message}, which {len(found)} begin with",
+            action="see: attestgate quarantine list",
+        )
+    return next(iter(found.items()))
+
+
+def _plain(name: str, message: Quarantined) -> dict[str, object]:
+    shown: dict[str, object] = message.model_dump(mode="json", exclude={"data"})
+    return {"message": name, **shown, "size": len(message.data)}
+
+
+async def _read(operator: Path) -> dict[str, Quarantined]:
+    settings = load_settings(OperatorFile, operator)
+    bus = await connect([settings.bus.url], settings.bus.credentials)
+    try:
+        bucket = bus.bucket(BUCKET)
+        entries = [await bucket.get(key) for key in await bucket.keys()]
+        return {e.key: unpack(Quarantined, e.value, limit=LIMIT) for e in entries if e and e.value is not None}
+    finally:
+        await bus.close()

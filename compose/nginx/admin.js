@@ -1,0 +1,120 @@
+// The gateway worker's side of the dictionary, on a unix socket; and what anybody may know of it: that it is kept.
+
+const EPOCH = 'epoch';
+const EPOCH_LIFE_MS = 30 * 24 * 3600 * 1000;
+const KEPT = 'kept';
+const KEPT_LIFE_MS = 5000;
+const KEY = /^(?:cert|host)\.[0-9a-f]{2,40}$/;
+
+// One life of the shared memory has one epoch: a worker that sees another one knows that it must load everything.
+function epoch() {
+    const zone = ngx.shared.admissions;
+    const fresh = Buffer.from(crypto.getRandomValues(new Uint8Array(16))).toString('hex');
+    zone.add(EPOCH, fresh, EPOCH_LIFE_MS);
+    return zone.get(EPOCH);
+}
+
+function answer(r, status, value) {
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(status, JSON.stringify(value));
+}
+
+// Asked by the worker every second: that it asks is what the outside is told.
+function health(r) {
+    const zone = ngx.shared.admissions;
+    zone.set(KEPT, '', KEPT_LIFE_MS);
+    answer(r, 200, { epoch: epoch(), entries: zone.size(), free: zone.freeSpace() });
+}
+
+// For a load balancer: 200 while a gateway worker keeps this dictionary, 503 otherwise.
+function outside(r) {
+    const kept = ngx.shared.admissions.has(KEPT);
+    answer(r, kept ? 200 : 503, { gateway: kept ? 'ready' : 'its worker is silent' });
+}
+
+// What was refused since this was last asked: [[verdict, identity, serial], times].
+function refusals(r) {
+    const zone = ngx.shared.refusals;
+    const found = [];
+    zone.keys(1000).forEach((key) => {
+        const times = zone.pop(key);
+        if (times !== undefined) {
+            found.push([JSON.parse(key), times]);
+        }
+    });
+    answer(r, 200, { refusals: found });
+}
+
+function entries(r) {
+    const change = { GET: list, PUT: put, DELETE: remove }[r.method];
+    if (change === undefined) {
+        answer(r, 405, { error: 'GET, PUT or DELETE' });
+        return;
+    }
+    try {
+        change(r);
+    } catch (e) {
+        const full = e.name === 'SharedMemoryError';
+        answer(r, full ? 507 : 400, { error: full ? 'the zone is full' : e.message });
+    }
+}
+
+function list(r) {
+    const zone = ngx.shared.admissions;
+    const found = {};
+    zone.items(zone.size() + 1).forEach((item) => {
+        if (KEY.test(item[0])) {
+            found[item[0]] = item[1];
+        }
+    });
+    answer(r, 200, { epoch: epoch(), entries: found });
+}
+
+// The body of a change, or undefined after an answer: it must be meant for this life of the memory.
+function meant(r) {
+    const body = JSON.parse(r.requestText);
+    if (body.epoch === epoch()) {
+        return body;
+    }
+    answer(r, 409, { error: 'another epoch' });
+    return undefined;
+}
+
+// { epoch, entries: [{ key, until, value }] }: `until` in Unix seconds, turned into a timeout here, so that no delay on
+// the way makes a lease longer.
+function put(r) {
+    const body = meant(r);
+    if (body === undefined) {
+        return;
+    }
+    const zone = ngx.shared.admissions;
+    body.entries.forEach((entry) => {
+        if (!KEY.test(entry.key) || typeof entry.value !== 'string' || typeof entry.until !== 'number') {
+            throw new Error('an entry is { key, until, value }');
+        }
+        const left = entry.until * 1000 - Date.now();
+        if (left < 1) {
+            zone.delete(entry.key);
+        } else {
+            zone.set(entry.key, entry.value, left);
+        }
+    });
+    answer(r, 200, { epoch: body.epoch });
+}
+
+// { epoch, keys: [...] }
+function remove(r) {
+    const body = meant(r);
+    if (body === undefined) {
+        return;
+    }
+    body.keys.forEach((key) => {
+        if (!KEY.test(key)) {
+            throw new Error('not a key');
+        }
+        ngx.shared.admissions.delete(key);
+    });
+    answer(r, 200, { epoch: body.epoch });
+}
+
+export default { health, outside, entries, refusals };

@@ -1,0 +1,41 @@
+"""The fleet's memory: entries once judged good under one policy, so that no other host and no recheck pays again.
+
+Keyed by an entry's bytes as the kernel wrote them, so that a hit is the very same entry. Bounded: only long entries
+are left out, and the oldest go first. It belongs to one loaded policy and goes with it.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+MAX_KEPT = 1024
+"""Longest entry kept, in bytes: a file's is about 150, one with a signature 700."""
+
+
+class Memory:
+    """What entries extend PCR 10 of one bank with: those known good in `known`, those excluded by it in `excluded`.
+
+    Lists are judged in several threads at once. Looking up and adding are single operations on a dictionary; whoever
+    has read a list trims what it added.
+    """
+
+    __slots__ = ("_limit", "_lock", "excluded", "known")
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self.known: dict[bytes, bytes] = {}
+        self.excluded: dict[bytes, bytes] = {}
+        self._limit = limit
+        self._lock = Lock()
+
+    def trim(self) -> None:
+        """Let the oldest go where there are too many."""
+        with self._lock:
+            for kept in (self.known, self.excluded):
+                surplus = len(kept) - self._limit
+                if surplus > 0:
+                    # some more than need be, so that a full memory is not shifted by one again and again
+                    for frame in list(kept)[: surplus + self._limit // 8]:
+                        del kept[frame]
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self.excluded)

@@ -1,0 +1,129 @@
+"""Signed runtime policies: a DSSE envelope around Keylime's JSON, opened only with a configured key.
+
+Source: DSSE protocol v1 (secure-systems-lab/dsse, protocol.md): the signature covers PAE(type, payload). Keylime signs
+its policies so with ECDSA P-256 and SHA-256 (`keylime-policy sign runtime`); Ed25519 keys are taken as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from pydantic import Field
+
+from schemas.base import Model, Refusal, parse_json
+
+PAYLOAD_TYPE = "application/vnd.keylime+json"
+PolicyKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+class Signature(Model):
+    """One signature; `keyid` is a hint that nothing is decided by."""
+
+    keyid: str = ""
+    sig: str
+
+
+class Envelope(Model):
+    """A DSSE envelope: `payload` and `sig` are base64."""
+
+    payload: str
+    payload_type: Annotated[str, Field(alias="payloadType")]
+    signatures: Annotated[list[Signature], Field(min_length=1, max_length=16)]
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: what a signature covers."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def is_envelope(raw: bytes) -> bool:
+    """True if a document is an envelope rather than a policy."""
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "payload" in document and "signatures" in document
+
+
+def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
+    """The policy in a document: as it is where no key is configured, else out of an envelope that one of them signed.
+
+    Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope that no key is there for is refused
+    too: whoever signed it meant it to be checked.
+    """
+    if not is_envelope(raw):
+        if not keys:
+            return raw
+        raise _refused("policy.unsigned", source, "a DSSE envelope", "a bare policy", "sign it: attestgate policy dsse")
+    if not keys:
+        raise _refused("policy.signature", source, "a key to check it with", "none", "configure its author's key")
+    envelope = parse_json(Envelope, raw, source=source)
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise _refused(
+            "policy.signature", f"{source}: payloadType", PAYLOAD_TYPE, envelope.payload_type, "sign a policy"
+        )
+    payload = _bytes(envelope.payload, f"{source}: payload")
+    signed = pae(envelope.payload_type, payload)
+    made = [_bytes(signature.sig, f"{source}: sig") for signature in envelope.signatures]
+    if not any(_verifies(key, signature, signed) for key in keys for signature in made):
+        raise _refused(
+            "policy.signature", source, "a signature by a configured key", "none that verifies", "sign it again"
+        )
+    return payload
+
+
+def sign(payload: bytes, key: SigningKey) -> bytes:
+    """The envelope around a policy."""
+    message = pae(PAYLOAD_TYPE, payload)
+    made = (
+        key.sign(message, ec.ECDSA(hashes.SHA256()))
+        if isinstance(key, ec.EllipticCurvePrivateKey)
+        else key.sign(message)
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    signature = Signature(keyid=hashlib.sha256(public).hexdigest(), sig=base64.b64encode(made).decode())
+    envelope = Envelope(payload=base64.b64encode(payload).decode(), payloadType=PAYLOAD_TYPE, signatures=[signature])
+    return envelope.model_dump_json(by_alias=True).encode() + b"\n"
+
+
+def read_key(pem: bytes, *, source: str) -> PolicyKey:
+    """A policy author's public key from PEM. Raises Refusal (`policy.key`)."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+        raise _refused("policy.key", source, "an EC or Ed25519 public key in PEM", "something else", "export the key")
+    return key
+
+
+def _verifies(key: PolicyKey, signature: bytes, message: bytes) -> bool:
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        else:
+            key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _bytes(text: str, field: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _refused("policy.signature", field, "base64", "something else", "sign the policy again") from None
+
+
+def _refused(code: str, field: str, expected: str, found: str, action: str) -> Refusal:
+    return Refusal.because(code, field, expected=expected, found=found, action=action)

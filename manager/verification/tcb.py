@@ -1,0 +1,41 @@
+"""The dates of the TCB levels that a platform and its quoting enclave stand at.
+
+dcap_qvl finds the levels itself and tells their status; their dates, on which grace periods and minimum dates rest,
+are found here. Source: Intel PCS API v4, "Get SGX TCB Info" and "Get Quoting Enclave Identity": of the levels in
+descending order, the first none of whose SVNs is above the platform's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+
+def platform_date(tcb_info: Mapping[str, Any], cpu_svn: bytes, pce_svn: int) -> int | None:
+    """The date of a platform's level in a TCB info's body, Unix second; None if it lists no such level.
+
+    `cpu_svn`: the PCK certificate's sixteen component SVNs.
+    """
+
+    def wanted(tcb: Mapping[str, Any]) -> list[int]:
+        return [*(component["svn"] for component in tcb["sgxtcbcomponents"]), tcb["pcesvn"]]
+
+    return _date(tcb_info, [*cpu_svn, pce_svn], wanted)
+
+
+def qe_date(qe_identity: Mapping[str, Any], isv_svn: int) -> int | None:
+    """The date of a quoting enclave's level in a QE identity's body, Unix second; None if it lists no such level."""
+    return _date(qe_identity, [isv_svn], lambda tcb: [tcb["isvsvn"]])
+
+
+def _date(body: Mapping[str, Any], have: list[int], wanted: Callable[[Mapping[str, Any]], list[int]]) -> int | None:
+    try:
+        levels = [(wanted(level["tcb"]), level["tcbDate"]) for level in body["tcbLevels"]]
+        for svns, date in sorted(levels, reverse=True):
+            if all(mine >= theirs for mine, theirs in zip(have, svns, strict=True)):
+                parsed = datetime.fromisoformat(date)
+                return None if parsed.tzinfo is None else int(parsed.timestamp())
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None  # a signed document of another form: whoever asks refuses it
+    return None

@@ -1,0 +1,290 @@
+"""Every event there is: who it is about, what it means, what its `data` holds. docs/asyncapi.json is made from this.
+
+Publishers build `data` as a plain mapping; the tests hold everything that is really published against these models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId
+from schemas.host_policy import UnknownEntry
+from schemas.messages import EvidenceKind, Outcome
+
+SessionWhat: TypeAlias = Literal[
+    "challenged",
+    "evidence-rejected",
+    "waiting-for-key",
+    "granted",
+    "trusted",
+    "delivering-key",
+    "key-delivered",
+    "proven",
+    "certified",
+    "admitted",
+    "rechecking",
+    "rechecked",
+    "late-answer",
+    "refused",
+    "untrusted",
+    "expired",
+    "revoked",
+    "superseded",
+]
+"""What a session tells of itself, in the transition that made it so."""
+
+GatewayWhat: TypeAlias = Literal["admitted", "withdrawn", "lapsed", "refused", "reconciled", "nginx-failed"]
+"""What a gateway worker tells."""
+
+Kind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
+"""Who an event is about; `unknown` where a message does not say."""
+
+
+class Nothing(Model):
+    """No data: the event says it all."""
+
+
+class HostChallenged(Model):
+    """The evidence that the host was asked for."""
+
+    wanted: list[EvidenceKind]
+    agent_version: str
+
+
+class AppChallenged(Model):
+    """The host that the application says it runs on."""
+
+    host: Id
+    agent_version: str
+
+
+class Rejected(Model):
+    """Evidence that is not tied to the enrolled platform and measurement: it could be anybody's, and ends nothing."""
+
+    step: str
+    reasons: list[Reason]
+
+
+class ListJudged(Model):
+    """What was found in a measurement list: how long it is now, its SHA-256, its replay by bank, unknown entries."""
+
+    entries: int
+    measurements: Hex32
+    pcr10: dict[str, Hex]
+    unknown: list[UnknownEntry]
+
+
+class HostGranted(ListJudged):
+    """The verdict that K was granted on."""
+
+    outcome: Outcome
+
+
+class HostTrusted(Model):
+    """The host is trusted until its lease ends."""
+
+    lease_end: Seconds
+    outcome: Outcome
+
+
+class HostRechecked(ListJudged):
+    """A recheck that was answered well, and the lease that it earned."""
+
+    lease_end: Seconds
+    outcome: Outcome
+
+
+class AppRechecked(Model):
+    """A recheck that was answered well, and the lease that it earned."""
+
+    lease_end: Seconds
+    outcome: Outcome
+
+
+class WaitingForKey(Model):
+    """The application's evidence is good; the session of its host hands over the key."""
+
+    outcome: Outcome
+    host_session: SessionId
+
+
+class DeliveringKey(Model):
+    """The host was told to put an application's key into one of its volumes."""
+
+    app: Id
+    app_session: SessionId
+    volume: int
+
+
+class KeyDelivered(Model):
+    """The host's answer."""
+
+    app: Id
+    app_session: SessionId
+    problem: Reason | None
+
+
+class Proven(Model):
+    """The application has K's application key: it is on the machine of that host session."""
+
+    host_session: SessionId
+
+
+class Certified(Model):
+    """The certificate that was issued."""
+
+    serial: str
+    identity: str
+    not_after: Seconds
+
+
+class AppAdmitted(Model):
+    """The gateways that have said, signed, that the certificate passes."""
+
+    serial: str
+    gateways: list[Id]
+    lease_end: Seconds
+
+
+class Ended(Model):
+    """Why a session ended, at which step, and the verdict that it rested on, if there was one."""
+
+    step: str
+    reasons: list[Reason]
+    outcome: Outcome | None = None
+
+
+class Dropped(Model):
+    """A message that changed nothing: its SHA-256, its size in bytes, and why."""
+
+    step: str
+    size: int
+    message: Hex32
+    reasons: list[Reason]
+
+
+class PutAside(Model):
+    """A message that made a worker fail each time: its name in quarantine, None if that was full."""
+
+    step: str
+    message: Hex32 | None
+    reasons: list[Reason]
+
+
+class Applied(Model):
+    """A command that was applied: the SHA-256 of its message."""
+
+    message: Hex32
+    sequence: int
+    command: str
+
+
+class CommandRefused(Model):
+    """A command that was refused: the SHA-256 of its message."""
+
+    message: Hex32
+    reasons: list[Reason]
+
+
+class GatewayAdmitted(Model):
+    """nginx lets a key pass: `cert.<serial>` or `host.<session>`."""
+
+    key: str
+    who: str
+    sequence: int
+    until: Seconds
+
+
+class Withdrawn(Model):
+    """nginx lets a key pass no more."""
+
+    key: str
+    reason: str
+
+
+class Lapsed(Model):
+    """A lease that ended by itself."""
+
+    key: str
+
+
+class StatementRefused(Model):
+    """A statement in the bucket that is not the manager's, or goes back in time."""
+
+    key: str
+    reason: Reason
+
+
+class Reconciled(Model):
+    """nginx differed from the ledger, by so many entries."""
+
+    put: int
+    removed: int
+
+
+class NginxFailed(Model):
+    """nginx does not answer, or not as it should."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """One kind of event."""
+
+    kinds: tuple[Kind, ...]
+    what: str
+    means: str
+    data: type[Model] = Nothing
+
+
+_BOTH: tuple[Kind, ...] = ("host", "app")
+
+EVENTS = (
+    Told(("host",), "challenged", "a session began: the host was asked for evidence", HostChallenged),
+    Told(("app",), "challenged", "a session began: the application was asked for evidence", AppChallenged),
+    Told(_BOTH, "evidence-rejected", "evidence that could be anybody's was not taken; the session stands", Rejected),
+    Told(("host",), "granted", "the evidence is good: K and n1 were sent to the host's enclave", HostGranted),
+    Told(("host",), "trusted", "the host's enclave has proven K", HostTrusted),
+    Told(("host",), "delivering-key", "the host was told to deliver an application's key", DeliveringKey),
+    Told(("host",), "key-delivered", "the host has delivered it, or says why not", KeyDelivered),
+    Told(("app",), "waiting-for-key", "the evidence is good: the key was asked for at the host", WaitingForKey),
+    Told(("app",), "granted", "the key lies in the volume: n2 was sent to the application's enclave"),
+    Told(("app",), "proven", "the co-location proof is right", Proven),
+    Told(("app",), "certified", "the certificate was issued and leased to the gateways", Certified),
+    Told(("app",), "admitted", "enough gateways let it pass: the application was told", AppAdmitted),
+    Told(_BOTH, "rechecking", "fresh evidence was asked for"),
+    Told(("host",), "rechecked", "it came and is good: the lease was renewed", HostRechecked),
+    Told(("app",), "rechecked", "it came and is good: the lease was renewed", AppRechecked),
+    Told(_BOTH, "late-answer", "evidence came after its question had lapsed: worth nothing"),
+    Told(_BOTH, "refused", "over before there was trust", Ended),
+    Told(_BOTH, "untrusted", "over: a recheck failed, or the host of an application is trusted no more", Ended),
+    Told(_BOTH, "expired", "over: silent past its deadline", Ended),
+    Told(_BOTH, "revoked", "over: an operator said so", Ended),
+    Told(_BOTH, "superseded", "over: a newer session of the same subject has taken its place", Ended),
+    Told(
+        ("host", "app", "gateway", "op", "unknown"),
+        "dropped",
+        "a message changed nothing: it does not fit, does not open, or repeats something",
+        Dropped,
+    ),
+    Told(
+        ("host", "app", "gateway", "op", "unknown"),
+        "quarantined",
+        "a message made a worker fail each time, and was put aside",
+        PutAside,
+    ),
+    Told(("op",), "applied", "an operator's command was applied", Applied),
+    Told(("op",), "refused", "an operator's command was refused", CommandRefused),
+    Told(("manager",), "started", "a worker began to work"),
+    Told(("gateway",), "admitted", "nginx lets a key pass", GatewayAdmitted),
+    Told(("gateway",), "withdrawn", "nginx lets a key pass no more", Withdrawn),
+    Told(("gateway",), "lapsed", "a lease ended by itself", Lapsed),
+    Told(("gateway",), "refused", "a statement in the bucket was not believed", StatementRefused),
+    Told(("gateway",), "reconciled", "nginx was brought back in line", Reconciled),
+    Told(("gateway",), "nginx-failed", "nginx is not reached", NginxFailed),
+)
+
+BY_NAME: dict[tuple[str, str], Told] = {(kind, told.what): told for told in EVENTS for kind in told.kinds}
+"""Each event by who it is about and what happened."""

@@ -1,0 +1,52 @@
+"""The command run in this process, and the settings files of a deployment for it to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from cli.main import run
+from compose.nginx import NginxConfig
+from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
+from manager import deployment
+from tests.cli.support import NOBODY, Ran
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def attestgate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`attestgate ARGUMENTS`, by the command's own entry point."""
+
+    def command(*arguments: object) -> Ran:
+        monkeypatch.setattr("sys.argv", ["attestgate", *map(str, arguments)])
+        status: object = 0
+        try:
+            run()
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return Ran(int(str(status or 0)), captured.out, captured.err)
+
+    yield command
+    structlog.reset_defaults()  # the command logs to this test's standard error
+
+
+@pytest.fixture(scope="package")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A deployment's keys, and the settings file of every process; nothing of it runs."""
+    plan = Plan(tmp_path_factory.mktemp("deployed"))
+    deployment.init(
+        plan.keys, trust_domain=TRUST_DOMAIN, operator=OPERATOR, policy_author=POLICY_AUTHOR, gateway=GATEWAY
+    )
+    nginx: NginxConfig = plan.nginx(1)
+    plan.write_manager(NOBODY, "http://127.0.0.1:1", "127.0.0.1:1")
+    plan.write_gateway(NOBODY, nginx)
+    plan.write_operator(NOBODY)
+    plan.write_measured("host")
+    plan.write_measured("app", "app_agent.examples.flows")
+    plan.write_host(NOBODY, "host-1", "machine-a", plan.folder / "list", ["app-1"])
+    plan.write_app(NOBODY, "app-1", "host-1", "machine-a", plan.volume("app-1"), plan.folder / "status" / "app-1")
+    return plan

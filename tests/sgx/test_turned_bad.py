@@ -1,0 +1,235 @@
+"""Each field of TCB info, QE identity and CRLs turned bad in turn, signed under the simulated root: its own reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from enclave.simulated import platform
+from enclave.simulated.authority import OLD_CPUSVN
+from enclave.simulated.certificates import Issuer
+from manager.verification.quote import parse
+from tests.sgx.conftest import NOW, Site, codes
+from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain
+
+GONE = object()
+"""In place of a value: the field is taken away."""
+Path = tuple[str | int, ...]
+
+TCB_MALFORMED, QE_MALFORMED = "collateral.tcb_info.malformed", "collateral.qe_identity.malformed"
+SVN: Path = ("tcb", "sgxtcbcomponents", 0, "svn")
+TCB_LEVEL: list[tuple[Path, object, str]] = [
+    (("tcb",), GONE, TCB_MALFORMED),
+    (("tcb",), 1, TCB_MALFORMED),
+    (("tcb", "sgxtcbcomponents"), GONE, TCB_MALFORMED),
+    (("tcb", "sgxtcbcomponents"), [{"svn": 255}] * 16, "sgx.tcb_status"),
+    (("tcb", "sgxtcbcomponents"), [{"svn": 1}] * 15, "sgx.tcb_status"),
+    (("tcb", "sgxtcbcomponents"), [{"svn": 1}] * 17, "sgx.tcb_status"),
+    (SVN, GONE, TCB_MALFORMED),
+    (SVN, "14", TCB_MALFORMED),
+    (SVN, 256, TCB_MALFORMED),
+    (SVN, -1, TCB_MALFORMED),
+    (SVN, 15, "sgx.tcb_status"),
+    (("tcb", "pcesvn"), GONE, TCB_MALFORMED),
+    (("tcb", "pcesvn"), 65536, TCB_MALFORMED),
+    (("tcb", "pcesvn"), 99, "sgx.tcb_status"),
+    (("tcbDate",), GONE, TCB_MALFORMED),
+    (("tcbDate",), "yesterday", "sgx.tcb_date"),
+    (("tcbDate",), "2025-11-12", "sgx.tcb_date"),
+    (("tcbStatus",), GONE, TCB_MALFORMED),
+    (("tcbStatus",), "Fine", TCB_MALFORMED),
+    (("tcbStatus",), "Revoked", "sgx.tcb_revoked"),
+    (("tcbStatus",), "OutOfDate", "sgx.tcb_status"),
+    (("tcbStatus",), "OutOfDateConfigurationNeeded", "sgx.tcb_status"),
+    (("tcbStatus",), "ConfigurationNeeded", "sgx.tcb_status"),
+    (("tcbStatus",), "ConfigurationAndSWHardeningNeeded", "sgx.tcb_status"),
+    (("advisoryIDs",), "INTEL-SA-00828", TCB_MALFORMED),
+    (("advisoryIDs",), [1], TCB_MALFORMED),
+]
+QE_LEVEL: list[tuple[Path, object, str]] = [
+    (("tcb",), GONE, QE_MALFORMED),
+    (("tcb", "isvsvn"), GONE, QE_MALFORMED),
+    (("tcb", "isvsvn"), "8", QE_MALFORMED),
+    (("tcb", "isvsvn"), 9, "sgx.qe_identity"),
+    (("tcbDate",), GONE, QE_MALFORMED),
+    (("tcbDate",), "yesterday", "sgx.tcb_date"),
+    (("tcbStatus",), GONE, QE_MALFORMED),
+    (("tcbStatus",), "Fine", QE_MALFORMED),
+    (("tcbStatus",), "Revoked", "sgx.tcb_revoked"),
+    (("tcbStatus",), "OutOfDate", "sgx.tcb_status"),
+]
+QE_IDENTITY: list[tuple[str, object, str]] = [
+    ("version", None, "collateral.qe_identity.version"),
+    ("version", "2", "collateral.qe_identity.version"),
+    ("id", None, "collateral.qe_identity.id"),
+    ("issueDate", None, "collateral.qe_identity.issueDate"),
+    ("nextUpdate", 1, "collateral.qe_identity.nextUpdate"),
+    ("tcbEvaluationDataNumber", None, "collateral.qe_identity.tcbEvaluationDataNumber"),
+    ("tcbEvaluationDataNumber", -1, "collateral.qe_identity.tcbEvaluationDataNumber"),
+    ("miscselect", None, QE_MALFORMED),
+    ("miscselect", "zz", QE_MALFORMED),
+    ("miscselectMask", "00", QE_MALFORMED),
+    ("attributes", None, QE_MALFORMED),
+    ("attributes", "11", QE_MALFORMED),
+    ("attributesMask", None, QE_MALFORMED),
+    ("attributesMask", "zz", QE_MALFORMED),
+    ("mrsigner", None, QE_MALFORMED),
+    ("mrsigner", "00", QE_MALFORMED),
+    ("isvprodid", None, QE_MALFORMED),
+    ("isvprodid", -1, QE_MALFORMED),
+    ("tcbLevels", None, QE_MALFORMED),
+    ("tcbLevels", {}, QE_MALFORMED),
+    ("tcbLevels", [], "sgx.qe_identity"),
+]
+TCB_INFO: list[tuple[str, object, str]] = [
+    ("version", None, "collateral.tcb_info.version"),
+    ("version", True, "collateral.tcb_info.version"),
+    ("id", None, "collateral.tcb_info.id"),
+    ("tcbType", None, "collateral.tcb_info.tcbType"),
+    ("issueDate", None, "collateral.tcb_info.issueDate"),
+    ("issueDate", "2222-01-01T00:00:00Z", "collateral.tcb_info.not_yet_valid"),
+    ("nextUpdate", None, "collateral.tcb_info.nextUpdate"),
+    ("nextUpdate", 1, "collateral.tcb_info.nextUpdate"),
+    ("fmspc", None, "sgx.fmspc"),
+    ("fmspc", 1, "sgx.fmspc"),
+    ("pceId", None, "sgx.pce_id"),
+    ("tcbEvaluationDataNumber", None, "collateral.tcb_info.tcbEvaluationDataNumber"),
+    ("tcbEvaluationDataNumber", -1, "collateral.tcb_info.tcbEvaluationDataNumber"),
+    ("tcbEvaluationDataNumber", 2**40, TCB_MALFORMED),
+    ("tcbLevels", None, TCB_MALFORMED),
+    ("tcbLevels", {}, TCB_MALFORMED),
+]
+
+
+def changed(levels: list[dict[str, Any]], path: Path, value: object) -> list[dict[str, Any]]:
+    """The levels with one thing in the first of them changed."""
+    levels = copy.deepcopy(levels)
+    at: Any = levels[0]
+    for step in path[:-1]:
+        at = at[step]
+    if value is GONE:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return levels
+
+
+@pytest.mark.parametrize(("path", "value", "code"), TCB_LEVEL)
+def test_a_tcb_level(shared: Site, path: Path, value: object, code: str) -> None:
+    levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
+    assert codes(shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=changed(levels, path, value)))) == [
+        code
+    ]
+
+
+@pytest.mark.parametrize(("path", "value", "code"), QE_LEVEL)
+def test_a_level_of_the_quoting_enclave(shared: Site, path: Path, value: object, code: str) -> None:
+    levels = json.loads(shared.collateral().qe_identity)["tcbLevels"]
+    bad = signed(shared, "qe_identity", tcbLevels=changed(levels, path, value))
+    assert codes(shared.appraise(collateral=bad)) == [code]
+
+
+@pytest.mark.parametrize(("key", "value", "code"), TCB_INFO)
+def test_tcb_info(shared: Site, key: str, value: object, code: str) -> None:
+    assert codes(shared.appraise(collateral=signed(shared, "tcb_info", **{key: value}))) == [code]
+
+
+@pytest.mark.parametrize(("key", "value", "code"), QE_IDENTITY)
+def test_qe_identity(shared: Site, key: str, value: object, code: str) -> None:
+    assert codes(shared.appraise(collateral=signed(shared, "qe_identity", **{key: value}))) == [code]
+
+
+def test_the_other_document_in_its_place(shared: Site) -> None:
+    """One key signs both, so what each says of itself must be looked at."""
+    good = shared.collateral()
+    swapped = good.model_copy(
+        update={"tcb_info": good.qe_identity, "tcb_info_signature": good.qe_identity_signature},
+    )
+    assert codes(shared.appraise(collateral=swapped)) == ["collateral.tcb_info.version"]
+    swapped = good.model_copy(update={"qe_identity": good.tcb_info, "qe_identity_signature": good.tcb_info_signature})
+    assert codes(shared.appraise(collateral=swapped)) == ["collateral.qe_identity.version"]
+
+
+@pytest.mark.parametrize(("piece", "part"), [("pck_crl", "platform"), ("root_ca_crl", "root")])
+def test_crls(shared: Site, piece: str, part: str) -> None:
+    by, other = issuer(shared, part), issuer(shared, "processor")
+    stranger = Issuer(by.certificate, ec.generate_private_key(ec.SECP256R1()))
+    name = f"collateral.{piece}"
+    cases = [
+        (crl(by), []),
+        (crl(by, revoked=[1, 2, 3], number=2**150), []),
+        (crl(by, number=None), [f"{name}.malformed"]),
+        (crl(stranger), [f"{name}.signature"]),
+        (crl(by, name=other.certificate.subject), [f"{name}.signature"]),
+        (crl(other), [f"{name}.signature"]),
+        (crl(by, opens=NOW + 6), [f"{name}.not_yet_valid"]),
+        (crl(by, closes=NOW - 6), [f"{name}.expired"]),
+        (crl(by)[:-1], [f"{name}.malformed"]),
+        (crl(by) + b"\0", [f"{name}.malformed"]),
+    ]
+    for der, expected in cases:
+        assert codes(shared.appraise(collateral=shared.collateral(NOW, **{piece: der}))) == expected
+
+
+def test_what_a_crl_revokes(shared: Site) -> None:
+    leaf, ca, _root = parse(shared.quote()).pck.chain
+    signer = issuer(shared, "tcb_signing").certificate
+    pck_crl = crl(issuer(shared, "platform"), revoked=[leaf.serial_number])
+    assert codes(shared.appraise(collateral=shared.collateral(pck_crl=pck_crl))) == ["sgx.pck_revoked"]
+    for serial, expected in (
+        (ca.serial_number, ["sgx.pck_ca_revoked"]),
+        (signer.serial_number, ["collateral.tcb_info.revoked", "collateral.qe_identity.revoked"]),
+        (leaf.serial_number, []),  # the root's list says nothing of what its CAs issued
+    ):
+        root_crl = crl(issuer(shared, "root"), revoked=[serial])
+        assert codes(shared.appraise(collateral=shared.collateral(root_ca_crl=root_crl))) == expected
+
+
+def test_a_ca_that_is_none(shared: Site) -> None:
+    quote, root = shared.quote(), issuer(shared, "root")
+    leaf, ca, top = parse(quote).pck.chain
+    plain = reissued(ca, root.key, NOW - DAY, NOW + DAY, ca=False)
+    assert codes(shared.appraise(with_chain(quote, leaf, plain, top))) == ["quote.pck_chain.chain"]
+    assert shared.appraise(with_chain(quote, leaf, reissued(ca, root.key, NOW - DAY, NOW + DAY), top)).accepted
+
+
+def test_chains_in_another_order_or_length(shared: Site) -> None:
+    quote = shared.quote()
+    leaf, ca, root = parse(quote).pck.chain
+    for chain in ((leaf, ca), (ca, leaf, root), (leaf, root, ca), (leaf, ca, root, root), (leaf, leaf, root)):
+        found = codes(shared.appraise(with_chain(quote, *chain)))
+        assert found and all(code.startswith(("quote.pck", "collateral.pck_crl")) for code in found)
+
+
+def test_another_machines_leaf_in_the_chain(shared: Site) -> None:
+    """The chain is genuine, but this PCK did not sign this quoting enclave's report."""
+    other = Site(shared.folder, machine="turned")
+    leaf = platform.read_pck(shared.folder / other.machine)
+    _, ca, root = parse(shared.quote()).pck.chain
+    found = codes(shared.appraise(with_chain(shared.quote(), leaf, ca, root)))
+    assert found == ["quote.qe_report_signature"]
+
+
+def test_the_order_of_levels_does_not_matter(shared: Site) -> None:
+    levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
+    turned, good = shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=levels[::-1])), shared.appraise()
+    assert turned.accepted
+    assert (turned.tcb_status, turned.tcb_date) == (good.tcb_status, good.tcb_date)
+
+
+def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quoting_enclave(site: Site) -> None:
+    def date_of() -> int | None:
+        return site.appraise(policy={"tcb_statuses": ("UpToDate", "OutOfDate"), "out_of_date_grace_s": NOW}).tcb_date
+
+    assert date_of() == int(datetime(2025, 11, 12, tzinfo=UTC).timestamp())
+    levels = json.loads(site.collateral().qe_identity)["tcbLevels"]
+    site.say(qe_identity={"tcbLevels": [levels[0] | {"tcbDate": "2023-01-01T00:00:00Z"}]})
+    assert date_of() == int(datetime(2023, 1, 1, tzinfo=UTC).timestamp())
+    site.say(qe_identity={"tcbLevels": levels})
+    platform.set_tcb(site.folder / site.machine, site.folder / "authority", OLD_CPUSVN)
+    assert date_of() == int(datetime(2024, 3, 13, tzinfo=UTC).timestamp())

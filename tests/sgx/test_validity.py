@@ -1,0 +1,114 @@
+"""Before, inside and after the validity of each piece, with five seconds' allowance: its own reason, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from manager.verification.chain import SKEW_S
+from manager.verification.collateral import Collateral
+from manager.verification.quote import parse
+from tests.sgx.conftest import NOW, Site, codes
+from tests.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
+
+OPENS, CLOSES = NOW - 100, NOW + 100
+Evidence = tuple[bytes, Collateral]
+
+
+def pem(*chain: x509.Certificate) -> str:
+    return b"".join(one.public_bytes(Encoding.PEM) for one in chain).decode()
+
+
+def document(piece: str) -> Callable[[Site], Evidence]:
+    def made(site: Site) -> Evidence:
+        return site.quote(), signed(site, piece, issueDate=rfc3339(OPENS), nextUpdate=rfc3339(CLOSES))
+
+    return made
+
+
+def pck_crl(site: Site) -> Evidence:
+    return site.quote(), site.collateral(pck_crl=crl(issuer(site, "platform"), opens=OPENS, closes=CLOSES))
+
+
+def root_ca_crl(site: Site) -> Evidence:
+    return site.quote(), site.collateral(root_ca_crl=crl(issuer(site, "root"), opens=OPENS, closes=CLOSES))
+
+
+def leaf(site: Site) -> Evidence:
+    quote = site.quote()
+    old, ca, root = parse(quote).pck.chain
+    new = reissued(old, issuer(site, "platform").key, OPENS, CLOSES)
+    return with_chain(quote, new, ca, root), site.collateral()
+
+
+def ca_in_the_quote(site: Site) -> Evidence:
+    quote = site.quote()
+    first, old, root = parse(quote).pck.chain
+    return with_chain(quote, first, reissued(old, issuer(site, "root").key, OPENS, CLOSES), root), site.collateral()
+
+
+def ca_of_the_crl(site: Site) -> Evidence:
+    root = issuer(site, "root")
+    new = reissued(issuer(site, "platform").certificate, root.key, OPENS, CLOSES)
+    return site.quote(), site.collateral(pck_crl_issuer_chain=pem(new, root.certificate))
+
+
+def tcb_signing(chain: str) -> Callable[[Site], Evidence]:
+    def made(site: Site) -> Evidence:
+        root = issuer(site, "root")
+        new = reissued(issuer(site, "tcb_signing").certificate, root.key, OPENS, CLOSES)
+        return site.quote(), site.collateral(NOW, **{chain: pem(new, root.certificate)})
+
+    return made
+
+
+PIECES: dict[str, tuple[Callable[[Site], Evidence], str]] = {
+    "TCB info": (document("tcb_info"), "collateral.tcb_info"),
+    "QE identity": (document("qe_identity"), "collateral.qe_identity"),
+    "PCK CRL": (pck_crl, "collateral.pck_crl"),
+    "root CA CRL": (root_ca_crl, "collateral.root_ca_crl"),
+    "PCK leaf": (leaf, "quote.pck_chain.certificate"),
+    "PCK CA": (ca_in_the_quote, "quote.pck_chain.certificate"),
+    "PCK CA of the CRL": (ca_of_the_crl, "collateral.pck_crl.certificate"),
+    "TCB signing of TCB info": (tcb_signing("tcb_info_issuer_chain"), "collateral.tcb_info.certificate"),
+    "TCB signing of QE identity": (tcb_signing("qe_identity_issuer_chain"), "collateral.qe_identity.certificate"),
+}
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_validity_of_each_piece(shared: Site, piece: str) -> None:
+    made, code = PIECES[piece]
+    quote, collateral = made(shared)
+    expected = {
+        OPENS - SKEW_S - 1: [f"{code}.not_yet_valid"],
+        OPENS - SKEW_S: [],
+        OPENS: [],
+        NOW: [],
+        CLOSES: [],
+        CLOSES + SKEW_S: [],
+        CLOSES + SKEW_S + 1: [f"{code}.expired"],
+    }
+    assert {at: codes(shared.appraise(quote, collateral, at=at)) for at in expected} == expected
+
+
+def test_the_validity_of_the_root(shared: Site) -> None:
+    root = issuer(shared, "root")
+    new = reissued(root.certificate, root.key, OPENS, CLOSES)
+    leaf_, ca, _ = parse(shared.quote()).pck.chain
+    quote = with_chain(shared.quote(), leaf_, ca, new)
+    collateral = shared.collateral(
+        pck_crl_issuer_chain=pem(ca, new),
+        tcb_info_issuer_chain=pem(issuer(shared, "tcb_signing").certificate, new),
+        qe_identity_issuer_chain=pem(issuer(shared, "tcb_signing").certificate, new),
+    )
+    der = new.public_bytes(Encoding.DER)
+    expected = {
+        OPENS - SKEW_S - 1: ["root.certificate.not_yet_valid"],
+        OPENS: [],
+        CLOSES + SKEW_S: [],
+        CLOSES + SKEW_S + 1: ["root.certificate.expired"],
+    }
+    assert {at: codes(shared.appraise(quote, collateral, at=at, root_der=der)) for at in expected} == expected
