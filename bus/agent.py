@@ -16,7 +16,7 @@ import structlog
 from pydantic import BaseModel
 
 from bus import envelope, subjects
-from bus.api import Bus, Message
+from bus.api import Bus, BusError, Message
 from bus.channel import Channel, Early, Stale, seal_frame
 from bus.envelope import SuiteName
 from schemas.base import Reason, Refusal, Secret, pack, unpack
@@ -187,24 +187,34 @@ class AgentSession:
             except Refusal as refusal:
                 log.debug("ignored", step=step, reason=refusal.reasons[0].code)
                 continue
-            await self._say_unheard()
             if step == "ended":
                 ended = unpack(Ended, plaintext)
                 raise SessionOver(ended.reasons, ended.state)
+            await self._say_unheard()
             return step, plaintext
         return None
 
     async def resume(self) -> None:
-        """Ask for the last messages once more, and say again what the manager has not been seen to have heard."""
-        await self._link.say("resume", pack(Resume(session=self.session)))
+        """Ask for the last messages once more, and say again what the manager has not been seen to have heard.
+
+        What the bus does not take now is asked for again later: the session is not lost by it.
+        """
+        try:
+            await self._link.say("resume", pack(Resume(session=self.session)))
+        except BusError as error:
+            log.info("resume put off", session=self.session, error=str(error))
+            return
         if self._channel is not None:
             await self._say_unheard()
 
     async def _say_unheard(self) -> None:
         """The same bytes again: a message that got lost would otherwise hold up every later one."""
         self._unheard = [message for message in self._unheard if message[0] > self.channel.acknowledged]
-        for _, step, data in self._unheard:
-            await self._link.say(step, data)
+        try:
+            for _, step, data in self._unheard:
+                await self._link.say(step, data)
+        except BusError as error:
+            log.info("repeat put off", session=self.session, error=str(error))
 
     @property
     def channel(self) -> Channel:

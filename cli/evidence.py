@@ -48,6 +48,8 @@ class JsonGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the group's arguments, as `JsonCommand` does."""
         with _mistakes_in_json(ctx):
+            if not args:
+                ctx.fail("Missing command.")
             return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -63,8 +65,8 @@ def _mistakes_in_json(ctx: Any) -> Iterator[None]:
     except TyperException as error:
         if not ctx.meta.get(_SAID):
             ctx.meta[_SAID] = True
-            found = str(error).partition("\n\n")[0]
-            show(_wrong_document([wrong("arguments", f"see {ctx.command_path} --help", found)], None), only_json=True)
+            reason = wrong("arguments", f"see {ctx.command_path} --help", error)
+            show(_wrong_document([reason], None), only_json=True)
         raise
 
 

@@ -13,7 +13,7 @@ from manager.verification.offline import decoded
 from manager.verification.quote import parse
 from schemas.base import Refusal
 
-app = typer.Typer(cls=JsonGroup, no_args_is_help=True, help="Show what evidence says, without judging it.")
+app = typer.Typer(cls=JsonGroup, help="Show what evidence says, without judging it.")
 
 NOT_JUDGED = "nothing was verified: anybody can write these bytes"
 

@@ -21,7 +21,6 @@ from schemas.base import Refusal
 
 app = typer.Typer(
     cls=JsonGroup,
-    no_args_is_help=True,
     help="Judge evidence from files. Exit status: 0 accepted, 1 refused, 2 wrong use.",
 )
 

@@ -17,8 +17,9 @@ from host_agent.step1_hello import hello
 from host_agent.step3_evidence import first_evidence, recheck_evidence
 from host_agent.step4_key import take_key
 from host_agent.step6_deliver import deliver
+from host_agent.tpm_client import TpmClient
 from schemas.base import Refusal, Secret, unpack
-from schemas.messages import Accepted, DeliverKey, Recheck
+from schemas.messages import Accepted, Challenge, DeliverKey, EvidenceKind, Recheck
 from schemas.settings import HostSettings, Measured, load_measured
 
 log = structlog.get_logger("host_agent")
@@ -35,6 +36,7 @@ class HostAgent:
         self._link = link
         self._settings = settings
         self._measured = measured
+        self._tpm = TpmClient(settings.tpm) if settings.tpm else None
 
     async def run(self) -> None:
         """Sessions without end, until cancelled: a host that is not trusted keeps asking, ever more slowly."""
@@ -57,18 +59,34 @@ class HostAgent:
     async def _session(self) -> None:
         managers = {bytes.fromhex(identity) for identity in self._measured.manager_identity}
         session = AgentSession(self._link, managers, list(self._measured.suites), self._settings.retry_s)
-        challenge = await session.open(hello(self._settings.id), PATIENCE_S)
+        can_give: list[EvidenceKind] = ["sgx", "ima", "tpm"] if self._tpm else ["sgx", "ima"]
+        challenge = await session.open(hello(self._settings.id, can_give), PATIENCE_S)
         log.info("challenged", session=session.session, suite=session.suite)
+        tpm = self._wanted_tpm(challenge)
         evidence = await asyncio.to_thread(
-            first_evidence, self._enclave, session, challenge, self._settings.id, self._settings.measurement_list
+            first_evidence, self._enclave, session, challenge, self._settings.id, self._settings.measurement_list, tpm
         )
         await session.send_evidence(challenge, evidence)
         log.info("evidence sent", list_bytes=evidence.measurements.size, quote_bytes=len(evidence.quote))
         k = await take_key(session, PATIENCE_S)
         log.info("key K received and proven")
-        await self._serve(session, k)
+        await self._serve(session, k, tpm)
 
-    async def _serve(self, session: AgentSession, k: Secret) -> None:
+    def _wanted_tpm(self, challenge: Challenge) -> TpmClient | None:
+        """The TPM's service, if the manager wants its quotes in this session. Raises Refusal if there is none."""
+        if "tpm" not in challenge.wanted:
+            return None
+        if self._tpm is None:
+            raise Refusal.because(
+                "host.tpm",
+                "tpm",
+                expected="the address of `attestgate tpm serve`, for this host's TPM is enrolled",
+                found="no such setting",
+                action="add it to the host agent's settings",
+            )
+        return self._tpm
+
+    async def _serve(self, session: AgentSession, k: Secret, tpm: TpmClient | None) -> None:
         """Answer the manager on the channel until the lease is over."""
         lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
         while time.time() < lease_end:
@@ -91,6 +109,7 @@ class HostAgent:
                     question,
                     self._settings.id,
                     self._settings.measurement_list,
+                    tpm,
                 )
                 await session.say("recheck_evidence", answer)
                 log.info("rechecked", new_list_bytes=answer.measurements.size)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from secrets import token_bytes
 
-from schemas.messages import HostHello
+from schemas.messages import EvidenceKind, HostHello
 
 AGENT_VERSION = "attestgate-host/1"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def hello(host: str) -> HostHello:
+def hello(host: str, can_give: list[EvidenceKind]) -> HostHello:
     """A hello: a fresh random value, so that no older challenge answers it."""
     try:
         boot_id = BOOT_ID.read_text(encoding="ascii").strip()[:64]
     except OSError:
         boot_id = ""
     return HostHello(
-        host=host, random=token_bytes(32), boot_id=boot_id, agent_version=AGENT_VERSION, can_give=["sgx", "ima"]
+        host=host, random=token_bytes(32), boot_id=boot_id, agent_version=AGENT_VERSION, can_give=can_give
     )

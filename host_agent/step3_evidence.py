@@ -1,4 +1,4 @@
-"""Step 3, the host's side: the kernel's measurement list, and a quote that covers it."""
+"""Step 3, the host's side: the TPM's quote, then the kernel's measurement list, and an SGX quote that covers both."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from bus.agent import AgentSession
 from enclave.api import Enclave
+from host_agent.tpm_client import TpmClient
 from schemas.base import Refusal
-from schemas.binding import recheck_report_data, report_data
+from schemas.binding import recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
 from schemas.evidence import host_evidence_hash, pack_measurements
 from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
 
@@ -37,9 +38,10 @@ def read_list(path: Path) -> bytes:
 
 
 def first_evidence(
-    enclave: Enclave, session: AgentSession, challenge: Challenge, host: str, list_path: Path
+    enclave: Enclave, session: AgentSession, challenge: Challenge, host: str, list_path: Path, tpm: TpmClient | None
 ) -> HostEvidence:
-    """The answer to a challenge."""
+    """The answer to a challenge. `tpm` gives the TPM quote, if one is wanted: made first, for the list only grows."""
+    quoted = None if tpm is None else tpm.quote(tpm_nonce(challenge.nonce, session.transcript))
     measurements = pack_measurements(read_list(list_path), 0)
     data = report_data(
         "host",
@@ -48,15 +50,18 @@ def first_evidence(
         challenge.nonce,
         session.transcript,
         session.public_key,
-        host_evidence_hash(measurements),
+        host_evidence_hash(measurements, quoted),
     )
-    return HostEvidence(enclave_key=session.public_key, quote=enclave.quote(data), measurements=measurements)
+    return HostEvidence(
+        enclave_key=session.public_key, quote=enclave.quote(data), measurements=measurements, tpm=quoted
+    )
 
 
 def recheck_evidence(
-    enclave: Enclave, session: AgentSession, question: Recheck, host: str, list_path: Path
+    enclave: Enclave, session: AgentSession, question: Recheck, host: str, list_path: Path, tpm: TpmClient | None
 ) -> HostRecheckEvidence:
-    """The answer to a recheck: what the list grew by, and a fresh quote."""
+    """The answer to a recheck: what the list grew by, and fresh quotes."""
+    quoted = None if tpm is None else tpm.quote(recheck_tpm_nonce(question.nonce, session.channel.opened_chain))
     measurements = pack_measurements(read_list(list_path), question.list_offset)
     data = recheck_report_data(
         "host",
@@ -65,6 +70,8 @@ def recheck_evidence(
         question.nonce,
         session.channel.opened_chain,
         session.public_key,
-        host_evidence_hash(measurements),
+        host_evidence_hash(measurements, quoted),
     )
-    return HostRecheckEvidence(nonce=question.nonce, quote=enclave.quote(data), measurements=measurements)
+    return HostRecheckEvidence(
+        nonce=question.nonce, quote=enclave.quote(data), measurements=measurements, tpm=quoted
+    )

@@ -91,10 +91,13 @@ class Internal:
         async def step(record: R) -> R:
             return wake(record, self._context(), policy)
 
+        record: HostRecord | AppRecord
         if data.startswith(b"host."):
-            await self._store.change(HostRecord, session, step)
+            record = await self._store.change(HostRecord, session, step)
         else:
-            await self._store.change(AppRecord, session, step)
+            record = await self._store.change(AppRecord, session, step)
+        if record.over and self._context().now >= record.deadline:
+            await self._store.forget(record)
 
     async def _deliver(self, session: str, data: bytes) -> None:
         request = unpack(Deliver, data)

@@ -40,6 +40,7 @@ class Outbox:
         self._vault = vault
         self._sessions = bus.bucket(POINTERS)
         self._summaries = bus.bucket("summaries")
+        self._admissions = bus.bucket("admissions")
 
     async def publish(self, record: HostRecord | AppRecord) -> None:
         """Send everything in the outbox: plain messages in their order, the rest side by side. Raises BusError."""
@@ -53,6 +54,14 @@ class Outbox:
         """Send what the agent has not been seen to have heard, as it was."""
         for message in record.unheard:
             await self._bus.send(message.subject, message.data)
+
+    async def forget(self, record: HostRecord | AppRecord) -> None:
+        """Delete what stands beside a record. A gateway that misses it loses nothing: no lease outlives its end."""
+        if isinstance(record, HostRecord):
+            await self._admissions.delete(f"host.{record.session}")
+        elif record.serial:
+            await self._admissions.delete(f"cert.{record.serial}")
+        await self._summaries.delete(summary_key(record))
 
     async def pointer(self, key: str) -> str | None:
         """The session that a pointer names, or None."""
@@ -115,13 +124,15 @@ class Outbox:
                 await self._work(outgoing.subject, outgoing.data, outgoing.id)
             case "wake":
                 await self._bus.schedule(outgoing.subject, outgoing.data, at=outgoing.at, message_id=outgoing.id)
-            case "sleep":
-                await self._bus.cancel(outgoing.subject)
             case "summary":
-                key = f"{record.role}.{record.subject}.{record.session}"
-                await self._summaries.put(key, summary(record))
+                await self._summaries.put(summary_key(record), summary(record))
             case "current":
                 await self.point(current_key(record.role, record.subject, record.host), record.session, "superseded")
+
+
+def summary_key(record: HostRecord | AppRecord) -> str:
+    """Where a record's readable line stands."""
+    return f"{record.role}.{record.subject}.{record.session}"
 
 
 def summary(record: HostRecord | AppRecord) -> bytes:

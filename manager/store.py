@@ -91,6 +91,11 @@ class SessionStore:
                 return following
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
+    async def forget(self, record: HostRecord | AppRecord) -> None:
+        """Clear a session away that has long been over: its admission, its summary, and last its record."""
+        await self._outbox.forget(record)
+        await self._bucket.delete(record_key(record.role, record.session))
+
     async def resend(self, kind: type[R], session: str) -> R:
         """Send again what the agent has not been seen to have heard: the same bytes."""
         record = await self.load(kind, session)

@@ -87,6 +87,11 @@ def tpm_nonce(nonce: bytes, t1: bytes) -> bytes:
     return hashlib.sha256(canonical("tpm nonce", nonce, t1)).digest()
 
 
+def recheck_tpm_nonce(nonce: bytes, chain: bytes) -> bytes:
+    """The 32-byte qualifying data of a recheck's TPM quote; `chain` as in `recheck_report_data`."""
+    return hashlib.sha256(canonical("recheck tpm nonce", nonce, chain)).digest()
+
+
 def host_proof(k: Secret, n1: bytes, t3: bytes) -> bytes:
     """HMAC-SHA512 by which the host's enclave shows that it holds K."""
     return hmac.digest(k.reveal(), canonical("host key proof", n1, t3), "sha512")

@@ -13,6 +13,7 @@ from pydantic import Field
 from schemas.admission import Rules
 from schemas.base import Bytes32, Hex32, Id, Model, Seconds
 from schemas.signing import Signed
+from schemas.tpm import TpmEnrolment
 
 Kind = Literal["host", "app", "gateway"]
 OperatorRole = Literal["operator", "policy-author", "viewer"]
@@ -31,7 +32,12 @@ class HostEnrolment(Model):
     mrenclaves: Annotated[list[Hex32], Field(min_length=1, max_length=2)]
     platform: Hex32
     platform_from: Literal["inventory"] = "inventory"
-    tpm: Literal["none"] = "none"
+    tpm: Literal["none"] | TpmEnrolment = "none"
+
+    @property
+    def enrolled_tpm(self) -> TpmEnrolment | None:
+        """The TPM that this host is pinned to, if it is."""
+        return self.tpm if isinstance(self.tpm, TpmEnrolment) else None
 
 
 class Placement(Model):

@@ -8,11 +8,12 @@ import zlib
 from schemas.base import Refusal, pack
 from schemas.binding import evidence_hash
 from schemas.messages import MAX_LIST, MeasurementList
+from schemas.tpm import TpmQuote
 
 
-def host_evidence_hash(measurements: MeasurementList) -> bytes:
-    """SHA-512 that a host's quote covers: the list's piece with its place and hashes."""
-    return evidence_hash(pack(measurements))
+def host_evidence_hash(measurements: MeasurementList, tpm: TpmQuote | None) -> bytes:
+    """SHA-512 that a host's quote covers: the list's piece with its place and hashes, and the TPM quote if any."""
+    return evidence_hash(pack(measurements), *([] if tpm is None else [pack(tpm)]))
 
 
 def app_evidence_hash(certificate_request: bytes = b"") -> bytes:

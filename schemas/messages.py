@@ -13,6 +13,7 @@ from pydantic import Field
 
 from schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
 from schemas.binding import Role
+from schemas.tpm import TpmQuote
 
 Version = Annotated[str, Field(max_length=64)]
 EvidenceKind = Literal["sgx", "ima", "tpm"]
@@ -79,11 +80,12 @@ class MeasurementList(Model):
 
 
 class HostEvidence(Model):
-    """2 (sealed): the enclave's session key, its quote, the measurement list."""
+    """2 (sealed): the enclave's session key, its quote, the measurement list, the TPM's quote if it was asked for."""
 
     enclave_key: PublicKey
     quote: Quote
     measurements: MeasurementList
+    tpm: TpmQuote | None = None
 
 
 class AppEvidence(Model):
@@ -132,11 +134,12 @@ class Recheck(Model):
 
 
 class HostRecheckEvidence(Model):
-    """6: a fresh quote and what the list grew by. `nonce` says which question it answers."""
+    """6: fresh quotes and what the list grew by. `nonce` says which question it answers."""
 
     nonce: Bytes32
     quote: Quote
     measurements: MeasurementList
+    tpm: TpmQuote | None = None
 
 
 class AppRecheckEvidence(Model):

@@ -173,8 +173,12 @@ class AgentSettings(ProcessSettings):
 
 
 class HostSettings(AgentSettings):
-    """A host agent. `volumes` is its own table: the manager names an index, never a path."""
+    """A host agent. `volumes` is its own table: the manager names an index, never a path.
 
+    `tpm` is where `attestgate tpm serve` listens on this host's loopback, if its TPM is enrolled.
+    """
+
+    tpm: Annotated[str, Field(pattern=r"^(127\.0\.0\.1|localhost):[0-9]{1,5}$")] | None = None
     measurement_list: FilePath = Path("/sys/kernel/security/ima/binary_runtime_measurements")
     volumes: Annotated[list[FilePath], Field(max_length=1024)]
 

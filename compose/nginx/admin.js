@@ -80,7 +80,7 @@ function meant(r) {
     return undefined;
 }
 
-// { epoch, entries: [{ key, until, value }] }: `until` in Unix seconds, turned into a timeout here, so that no delay on
+// { epoch, entries: [{ key, until, sequence, value }] }: `until` in Unix seconds, turned into a timeout here, so that no delay on
 // the way makes a lease longer.
 function put(r) {
     const body = meant(r);
@@ -89,14 +89,15 @@ function put(r) {
     }
     const zone = ngx.shared.admissions;
     body.entries.forEach((entry) => {
-        if (!KEY.test(entry.key) || typeof entry.value !== 'string' || typeof entry.until !== 'number') {
-            throw new Error('an entry is { key, until, value }');
+        if (!KEY.test(entry.key) || typeof entry.value !== 'string' || !(entry.until > 0) || !(entry.sequence > 0)) {
+            throw new Error('an entry is { key, until, sequence, value }');
         }
         const left = entry.until * 1000 - Date.now();
         if (left < 1) {
-            zone.delete(entry.key);
+            forget(entry.key);
         } else {
             zone.set(entry.key, entry.value, left);
+            ngx.shared.live.set(entry.key, entry.sequence, left);
         }
     });
     answer(r, 200, { epoch: body.epoch });
@@ -112,9 +113,15 @@ function remove(r) {
         if (!KEY.test(key)) {
             throw new Error('not a key');
         }
-        ngx.shared.admissions.delete(key);
+        forget(key);
     });
     answer(r, 200, { epoch: body.epoch });
+}
+
+// Out of both zones, first out of the one that decides.
+function forget(key) {
+    ngx.shared.live.delete(key);
+    ngx.shared.admissions.delete(key);
 }
 
 export default { health, outside, entries, refusals };

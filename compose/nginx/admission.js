@@ -1,8 +1,9 @@
 // Admission at nginx: a request passes only while its certificate and its host session are both in the dictionary, and
 // only if one of the application's rules allows it.
 //
-// The dictionary (js_shared_dict_zone `admissions`) is kept by the gateway worker, through admin.js. Keys are
-// `cert.<serial>` and `host.<session>`; values are JSON text; each has a timeout of its own: the end of its lease.
+// The dictionary is kept by the gateway worker, through admin.js. Keys are `cert.<serial>` and `host.<session>`; each
+// has a timeout of its own: the end of its lease. The zone `admissions` holds the lease in JSON, the zone `live` only its
+// sequence, which is all that most requests have to read.
 // Whatever goes wrong in here ends in a refusal. Written for the default njs engine (no for..of), which runs the top of
 // this file anew for each request: it is kept short.
 
@@ -37,70 +38,78 @@ function pass(r) {
     return false;
 }
 
-// The verdict on a request. Once the certificate is known to be the leased one, who it is goes into the variables, so
-// that the log says it for a refusal too.
+// The verdict on a request. Who it is goes into the variables as soon as it is known, so that the log says it for a
+// refusal too.
 function judge(r, v) {
-    if (v.ssl_client_verify !== 'SUCCESS') {
-        return 'no certificate';
+    const live = ngx.shared.live;
+    const known = ngx.shared.connections.get(v.connection);
+    let who = known === undefined ? undefined : known.split('\n');
+    if (who === undefined || live.get(who[KEY]) !== Number(who[SEQUENCE])) {
+        if (v.ssl_client_verify !== 'SUCCESS') {
+            return 'no certificate';
+        }
+        who = look(v);
+        if (typeof who === 'string') {
+            return who;
+        }
     }
-    const zone = ngx.shared.admissions;
-    const certificate = presented(v);
-    const key = `cert.${v.ssl_client_serial.toLowerCase()}`;
-    const text = zone.get(key);
-    if (text === undefined) {
-        return 'not admitted';
-    }
-    const lease = JSON.parse(text);
-    if (lease.kind !== 'cert' || certificate.slice(0, 64) !== lease.sha256) {
-        return 'other certificate';
-    }
-    v.attestgate_certificate = certificate.slice(64);
-    v.attestgate_key = key;
-    v.attestgate_identity = lease.identity;
-    v.attestgate_integrity = lease.integrity;
-    v.attestgate_marks = lease.marks;
-    v.attestgate_host_key = lease.host_key;
-    if (!zone.has(lease.host_key)) {
+    v.attestgate_identity = who[IDENTITY];
+    if (!live.has(who[HOST_KEY])) {
         return 'host not trusted';
     }
+    v.attestgate_key = who[KEY];
+    v.attestgate_host_key = who[HOST_KEY];
+    v.attestgate_integrity = who[INTEGRITY];
+    v.attestgate_marks = who[MARKS];
+    v.attestgate_certificate = who[CERTIFICATE];
     const method = r.method;
     if (r.headersIn.Upgrade !== undefined || method === 'CONNECT' || method === 'TRACE') {
         return 'method not allowed';
     }
-    return permitted(lease.allow, method, v.request_uri);
+    return permitted(who, method, v.request_uri);
 }
 
-// The certificate of this connection: SHA-256 of its DER in hexadecimal, then what RFC 9440 makes of it. Computed once
-// a connection: without session reuse and renegotiation it cannot change, and no number of a connection comes twice.
-function presented(v) {
-    const known = ngx.shared.connections.get(v.connection);
-    if (known !== undefined) {
-        return known;
+// What is remembered of a connection, one line each; the rules follow. Without session reuse and renegotiation its
+// certificate cannot change, and no number of a connection comes twice. A newer lease has another sequence.
+const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, CERTIFICATE = 6, RULES = 7;
+
+// Look a connection's certificate up, and remember it; or why it does not pass.
+function look(v) {
+    const key = `cert.${v.ssl_client_serial.toLowerCase()}`;
+    const text = ngx.shared.admissions.get(key);
+    if (text === undefined || !ngx.shared.live.has(key)) {
+        return 'not admitted';
     }
+    const lease = JSON.parse(text);
     // PEM without its first and last line is the DER in base64.
     const base64 = v.ssl_client_raw_cert.trim().split('\n').slice(1, -1).join('');
     const digest = hash.createHash('sha256').update(Buffer.from(base64, 'base64')).digest('hex');
-    const found = `${digest}:${base64}:`;
-    ngx.shared.connections.set(v.connection, found);
-    return found;
+    if (lease.kind !== 'cert' || lease.sha256 !== digest) {
+        return 'other certificate';
+    }
+    const who = [key, String(lease.sequence), lease.host_key, lease.identity, lease.integrity, lease.marks];
+    who.push(`:${base64}:`);
+    const known = who.concat(lease.allow);
+    ngx.shared.connections.set(v.connection, known.join('\n'));
+    return known;
 }
 
 // Whether a rule allows the request. What nginx sends upstream is the target as it came, so it is judged as it came,
 // and only in the one spelling that every server reads alike: no empty segment, none that begins with a dot, no `;`, no
 // backslash, and nothing escaped but what has to be.
-function permitted(rules, method, target) {
+function permitted(who, method, target) {
     const end = target.indexOf('?');
     const path = end < 0 ? target : target.slice(0, end);
     const plain = /^\/(?:(?:[\w~!$&'()*+,=:@-]|%(?:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))(?:[\w.~!$&'()*+,=:@-]|%(?:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))*(?:\/|$))*$/i;
     if (!plain.test(path)) {
         return 'target not in plain form';
     }
-    for (let i = 0; i < rules.length; i++) {
-        if (allows(rules[i], method, path)) {
+    for (let i = RULES; i < who.length; i++) {
+        if (allows(who[i], method, path)) {
             return 'admitted';
         }
     }
-    return `no rule allows it: ${rules.join('; ')}`;
+    return `no rule allows it: ${who.slice(RULES).join('; ') || 'there is none'}`;
 }
 
 // A rule is `METHODS PATH` (schemas/admission.py): methods with commas between them, or `*`; a path, or a subtree
@@ -133,14 +142,14 @@ function count(r, verdict) {
 // Without the verdict `admitted` nothing was asked of upstream: that is an error page of nginx's own.
 function bound(r, data, flags) {
     const v = r.variables;
-    const zone = ngx.shared.admissions;
+    const live = ngx.shared.live;
     if (v.attestgate_verdict !== 'admitted') {
         r.sendBuffer(data, flags);
         return;
     }
     if (Number(v.request_time) > Number(v.attestgate_response_s)) {
         v.attestgate_verdict = 'cut: response took too long';
-    } else if (!zone.has(v.attestgate_key) || !zone.has(v.attestgate_host_key)) {
+    } else if (!live.has(v.attestgate_key) || !live.has(v.attestgate_host_key)) {
         v.attestgate_verdict = 'cut: no longer admitted';
     } else {
         r.sendBuffer(data, flags);

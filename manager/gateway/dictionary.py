@@ -71,7 +71,10 @@ class Dictionary:
 
     async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
         """Write entries; each disappears by itself at its `until`."""
-        rows = [{"key": k, "until": e.until, "value": e.model_dump_json()} for k, e in entries.items()]
+        rows = [
+            {"key": key, "until": entry.until, "sequence": entry.sequence, "value": entry.model_dump_json()}
+            for key, entry in entries.items()
+        ]
         for start in range(0, len(rows), BATCH):
             await self._ask("PUT", "/entries", {"epoch": epoch, "entries": rows[start : start + BATCH]})
 

@@ -30,6 +30,10 @@ from schemas.signing import sign
 R = TypeVar("R", HostRecord, AppRecord)
 
 
+KEPT_S = 3600
+"""How long a session that is over stays to be seen, before its record and its admission are cleared away."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a step may know beside its record and input."""
@@ -160,14 +164,16 @@ class Draft(Generic[R]):
         record, context = self.record, self.context
         if record.state in ENDS:
             self.forget_secrets()
-            self._put(how="sleep", subject=subjects.deadline(record.session))
+            if self.before not in ENDS:
+                self.set(deadline=context.now + KEPT_S)
+            marks = [self.record.deadline]
+        elif record.question is not None:
+            marks = [record.deadline, record.question.window_end]
         else:
-            marks = [record.deadline, record.next_recheck]
-            if record.question is not None:
-                marks = [record.deadline, record.question.window_end]
-            at = max(min(mark for mark in marks if mark is not None), context.now + 1)
-            key = record_key(record.role, record.session)
-            self._put(how="wake", subject=subjects.deadline(record.session), data=key.encode(), at=at)
+            marks = [record.deadline, record.next_recheck or record.deadline]
+        at = max(min(marks), context.now + 1)
+        key = record_key(record.role, record.session)
+        self._put(how="wake", subject=subjects.deadline(record.session), data=key.encode(), at=at)
         self._put(how="summary")
         self.set(outbox=self._outbox, revision=self.record.revision + 1)
         return self.record

@@ -24,11 +24,11 @@ class Outgoing(Model):
     """One thing to do after the record is stored; `id` makes a repeat harmless (Nats-Msg-Id).
 
     send: to the agent, plain; publish: into a stream (events, admissions); work: to a session, sealed;
-    wake: have the server wake this session at `at`; sleep: forget that; summary: the readable line beside the record;
+    wake: have the server wake this session at `at`; summary: the readable line beside the record;
     current: this session now speaks for its subject.
     """
 
-    how: Literal["send", "publish", "work", "wake", "sleep", "summary", "current"]
+    how: Literal["send", "publish", "work", "wake", "summary", "current"]
     id: str
     subject: str = ""
     data: bytes = b""
@@ -83,6 +83,7 @@ class SessionRecord(Model):
     issued_at: Seconds
     """When the question was asked whose answer trust rests on: the lease counts from it."""
     deadline: Seconds
+    """When the session is over by itself; of one that is over, when it is cleared away."""
     next_recheck: Seconds | None = None
     lease_end: Seconds | None = None
     revision: int = 0

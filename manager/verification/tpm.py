@@ -231,5 +231,5 @@ _HASH_BY_SIZE = {hashed.digest_size: hashed for hashed in _HASHES.values()}
 
 
 def refused(code: str, field: str, expected: object, found: object, action: str) -> Refusal:
-    """A refusal of TPM evidence."""
-    return Refusal.because(code, f"TPM quote, {field}", expected=expected, found=found, action=action)
+    """A refusal of what a TPM made, or is said to have made."""
+    return Refusal.because(code, f"TPM, {field}", expected=expected, found=found, action=action)

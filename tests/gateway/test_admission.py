@@ -359,10 +359,10 @@ async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Ga
             b"nope",
             b"null",
             json.dumps({"epoch": epoch}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "epoch", "until": 2**33, "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.zz", "until": 2**33, "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": "9", "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": 2**33, "value": {}}]}).encode(),
+            json.dumps({"epoch": epoch, "entries": [{"key": "epoch", "until": 2**33, "sequence": 1, "value": "x"}]}).encode(),
+            json.dumps({"epoch": epoch, "entries": [{"key": "cert.zz", "until": 2**33, "sequence": 1, "value": "x"}]}).encode(),
+            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": "x", "sequence": 1, "value": "x"}]}).encode(),
+            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": 2**33, "sequence": 1, "value": {}}]}).encode(),
         ):
             assert (await http.request("PUT", "/entries", content=body)).status_code == 400
         assert (await http.request("DELETE", "/entries", json={"epoch": epoch, "keys": ["epoch"]})).status_code == 400
@@ -386,7 +386,7 @@ async def test_a_spoiled_entry_admits_nobody(gate: Gate, value: str) -> None:
     transport = httpx.AsyncHTTPTransport(uds=str(gate.config.admin))
     async with httpx.AsyncClient(transport=transport, base_url="http://nginx") as http:
         epoch = (await http.get("/health")).json()["epoch"]
-        entry = {"key": client.key, "until": int(time.time()) + 60, "value": value}
+        entry = {"key": client.key, "until": int(time.time()) + 60, "sequence": 1, "value": value}
         assert (await http.put("/entries", json={"epoch": epoch, "entries": [entry]})).status_code == 200
     assert refused(await client.http.get("/x"))
     assert gate.upstream.requests == []

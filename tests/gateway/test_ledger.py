@@ -33,6 +33,7 @@ def lease(issued_at: int = 100, expires_at: int = 130, sequence: int = 1, **more
         "integrity": "anchored",
         "simulated": False,
         "observe_only": False,
+        "allow": ["* /**"],
     }
     return Lease(issued_at=issued_at, expires_at=expires_at, sequence=sequence, **values | more)
 
@@ -61,10 +62,10 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
         until=130,
         sha256="ab" * 32,
         identity="spiffe://sdn.example.org/host/h1/app/a1",
-        host_session=SESSION,
+        host_key=HOST,
         integrity="anchored",
-        simulated=False,
-        observe_only=False,
+        marks="",
+        allow=["* /**"],
     )
     assert book.entry(HOST, 129) == HostEntry(sequence=1, until=130, host="h1")
     assert book.entry(CERT, 130) is None and book.entry(HOST, 130) is None

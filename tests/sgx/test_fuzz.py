@@ -83,6 +83,7 @@ def test_ten_thousand_random_inputs_end_in_a_refusal(shared: Site) -> None:
         assert not verdict.accepted and codes(verdict)
 
 
+@settings(deadline=None)  # the first call makes RSA keys
 @given(st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=400))
 def test_random_bytes_for_everything_that_ias_takes(report: bytes, signature: bytes, chain: bytes, root: bytes) -> None:
     assert not verify_ias(report, signature, chain, root, NamedPolicy(), (), NOW).accepted
@@ -95,7 +96,7 @@ def collateral_file(shared: Site) -> bytes:
     return shared.collateral().model_dump_json(exclude_none=True).encode()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_mangled_collateral(shared: Site, collateral_file: bytes, data: st.DataObject) -> None:
     """Collateral as it comes from a file, with bytes of it changed: a verdict, whatever they are."""

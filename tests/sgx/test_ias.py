@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.verification.ias import appraise_report, parse_report
@@ -213,6 +213,7 @@ def test_junk(junk: bytes) -> None:
     assert codes(judge(junk)) == ["ias.report"]
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["id", "timestamp", "version", "nonce", "advisoryIDs"]),

@@ -90,12 +90,13 @@ def test_a_chain_of_two_is_refused(shared: Site) -> None:
     assert refused(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_random_bytes(raw: bytes) -> None:
     assert refused(raw).startswith("quote.")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_mangled_quotes_are_read_or_refused(shared: Site, data: st.DataObject) -> None:
     raw = bytearray(shared.quote())

@@ -1,0 +1,87 @@
+"""What the tests of the running stack ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from compose.stack import Stack
+from compose.telling import Narrator, reasons_of
+from schemas.base import Reason
+from schemas.events import Event
+
+HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")
+ENDS = {"refused", "untrusted", "expired", "revoked", "superseded"}
+SLACK_S = 1.0
+"""A lease's end is a whole second, and a program looks every 20 ms."""
+
+
+def measurement_list(stack: Stack) -> Path:
+    """The file that host-1's agent reads as its kernel's list."""
+    return stack.plan.folder / "measurement-list"
+
+
+def replace_list(stack: Stack, source: Path) -> None:
+    """Put another list in place in one move, as a reader sees it."""
+    new = measurement_list(stack).with_suffix(".new")
+    shutil.copy(source, new)
+    new.replace(measurement_list(stack))
+
+
+async def scene(stack: Stack, play: Callable[[Stack, Narrator], Awaitable[None]]) -> list[Event]:
+    """Play a scene of the demo: every check of it must hold. Returns the events of the meantime."""
+    mark, said = stack.events.mark, list[str]()
+    narrator = Narrator(said.append)
+    await play(stack, narrator)
+    assert narrator.checks
+    failed = [what for what, held in narrator.checks if not held]
+    assert failed == [], "\n".join(said)
+    return stack.events.seen[mark:]
+
+
+def refusals(events: list[Event], kind: str, subject: str, what: str) -> list[Reason]:
+    """The reasons in the one event of its kind."""
+    (event,) = [event for event in events if (event.kind, event.subject, event.what) == (kind, subject, what)]
+    return reasons_of(event)
+
+
+def session_of(stack: Stack, app: str) -> str | None:
+    """The session by which an application is admitted now."""
+    admitted = [e for e in stack.events.seen if (e.kind, e.subject, e.what) == ("app", app, "admitted")]
+    if not admitted or any(e.session == admitted[-1].session and e.what in ENDS for e in stack.events.seen):
+        return None
+    return admitted[-1].session
+
+
+def lease_end(stack: Stack, app: str) -> int:
+    """The latest second until which an application was ever let in."""
+    ends = [e.data["lease_end"] for e in stack.events.seen if e.subject == app and "lease_end" in e.data]
+    return max(end for end in ends if isinstance(end, int))
+
+
+async def through(stack: Stack, *apps: str, since: float = 0.0, within_s: float = 40.0) -> None:
+    """Return once every application's program gets through the gateway (again, after `since`)."""
+    async with asyncio.timeout(within_s):
+        for app in apps or APPS:
+            while stack.last_status(app) != 200 or last_line(stack, app) < since:  # a file tells nobody
+                await asyncio.sleep(0.02)
+
+
+def last_line(stack: Stack, app: str) -> float:
+    """When an application's program last saw something new, in Unix seconds."""
+    return float(str(stack.status(app)[-1]["at"]))
+
+
+async def restart(stack: Stack, *apps: str) -> None:
+    """Start applications anew: they need not wait as long as they have learned to."""
+    for app in apps:
+        await stack.agent(app).stop()
+    mark = stack.events.mark
+    for app in apps:
+        await stack.start_app(app, HOST, MACHINE)
+    for app in apps:
+        await stack.until("app", app, "admitted", since=mark, within_s=40)
