@@ -9,27 +9,44 @@ from pathlib import Path
 
 import httpx
 
+from app_agent.step7_certificate import Credential
 from app_agent.step8_open import client
 from schemas.base import Reason
-from schemas.settings import Measured
+from schemas.settings import AppSettings, Measured
 
 
 @dataclass
 class Application:
     """An admitted application. A program is a module with `async def main(application: Application) -> None`.
 
-    `ended` is set when trust has ended, `reasons` then say why; the program is cancelled a second later.
+    `credential` is replaced before its certificate lapses: `client()` follows it by itself; who uses `context` asks for
+    it again with each new connection. `ended` is set when trust has ended, `reasons` then say why; half a second later
+    the program is cancelled.
     """
 
-    identity: str
+    credential: Credential
     gateway: str
-    context: ssl.SSLContext = field(repr=False)
     measured: Measured = field(repr=False)
+    settings: AppSettings = field(repr=False)
     lease_end: int
-    status_file: Path | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reasons: list[Reason] = field(default_factory=list)
 
+    @property
+    def identity(self) -> str:
+        """The name in the certificate, `spiffe://…`."""
+        return self.credential.identity
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The TLS context with the present certificate."""
+        return self.credential.context
+
+    @property
+    def status_file(self) -> Path | None:
+        """Where the settings want the program to write what it sees."""
+        return self.settings.status_file
+
     def client(self) -> httpx.AsyncClient:
-        """An HTTP client for the controller behind the gateway, with this enclave's certificate."""
-        return client(self.context, self.gateway, self.measured)
+        """An HTTP client for the controller behind the gateway, always with the present certificate."""
+        return client(lambda: self.credential.context, self.gateway, self.measured)

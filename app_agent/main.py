@@ -11,8 +11,7 @@ import structlog
 from app_agent.application import Application
 from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
 from app_agent.step6_colocation import prove_colocation
-from app_agent.step7_certificate import accept_certificate
-from app_agent.step8_open import ssl_context
+from app_agent.step7_certificate import Credential, accept_certificate
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, lease_over, tell
 from bus.api import BusError
@@ -26,7 +25,7 @@ from schemas.settings import AppSettings, Measured, load_measured
 log = structlog.get_logger("app_agent")
 PATIENCE_S = 15.0
 """How long an answer within the handshake is waited for: the host has to answer in between."""
-GRACE_S = 1.0
+GRACE_S = 0.5
 """Between telling the program that trust has ended, and cancelling it."""
 BACK_OFF_S = 60.0
 
@@ -42,7 +41,8 @@ class AppAgent:
         self._program: asyncio.Task[None] | None = None
         self._application: Application | None = None
         self._key = TlsKey.generate()
-        self._certificate: Certificate | None = None
+        self._credentials: dict[str, Credential] = {}
+        self._module = importlib.import_module(measured.program)
 
     async def run(self) -> None:
         """Sessions without end, until cancelled: a refused application keeps asking, ever more slowly."""
@@ -72,9 +72,15 @@ class AppAgent:
         session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
         challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)
         log.info("challenged", session=session.session, suite=session.suite)
-        self._key, self._certificate = TlsKey.generate(), None
+        self._key, self._credentials = TlsKey.generate(), {}
         evidence = await asyncio.to_thread(
-            first_evidence, self._enclave, session, challenge, settings.id, self._key.request()
+            first_evidence,
+            self._enclave,
+            session,
+            challenge,
+            settings.id,
+            self._key.request(),
+            proxy=getattr(self._module, "PROXY", False),
         )
         await session.send_evidence(challenge, evidence)
         log.info("evidence sent", quote_bytes=len(evidence.quote))
@@ -91,10 +97,10 @@ class AppAgent:
                 await session.resume()
                 continue
             step, data = heard
-            if step == "certificate":
-                self._certificate = unpack(Certificate, data)
-                identity = accept_certificate(self._certificate, self._key)
-                log.info("certificate", serial=self._certificate.serial, identity=identity)
+            if step in ("certificate", "renew"):
+                credential = accept_certificate(unpack(Certificate, data), self._key, self._measured)
+                self._credentials[credential.serial] = credential
+                log.info("certificate", serial=credential.serial, identity=credential.identity)
             elif step == "ready":
                 ready = unpack(Ready, data)
                 lease_end = float(ready.lease_end)
@@ -108,24 +114,24 @@ class AppAgent:
         raise SessionOver([lease_over(session.session)], None)
 
     def _start(self, ready: Ready) -> None:
-        """Step 8: let the program go through the gateway. A later `ready` only renews the lease."""
+        """Step 8: let the program go through the gateway. A later `ready` renews the lease, or the certificate."""
+        credential = self._credentials.get(ready.serial)
+        if credential is None:
+            raise SessionOver([lease_over("ready before the certificate")], None)
         if self._application is not None:
             self._application.lease_end = ready.lease_end
-            log.info("lease renewed", lease_end=ready.lease_end)
+            self._application.credential = credential
+            log.info("lease renewed", lease_end=ready.lease_end, serial=ready.serial)
             return
-        if self._certificate is None:
-            raise SessionOver([lease_over("ready before the certificate")], None)
         self._application = Application(
-            identity=accept_certificate(self._certificate, self._key),
+            credential=credential,
             gateway=ready.gateway,
-            context=ssl_context(self._key, self._certificate.chain, self._measured.gateway_ca),
             measured=self._measured,
+            settings=self._settings,
             lease_end=ready.lease_end,
-            status_file=self._settings.status_file,
         )
         log.info("ready", gateway=ready.gateway, lease_end=ready.lease_end)
-        program = importlib.import_module(self._measured.program)
-        self._program = asyncio.create_task(program.main(self._application))
+        self._program = asyncio.create_task(self._module.main(self._application))
         self._program.add_done_callback(_program_done)
 
     async def _stop(self, reasons: list[Reason]) -> None:

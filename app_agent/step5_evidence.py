@@ -42,9 +42,9 @@ def hello(app: str, host: str) -> AppHello:
 
 
 def first_evidence(
-    enclave: Enclave, session: AgentSession, challenge: Challenge, app: str, request: bytes
+    enclave: Enclave, session: AgentSession, challenge: Challenge, app: str, request: bytes, *, proxy: bool
 ) -> AppEvidence:
-    """The answer to a challenge."""
+    """The answer to a challenge. `proxy`: the program only carries the requests of another, outside."""
     data = report_data(
         "app",
         session.session,
@@ -52,9 +52,11 @@ def first_evidence(
         challenge.nonce,
         session.transcript,
         session.public_key,
-        app_evidence_hash(request),
+        app_evidence_hash(request, proxy=proxy),
     )
-    return AppEvidence(enclave_key=session.public_key, quote=enclave.quote(data), certificate_request=request)
+    return AppEvidence(
+        enclave_key=session.public_key, quote=enclave.quote(data), certificate_request=request, proxy=proxy
+    )
 
 
 def recheck_evidence(enclave: Enclave, session: AgentSession, question: Recheck, app: str) -> AppRecheckEvidence:

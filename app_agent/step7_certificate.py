@@ -1,17 +1,43 @@
-"""Step 7, the application's side: the certificate for the key that was born here, and the word that it is admitted."""
+"""Step 7, the application's side: the certificate for the key that was born here, and the TLS context it makes."""
 
 from __future__ import annotations
 
+import os
+import ssl
+from dataclasses import dataclass, field
+
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from app_agent.step5_evidence import TlsKey
 from schemas.base import Refusal
 from schemas.messages import Certificate
+from schemas.settings import Measured
 
 
-def accept_certificate(message: Certificate, key: TlsKey) -> str:
-    """The identity in the certificate (its URI name), once it is for this enclave's key. Raises Refusal."""
+@dataclass(frozen=True)
+class Credential:
+    """One certificate of the application, ready for use. `identity` is its URI name."""
+
+    serial: str
+    identity: str
+    context: ssl.SSLContext = field(repr=False)
+
+
+def accept_certificate(message: Certificate, key: TlsKey, measured: Measured) -> Credential:
+    """The credential that a certificate makes with this enclave's key. Raises Refusal `certificate`.
+
+    A key that the manager made is taken only where the measured settings say so.
+    """
+    if message.private_key is not None:
+        key = _given_key(message.private_key.reveal(), measured)
     try:
         leaf = x509.load_pem_x509_certificates(message.chain.encode())[0]
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -21,10 +47,41 @@ def accept_certificate(message: Certificate, key: TlsKey) -> str:
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*spki) != key.private.public_key().public_bytes(*spki):
         raise _bad("a certificate for this enclave's key", "one for another key")
-    return identity
+    return Credential(message.serial, identity, ssl_context(key, message.chain, measured.gateway_ca))
+
+
+def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
+    """A client context with the enclave's key. The key goes to OpenSSL through anonymous memory, not through a file."""
+    context = ssl.create_default_context(cadata=gateway_ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as memory:
+            memory.write(pem + chain.encode())
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    return context
+
+
+def _given_key(pem: bytes, measured: Measured) -> TlsKey:
+    if not measured.accept_manager_key:
+        raise _bad("no private key: accept_manager_key is not in the measured settings", "one that the manager made")
+    try:
+        private = load_pem_private_key(pem, None)
+    except (ValueError, TypeError):
+        raise _bad("a private key in PEM", "something else") from None
+    if not isinstance(private, EllipticCurvePrivateKey):
+        raise _bad("an elliptic-curve key", type(private).__name__)
+    return TlsKey(private)
 
 
 def _bad(expected: str, found: str) -> Refusal:
     return Refusal.because(
-        "certificate", "chain", expected=expected, found=found, action="run manager and agent of one version"
+        "certificate",
+        "chain",
+        expected=expected,
+        found=found,
+        action="run manager and agent of one version",
     )

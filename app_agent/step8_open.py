@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import ssl
+from collections.abc import Callable
 
 import httpx
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from app_agent.step5_evidence import TlsKey
 from schemas.settings import Measured
 
 
-def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
-    """A client context with the enclave's key. The key goes to OpenSSL through anonymous memory, not through a file."""
-    context = ssl.create_default_context(cadata=gateway_ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as memory:
-            memory.write(pem + chain.encode())
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-    return context
+class RenewingTransport(httpx.AsyncBaseTransport):
+    """Connects with the newest credential. Requests under way on the one before it end as they began.
+
+    `context` gives the TLS context to use now. The gateway admits a certificate for a period after its successor, so
+    the connections of the one before are kept that long: until there is a third.
+    """
+
+    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
+        self._context = context
+        self._used: ssl.SSLContext | None = None
+        self._present: httpx.AsyncHTTPTransport | None = None
+        self._before: httpx.AsyncHTTPTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See httpx."""
+        context = self._context()
+        if self._present is None or context is not self._used:
+            third, self._before = self._before, self._present
+            self._used, self._present = context, httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+            if third is not None:
+                await third.aclose()
+        return await self._present.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for transport in (self._present, self._before):
+            if transport is not None:
+                await transport.aclose()
+        self._present = self._before = None
 
 
-def client(context: ssl.SSLContext, address: str, measured: Measured) -> httpx.AsyncClient:
+def client(context: Callable[[], ssl.SSLContext], address: str, measured: Measured) -> httpx.AsyncClient:
     """An HTTP client for the gateway at `address` (host:port), which must prove the measured name."""
 
     async def name_gateway(request: httpx.Request) -> None:
@@ -36,7 +50,7 @@ def client(context: ssl.SSLContext, address: str, measured: Measured) -> httpx.A
 
     return httpx.AsyncClient(
         base_url=f"https://{address}",
-        verify=context,
+        transport=RenewingTransport(context),
         event_hooks={"request": [name_gateway]},
         timeout=10.0,
         trust_env=False,

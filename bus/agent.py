@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import structlog
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ from bus import envelope, subjects
 from bus.api import Bus, BusError, Message
 from bus.channel import Channel, Early, Stale, seal_frame
 from bus.envelope import SuiteName
+from bus.logs import of_none, of_session
 from schemas.base import Reason, Refusal, Secret, pack, unpack
 from schemas.binding import PROOF_STEP, Role, canonical, digest, first_transcript, hello_hash, next_transcript
 from schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
@@ -37,6 +38,15 @@ class SessionOver(Exception):
         super().__init__("; ".join(reason.sentence() for reason in reasons) or "no answer")
         self.reasons = reasons
         self.by_manager = by_manager
+
+
+class _Unheard(NamedTuple):
+    """A channel message of ours that the manager has not been seen to have heard; `at` is when it was first said."""
+
+    counter: int
+    step: str
+    data: bytes
+    at: float
 
 
 class Link:
@@ -89,7 +99,8 @@ class AgentSession:
         self._private = Secret(b"")
         self._channel_secret = Secret(b"")
         self._channel: Channel | None = None
-        self._unheard: list[tuple[int, str, bytes]] = []
+        self._unheard: list[_Unheard] = []
+        self._said = 0
         self.session = ""
         self.suite: SuiteName = "mlkem768-x25519"
         self.public_key = b""
@@ -102,6 +113,7 @@ class AgentSession:
 
     async def open(self, hello: BaseModel, patience_s: float) -> Challenge:
         """Say hello, wait for this manager's challenge to it, make the session's key pair. Raises SessionOver."""
+        of_none()
         self._hello = pack(hello)
         await self._link.say("hello", self._hello)
 
@@ -116,6 +128,7 @@ class AgentSession:
             t0 = first_transcript(suite, challenge.role, challenge.session, self._link.id, signed.signer)
             self._transcript = next_transcript(t0, "down", "challenge", data)
             self.suite, self.session = suite, challenge.session
+            of_session(self.session)
             return challenge
 
         challenge = await self._await(take, patience_s)
@@ -163,10 +176,10 @@ class AgentSession:
         await self._link.say(step, data)
 
     async def say(self, step: str, model: BaseModel) -> None:
-        """A message on the channel. Raises BusError; it may be said again, as another message."""
+        """A message on the channel. It is kept until the manager has heard it: a bus that is busy only delays it."""
         self._channel, data = self.channel.seal(step, pack(model))
-        self._unheard.append((self._channel.sent, step, data))
-        await self._link.say(step, data)
+        self._unheard.append(_Unheard(self._channel.sent, step, data, time.monotonic()))
+        await self._say_from(self._said)
 
     async def hear(self, wait_s: float) -> tuple[str, bytes] | None:
         """The next channel message and its step, or None after `wait_s`. Raises SessionOver when it says so."""
@@ -174,6 +187,7 @@ class AgentSession:
         while (left := until - time.monotonic()) > 0:
             got = await self._link.next(min(left, self._retry_s))
             if got is None:
+                await self._say_from(self._said)
                 continue
             step, data = got
             try:
@@ -190,7 +204,7 @@ class AgentSession:
             if step == "ended":
                 ended = unpack(Ended, plaintext)
                 raise SessionOver(ended.reasons, ended.state)
-            await self._say_unheard()
+            await self._say_unheard(older_s=self._retry_s)
             return step, plaintext
         return None
 
@@ -207,14 +221,23 @@ class AgentSession:
         if self._channel is not None:
             await self._say_unheard()
 
-    async def _say_unheard(self) -> None:
+    async def _say_unheard(self, older_s: float = 0.0) -> None:
         """The same bytes again: a message that got lost would otherwise hold up every later one."""
-        self._unheard = [message for message in self._unheard if message[0] > self.channel.acknowledged]
-        try:
-            for _, step, data in self._unheard:
-                await self._link.say(step, data)
-        except BusError as error:
-            log.info("repeat put off", session=self.session, error=str(error))
+        self._unheard = [message for message in self._unheard if message.counter > self.channel.acknowledged]
+        if self._unheard and self._unheard[0].at + older_s <= time.monotonic():
+            await self._say_from(0)
+
+    async def _say_from(self, counter: int) -> None:
+        """Say, in their order, the messages above a counter, as far as the bus takes them now."""
+        for message in self._unheard:
+            if message.counter <= counter:
+                continue
+            try:
+                await self._link.say(message.step, message.data)
+            except BusError as error:
+                log.info("put off", step=message.step, session=self.session, error=str(error))
+                return
+            self._said = max(self._said, message.counter)
 
     @property
     def channel(self) -> Channel:

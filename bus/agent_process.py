@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import structlog
 
+from bus.logs import reload_level, set_up_from, set_up_logs
 from schemas.base import Reason, Refusal
 from schemas.settings import AgentSettings, load_settings
 
@@ -26,20 +27,19 @@ def agent_main(
     trouble: tuple[type[Exception], ...],
     arguments: list[str],
 ) -> int:
-    """Run an agent until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 `trouble`, 2 wrong settings."""
+    """Run an agent until SIGTERM or SIGINT; SIGHUP has it read its log level again.
+
+    Exit codes: 0 stopped, 1 `trouble`, 2 wrong settings.
+    """
     if len(arguments) != 1:
         sys.stderr.write(f"usage: python -m {name} SETTINGS\n")
         return WRONG_SETTINGS
-    structlog.configure(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.JSONRenderer(),
-        ]
-    )
+    path = Path(arguments[0])
+    set_up_logs()
     try:
-        settings = load_settings(kind, Path(arguments[0]))
-        asyncio.run(_until_told(run(settings)))
+        settings = load_settings(kind, path)
+        set_up_from(settings.log)
+        asyncio.run(_until_told(run(settings), lambda: reload_level(kind, path)))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return WRONG_SETTINGS
@@ -49,9 +49,10 @@ def agent_main(
     return OK
 
 
-async def _until_told(work: Awaitable[None]) -> None:
+async def _until_told(work: Awaitable[None], reload: Callable[[], None]) -> None:
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     try:

@@ -151,6 +151,21 @@ def holder(path: Path) -> Holder:
     return Holder(role, name)
 
 
+def write_context(path: Path, url: str, credentials: Path) -> None:
+    """Write a context of the `nats` CLI: the server, the credential, and the inbox that the credential allows.
+
+    Raises Refusal for an unusable credential.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    context = {
+        "description": "attestgate, to look at",
+        "url": url,
+        "creds": str(credentials.absolute()),
+        "inbox_prefix": holder(credentials).inbox,
+    }
+    path.write_text(json.dumps(context, indent=2) + "\n", encoding="utf-8")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner reads. Raises Refusal if it exists: a key is never overwritten."""
     try:

@@ -12,8 +12,8 @@ from bus.api import BusError, Conflict
 
 WRONG_SEQUENCE = {10071, 10164}
 """JetStream error codes: the expected last sequence is not the last one."""
-NO_LEADER = {10008, 10009}
-"""JetStream error codes: a cluster is between two leaders."""
+NO_LEADER = {10008, 10009, 10039}
+"""JetStream error codes: a cluster is between two leaders, or has just started."""
 
 
 class Unanswered(BusError):

@@ -19,7 +19,6 @@ from nats.js.api import PubAck
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
-    stop_after_attempt,
     stop_after_delay,
     wait_exponential_jitter,
 )
@@ -37,8 +36,8 @@ log = structlog.get_logger(__name__)
 
 ANSWER_S = 2.0
 """How long one answer is waited for before the same message, with the same id, is sent again."""
-ATTEMPTS = 6
-"""A stream of a cluster that loses its leader stands still for about 5 s; 6 attempts outlast that."""
+PATIENCE_S = 12.0
+"""How long it is sent again: a stream of a cluster that loses its leader stands still for about 5 s."""
 DIAL_S = 3.0
 
 
@@ -69,7 +68,7 @@ class NatsBus:
         sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_hex(16)}
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(Unanswered),
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=stop_after_delay(PATIENCE_S),
             wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
             reraise=True,
         ):
@@ -195,9 +194,10 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     patience_s: float = 15.0,
 ) -> NatsBus:
-    """Connect to any of `servers` (URLs). Raises BusError after `patience_s`; Refusal for an unusable credential.
+    """Connect to any of `servers` (URLs, each of which may be several with commas between).
 
-    `label` names the connection in the server's monitoring. Once connected it reconnects for ever.
+    Raises BusError after `patience_s`, and Refusal for an unusable credential. `label` names the connection in the
+    server's monitoring. Once connected it reconnects for ever.
     """
     who = holder(credentials)
     async for attempt in AsyncRetrying(
@@ -207,8 +207,12 @@ async def connect(
         reraise=True,
     ):
         with attempt:
-            return await _dial(list(servers), credentials, who, label or f"{who.role} {who.name}", tls)
+            return await _dial(_addresses(servers), credentials, who, label or f"{who.role} {who.name}", tls)
     raise AssertionError("tenacity re-raises")
+
+
+def _addresses(servers: Sequence[str]) -> list[str]:
+    return [address.strip() for several in servers for address in several.split(",")]
 
 
 async def _dial(servers: list[str], credentials: Path, who: Holder, label: str, tls: ssl.SSLContext | None) -> NatsBus:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 EXPIRES_S = 30
 """How long the server keeps a request open; it says so when it ends."""
+HEARTBEAT_S = 2
+"""How often it says that an idle request is still open: a server of a cluster that was killed took it along."""
+ALIVE = "100"
+"""Status of a heartbeat."""
+SECOND = 1_000_000_000
 PAUSE_S = 0.2
 """Before asking again a server that could not answer."""
 USED_UP = {"404", "408"}
@@ -73,20 +78,23 @@ async def pull(bus: NatsBus, consumer: Consumer, batch: int) -> AsyncGenerator[N
 
 
 async def _ask(bus: NatsBus, consumer: Consumer, batch: int, inbox: str) -> None:
-    request = {"batch": batch, "expires": EXPIRES_S * 1_000_000_000}
+    request = {"batch": batch, "expires": EXPIRES_S * SECOND, "idle_heartbeat": HEARTBEAT_S * SECOND}
     subject = f"{bus.api}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
     with translated(f"pull from {consumer.name}"):
         await bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
 
 
 async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
-    """The next message, or None when the request has to be made again: it expired, or its connection was lost."""
-    try:
-        async with asyncio.timeout(EXPIRES_S + 5):
-            message = await arrived.get()
-    except TimeoutError:
-        return None
-    status = message and (message.headers or {}).get("Status")
+    """The next message, or None when the request has to be made again: it expired, or the server has lost it."""
+    while True:
+        try:
+            async with asyncio.timeout(2 * HEARTBEAT_S + 1):
+                message = await arrived.get()
+        except TimeoutError:
+            return None
+        status = message and (message.headers or {}).get("Status")
+        if status != ALIVE:
+            break
     if not status:
         return message
     if status not in USED_UP:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,22 +31,55 @@ LINE = 16 * 1024 * 1024
 """Longest line of the server's log: more than its largest message."""
 _LISTENING = re.compile(r"Listening for client connections on \S+:(\d+)$")
 _READY = "Server is ready"
+_UNREACHED = "Error trying to connect to route"
+"""Said every second of a server of the cluster that is down."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """How a server meets the others of its cluster: its own port for them, theirs, and the password they share."""
+
+    cluster: str
+    port: int
+    others: list[int]
+    password: str
+
+    def configuration(self) -> dict[str, object]:
+        """The server's `cluster` block."""
+        return {
+            "name": self.cluster,
+            "listen": f"127.0.0.1:{self.port}",
+            "authorization": {"user": self.cluster, "password": self.password},
+            "routes": [f"nats-route://{self.cluster}:{self.password}@127.0.0.1:{port}" for port in self.others],
+        }
 
 
 class EmbeddedServer:
     """One nats-server on loopback, with its configuration and JetStream store in `folder`.
 
     `port` 0 takes a free one, and keeps it over restarts. `sync_interval` is nats-server's: "2m" is fast and may lose
-    the last two minutes if the operating system crashes; "always" flushes before each acknowledgement.
+    the last two minutes if the operating system crashes; "always" flushes before each acknowledgement. `routes` makes
+    it one of a cluster, in which `name` is its own.
     """
 
-    def __init__(self, folder: Path, trust: Trust, *, port: int = 0, sync_interval: str = "2m") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trust: Trust,
+        *,
+        port: int = 0,
+        sync_interval: str = "2m",
+        name: str = "attestgate",
+        routes: Routes | None = None,
+    ) -> None:
         self._folder = folder
         self._trust = trust
         self._port = port
         self._sync_interval = sync_interval
+        self._name = name
+        self._routes = routes
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[bool] | None = None
@@ -135,7 +169,7 @@ class EmbeddedServer:
                 self._port = int(found.group(1))
             elif line.endswith(_READY) and not ready.done():
                 ready.set_result(True)
-            elif "[ERR]" in line or "[FTL]" in line:
+            elif ("[ERR]" in line or "[FTL]" in line) and _UNREACHED not in line:
                 log.warning("nats-server", line=line)
         if not ready.done():
             ready.set_result(False)
@@ -145,7 +179,7 @@ class EmbeddedServer:
         return {
             "host": "127.0.0.1",
             "port": self._port or -1,
-            "server_name": "attestgate",
+            "server_name": self._name,
             "max_payload": MAX_MESSAGE + HEADERS,
             "max_pending": 8 * (MAX_MESSAGE + HEADERS),
             "operator": self._trust.operator,
@@ -157,6 +191,7 @@ class EmbeddedServer:
                 "sync_interval": self._sync_interval,
                 "strict": True,
             },
+            **({"cluster": self._routes.configuration()} if self._routes else {}),
         }
 
     def _failed(self) -> Refusal:

@@ -8,12 +8,15 @@ from typing import Any
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, BadRequestError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from bus import layout
-from bus.errors import translated
+from bus.errors import Unanswered, translated
 from bus.nats import ANSWER_S, NatsBus
 from bus.permissions import API, EDGE_API, VIEWER_API
 
+LEADER_S = 30
+"""How long a new cluster may take to choose its leader."""
 NAME_IN_USE = 10058
 """JetStream error code: a stream of that name exists with another configuration."""
 
@@ -21,8 +24,20 @@ NAME_IN_USE = 10058
 async def ensure(bus: NatsBus, replicas: int = 1) -> None:
     """Create or update everything in `bus.layout`; needs the manager's credential. Raises BusError.
 
-    `replicas` is 1, or 3 on a cluster. Safe to run by every worker at its start: what agrees is left alone.
+    `replicas` is 1, or 3 on a cluster. Safe to run by every worker at its start: what agrees is left alone. A cluster
+    that has no leader yet is waited for, up to `LEADER_S`.
     """
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(Unanswered),
+        stop=stop_after_delay(LEADER_S),
+        wait=wait_exponential_jitter(multiplier=0.1, max=1.0, jitter=0.1),
+        reraise=True,
+    ):
+        with attempt:
+            await _ensure(bus, replicas)
+
+
+async def _ensure(bus: NatsBus, replicas: int) -> None:
     with translated("set the bus up"):
         for stream in layout.STREAMS.values():
             await _stream(bus.jetstream, _stream_config(stream, replicas))

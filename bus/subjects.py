@@ -31,7 +31,7 @@ CANCELLED = f"{SCHEDULE}.cancelled"
 
 STEPS: dict[str, tuple[str, ...]] = {
     "host": ("hello", "evidence", "key_proof", "recheck_evidence", "key_delivered", "resume"),
-    "app": ("hello", "evidence", "colocation_proof", "recheck_evidence", "renew", "resume"),
+    "app": ("hello", "evidence", "colocation_proof", "recheck_evidence", "resume"),
     "gateway": ("report",),
 }
 """What each role may say to the manager. A credential allows these and no others: with the stream's limit of messages

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +14,7 @@ import structlog
 import typer
 from pydantic import BaseModel, ValidationError
 
+from bus import logs
 from schemas.base import Refusal, first_message, where
 
 M = TypeVar("M", bound=BaseModel)
@@ -43,29 +43,19 @@ class LogFormat(StrEnum):
 LogOption = Annotated[LogFormat, typer.Option("--log", help="Log lines as JSON, or for a person.")]
 
 
-def set_up_logs(form: LogFormat) -> None:
+def set_up_logs(form: LogFormat, level: str = "info") -> None:
     """Logs go to standard error, one line each."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer() if form is LogFormat.JSON else structlog.dev.ConsoleRenderer(colors=False)
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.set_up_logs(form.value, level)
 
 
-def until_told(work: Coroutine[Any, Any, None]) -> None:
-    """Run a server until it ends, or SIGTERM or SIGINT ends it in order."""
+def until_told(work: Coroutine[Any, Any, None], reload: Callable[[], None] | None = None) -> None:
+    """Run a server until it ends, or SIGTERM or SIGINT ends it in order. SIGHUP calls `reload`."""
 
     async def guarded() -> None:
         task = asyncio.ensure_future(work)
         loop = asyncio.get_running_loop()
+        if reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, reload)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
         try:

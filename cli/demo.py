@@ -7,8 +7,9 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -32,9 +33,17 @@ def demo() -> None:
     sys.exit(asyncio.run(_until_done(tell_story)))
 
 
-def up() -> None:
+def up(
+    cluster: Annotated[bool, typer.Option(help="The bus as three servers, of which any one may be killed.")] = False,
+    sync: Annotated[
+        str,
+        typer.Option(
+            help="How often a server of the bus flushes to disk: a time such as 2m, or always (before it says yes)."
+        ),
+    ] = "2m",
+) -> None:
     """Keep the same stack running until Ctrl-C, and say how to watch it."""
-    sys.exit(asyncio.run(_until_done(keep_up)))
+    sys.exit(asyncio.run(_until_done(partial(keep_up, cluster=cluster, sync_interval=sync))))
 
 
 async def _until_done(work: Callable[[Path, Callable[[str], None]], Coroutine[Any, Any, int]]) -> int:

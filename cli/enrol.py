@@ -14,8 +14,13 @@ from bus.nats import connect
 from bus.operator import order
 from cli.common import Json, OperatorOption, checked, say, wrong
 from cli.processes import CODE_ROOT, CodeOption
+from cli.tpm import read_file
 from enclave.simulated.measure import measure
 from manager.keyfiles import read_identity
+from manager.tpm_enrolment import enrolment as tpm_enrolment
+from manager.tpm_enrolment import golden_from as golden_values
+from schemas.admission import ALL, READ_ONLY
+from schemas.base import read_json
 from schemas.enrolment import (
     Action,
     AppEnrolment,
@@ -27,6 +32,7 @@ from schemas.enrolment import (
     Revoke,
 )
 from schemas.settings import OperatorFile, load_settings
+from schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
 enrol = typer.Typer(
     help="Enrol, or replace the enrolment of, a host, an application or a gateway.", no_args_is_help=True
@@ -35,6 +41,16 @@ measurements = typer.Typer(help="The measurement that an enclave will have.", no
 Mrenclaves = Annotated[
     list[str], typer.Option("--mrenclave", help="Allowed measurement; twice while an update rolls out.")
 ]
+
+
+SHORTHAND = {"all": ALL, "read-only": READ_ONLY}
+
+
+class CertificateKey(StrEnum):
+    """Where an application's private key is made."""
+
+    ENCLAVE = "enclave"
+    MANAGER = "manager"
 
 
 class Agent(StrEnum):
@@ -74,9 +90,31 @@ def enrol_host(
     mrenclave: Mrenclaves,
     platform: Annotated[str, typer.Option(help="The machine's PPID, salted: attestgate simulated ppid.")],
     operator: OperatorOption,
+    tpm: Annotated[Path | None, typer.Option(help="Its TPM: what `tpm challenge` had you keep.")] = None,
+    tpm_answer: Annotated[Path | None, typer.Option(help="The host's answer, from `tpm activate`.")] = None,
+    golden_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="Quote (TPMS_ATTEST) of a boot that is good; once for each boot, the next kernel's too."),
+    ] = None,
+    tpm_pcrs: Annotated[
+        list[Path] | None, typer.Option(help="That quote's PCR values, end to end; as often as --golden-from.")
+    ] = None,
 ) -> None:
-    """Enrol a host: which measurement its agent has, and on which machine."""
-    command(operator, Enrol(subject=checked(HostEnrolment, id=id, mrenclaves=mrenclave, platform=platform)))
+    """Enrol a host: which measurement its agent has, on which machine, and which TPM vouches for it.
+
+    `attestgate tpm --help` says how the TPM's files come about. Without --tpm its measurement list is unanchored.
+    """
+    golden = list(zip(golden_from or (), tpm_pcrs or (), strict=False))
+    if len(golden_from or ()) != len(tpm_pcrs or ()) or (golden and tpm is None):
+        raise wrong("--golden-from", "--tpm, and a --tpm-pcrs for each --golden-from", "something is missing")
+    if (tpm is None) != (tpm_answer is None):
+        raise wrong("--tpm", "--tpm and --tpm-answer together", "one of them")
+    pinned: TpmEnrolment | Literal["none"] = "none"
+    if tpm is not None and tpm_answer is not None:
+        boots = [golden_values(read_file(quote), read_file(pcrs)) for quote, pcrs in golden]
+        pinned = tpm_enrolment(read_json(TpmKept, tpm), read_json(TpmAnswer, tpm_answer), boots)
+    subject = checked(HostEnrolment, id=id, mrenclaves=mrenclave, platform=platform, tpm=pinned)
+    command(operator, Enrol(subject=subject))
 
 
 @enrol.command("app")
@@ -84,11 +122,28 @@ def enrol_app(
     id: str,
     mrenclave: Mrenclaves,
     host: Annotated[list[str], typer.Option(help="Where it may run, and its volume there: HOST or HOST:VOLUME.")],
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            help="What it may do at the controller: 'GET,POST /switches/**' (methods, then a path; /** is all below),"
+            " read-only, or all. Repeat for more; one of them has to allow a request."
+        ),
+    ],
     operator: OperatorOption,
+    certificate_key: Annotated[
+        CertificateKey, typer.Option(help="Where its private key is made. At the manager is weaker, and marked.")
+    ] = CertificateKey.ENCLAVE,
 ) -> None:
-    """Enrol an application: its measurement, and the hosts it may run on."""
-    placements = [_placement(text) for text in host]
-    command(operator, Enrol(subject=checked(AppEnrolment, id=id, mrenclaves=mrenclave, placements=placements)))
+    """Enrol an application: its measurement, the hosts it may run on, and what it may do."""
+    subject = checked(
+        AppEnrolment,
+        id=id,
+        mrenclaves=mrenclave,
+        placements=[_placement(text) for text in host],
+        allow=[SHORTHAND.get(rule, rule) for rule in allow],
+        certificate_key=certificate_key.value,
+    )
+    command(operator, Enrol(subject=subject))
 
 
 @enrol.command("gateway")

@@ -48,7 +48,7 @@ class JsonGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the group's arguments, as `JsonCommand` does."""
         with _mistakes_in_json(ctx):
-            if not args:
+            if args in ([], ["--"]):
                 ctx.fail("Missing command.")
             return super().parse_args(ctx, args)
 

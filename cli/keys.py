@@ -26,9 +26,12 @@ def init(
     operator: Annotated[str, typer.Option(help="Name of the first operator.")] = "operator",
     policy_author: Annotated[str, typer.Option(help="Name of the first policy author.")] = "policy-author",
     gateway: Annotated[str, typer.Option(help="Name of the first gateway.")] = "gateway-1",
+    bus: Annotated[str, typer.Option(help="Where viewers reach the bus.")] = "nats://127.0.0.1:4222",
 ) -> None:
     """Make every key of a deployment in a new folder, and a page that says what each is for and who may hold it."""
-    deployment.init(folder, trust_domain=trust_domain, operator=operator, policy_author=policy_author, gateway=gateway)
+    deployment.init(
+        folder, trust_domain=trust_domain, operator=operator, policy_author=policy_author, gateway=gateway, bus=bus
+    )
     say(f"made {folder}; read {folder / 'README.md'}")
 
 

@@ -7,7 +7,22 @@ import sys
 import typer
 
 from bus.api import BusError
-from cli import demo, enrol, inspect, keys, policy, policy_set, processes, quarantine, simulated, verify, watch
+from cli import (
+    config,
+    demo,
+    enrol,
+    events,
+    inspect,
+    keys,
+    policy,
+    policy_set,
+    processes,
+    quarantine,
+    simulated,
+    tpm,
+    verify,
+    watch,
+)
 from cli.common import INTERRUPTED, REFUSED, WRONG, complain
 from cli.verify_ima import ImaCommand, verify_ima
 from enclave.api import EnclaveError
@@ -32,11 +47,14 @@ enrol.register(app)
 policy_set.register(policy.app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")
+app.add_typer(events.app, name="events")
 verify.app.command("ima", cls=ImaCommand)(verify_ima)
 app.add_typer(verify.app, name="verify")
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(simulated.app, name="simulated")
+app.add_typer(tpm.app, name="tpm")
 
 WRONG_INPUT = ("settings.", "file.", "keys.", "credentials.", "cli.")
 """Reasons that say that a file or an argument has to be corrected."""

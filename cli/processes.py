@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from cli.common import LogFormat, LogOption, SettingsFile, set_up_logs, until_told
+from bus.logs import reload_level
+from cli.common import LogFormat, SettingsFile, set_up_logs, until_told
 from enclave.simulated.launcher import launch
 from schemas.base import Refusal
-from schemas.settings import AgentSettings, AppSettings, GatewaySettings, HostSettings, ManagerSettings, load_settings
+from schemas.settings import (
+    AgentSettings,
+    AppSettings,
+    GatewaySettings,
+    HostSettings,
+    ManagerSettings,
+    ProcessSettings,
+    load_settings,
+)
+
+S = TypeVar("S", bound=ProcessSettings)
+LogChoice = Annotated[
+    LogFormat | None, typer.Option("--log", help="Log lines as JSON, or for a person, whatever the settings say.")
+]
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 CodeOption = Annotated[
@@ -33,21 +48,19 @@ def _group() -> None:
 
 
 @manager.command("run")
-def run_manager(settings: SettingsFile, log: LogOption = LogFormat.JSON) -> None:
+def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a manager worker until Ctrl-C. Start as many as you like: any of them takes any message."""
     from manager.main import run
 
-    set_up_logs(log)
-    until_told(run(load_settings(ManagerSettings, settings)))
+    _serve(ManagerSettings, settings, log, run)
 
 
 @gateway.command("run")
-def run_gateway(settings: SettingsFile, log: LogOption = LogFormat.JSON) -> None:
+def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a gateway worker until Ctrl-C: it makes the nginx beside it agree with the manager's signed leases."""
     from manager.gateway.main import run
 
-    set_up_logs(log)
-    until_told(run(load_settings(GatewaySettings, settings)))
+    _serve(GatewaySettings, settings, log, run)
 
 
 @host.command("run")
@@ -60,6 +73,14 @@ def run_host(settings: SettingsFile) -> None:
 def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
     """Run an application with its agent in its enclave until Ctrl-C."""
     _in_enclave("app_agent", load_settings(AppSettings, settings), settings, code)
+
+
+def _serve(kind: type[S], path: Path, log: LogFormat | None, run: Callable[[S], Coroutine[Any, Any, None]]) -> None:
+    """Run a process by its settings. SIGHUP has it read its log level again."""
+    set_up_logs(log or LogFormat.JSON)
+    settings = load_settings(kind, path)
+    set_up_logs(log or LogFormat(settings.log.format), settings.log.level)
+    until_told(run(settings), lambda: reload_level(kind, path))
 
 
 def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:

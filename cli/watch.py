@@ -1,24 +1,37 @@
-"""`attestgate sessions|hosts|apps|explain`: what stands now, and what happened."""
+"""`attestgate sessions|hosts|apps|explain`: what stands now, as it changes, and how it came about."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
-from typing import Any
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from bus import subjects
+from bus.api import Bus, Entry
 from bus.nats import NatsBus, connect
 from cli.common import Json, OperatorOption, say
+from cli.explain import clock, timeline
 from schemas.base import Refusal, parse_json
 from schemas.events import Event
 from schemas.settings import OperatorFile, load_settings
+from schemas.summary import Summary
 
 COLUMNS = ("role", "id", "host", "state", "integrity", "simulated", "lease_end", "session")
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each change, until Ctrl-C.")]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output; with --watch, one a line and change.")
+]
+Rows = dict[str, Summary]
+"""Summaries by their key in the bucket."""
 
 
 def register(app: typer.Typer) -> None:
@@ -29,92 +42,160 @@ def register(app: typer.Typer) -> None:
     app.command("explain")(explain)
 
 
-def sessions(operator: OperatorOption, as_json: Json = False) -> None:
+def sessions(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
     """Every session that the bus still knows, hosts' and applications'."""
-    _show(operator, "", as_json)
+    _show(operator, ">", watch, as_json)
 
 
-def hosts(operator: OperatorOption, as_json: Json = False) -> None:
+def hosts(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
     """The sessions of hosts."""
-    _show(operator, "host", as_json)
+    _show(operator, "host.>", watch, as_json)
 
 
-def apps(operator: OperatorOption, as_json: Json = False) -> None:
+def apps(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
     """The sessions of applications."""
-    _show(operator, "app", as_json)
+    _show(operator, "app.>", watch, as_json)
 
 
-def explain(session: str, operator: OperatorOption, as_json: Json = False) -> None:
+def explain(
+    session: Annotated[str, typer.Argument(help="A session's id, or how it begins.")],
+    operator: OperatorOption,
+    as_json: Json = False,
+) -> None:
     """The timeline of one session: each step, its evidence by hash, what was expected, what was found."""
-    events = asyncio.run(_events_of(operator, session))
-    if not events:
-        raise Refusal.because(
-            "session.unknown", "session", expected="one with events", found=session, action="see: attestgate sessions"
-        )
+    summary, events = asyncio.run(_story(operator, session))
     if as_json:
-        say(json.dumps([event.model_dump(mode="json", exclude_none=True) for event in events], indent=2))
+        told = [event.model_dump(mode="json", exclude_none=True) for event in events]
+        say(json.dumps({"summary": json.loads(summary.body()), "events": told}, indent=2))
         return
-    for event in events:
-        _tell(event)
+    for line in timeline(summary, events):
+        say(line)
 
 
-def _tell(event: Event) -> None:
-    when = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
-    move = f"{event.before} -> {event.state}" if event.before else (event.state or "")
-    mark = " [simulated]" if event.simulated else ""
-    say(f"{when}  {event.kind} {event.subject}  {event.what}  {move}{mark}")
-    for key, value in event.data.items():
-        if key == "reasons" and isinstance(value, list):
-            for reason in value:
-                if isinstance(reason, dict):
-                    say(f"          {reason['code']}: {reason['field']}")
-                    say(f"            expected {reason['expected']}")
-                    say(f"            found    {reason['found']}")
-                    say(f"            to do    {reason['action']}")
+def _show(operator: Path, pattern: str, watch: bool, as_json: bool) -> None:
+    if watch:
+        asyncio.run(_follow(operator, pattern, as_json))
+        return
+    rows = asyncio.run(_now(operator, pattern))
+    if as_json:
+        say(json.dumps([json.loads(row.body()) for row in _sorted(rows)], indent=2))
+    else:
+        Console().print(_table(rows) if rows else "no sessions")
+
+
+async def _now(operator: Path, pattern: str) -> Rows:
+    async with _bus(operator) as bus:
+        return await _present(bus, pattern)
+
+
+async def _present(bus: Bus, pattern: str) -> Rows:
+    rows: Rows = {}
+    async with aclosing(bus.bucket("summaries").watch(pattern)) as changes:  # type: ignore[type-var]
+        async for entry in changes:
+            if entry is None:
+                break
+            _take(rows, entry)
+    return rows
+
+
+async def _follow(operator: Path, pattern: str, as_json: bool) -> None:
+    """Show what stands, then each change. A terminal gets a table that redraws itself; a pipe gets lines."""
+    async with _bus(operator) as bus:
+        if as_json or not sys.stdout.isatty():
+            await _lines(bus, pattern, _json_line if as_json else _text_line)
         else:
-            say(f"          {key}: {value if isinstance(value, str | int) else json.dumps(value)}")
+            with Live(Table(), auto_refresh=False) as live:
+                await _redraw(bus, pattern, lambda rows: live.update(_table(rows), refresh=True))
 
 
-def _show(operator: Any, role: str, as_json: bool) -> None:
-    rows = [row for row in asyncio.run(_summaries(operator)) if row["role"].startswith(role)]
-    rows.sort(key=lambda row: (row["role"] != "host", row["id"], row["created_at"]))
-    if as_json:
-        say(json.dumps(rows, indent=2))
-        return
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_cell(column, row.get(column)) for column in COLUMNS))
-    Console().print(table if rows else "no sessions")
+async def _lines(bus: Bus, pattern: str, line: Callable[[str, Summary | None], str]) -> None:
+    rows: Rows = {}
+    async for entry in bus.bucket("summaries").watch(pattern):
+        if entry is None:
+            if not rows:
+                sys.stderr.write("no sessions yet\n")
+        elif _take(rows, entry):
+            say(line(entry.key, rows.get(entry.key)))
 
 
-def _cell(column: str, value: object) -> str:
-    if column == "lease_end" and isinstance(value, int):
-        return datetime.fromtimestamp(value, UTC).strftime("%H:%M:%S")
+async def _redraw(bus: Bus, pattern: str, draw: Callable[[Rows], None]) -> None:
+    rows: Rows = {}
+    whole = False
+    async for entry in bus.bucket("summaries").watch(pattern):
+        whole = whole or entry is None
+        changed = entry is None or _take(rows, entry)
+        if whole and changed:
+            draw(rows)
+
+
+def _take(rows: Rows, entry: Entry) -> bool:
+    """Put a change among the rows; False if it is what stands there already."""
+    before = rows.get(entry.key)
+    if entry.value is None:
+        rows.pop(entry.key, None)
+    else:
+        rows[entry.key] = parse_json(Summary, entry.value, source=entry.key)
+    return rows.get(entry.key) != before
+
+
+def _sorted(rows: Rows) -> list[Summary]:
+    return sorted(rows.values(), key=lambda row: (row.role != "host", row.id, row.created_at))
+
+
+def _json_line(key: str, row: Summary | None) -> str:
+    return json.dumps({"deleted": key}) if row is None else row.body().decode()
+
+
+def _text_line(key: str, row: Summary | None) -> str:
+    return f"{key} is forgotten" if row is None else "  ".join(_cell(row, column) for column in COLUMNS)
+
+
+def _table(rows: Rows) -> Table:
+    table = Table(*COLUMNS, box=None, pad_edge=False, caption=None if rows else "no sessions yet")
+    for row in _sorted(rows):
+        table.add_row(*(_cell(row, column) for column in COLUMNS))
+    return table
+
+
+def _cell(row: Summary, column: str) -> str:
+    value = getattr(row, column)
+    if column == "lease_end" and value is not None:
+        return clock(value)
     return "" if value is None else str(value)
 
 
-async def _connected(operator: Any) -> NatsBus:
+async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:
+    """A session's summary, its own events, and what gateways say of its leases, in the order of the stream."""
+    async with _bus(operator) as bus:
+        found = [row for row in (await _present(bus, ">")).values() if row.session.startswith(session)]
+        if len(found) != 1:
+            raise Refusal.because(
+                "session.ambiguous" if found else "session.unknown",
+                "session",
+                expected="the id of one session that the bus still knows, or how it begins",
+                found=f"{session}, which {len(found) or 'none'} of them begin with",
+                action="see: attestgate sessions",
+            )
+        own = [e async for e in _events(bus, subjects.events_of(found[0].role, found[0].id)) if _is_of(e, found[0])]
+        keys = {f"host.{found[0].session}", *(f"cert.{e.data['serial']}" for e in own if "serial" in e.data)}
+        leases = [e async for e in _events(bus, f"{subjects.EVENTS}.gateway.>") if e.data.get("key") in keys]
+        return found[0], sorted([*own, *leases], key=lambda event: event.at)
+
+
+def _is_of(event: Event, summary: Summary) -> bool:
+    return event.session == summary.session
+
+
+async def _events(bus: Bus, pattern: str) -> AsyncIterator[Event]:
+    async for message in bus.history(pattern):
+        yield parse_json(Event, message.data, source=message.subject)
+
+
+@asynccontextmanager
+async def _bus(operator: Path) -> AsyncIterator[NatsBus]:
     settings = load_settings(OperatorFile, operator)
-    return await connect([settings.bus.url], settings.bus.credentials)
-
-
-async def _summaries(operator: Any) -> list[dict[str, Any]]:
-    bus = await _connected(operator)
+    bus = await connect([settings.bus.url], settings.bus.credentials)
     try:
-        bucket = bus.bucket("summaries")
-        entries = [await bucket.get(key) for key in await bucket.keys()]
-        return [json.loads(entry.value) for entry in entries if entry is not None and entry.value is not None]
-    finally:
-        await bus.close()
-
-
-async def _events_of(operator: Any, session: str) -> list[Event]:
-    bus = await _connected(operator)
-    try:
-        return [
-            event
-            async for message in bus.history(f"{subjects.EVENTS}.>")
-            if (event := parse_json(Event, message.data, source=message.subject)).session == session
-        ]
+        yield bus
     finally:
         await bus.close()

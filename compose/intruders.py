@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 
 from app_agent.step5_evidence import TlsKey
-from app_agent.step8_open import client, ssl_context
+from app_agent.step7_certificate import ssl_context
+from app_agent.step8_open import client
 from bus import subjects
 from bus.nats import connect
 from compose.stack import CODE_ROOT, Stack
@@ -148,7 +149,7 @@ async def _stands(stack: Stack, narrator: Narrator, kind: str, id: str) -> None:
 async def _knock(stack: Stack, measured: Measured, context: ssl.SSLContext) -> int:
     """The status that the gateway answers with; 0 where it does not even do that."""
     config = stack.nginx.config
-    async with client(context, f"{config.address}:{config.port}", measured) as http:
+    async with client(lambda: context, f"{config.address}:{config.port}", measured) as http:
         try:
             return (await http.get("/switches")).status_code
         except httpx.HTTPError:

@@ -23,12 +23,13 @@ OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN = "operator", "policy-author", "attestgate
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything of one stack lies. `timing` is the manager's."""
+    """Where everything of one stack lies. `timing` is the manager's, `replicas` the number of the bus's servers."""
 
     folder: Path
     timing: Timing = field(
         default_factory=lambda: Timing(lease_s=6, recheck_s=2, evidence_window_s=4, skew_s=2, certificate_s=600)
     )
+    replicas: int = 1
 
     @property
     def keys(self) -> Path:
@@ -98,7 +99,7 @@ class Plan:
                 "pki_passphrase": str(keys / "pki-passphrase"),
                 "trust_domain": public["trust_domain"],
                 "operators": operators + authors,
-                "bus": self._bus(bus, "manager", "manager"),
+                "bus": {**self._bus(bus, "manager", "manager"), "replicas": self.replicas},
                 "attestation": {
                     "pccs_url": pccs,
                     "root": str(self.authority / "root.pem"),

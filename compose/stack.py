@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from bus import credentials
+from bus.cluster import SIZE, EmbeddedCluster
 from bus.nats import NatsBus, connect
 from bus.operator import order
 from bus.server import EmbeddedServer
@@ -27,17 +28,21 @@ from manager import deployment
 from manager.keyfiles import read_identity, read_secret
 from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from schemas.events import Event
+from schemas.settings import Timing
 from schemas.sgx import PlatformIdentity
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 MACHINES = ("machine-a", "machine-b")
 PROGRAM = "app_agent.examples.flows"
+CALM = Timing(certificate_s=600)
+"""The usual leases, longer than a cluster needs to choose a new leader."""
 
 
 class Stack:
     """Bus, simulated machines, attestation service, manager, controller, nginx and gateway worker.
 
-    `tell` hears every event; `say` hears what is being done.
+    `tell` hears every event; `say` hears what is being done. With `cluster` the bus is three servers, of which one may
+    be killed. `sync_interval` is the servers' (see `bus.server.EmbeddedServer`).
     """
 
     def __init__(
@@ -46,14 +51,17 @@ class Stack:
         *,
         tell: Callable[[Event], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        cluster: bool = False,
+        sync_interval: str = "2m",
     ) -> None:
-        self.plan = Plan(folder)
+        self.plan = Plan(folder, timing=CALM, replicas=SIZE) if cluster else Plan(folder)
+        self._sync_interval = sync_interval
         self.events = EventWatch(tell)
         self.children = Children(folder / "logs")
         self._say = say
         self._exit = AsyncExitStack()
         self.bus: NatsBus
-        self.server: EmbeddedServer
+        self.servers: list[EmbeddedServer]
         self.nginx: Nginx
         self.manager: Child
         self.gateway: Child
@@ -88,8 +96,9 @@ class Stack:
         self._say("making the deployment's keys, and a simulated root of trust with two machines")
         await asyncio.to_thread(self._make_keys)
         trust = credentials.load(plan.keys / "bus")
-        self.server = await self._exit.enter_async_context(EmbeddedServer(plan.folder / "nats", trust))
-        self._say(f"nats-server in operator mode with JetStream: {self.server.url}")
+        await self._start_bus(trust)
+        self._say(f"nats-server in operator mode with JetStream: {self.url}")
+        credentials.write_context(deployment.viewer_context(plan.keys), self.url, plan.credentials("viewer", "viewer"))
         await self._exit.enter_async_context(self.children)
         for machine in MACHINES:
             await self._ready(
@@ -106,13 +115,13 @@ class Stack:
         self._say(f"simulated SGX machines {', '.join(MACHINES)}, attestation service {pccs}")
         config = plan.nginx(free_port())
         gateway_address = f"{config.address}:{config.port}"
-        plan.write_manager(self.server.url, pccs, gateway_address)
-        plan.write_gateway(self.server.url, config)
-        plan.write_operator(self.server.url)
+        plan.write_manager(self.url, pccs, gateway_address)
+        plan.write_gateway(self.url, config)
+        plan.write_operator(self.url)
         plan.write_measured("host")
         plan.write_measured("app", PROGRAM)
         await self.start_manager()
-        self.bus = await connect([self.server.url], plan.credentials("operator", OPERATOR))
+        self.bus = await connect([self.url], plan.credentials("operator", OPERATOR))
         self._exit.push_async_callback(self.bus.close)
         await self.events.follow(self.bus)
         await self._ready("controller", "simulated", "controller", "--socket", str(config.controller))
@@ -120,6 +129,24 @@ class Stack:
         self._say(f"nginx with njs in front of the controller: https://{gateway_address}")
         await self.enrol_gateway()
         self.gateway = await self.children.start("gateway", "gateway", "run", "-s", str(plan.settings("gateway")))
+
+    async def _start_bus(self, trust: credentials.Trust) -> None:
+        folder, sync = self.plan.folder / "nats", self._sync_interval
+        if self.plan.replicas == 1:
+            self.servers = [await self._exit.enter_async_context(EmbeddedServer(folder, trust, sync_interval=sync))]
+        else:
+            cluster = EmbeddedCluster(folder, trust, sync_interval=sync)
+            self.servers = (await self._exit.enter_async_context(cluster)).servers
+
+    @property
+    def url(self) -> str:
+        """Where the bus is: an address, or several with commas between."""
+        return ",".join(server.url for server in self.servers)
+
+    @property
+    def server(self) -> EmbeddedServer:
+        """The bus's server, the first where there are three."""
+        return self.servers[0]
 
     def _make_keys(self) -> None:
         plan = self.plan
@@ -166,7 +193,10 @@ class Stack:
     async def enrol_app(self, id: str, host: str, volume: int) -> None:
         """Enrol an application on a host."""
         subject = AppEnrolment(
-            id=id, mrenclaves=[self.measurement("app")], placements=[Placement(host=host, volume=volume)]
+            id=id,
+            mrenclaves=[self.measurement("app")],
+            placements=[Placement(host=host, volume=volume)],
+            allow=["GET,POST,DELETE /switches/**"],
         )
         await self.order(Enrol(subject=subject))
 
@@ -177,7 +207,7 @@ class Stack:
 
     async def start_host(self, id: str, machine: str, measurement_list: Path, volumes: list[str]) -> Child:
         """Start a host's agent on a machine."""
-        settings = self.plan.write_host(self.server.url, id, machine, measurement_list, volumes)
+        settings = self.plan.write_host(self.url, id, machine, measurement_list, volumes)
         return await self.children.start(f"{id}@{machine}", "host", "run", "-s", str(settings))
 
     async def start_app(
@@ -192,7 +222,7 @@ class Stack:
     ) -> Child:
         """Start an application on a machine; with another volume, other code or another way to the bus if given."""
         volume = volume or self.plan.volume(id)
-        settings = self.plan.write_app(bus or self.server.url, id, host, machine, volume, self.status_file(id))
+        settings = self.plan.write_app(bus or self.url, id, host, machine, volume, self.status_file(id))
         return await self.children.start(
             f"{id}@{machine}-{volume.name}", "app", "run", "-s", str(settings), "--code", str(code)
         )
@@ -216,15 +246,15 @@ class Stack:
         """What a process has logged."""
         return (self.plan.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
-    async def command(self, *arguments: str) -> tuple[int, str]:
-        """Run `attestgate ARGUMENTS` as the operator: its exit status and output."""
+    async def command(self, *arguments: str, operator: Path | None = None) -> tuple[int, str]:
+        """Run `attestgate ARGUMENTS` as the operator, or by another operator's file: its exit status and output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "cli",
             *arguments,
             "--operator",
-            str(self.plan.settings("operator")),
+            str(operator or self.plan.settings("operator")),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -12,13 +12,13 @@ from compose.vectors import CLEAN
 from schemas.events import Event
 
 
-async def keep_up(folder: Path, say: Callable[[str], None]) -> int:
-    """Run until cancelled."""
+async def keep_up(folder: Path, say: Callable[[str], None], *, cluster: bool = False, sync_interval: str = "2m") -> int:
+    """Run until cancelled. `cluster` and `sync_interval` are the bus's: see `compose.stack.Stack`."""
 
     def tell(event: Event) -> None:
         say(f"  {event.kind:8} {event.subject:12} {event.what:18} {event.state or ''}")
 
-    async with Stack(folder, tell=tell, say=say) as stack:
+    async with Stack(folder, tell=tell, say=say, cluster=cluster, sync_interval=sync_interval) as stack:
         measurement_list = folder / "measurement-list"
         shutil.copy(CLEAN, measurement_list)
         await stack.put_policy(measurement_list)
@@ -28,12 +28,14 @@ async def keep_up(folder: Path, say: Callable[[str], None]) -> int:
         await stack.until("host", "host-1", "trusted")
         await stack.start_app("app-1", "host-1", "machine-a")
         await stack.until("app", "app-1", "admitted")
-        credentials = stack.plan.credentials("viewer", "viewer")
+        viewer = stack.plan.keys / "viewer"
         operator = stack.plan.settings("operator")
         say(
             f"""
 The application is through the gateway. Watch, from another terminal:
-  nats --server {stack.server.url} --creds {credentials} sub 'attest.v1.events.>'
+  export XDG_CONFIG_HOME={viewer}
+  nats --context attestgate sub 'attest.v1.events.>'
+  nats --context attestgate kv watch summaries
   attestgate sessions --operator {operator}
   attestgate revoke app app-1 --reason 'just trying' --operator {operator}
 Ctrl-C ends everything and removes {folder}.

@@ -17,6 +17,4 @@ def hello(host: str, can_give: list[EvidenceKind]) -> HostHello:
         boot_id = BOOT_ID.read_text(encoding="ascii").strip()[:64]
     except OSError:
         boot_id = ""
-    return HostHello(
-        host=host, random=token_bytes(32), boot_id=boot_id, agent_version=AGENT_VERSION, can_give=can_give
-    )
+    return HostHello(host=host, random=token_bytes(32), boot_id=boot_id, agent_version=AGENT_VERSION, can_give=can_give)

@@ -72,6 +72,4 @@ def recheck_evidence(
         session.public_key,
         host_evidence_hash(measurements, quoted),
     )
-    return HostRecheckEvidence(
-        nonce=question.nonce, quote=enclave.quote(data), measurements=measurements, tpm=quoted
-    )
+    return HostRecheckEvidence(nonce=question.nonce, quote=enclave.quote(data), measurements=measurements, tpm=quoted)

@@ -24,7 +24,7 @@ class TpmClient:
         self._address = address
 
     def quote(self, nonce: bytes) -> TpmQuote:
-        """A quote over PCR 0-10 whose qualifying data is `nonce`, 32 bytes. Raises Refusal (`host.tpm`, `message.*`)."""
+        """A quote over PCR 0-10 that answers `nonce`, 32 bytes. Raises Refusal (`host.tpm`, `message.*`)."""
         host, _, port = self._address.rpartition(":")
         answer = b""
         try:

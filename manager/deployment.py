@@ -28,12 +28,29 @@ Everything here was made by `attestgate keys init`. Nothing here is on the bus. 
 | gateways/*.pem | signs a gateway's reports | that gateway |
 | bus/ | makes credentials for the bus (operator and account seeds) | the bus's operator |
 | credentials/*.creds | a role's way onto the bus | that process or person |
+| viewer/ | context of the nats CLI, to look at the bus: set XDG_CONFIG_HOME to this folder (docs/observing.md) | viewers |
 | public.json | the public halves, for settings files | anybody |
 """  # noqa: E501
 
 
-def init(folder: Path, *, trust_domain: str, operator: str, policy_author: str, gateway: str) -> None:
-    """Make every key in a new folder. Raises Refusal `keys.exists` where there is something already."""
+def viewer_context(folder: Path) -> Path:
+    """The viewer's context for the nats CLI, in a folder of `init`."""
+    return folder / "viewer" / "nats" / "context" / "attestgate.json"
+
+
+def init(
+    folder: Path,
+    *,
+    trust_domain: str,
+    operator: str,
+    policy_author: str,
+    gateway: str,
+    bus: str = "nats://127.0.0.1:4222",
+) -> None:
+    """Make every key in a new folder; `bus` is where viewers connect.
+
+    Raises Refusal `keys.exists` where there is something already.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -70,5 +87,6 @@ def init(folder: Path, *, trust_domain: str, operator: str, policy_author: str, 
     credentials.create(folder / "bus")
     for role, name in (("manager", "manager"), ("operator", operator), ("viewer", "viewer"), ("gateway", gateway)):
         credentials.issue(folder / "bus", role, name, folder / "credentials" / f"{role}-{name}.creds")
+    credentials.write_context(viewer_context(folder), bus, folder / "credentials" / "viewer-viewer.creds")
     (folder / "public.json").write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(PAGE, encoding="utf-8")

@@ -20,7 +20,7 @@ from manager.sessions.step5_attest_application import challenge_application
 from manager.store import SessionStore
 from schemas.base import Refusal, pack, unpack
 from schemas.binding import Role, hello_hash
-from schemas.messages import AppHello, HostHello, Refused
+from schemas.messages import AppHello, EvidenceKind, HostHello, Refused
 from schemas.signing import sign
 
 HELLOS_A_SECOND = 1
@@ -53,12 +53,13 @@ class HelloDesk:
         _same_id(id, hello.host)
         session = self._admit(f"host.{id}", "host", id, data)
         try:
-            await self._registry.host(id)
+            enrolled = await self._registry.host(id)
         except Refusal as refusal:
             await self._refuse("host", id, session, data, refusal)
             raise
         context = self._context()
-        record = challenge_host(session, hello, data, context, self._suite, ["sgx", "ima"])
+        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
+        record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
         await self._outbox.point(f"pending.host.{id}", session, "replaced")
 

@@ -13,6 +13,7 @@ from bus import subjects
 from bus.api import Bus
 from bus.channel import Channel, Frame
 from bus.envelope import SuiteName
+from manager.certificates import Certificates
 from manager.hello import HelloDesk
 from manager.judge import NO_PLACEMENT, Judge
 from manager.outbox import Outbox
@@ -26,6 +27,7 @@ from manager.sessions.step3_judge_host import take_host_evidence, take_host_rech
 from manager.sessions.step4_host_key import take_host_proof
 from manager.sessions.step5_attest_application import take_application_evidence
 from manager.sessions.step6_colocation import take_colocation_proof, take_delivered
+from manager.sessions.step7_certificate import renewal_due
 from manager.sessions.work import Applied
 from manager.store import SessionStore
 from schemas.admission import open_report, spiffe_id
@@ -58,6 +60,7 @@ class Inbound:
         context: Callable[[], Context],
         suite: SuiteName,
         trust_domain: str,
+        certificates: Certificates,
     ) -> None:
         self._store = store
         self._outbox = outbox
@@ -65,6 +68,7 @@ class Inbound:
         self._judge = judge
         self._context = context
         self._trust_domain = trust_domain
+        self._certificates = certificates
         hello = HelloDesk(bus, store, outbox, registry, context, suite)
         self._handlers: dict[tuple[str, str], Handler] = {
             ("host", "hello"): hello.host,
@@ -169,7 +173,12 @@ class Inbound:
             except Refusal as refusal:
                 return unjudged_answer(record, self._context(), channel, refusal)
             identity = spiffe_id(self._trust_domain, record.host, record.subject)
-            return take_application_recheck(record, self._context(), channel, judgement, identity, host)
+            enrolled = await self._registry.app(id)
+            due = not judgement.reasons and renewal_due(record, context)
+            issued = self._certificates.issue(record, enrolled) if due else None
+            return take_application_recheck(
+                record, self._context(), channel, judgement, identity, host, enrolled, issued
+            )
 
         await self._store.change(AppRecord, unpack(Frame, data).session, step)
 

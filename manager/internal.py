@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from bus import subjects
-from manager.pki.authority import Authority
-from manager.pki.issue import issue
+from manager.certificates import Certificates
 from manager.registry import Registry
 from manager.sessions.draft import Context
 from manager.sessions.recheck import ask_again, order_end, wake
@@ -16,10 +15,11 @@ from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import Input, NoMove, State
 from manager.sessions.step6_colocation import grant_application, order_delivery
 from manager.sessions.step7_certificate import certify, take_applied
-from manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Work
+from manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Revoked, Work
 from manager.store import R, SessionStore
 from manager.vault import Vault
 from schemas.base import Refusal, unpack
+from schemas.enrolment import AppEnrolment
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[str, bytes], Awaitable[None]]
@@ -33,16 +33,14 @@ class Internal:
         store: SessionStore,
         registry: Registry,
         context: Callable[[], Context],
-        authority: Authority,
-        certificate_s: int,
+        certificates: Certificates,
         vault: Vault,
     ) -> None:
         self._store = store
         self._vault = vault
         self._registry = registry
         self._context = context
-        self._authority = authority
-        self._certificate_s = certificate_s
+        self._certificates = certificates
         self._handlers: dict[tuple[str, str], Handler] = {
             ("host", "deliver"): self._deliver,
             ("host", "revoke"): self._order(HostRecord, Input.REVOKE),
@@ -53,6 +51,7 @@ class Internal:
             ("app", "issue"): self._issue,
             ("app", "applied"): self._applied,
             ("app", "host-lost"): self._host_lost,
+            ("app", "revoked-certificate"): self._revoked_certificate,
             ("app", "revoke"): self._order(AppRecord, Input.REVOKE),
             ("app", "superseded"): self._order(AppRecord, Input.SUPERSEDE),
             ("app", "replaced"): self._order_unfinished(AppRecord),
@@ -77,6 +76,10 @@ class Internal:
                 "work.kind", "subject", expected="known work", found=subject, action="run workers of one version"
             )
         await handler(session, self._vault.open(Work, WORK, subject, data).data)
+
+    async def keep(self) -> None:
+        """What no message asks for: revocation lists that do not lapse. Runs for ever."""
+        await self._certificates.keep_lists()
 
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""
@@ -122,42 +125,38 @@ class Internal:
             context = self._context()
             if record.state is not State.PROVEN:
                 raise NoMove(record.state, Input.ISSUED)
-            host = await self._host_again(record)
-            issued = issue(
-                self._authority,
-                record.certificate_request,
-                host=record.host,
-                app=record.subject,
-                lifetime_s=self._certificate_s,
-                at=context.now,
-            )
-            return certify(record, context, issued, host)
+            host, enrolled = await self._host_again(record)
+            issued = self._certificates.issue(record, enrolled)
+            return certify(record, context, issued, host, enrolled)
 
         await self._store.change(AppRecord, session, step)
 
-    async def _host_again(self, record: AppRecord) -> HostRecord:
+    async def _host_again(self, record: AppRecord) -> tuple[HostRecord, AppEnrolment]:
         """The host session that an application rests on, and the application's enrolment, read again.
 
         Raises NoMove if the host is trusted no more, Refusal (`enrolment.*`) if the application was revoked.
         """
-        await self._registry.app(record.subject)
+        enrolled = await self._registry.app(record.subject)
         if record.host_session is None:
             raise NoMove(record.state, Input.HOST_LOST)
         host = await self._store.load(HostRecord, record.host_session)
         if not host.trusted(self._context().now):
             raise NoMove(record.state, Input.HOST_LOST)
-        return host
+        return host, enrolled
 
     async def _applied(self, session: str, data: bytes) -> None:
         report = unpack(Applied, data)
 
         async def step(record: AppRecord) -> AppRecord:
-            if record.state is not State.CERTIFIED:
+            if record.ready == record.serial:
                 return record
             await self._host_again(record)
             return take_applied(record, self._context(), report)
 
         await self._store.change(AppRecord, session, step)
+
+    async def _revoked_certificate(self, session: str, data: bytes) -> None:
+        await self._certificates.revoked(unpack(Revoked, data))
 
     async def _host_lost(self, session: str, data: bytes) -> None:
         lost = unpack(HostLost, data)

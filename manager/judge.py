@@ -8,9 +8,9 @@ verifies, carries this session's report data, and names the enrolled platform an
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from manager.integrity import judge_integrity
 from manager.pki.authority import Authority
 from manager.pki.issue import check_request
 from manager.registry import InForce, Registry
@@ -18,18 +18,17 @@ from manager.sessions.draft import Judgement
 from manager.sessions.record import AppRecord, HostRecord
 from manager.verification.collateral_client import CollateralClient
 from manager.verification.colocation import same_platform
-from manager.verification.ima import appraise_list
 from manager.verification.sgx import appraise
-from schemas.base import Reason, Refusal, pack, unpack
+from schemas.base import Reason, Refusal, pack
 from schemas.binding import Role, recheck_report_data, report_data
-from schemas.evidence import app_evidence_hash, host_evidence_hash, unpack_measurements
-from schemas.host_policy import ListVerdict, Replay
+from schemas.enrolment import AppEnrolment, PolicyManifest
+from schemas.evidence import app_evidence_hash, host_evidence_hash
+from schemas.host_policy import ListVerdict
 from schemas.messages import (
     AppEvidence,
     AppRecheckEvidence,
     HostEvidence,
     HostRecheckEvidence,
-    MeasurementList,
     Outcome,
 )
 from schemas.sgx import PlatformIdentity, SgxVerdict
@@ -57,25 +56,26 @@ class Judge:
 
     async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> Judgement:
         """First evidence of a host. Raises Refusal where nothing can be judged (enrolment, policy, service)."""
-        expected = self._first_report_data(record, evidence.enclave_key, host_evidence_hash(evidence.measurements))
-        return await self._host(record, evidence.quote, evidence.measurements, expected, now)
+        expected = self._first_report_data(
+            record, evidence.enclave_key, host_evidence_hash(evidence.measurements, evidence.tpm)
+        )
+        return await self._host(record, evidence, expected, now)
 
     async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> Judgement:
         """Evidence for a recheck, with what the list grew by. Raises Refusal where nothing can be judged."""
-        expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements))
-        return await self._host(record, evidence.quote, evidence.measurements, expected, now)
+        expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements, evidence.tpm))
+        return await self._host(record, evidence, expected, now)
 
     async def app(self, record: AppRecord, evidence: AppEvidence, host: HostRecord, now: int) -> Judgement:
         """First evidence of an application on a trusted host. Raises Refusal where nothing can be judged."""
         expected = self._first_report_data(
-            record, evidence.enclave_key, app_evidence_hash(evidence.certificate_request)
+            record, evidence.enclave_key, app_evidence_hash(evidence.certificate_request, proxy=evidence.proxy)
         )
-        judgement = await self._app(record, evidence.quote, host, expected, now)
+        judgement = await self._app(record, evidence.quote, host, expected, now, proxy=evidence.proxy)
         try:
             check_request(self._authority, evidence.certificate_request, host=record.host, app=record.subject)
         except Refusal as refusal:
-            reasons = (*judgement.reasons, *refusal.reasons)
-            return Judgement(judgement.own, reasons, judgement.outcome, judgement.platform)
+            return replace(judgement, reasons=(*judgement.reasons, *refusal.reasons))
         return judgement
 
     async def app_recheck(
@@ -83,21 +83,27 @@ class Judge:
     ) -> Judgement:
         """Evidence for an application's recheck. Raises Refusal where nothing can be judged."""
         expected = self._recheck_report_data(record, app_evidence_hash())
-        return await self._app(record, evidence.quote, host, expected, now)
+        return await self._app(record, evidence.quote, host, expected, now, proxy=record.proxy)
 
     async def _host(
-        self, record: HostRecord, quote: bytes, measurements: MeasurementList, expected: bytes, now: int
+        self, record: HostRecord, evidence: HostEvidence | HostRecheckEvidence, expected: bytes, now: int
     ) -> Judgement:
         enrolled = await self._registry.host(record.subject)
         policies = await self._registry.policies()
-        verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
+        verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
         if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
-            return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict))
-        listed = await asyncio.to_thread(_appraise_measurements, record, measurements, policies, now)
-        if isinstance(listed, Refusal):
-            return Judgement(True, (*reasons, *listed.reasons), _outcome(verdict, policies), _platform(verdict))
+            return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+        tpm = enrolled.enrolled_tpm
+        try:
+            found = await asyncio.to_thread(judge_integrity, record, evidence, tpm, policies, now)
+            if tpm is not None and found.clock is not None:
+                self._registry.check_tpm(tpm, found.clock)
+        except Refusal as refusal:
+            reasons += refusal.reasons
+            return Judgement(True, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+        listed = found.verdict
         if not listed.admitted:
             reasons += listed.reasons
         return Judgement(
@@ -105,22 +111,30 @@ class Judge:
             reasons=tuple(reasons),
             outcome=_outcome(verdict, policies, listed),
             platform=_platform(verdict),
-            list_size=measurements.offset + measurements.size,
-            list_digest=measurements.whole,
+            list_size=evidence.measurements.offset + evidence.measurements.size,
+            list_digest=evidence.measurements.whole,
             replay=pack(listed.replay),
+            tpm=found.clock,
+            verdict=verdict,
+            listed=listed,
             notes={
                 "entries": listed.entries,
+                "anchored_entries": listed.anchored_entries,
+                "boot_state": listed.boot_state,
                 "unknown": [entry.model_dump(mode="json") for entry in listed.unknown],
                 "pcr10": {str(bank): value for bank, value in listed.pcr10.items()},
             },
         )
 
-    async def _app(self, record: AppRecord, quote: bytes, host: HostRecord, expected: bytes, now: int) -> Judgement:
+    async def _app(
+        self, record: AppRecord, quote: bytes, host: HostRecord, expected: bytes, now: int, *, proxy: bool
+    ) -> Judgement:
         enrolled = await self._registry.app(record.subject)
         policies = await self._registry.policies()
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
         placed = any(place.host == record.host for place in enrolled.placements)
         reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
+        reasons += _weaker(enrolled, policies.manifest, proxy)
         apart: tuple[Reason, ...] = ()
         if verdict.platform is not None:
             apart = same_platform(PlatformIdentity(**host.platform), verdict.platform, policies.sgx)
@@ -129,7 +143,7 @@ class Judge:
         if host.outcome is not None:
             inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
             outcome = outcome.model_copy(update=inherited)
-        return Judgement(tied, (*reasons, *apart), outcome, _platform(verdict))
+        return Judgement(tied, (*reasons, *apart), outcome, _platform(verdict), verdict=verdict)
 
     async def _quote(
         self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int
@@ -171,35 +185,6 @@ class Judge:
         )
 
 
-def _appraise_measurements(
-    record: HostRecord, measurements: MeasurementList, policies: InForce, now: int
-) -> ListVerdict | Refusal:
-    """The list's verdict, or why it does not go on from what was seen before."""
-    seen = b"" if record.question is not None and record.question.whole else record.replay
-    before = unpack(Replay, seen) if seen else Replay.start("sha256")
-    try:
-        data = unpack_measurements(measurements)
-        if not _goes_on(record, measurements, data, whole=not seen):
-            raise Refusal.because(
-                "ima.rewritten",
-                "measurement list",
-                expected=f"the {record.list_size} bytes seen before, unchanged, and what came after",
-                found=f"a list whose first {measurements.offset} bytes are others",
-                action="a kernel's list only grows: find out what changed it; a reboot is a new session",
-            )
-    except Refusal as refusal:
-        return refusal
-    return appraise_list(data, policies.runtime, policies.host, before=before, quoted=None, at=now)
-
-
-def _goes_on(record: HostRecord, measurements: MeasurementList, data: bytes, *, whole: bool) -> bool:
-    """Whether the list still begins with what was seen of it before."""
-    if not whole:
-        return measurements.offset == record.list_size and measurements.prefix == record.list_digest
-    known = record.list_digest or hashlib.sha256(b"").digest()
-    return measurements.offset == 0 and hashlib.sha256(data[: record.list_size]).digest() == known
-
-
 def _tied(verdict: SgxVerdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
     """Whether the quote is the enrolled subject's: it verifies, answers this question, names its measurement."""
     verified = verdict.tcb_status is not None and verdict.report_data == expected.hex()
@@ -222,6 +207,31 @@ def _platform_reasons(verdict: SgxVerdict, enrolled: str) -> list[Reason]:
             found=verdict.platform.ppid,
             action="this id belongs to another machine; enrol the host again if its machine was replaced",
         )
+    ]
+
+
+def _weaker(enrolled: AppEnrolment, manifest: PolicyManifest, proxy: bool) -> list[Reason]:
+    """Why an application is not let in whose key or program is not within its enclave, unless the policy says so."""
+    asked = [
+        ("proxy", proxy, manifest.allow_proxy, "allow_proxy", "an enclave that carries a program's requests"),
+        (
+            "certificate_key",
+            enrolled.certificate_key == "manager",
+            manifest.allow_manager_keys,
+            "allow_manager_keys",
+            "a private key that the manager makes",
+        ),
+    ]
+    return [
+        Reason(
+            code=f"policy.{field}",
+            field=field,
+            expected="a program and a key within the enclave",
+            found=found,
+            action=f"sign a policy set with {key} = true, if that is good enough",
+        )
+        for field, wanted, allowed, key, found in asked
+        if wanted and not allowed
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from secrets import token_hex
 
 import httpx
@@ -17,14 +18,18 @@ from bus import subjects
 from bus.api import Bus
 from bus.nats import connect
 from bus.setup import ensure
+from manager.certificates import Certificates
 from manager.high_water import HighWater
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.judge import Judge, Root
 from manager.keyfiles import read_identity, read_secret
+from manager.metrics import ManagerMetrics
+from manager.metrics_http import served
+from manager.observer import Observer
 from manager.operators import Operators
 from manager.outbox import Outbox
-from manager.pki.authority import load_authority
+from manager.pki.authority import expiries, load_authority
 from manager.quarantine import Quarantine
 from manager.registry import Registry, operators_from
 from manager.sessions.draft import Context
@@ -50,6 +55,7 @@ class Emitter:
     bus: Bus
     source: str
     now: Callable[[], float] = time.time
+    observer: Observer = field(default_factory=Observer)
 
     async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
         """Publish one event. Raises BusError."""
@@ -58,12 +64,18 @@ class Emitter:
         )
         subject = subjects.event(kind, id, what)
         await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
+        self.observer.published(subject, event.body())
 
 
 def assemble(
-    settings: ManagerSettings, bus: Bus, http: httpx.AsyncClient, now: Callable[[], float] = time.time
+    settings: ManagerSettings,
+    bus: Bus,
+    http: httpx.AsyncClient,
+    now: Callable[[], float] = time.time,
+    metrics: ManagerMetrics | None = None,
 ) -> Worker:
     """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
+    observer = metrics or Observer()
     identity = read_identity(settings.identity)
     vault = Vault(StorageKeyFile(settings.storage_keys))
     high_water = HighWater(settings.state_dir / "high-water.json")
@@ -88,12 +100,16 @@ def assemble(
             source=source,
         )
 
-    outbox = Outbox(bus, vault)
+    if metrics is not None:
+        metrics.certificates(lambda: expiries(settings.pki))
+        metrics.collateral(collateral.heard)
+    outbox = Outbox(bus, vault, observer)
     store = SessionStore(bus, vault, outbox, context)
     judge = Judge(registry, collateral, root, read_secret(settings.salt).reveal(), authority)
-    emitter = Emitter(bus, source, now)
-    inbound = Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain)
-    internal = Internal(store, registry, context, authority, settings.timing.certificate_s, vault)
+    emitter = Emitter(bus, source, now, observer)
+    certificates = Certificates(bus, authority, settings.timing.certificate_s, now)
+    inbound = Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain, certificates)
+    internal = Internal(store, registry, context, certificates, vault)
 
     async def handle(subject: str, data: bytes) -> None:
         await (internal if subjects.is_internal(subject) else inbound).take(subject, data)
@@ -107,6 +123,7 @@ def assemble(
         emitter.emit,
         quarantine,
         lambda: int(now()),
+        observer,
     )
 
 
@@ -115,11 +132,18 @@ async def run(settings: ManagerSettings) -> None:
     bus = await connect([settings.bus.url], settings.bus.credentials, label=settings.name)
     try:
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
-            worker = assemble(settings, bus, http)
-            await ensure(bus)
+            metrics = ManagerMetrics() if settings.metrics is not None else None
+            worker = assemble(settings, bus, http, metrics=metrics)
+            await ensure(bus, settings.bus.replicas)
             await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "started")
             log.info("working", worker=settings.name, simulated_allowed=settings.attestation.allow_simulated)
-            await worker.run()
+            if metrics is None:
+                await worker.run()
+                return
+            with served(settings.metrics, metrics.registry):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(worker.run())
+                    tasks.create_task(metrics.follow(bus))
     finally:
         await bus.close()
 

@@ -7,17 +7,18 @@ bus can lose or repeat it, not invent it.
 from __future__ import annotations
 
 import asyncio
-import json
 
 from pydantic import BaseModel
 
 from bus import subjects
 from bus.api import Bus, Conflict
+from manager.observer import Observer
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key
 from manager.sessions.work import WORK, Order, Work
 from manager.vault import Vault
 from schemas.base import Model, Reason, SessionId, pack
 from schemas.binding import Role
+from schemas.summary import Summary
 
 POINTERS = "sessions"
 REMEMBERED = 32
@@ -35,9 +36,10 @@ class Pointer(Model):
 class Outbox:
     """Publishes outboxes on the bus."""
 
-    def __init__(self, bus: Bus, vault: Vault) -> None:
+    def __init__(self, bus: Bus, vault: Vault, observer: Observer | None = None) -> None:
         self._bus = bus
         self._vault = vault
+        self._observer = observer or Observer()
         self._sessions = bus.bucket(POINTERS)
         self._summaries = bus.bucket("summaries")
         self._admissions = bus.bucket("admissions")
@@ -120,6 +122,7 @@ class Outbox:
                 await self._bus.publish(
                     outgoing.subject, outgoing.data, message_id=outgoing.id, headers=outgoing.headers
                 )
+                self._observer.published(outgoing.subject, outgoing.data)
             case "work":
                 await self._work(outgoing.subject, outgoing.data, outgoing.id)
             case "wake":
@@ -137,19 +140,19 @@ def summary_key(record: HostRecord | AppRecord) -> str:
 
 def summary(record: HostRecord | AppRecord) -> bytes:
     """The readable line beside a record, in JSON: for `nats kv watch`, deciding nothing."""
-    line = {
-        "role": record.role,
-        "id": record.subject,
-        "host": record.host,
-        "session": record.session,
-        "state": str(record.state),
-        "created_at": record.created_at,
-        "lease_end": record.lease_end,
-        "next_recheck": record.next_recheck,
-        "simulated": record.outcome.simulated if record.outcome else None,
-        "integrity": record.outcome.integrity if record.outcome else None,
-        "serial": record.serial if isinstance(record, AppRecord) and record.serial else None,
-        "host_session": record.host_session if isinstance(record, AppRecord) else None,
-        "reasons": [reason.model_dump() for reason in record.reasons],
-    }
-    return json.dumps({key: value for key, value in line.items() if value is not None}).encode()
+    application = record if isinstance(record, AppRecord) else None
+    return Summary(
+        role=record.role,
+        id=record.subject,
+        host=record.host,
+        session=record.session,
+        state=str(record.state),
+        created_at=record.created_at,
+        lease_end=record.lease_end,
+        next_recheck=record.next_recheck,
+        simulated=record.outcome.simulated if record.outcome else None,
+        integrity=record.outcome.integrity if record.outcome else None,
+        serial=(application.serial or None) if application else None,
+        host_session=application.host_session if application else None,
+        reasons=record.reasons,
+    ).body()

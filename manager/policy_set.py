@@ -30,6 +30,8 @@ class PolicySet(Model):
     runtime_policy: str
     min_tcb_evaluation: Annotated[int, Field(ge=0)] = 0
     min_crl_number: Annotated[int, Field(ge=0)] = 0
+    allow_proxy: bool = False
+    allow_manager_keys: bool = False
 
 
 def sign_set(path: Path, author: Ed25519PrivateKey) -> PutPolicy:
@@ -56,6 +58,8 @@ def sign_set(path: Path, author: Ed25519PrivateKey) -> PutPolicy:
         runtime_policy=policy_name(runtime),
         min_tcb_evaluation=described.min_tcb_evaluation,
         min_crl_number=described.min_crl_number,
+        allow_proxy=described.allow_proxy,
+        allow_manager_keys=described.allow_manager_keys,
     )
     return PutPolicy(manifest=sign(author, "policy manifest", manifest), documents=[sgx, host, runtime])
 

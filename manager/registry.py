@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from schemas.host_policy import HostPolicy
 from schemas.settings import OperatorSettings
 from schemas.sgx import SgxPolicy, policy_name, read_policy
 from schemas.signing import Signed, verify
+from schemas.tpm import TpmClock, TpmEnrolment
 
 E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)
 MANIFEST = "manifest"
@@ -126,6 +128,11 @@ class Registry:
                 action="find out who may write the bucket enrolment",
             )
         return action.subject
+
+    def check_tpm(self, enrolled: TpmEnrolment, clock: TpmClock) -> None:
+        """Raises Refusal `rollback` for a TPM that was reset less often than this worker has seen before."""
+        name = hashlib.sha256(enrolled.ak).hexdigest()[:32]
+        self._high_water.check(f"tpm.{name}.resets", clock.reset_count)
 
     async def policies(self) -> InForce:
         """The policies in force by the newest manifest. Raises Refusal (`policy.*`, `rollback`)."""

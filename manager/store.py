@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from bus.api import Bus, Conflict
+from bus.logs import of_session
 from manager.outbox import Outbox
 from manager.sessions.draft import Context
 from manager.sessions.recheck import expire
@@ -47,6 +48,7 @@ class SessionStore:
 
     async def create(self, record: R) -> None:
         """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
+        of_session(record.session)
         key = record_key(record.role, record.session)
         try:
             revision = await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
@@ -60,6 +62,7 @@ class SessionStore:
 
         Raises Refusal and NoMove from the step, BusError from the bus.
         """
+        of_session(session)
         key = record_key(_role(kind), session)
         async with self._locks.setdefault(key, asyncio.Lock()):
             try:

@@ -23,6 +23,7 @@ from bus.channel import Early, Stale
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.limits import Limiter
+from manager.observer import Observer
 from manager.operators import Operators
 from manager.quarantine import Quarantine
 from manager.sessions.states import NoMove
@@ -52,7 +53,9 @@ class Worker:
         emit: Emit,
         quarantine: Quarantine,
         now: Callable[[], int],
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._quarantine = quarantine
         self._limiter = Limiter(RATE, BURST)
         self._bus = bus
@@ -68,6 +71,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow("managers", self._from_outside))
             group.create_task(self._follow("workers", self._internal.take))
+            group.create_task(self._internal.keep())
 
     async def _follow(self, consumer: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
         room = asyncio.Semaphore(AT_ONCE)
@@ -94,13 +98,16 @@ class Worker:
 
     async def _one(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
         """Handle one delivery and settle it. Never raises: a worker outlives every message."""
+        started, result = time.monotonic(), "again"
         try:
-            await self._settle(delivery, handle)
+            result = await self._settle(delivery, handle)
         except BusError as error:
             log.warning("bus", subject=delivery.subject, error=str(error))
+        self._observer.handled(delivery.subject, time.monotonic() - started, result)
 
-    async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
-        subject = delivery.subject
+    async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> str:
+        """What came of it: handled, dropped, again or fault."""
+        subject, result = delivery.subject, "dropped"
         try:
             await handle(subject, delivery.data)
         except Refusal as refusal:
@@ -112,21 +119,24 @@ class Worker:
         except Early:
             if delivery.attempt <= ATTEMPTS:
                 await delivery.again(0.05 * delivery.attempt)
-                return
+                return "again"
             await self._dropped(subject, delivery.data, (_early(),))
         except BusError as error:
             log.warning("again", subject=subject, attempt=delivery.attempt, error=str(error))
             await delivery.again(min(0.1 * 2**delivery.attempt, 5.0))
-            return
+            return "again"
         except Exception as error:  # a fault of ours must neither end the worker nor admit anybody
             log.exception("fault", subject=subject, attempt=delivery.attempt)
             if delivery.attempt < ATTEMPTS:
                 await delivery.again(0.2 * delivery.attempt)
-                return
+                return "fault"
+            result = "fault"
             await self._put_aside(subject, delivery.data, delivery.attempt, _fault(error))
         else:
             self.counts["handled"] += 1
+            result = "handled"
         await delivery.done()
+        return result
 
     async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
         """Into quarantine, with an event that says under which name."""

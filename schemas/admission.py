@@ -16,6 +16,8 @@ from schemas.base import Hex32, Id, Model, Refusal, Seconds, SessionId, pack, un
 from schemas.signing import Signed, sign, verify
 
 BUCKET = "admissions"
+CRL = "crl."
+"""What the keys of revocation lists begin with, in the same bucket: CRLs in DER, signed by their CA."""
 MAX_APPLIED = 1000
 """Most changes that one report tells of."""
 _MAX_STATEMENT = 16 * 1024
@@ -61,6 +63,11 @@ def spiffe_id(trust_domain: str, host: str, app: str) -> str:
 def serial_hex(serial: int) -> str:
     """A serial number as `Serial` writes it."""
     return serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex()
+
+
+def crl_key(issuer: str) -> str:
+    """The bucket's key of a CA's revocation list; `issuer` is its subject key identifier in hexadecimal."""
+    return f"{CRL}{issuer}"
 
 
 class _Leased(Model):

@@ -50,7 +50,8 @@ class Placement(Model):
 class AppEnrolment(Model):
     """An application: exact measurements (two while an update rolls out), where it may run, what it may do.
 
-    `allow` are the rules of which one has to allow a request at the gateway; without any, none passes.
+    `allow` are the rules of which one has to allow a request at the gateway; without any, none passes. With
+    `certificate_key = "manager"`, as in the prototype, the manager makes the key pair: weaker, and marked.
     """
 
     kind: Literal["app"] = "app"
@@ -58,6 +59,7 @@ class AppEnrolment(Model):
     mrenclaves: Annotated[list[Hex32], Field(min_length=1, max_length=2)]
     placements: Annotated[list[Placement], Field(min_length=1, max_length=1024)]
     allow: Rules = []
+    certificate_key: Literal["enclave", "manager"] = "enclave"
 
 
 class GatewayEnrolment(Model):
@@ -93,7 +95,11 @@ class RecheckNow(Model):
 
 
 class PolicyManifest(Model):
-    """Which policies are in force, by SHA-256, and floors below which no collateral is taken."""
+    """Which policies are in force, by SHA-256, and floors below which no collateral is taken.
+
+    `allow_proxy`: applications whose enclave only carries the requests of a program outside. `allow_manager_keys`:
+    applications whose private key the manager makes.
+    """
 
     version: Annotated[int, Field(ge=1, lt=2**63)]
     sgx_policy: Hex32
@@ -101,6 +107,8 @@ class PolicyManifest(Model):
     runtime_policy: Hex32
     min_tcb_evaluation: Annotated[int, Field(ge=0, lt=2**31)] = 0
     min_crl_number: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    allow_proxy: bool = False
+    allow_manager_keys: bool = False
 
 
 class PutPolicy(Model):

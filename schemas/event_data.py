@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId
-from schemas.host_policy import UnknownEntry
+from schemas.host_policy import BootState, UnknownEntry
 from schemas.messages import EvidenceKind, Outcome
 
 SessionWhat: TypeAlias = Literal[
@@ -23,6 +23,8 @@ SessionWhat: TypeAlias = Literal[
     "proven",
     "certified",
     "admitted",
+    "renewing",
+    "renewed",
     "rechecking",
     "rechecked",
     "late-answer",
@@ -64,12 +66,18 @@ class Rejected(Model):
 
     step: str
     reasons: list[Reason]
+    ear: str | None = None
 
 
 class ListJudged(Model):
-    """What was found in a measurement list: how long it is now, its SHA-256, its replay by bank, unknown entries."""
+    """What was found in a measurement list: how long it is now, its SHA-256, its replay by bank, unknown entries.
+
+    A TPM quote vouches for the first `anchored_entries` of them, and for how the machine was booted.
+    """
 
     entries: int
+    anchored_entries: int
+    boot_state: BootState
     measurements: Hex32
     pcr10: dict[str, Hex]
     unknown: list[UnknownEntry]
@@ -79,6 +87,8 @@ class HostGranted(ListJudged):
     """The verdict that K was granted on."""
 
     outcome: Outcome
+    ear: str
+    """Here and below: the verdict as an EAR, a JWT signed by the manager (schemas/ear.py)."""
 
 
 class HostTrusted(Model):
@@ -93,6 +103,7 @@ class HostRechecked(ListJudged):
 
     lease_end: Seconds
     outcome: Outcome
+    ear: str
 
 
 class AppRechecked(Model):
@@ -100,12 +111,14 @@ class AppRechecked(Model):
 
     lease_end: Seconds
     outcome: Outcome
+    ear: str
 
 
 class WaitingForKey(Model):
     """The application's evidence is good; the session of its host hands over the key."""
 
     outcome: Outcome
+    ear: str
     host_session: SessionId
 
 
@@ -132,11 +145,18 @@ class Proven(Model):
 
 
 class Certified(Model):
-    """The certificate that was issued."""
+    """The certificate that was issued, and where its key was made."""
 
     serial: str
     identity: str
     not_after: Seconds
+    key: str
+
+
+class Renewing(Certified):
+    """The next certificate, beside the one that it is to replace."""
+
+    before_serial: str
 
 
 class AppAdmitted(Model):
@@ -153,6 +173,7 @@ class Ended(Model):
     step: str
     reasons: list[Reason]
     outcome: Outcome | None = None
+    ear: str | None = None
 
 
 class Dropped(Model):
@@ -254,6 +275,8 @@ EVENTS = (
     Told(("app",), "proven", "the co-location proof is right", Proven),
     Told(("app",), "certified", "the certificate was issued and leased to the gateways", Certified),
     Told(("app",), "admitted", "enough gateways let it pass: the application was told", AppAdmitted),
+    Told(("app",), "renewing", "the next certificate was issued, before the present one ends", Renewing),
+    Told(("app",), "renewed", "enough gateways let it pass: the one before it is withdrawn", AppAdmitted),
     Told(_BOTH, "rechecking", "fresh evidence was asked for"),
     Told(("host",), "rechecked", "it came and is good: the lease was renewed", HostRechecked),
     Told(("app",), "rechecked", "it came and is good: the lease was renewed", AppRechecked),

@@ -16,9 +16,12 @@ def host_evidence_hash(measurements: MeasurementList, tpm: TpmQuote | None) -> b
     return evidence_hash(pack(measurements), *([] if tpm is None else [pack(tpm)]))
 
 
-def app_evidence_hash(certificate_request: bytes = b"") -> bytes:
-    """SHA-512 that an application's quote covers: its certificate request; nothing in a recheck."""
-    return evidence_hash(certificate_request)
+def app_evidence_hash(certificate_request: bytes = b"", *, proxy: bool = False) -> bytes:
+    """SHA-512 that an application's quote covers: its certificate request, and whether it is a proxy.
+
+    In a recheck it covers nothing more: both stand.
+    """
+    return evidence_hash(certificate_request, *([b"proxy"] if proxy else []))
 
 
 def pack_measurements(whole: bytes, offset: int) -> MeasurementList:

@@ -94,6 +94,8 @@ class AppEvidence(Model):
     enclave_key: PublicKey
     quote: Quote
     certificate_request: Annotated[bytes, Field(max_length=4096)]
+    proxy: bool = False
+    """The enclave will carry the requests of a program outside; the measured code says so of itself."""
 
 
 class HostGrant(Model):
@@ -175,15 +177,21 @@ class VolumeKey(Model):
 
 
 class Certificate(Model):
-    """5: the application's certificate, leaf first."""
+    """5, and 7 as `renew`: the application's certificate, leaf first.
+
+    `private_key` (PKCS #8, PEM) comes only in the prototype's mode, where the manager makes the key.
+    """
 
     chain: Annotated[str, Field(max_length=32 * 1024)]
     serial: Annotated[str, Field(max_length=64)]
     not_after: Seconds
+    private_key: Secret | None = None
 
 
 class Ready(Model):
-    """6: a gateway has said, signed, that nginx admits the certificate; sent again with every renewed lease."""
+    """6: a gateway has said, signed, that nginx admits certificate `serial`; sent again with every renewed lease."""
+
+    serial: Annotated[str, Field(max_length=64)]
 
     gateway: Annotated[str, Field(max_length=256)]
     lease_end: Seconds

@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from schemas.base import Hex32, Id, Refusal, first_message, where
+from schemas.base import Hex32, Id, Reason, Refusal
 from schemas.enrolment import OperatorRole
 
 Profile = Literal["production", "development"]
@@ -40,20 +40,29 @@ FilePath = Annotated[Path, AfterValidator(_beside_file)]
 """A path; a relative one counts from the folder of the settings file."""
 
 
+MetricsAddress = Annotated[str, Field(pattern=r"^[0-9.]{7,15}:[0-9]{1,5}$")] | None
+"""An IPv4 address and a port; nobody is asked who he is there, so keep it on loopback or a network of its own."""
+
+
 class Part(BaseModel):
     """A table within a settings file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Timing(Part):
     """Spans in seconds. A lease counts from the moment the question was asked, never from the answer."""
 
     lease_s: Annotated[int, Field(ge=2, le=3600)] = 30
+    """How long trust lasts, counted from the question that the evidence answers."""
     recheck_s: Annotated[int, Field(ge=1, le=3600)] = 10
+    """How long after an answer the next question is asked (with jitter)."""
     evidence_window_s: Annotated[int, Field(ge=1, le=600)] = 10
+    """How long a question may be answered."""
     skew_s: Annotated[int, Field(ge=0, le=60)] = 5
+    """How far clocks may be apart."""
     certificate_s: Annotated[int, Field(ge=60, le=86400)] = 3600
+    """How long an application's certificate is valid."""
 
     @model_validator(mode="after")
     def _lease_covers_recheck(self) -> Self:
@@ -66,15 +75,22 @@ class BusSettings(Part):
     """Where the bus is, and the credentials file for it."""
 
     url: str
+    """`nats://` or `tls://` address; several with commas between."""
     credentials: FilePath
+    """The credentials file (`attestgate keys credentials`)."""
+    replicas: Literal[1, 3] = 1
+    """On how many servers of a cluster each stream is kept; only manager workers, who make the streams, need it."""
 
 
 class OperatorSettings(Part):
     """An operator or policy author whose signature is taken: a name, a role, an Ed25519 public key in hexadecimal."""
 
     name: Id
+    """The name that the operator signs under."""
     role: OperatorRole
+    """`operator`, `policy-author` or `viewer`."""
     identity: Hex32
+    """Ed25519 public key, hexadecimal (public.json)."""
 
 
 class AttestationSettings(Part):
@@ -85,43 +101,84 @@ class AttestationSettings(Part):
     """
 
     pccs_url: str
+    """Base URL of the attestation service: Intel's PCS or a PCCS."""
     root: FilePath
+    """Root certificate, PEM or DER."""
     allow_simulated: bool = False
+    """Take another root than Intel's. Refused in production."""
     when_down: Literal["cache", "refuse"] = "cache"
+    """While the service is out of reach: go on with a cached set that is still valid, or refuse."""
 
 
 class GatewaySet(Part):
     """The gateways in front of the controller, as applications are told of them."""
 
     name: Id
+    """The set's name: leases are for one set."""
     address: str
+    """HOST:PORT that applications connect to."""
     reports_before_ready: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many gateways must report a certificate admitted before the application is told that it is ready."""
+
+
+class LogSettings(Part):
+    """Logs go to standard error, one line each."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged: this and what is worse."""
+    format: Literal["json", "console"] = "json"
+    """JSON, or for a person."""
 
 
 class ProcessSettings(BaseSettings):
     """Ground of every settings file."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="ATTESTGATE_", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="ATTESTGATE_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+    )
     profile: Profile = "production"
+    """`production` refuses whatever is simulated."""
     bus: BusSettings
+    """Where the bus is."""
+    log: LogSettings = LogSettings()
+    """How the process logs. The level is read again on SIGHUP."""
 
 
 class ManagerSettings(ProcessSettings):
     """A manager worker."""
 
     name: Id = "manager"
+    """This worker's name, in events and logs."""
     state_dir: FilePath
+    """Folder for high-water marks: one a worker, kept over restarts."""
     identity: FilePath
+    """The manager's Ed25519 key."""
     storage_keys: FilePath
+    """Keys that seal session records. Read again when the file changes."""
     salt: FilePath
+    """Salts what is kept of platform identities."""
     pki: FilePath
+    """Folder of the issuing CA."""
     pki_passphrase: FilePath
+    """Opens the issuing CA's key."""
     trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,253}$")]
+    """In front of every identity: `spiffe://<trust domain>/...`"""
     operators: Annotated[list[OperatorSettings], Field(min_length=1)]
+    """Whose signed commands and policies are taken."""
     attestation: AttestationSettings
+    """The attestation service."""
     gateways: GatewaySet
+    """The gateways in front of the controller."""
     timing: Timing = Timing()
+    """How long things last."""
     suite: SuiteSetting = "mlkem768-x25519"
+    """HPKE suite of a session: hybrid post-quantum, or X25519 alone."""
+    metrics: MetricsAddress = None
+    """ADDRESS:PORT on which `GET /metrics` answers in Prometheus's format; port 0 takes a free one. Off by default."""
 
     @model_validator(mode="after")
     def _simulated_only_by_name(self) -> Self:
@@ -134,27 +191,41 @@ class GatewaySettings(ProcessSettings):
     """A gateway worker, beside one nginx."""
 
     id: Id
+    """This gateway's id, as enrolled."""
     gateway_set: Id
+    """The set whose leases it applies."""
     identity: FilePath
+    """The gateway's Ed25519 key: signs its reports."""
     manager_identity: Annotated[list[Hex32], Field(min_length=1)]
+    """Managers' Ed25519 public keys, hexadecimal: whose leases are believed."""
     nginx_socket: FilePath
+    """The admin socket of the nginx beside it."""
     longest_lease_s: Annotated[int, Field(ge=2, le=3600)] = 60
+    """No admission is longer, whatever a lease says."""
     reconcile_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    """How often all of nginx's dictionary is compared."""
+    metrics: MetricsAddress = None
+    """ADDRESS:PORT on which `GET /metrics` answers in Prometheus's format; port 0 takes a free one. Off by default."""
 
 
 class OperatorFile(ProcessSettings):
     """What an operator's commands need: the bus, a name, and the key that signs."""
 
     name: Id
+    """Your name, as the managers' settings have it."""
     identity: FilePath
+    """Your Ed25519 key."""
     answer_s: Annotated[int, Field(ge=1, le=600)] = 15
+    """How long a command's answer is waited for."""
 
 
 class PlatformSettings(Part):
     """The platform that the agent runs on. A simulated one is used only where it is asked for by name."""
 
     kind: Literal["gramine", "simulated"] = "gramine"
+    """SGX by Gramine, or the simulated platform by its name."""
     socket: FilePath | None = None
+    """The simulated machine's socket."""
 
     @model_validator(mode="after")
     def _socket_when_simulated(self) -> Self:
@@ -164,46 +235,61 @@ class PlatformSettings(Part):
 
 
 class AgentSettings(ProcessSettings):
-    """What both agents have. `measured` is the file that is part of the measurement."""
+    """What both agents have."""
 
     id: Id
+    """This agent's id, as enrolled."""
     platform: PlatformSettings = PlatformSettings()
+    """What the enclave runs on."""
     measured: FilePath
+    """The measured settings: a file of its own."""
     retry_s: Annotated[int, Field(ge=1, le=600)] = 2
+    """First pause before a new session; later ones are longer."""
 
 
 class HostSettings(AgentSettings):
-    """A host agent. `volumes` is its own table: the manager names an index, never a path.
-
-    `tpm` is where `attestgate tpm serve` listens on this host's loopback, if its TPM is enrolled.
-    """
+    """A host agent."""
 
     tpm: Annotated[str, Field(pattern=r"^(127\.0\.0\.1|localhost):[0-9]{1,5}$")] | None = None
+    """Where `attestgate tpm serve` listens on this host's loopback, if its TPM is enrolled."""
     measurement_list: FilePath = Path("/sys/kernel/security/ima/binary_runtime_measurements")
+    """The kernel's binary IMA list."""
     volumes: Annotated[list[FilePath], Field(max_length=1024)]
+    """Data volumes of the applications here, by index: an enrolment names the index, never a path."""
 
 
 class AppSettings(AgentSettings):
-    """An application agent. `volume` is the data volume it shares with its host's agent."""
+    """An application agent."""
 
     host: Id
+    """Id of the host that it runs on."""
     volume: FilePath
+    """The data volume that it shares with the host's agent."""
     status_file: FilePath | None = None
+    """Where the program may write what it sees."""
+    proxy_socket: FilePath | None = None
+    """Unix socket on which the program `app_agent.proxy` takes requests."""
+    proxy_port: Annotated[int | None, Field(ge=1, le=65535)] = None
+    """Port on loopback for the same: any local process can use it."""
 
 
 class Measured(Part):
-    """What an agent must not be lied to about; part of its measurement.
-
-    `manager_identity`: Ed25519 public keys, hexadecimal. `gateway_ca`: PEM. `program`: a Python file beside this one,
-    run by the application's agent (its content is measured with the code).
-    """
+    """What an agent must not be lied to about; part of its measurement, so nothing overrides it."""
 
     manager_identity: Annotated[list[Hex32], Field(min_length=1)]
+    """Managers' Ed25519 public keys, hexadecimal: whose challenges are answered."""
     suites: Annotated[list[SuiteSetting], Field(min_length=1)]
+    """HPKE suites that are accepted."""
     sealing: Literal["mrsigner"] = "mrsigner"
+    """To whom volume keys are sealed."""
     gateway_ca: str = ""
+    """PEM of the CA that signs the gateway's certificate."""
     gateway_name: str = ""
+    """Name in the gateway's certificate."""
     program: str = ""
+    """The application's module, of the measured code."""
+    accept_manager_key: bool = False
+    """Take a certificate whose private key the manager made, as in the prototype."""
 
 
 S = TypeVar("S", bound=ProcessSettings)
@@ -246,16 +332,24 @@ def _reading(kind: type[BaseModel], path: Path) -> Iterator[None]:
             action="check the path and its permissions",
         ) from None
     except ValidationError as error:
-        raise Refusal.because(
-            "settings.key",
-            f"{path}: {where(error)}",
-            expected=f"the keys of {kind.__name__}",
-            found=first_message(error),
-            action="correct that key; docs/settings.md lists them all",
-        ) from None
+        raise Refusal(*_wrong_keys(kind, path, error)) from None
     except ValueError as error:  # tomllib and undecodable text
         raise Refusal.because(
             "settings.toml", str(path), expected="TOML in UTF-8", found=str(error), action="correct the file"
         ) from None
     finally:
         _folder.reset(token)
+
+
+def _wrong_keys(kind: type[BaseModel], path: Path, error: ValidationError) -> list[Reason]:
+    """Each problem, by its key; never the value, which may be secret."""
+    return [
+        Reason(
+            code="settings.key",
+            field=f"{path}: {'.'.join(map(str, problem['loc'])) or '(whole)'}",
+            expected=f"the keys of {kind.__name__}",
+            found=problem["msg"],
+            action="correct that key; docs/settings.md lists them all",
+        )
+        for problem in error.errors(include_input=False, include_url=False)
+    ]

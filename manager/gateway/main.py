@@ -9,8 +9,10 @@ from pydantic import JsonValue, TypeAdapter
 
 from bus import subjects
 from bus.nats import connect
+from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.worker import GatewayWorker
 from manager.keyfiles import read_identity
+from manager.metrics_http import served
 from schemas.events import Event
 from schemas.settings import GatewaySettings
 
@@ -34,8 +36,11 @@ async def run(settings: GatewaySettings) -> None:
         )
         subject = subjects.event(kind, id, what)
         await bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
+        metrics.event(what)
 
+    metrics = GatewayMetrics()
     try:
-        await GatewayWorker(settings, bus=bus, identity=identity, emit=emit).run()
+        with served(settings.metrics, metrics.registry):
+            await GatewayWorker(settings, bus=bus, identity=identity, emit=emit, metrics=metrics).run()
     finally:
         await bus.close()

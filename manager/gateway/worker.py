@@ -19,8 +19,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from bus.api import Bus, BusError
 from manager.gateway.dictionary import Dictionary, NginxError
 from manager.gateway.ledger import CertificateEntry, Changes, Ledger, difference
+from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.telling import Emit, Telling, complain
-from schemas.admission import BUCKET, Applied, Lease, Statement, Withdrawal, open_posted
+from schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
 from schemas.base import Refusal
 from schemas.settings import GatewaySettings
 
@@ -39,7 +40,9 @@ class GatewayWorker:
         identity: Ed25519PrivateKey,
         emit: Emit,
         clock: Callable[[], float] = time.time,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or GatewayMetrics()
         self._settings = settings
         self._managers = {bytes.fromhex(key) for key in settings.manager_identity}
         self._bus = bus
@@ -74,7 +77,7 @@ class GatewayWorker:
                     if entry is None:
                         self._loaded = True
                         self._wake.set()
-                    elif entry.value is not None:
+                    elif entry.value is not None and not entry.key.startswith(CRL):
                         await self._take(entry.key, entry.value)
                     # A deletion is not signed: it ends nothing, the lease's own end does.
                 raise BusError("the watch ended")
@@ -89,6 +92,7 @@ class GatewayWorker:
                 self._telling.event("refused", {"key": key, "reason": refusal.reasons[0].model_dump()})
             return
         if changed:
+            self._metrics.heard(key)
             self._dirty.add(key)
             self._wake.set()
         # A long first load must not keep a withdrawal from being applied.
@@ -148,6 +152,7 @@ class GatewayWorker:
         told = keys if epoch != self._epoch else changes.put.keys() | set(changes.remove)
         applied = [_applied(statements[key], admitted=key in wanted) for key in told if key in statements]
         self._telling.report(applied, epoch, at)
+        self._metrics.agreed(keys, len(self._ledger))
         self._tell(changes)
         if everything:
             self._epoch = epoch

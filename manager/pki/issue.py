@@ -1,22 +1,29 @@
 """Certificates: an application's, from its enclave's PKCS #10 request and for one identity; a gateway server's.
 
-An application's certificate is an X.509-SVID (SPIFFE): no subject, one URI name, clientAuth, a short life.
+An application's certificate is an X.509-SVID (SPIFFE): no subject, one URI name, clientAuth, a short life. What is
+weaker about it than it should be stands in an extension of its own, `MARKS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from manager.pki.authority import BACKDATED, Authority, key_usage, new_serial, signable
+from manager.pki.authority import BACKDATED, Authority, key_id, key_usage, new_serial, signable
 from schemas.admission import serial_hex, spiffe_id
 from schemas.base import Refusal, Secret
 
@@ -24,6 +31,10 @@ MAX_REQUEST = 4096
 """Largest certificate request, in bytes of DER."""
 _EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 """PKCS #9 extensionRequest: the one attribute a request may carry (RFC 2985, section 5.4.2)."""
+MARKS = x509.ObjectIdentifier("2.25.326183947711027684411917366187264170871")
+"""Extension, not critical: a UTF8String with words and commas between them (`proxy,manager-key`). The object identifier
+is made from a random UUID (X.667), so that nobody had to be asked for it."""
+PROXY, MANAGER_KEY = "proxy", "manager-key"
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,10 @@ class Issued:
     """Of the leaf's DER, lower-case hexadecimal."""
     identity: str
     not_after: int
+    issuer: str
+    """Subject key identifier of the issuing CA, lower-case hexadecimal."""
+    key: Secret | None = None
+    """The private key where it was made here, PKCS #8 in PEM."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,16 @@ class ServerCertificate:
     not_after: int
 
 
-def issue(authority: Authority, request: bytes, *, host: str, app: str, lifetime_s: int, at: int) -> Issued:
+def issue(
+    authority: Authority,
+    request: bytes,
+    *,
+    host: str,
+    app: str,
+    lifetime_s: int,
+    at: int,
+    marks: Collection[str] = (),
+) -> Issued:
     """The certificate of an application on a host, for the key in its request (PKCS #10, DER).
 
     The request proves possession of an EC P-256 key and asks for nothing: no subject, no attribute, no extension but,
@@ -57,12 +81,44 @@ def issue(authority: Authority, request: bytes, *, host: str, app: str, lifetime
     """
     identity = spiffe_id(authority.trust_domain, host, app)
     name = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
-    key = _requested_key(request, name)
+    return _issued(authority, _requested_key(request, name), identity, lifetime_s, at, marks)
+
+
+def issue_with_key(
+    authority: Authority, *, host: str, app: str, lifetime_s: int, at: int, marks: Collection[str] = ()
+) -> Issued:
+    """The same with a new EC P-256 key, made here and marked so: the prototype's way. Raises Refusal (`pki.*`)."""
+    key = generate_private_key(SECP256R1())
+    identity = spiffe_id(authority.trust_domain, host, app)
+    issued = _issued(authority, key.public_key(), identity, lifetime_s, at, [*marks, MANAGER_KEY])
+    return replace(issued, key=_pem(key))
+
+
+def read_marks(certificate: x509.Certificate) -> list[str]:
+    """The marks in a certificate; none if it has no such extension."""
+    try:
+        value = certificate.extensions.get_extension_for_oid(MARKS).value
+    except x509.ExtensionNotFound:
+        return []
+    if not isinstance(value, x509.UnrecognizedExtension):
+        raise AssertionError("a known extension under our own object identifier")
+    return value.value[2:].decode("utf-8").split(",")
+
+
+def _issued(
+    authority: Authority, key: EllipticCurvePublicKey, identity: str, lifetime_s: int, at: int, marks: Collection[str]
+) -> Issued:
     builder, not_after = _leaf(authority, key, lifetime_s, at)
+    if marks:
+        text = ",".join(marks).encode()
+        # DER of a UTF8String (X.690, section 8.23): tag 12, a length below 128, the text.
+        builder = builder.add_extension(
+            x509.UnrecognizedExtension(MARKS, bytes([12, len(text)]) + text), critical=False
+        )
     certificate = (
         builder.subject_name(x509.Name([]))
         # Critical where the subject is empty (RFC 5280, section 4.2.1.6).
-        .add_extension(name, critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .sign(authority.key, SHA256())
     )
@@ -72,6 +128,7 @@ def issue(authority: Authority, request: bytes, *, host: str, app: str, lifetime
         sha256=sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
         identity=identity,
         not_after=not_after,
+        issuer=key_id(authority.certificate),
     )
 
 
@@ -96,9 +153,13 @@ def issue_server(authority: Authority, *, names: list[str], lifetime_s: int, at:
     )
     return ServerCertificate(
         chain=_chain(authority, certificate),
-        key=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+        key=_pem(key),
         not_after=not_after,
     )
+
+
+def _pem(key: EllipticCurvePrivateKey) -> Secret:
+    return Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _requested_key(request: bytes, allowed: x509.SubjectAlternativeName) -> EllipticCurvePublicKey:

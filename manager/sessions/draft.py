@@ -16,6 +16,7 @@ from pydantic import BaseModel, JsonValue
 from bus import subjects
 from bus.channel import Channel
 from bus.layout import ADMISSIONS
+from manager import ear
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard, record_key
 from manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from schemas.admission import Statement, post
@@ -23,9 +24,12 @@ from schemas.base import Reason, pack
 from schemas.binding import Role
 from schemas.event_data import SessionWhat
 from schemas.events import Event
+from schemas.host_policy import ListVerdict
 from schemas.messages import Outcome
 from schemas.settings import GatewaySet, Timing
+from schemas.sgx import IasVerdict, SgxVerdict
 from schemas.signing import sign
+from schemas.tpm import TpmClock
 
 R = TypeVar("R", HostRecord, AppRecord)
 
@@ -55,7 +59,8 @@ class Context:
 class Judgement:
     """What came of judging a piece of evidence.
 
-    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session.
+    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session. `verdict`
+    and `listed` are what the judgement rests on: the enclave's and the measurement list's.
     """
 
     own: bool
@@ -65,7 +70,10 @@ class Judgement:
     list_size: int = 0
     list_digest: bytes = b""
     replay: bytes = b""
+    tpm: TpmClock | None = None
     notes: dict[str, JsonValue] = field(default_factory=dict)
+    verdict: SgxVerdict | IasVerdict | None = None
+    listed: ListVerdict | None = None
 
     @property
     def given(self) -> Input:
@@ -82,6 +90,7 @@ class Draft(Generic[R]):
         self.record: R = record
         self.context = context
         self.before = record.state
+        self._asked: R = record
         self._outbox: list[Outgoing] = []
 
     def move(self, given: Input) -> State:
@@ -139,6 +148,21 @@ class Draft(Generic[R]):
         )
         subject = subjects.event(record.role, record.subject, what)
         self._put(how="publish", subject=subject, data=event.body(), headers=event.headers(), id=event.id)
+
+    def result(self, judgement: Judgement) -> dict[str, JsonValue]:
+        """The judgement as a signed attestation result, for its event; empty where nothing was judged."""
+        asked = self._asked.handshake or self._asked.question
+        if judgement.verdict is None or asked is None:
+            return {}
+        token = ear.sign(
+            self.context.identity,
+            subject=f"{self._asked.role}/{self._asked.subject}" if judgement.own else None,
+            session=self._asked.session,
+            nonce=asked.nonce,
+            at=self.context.now,
+            submods=ear.appraised(judgement.verdict, judgement.listed, judgement.reasons),
+        )
+        return {"ear": token}
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
         """A message to another session (or to this one), taken up by any worker."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manager.sessions.draft import Draft, R
+from pydantic import JsonValue
+
+from manager.sessions.draft import Draft, Judgement, R
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import Input, State
-from manager.sessions.work import HostLost
+from manager.sessions.work import HostLost, Revoked
 from schemas.admission import Withdrawal
 from schemas.base import Reason
 from schemas.event_data import SessionWhat
@@ -23,8 +25,13 @@ TOLD: dict[State, SessionWhat] = {
 """The event of each end."""
 
 
-def end(draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason]) -> None:
-    """Take the table's step into an end. Raises NoMove where the state does not know this input."""
+def end(
+    draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason], judgement: Judgement | None = None
+) -> None:
+    """Take the table's step into an end; a `judgement` may be what ended it.
+
+    Raises NoMove where the state does not know this input.
+    """
     hello = draft.record.handshake.hello if draft.record.handshake else None
     state = draft.move(given)
     draft.set(reasons=list(reasons), unheard=[])
@@ -37,20 +44,34 @@ def end(draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason]) -> 
     if isinstance(record, HostRecord):
         _withdraw_host(draft, record, reasons)
     elif record.serial:
-        _withdraw(draft, f"cert.{record.serial}", reasons)
-    verdict = {"outcome": record.outcome.model_dump(mode="json")} if record.outcome else {}
+        _withdraw_certificates(draft, record, reasons)
+    verdict: dict[str, JsonValue] = draft.result(judgement) if judgement else {}
+    if record.outcome is not None:
+        verdict["outcome"] = record.outcome.model_dump(mode="json")
     draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
 
 
 def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason]) -> None:
     """One removal cuts every application of the host; then each of their sessions is told."""
     if record.lease_end is not None:
-        _withdraw(draft, f"host.{record.session}", reasons)
+        withdraw(draft, f"host.{record.session}", _code(reasons))
     for session in record.apps:
         draft.work("app", session, "host-lost", HostLost(state=record.state, reasons=list(reasons)))
 
 
-def _withdraw(draft: Draft[R], key: str, reasons: Sequence[Reason]) -> None:
+def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence[Reason]) -> None:
+    """What the session was leased, and a place in the revocation list: nobody else gets these certificates in use."""
+    held = [(record.issuer, record.serial)]
+    if record.retiring is not None:
+        held.append((record.retiring.issuer, record.retiring.serial))
+    for issuer, serial in held:
+        withdraw(draft, f"cert.{serial}", _code(reasons))
+        revoked = Revoked(issuer=issuer, serial=serial, at=draft.context.now, state=record.state)
+        draft.work("app", record.session, "revoked-certificate", revoked)
+
+
+def withdraw(draft: Draft[R], key: str, reason: str) -> None:
+    """A tombstone for the gateways. `reason` is a reason code."""
     record = draft.record
     until = (record.lease_end or draft.context.now) + draft.context.timing.skew_s
     if isinstance(record, AppRecord):
@@ -60,6 +81,10 @@ def _withdraw(draft: Draft[R], key: str, reasons: Sequence[Reason]) -> None:
         issued_at=draft.context.now,
         until=until,
         sequence=record.revision + 1,
-        reason=reasons[0].code if reasons else "ended",
+        reason=reason,
     )
     draft.post(statement)
+
+
+def _code(reasons: Sequence[Reason]) -> str:
+    return reasons[0].code if reasons else "ended"

@@ -5,12 +5,12 @@ T0 -> T1 (challenge) -> T2 (evidence) -> T3 (grant) -> T4 (proof). T moves only 
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from bus import envelope
 from bus.channel import Channel, Frame, open_frame
 from bus.envelope import SuiteName
-from manager.sessions.draft import Context, Draft, R
+from manager.sessions.draft import Context, Draft, Judgement, R
 from manager.sessions.record import Handshake
 from manager.sessions.states import Input
 from schemas.base import Refusal, Secret, pack, unpack
@@ -90,14 +90,15 @@ def accept_evidence(draft: Draft[R], data: bytes) -> bytes:
     return t2
 
 
-def count_foreign_evidence(draft: Draft[R], data: bytes, refusal: Refusal) -> None:
+def count_foreign_evidence(draft: Draft[R], data: bytes, judgement: Judgement) -> None:
     """Evidence that could be anybody's: the session stands, the attempt is counted, its sender is told."""
     handshake = _handshake(draft)
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
-    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(refusal.reasons))
+    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(judgement.reasons))
     draft.say_signed("rejected", "rejected", notice)
-    draft.event("evidence-rejected", step="evidence", reasons=[r.model_dump() for r in refusal.reasons])
+    reasons: list[JsonValue] = [reason.model_dump() for reason in judgement.reasons]
+    draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.result(judgement))
 
 
 def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_nonce: bytes) -> None:

@@ -7,13 +7,15 @@ A question that got no answer within its window is asked again until the lease i
 from __future__ import annotations
 
 from bus.channel import Channel
+from manager.pki.issue import Issued
 from manager.sessions.draft import Context, Draft, Judgement, R
 from manager.sessions.ends import end
 from manager.sessions.record import AppRecord, HostRecord, Question
 from manager.sessions.states import Input
 from manager.sessions.step4_host_key import next_recheck
-from manager.sessions.step7_certificate import lease, ready
+from manager.sessions.step7_certificate import lease, ready, renew, retire
 from schemas.base import Reason, Refusal
+from schemas.enrolment import AppEnrolment
 from schemas.messages import Recheck
 
 
@@ -49,23 +51,36 @@ def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
 
 
 def take_application_recheck(
-    record: AppRecord, context: Context, channel: Channel, judgement: Judgement, identity: str, host: HostRecord
+    record: AppRecord,
+    context: Context,
+    channel: Channel,
+    judgement: Judgement,
+    identity: str,
+    host: HostRecord,
+    enrolled: AppEnrolment,
+    issued: Issued | None,
 ) -> AppRecord:
-    """The application session after a recheck's evidence, opened on `channel`. Raises NoMove."""
+    """The application session after a recheck's evidence, opened on `channel`. Raises NoMove.
+
+    `issued` is the next certificate, where it is time for one.
+    """
     draft = Draft(record, context)
     draft.heard(channel)
     if judgement.reasons:
-        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons)
+        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons, judgement)
         return draft.finish()
     if record.question is None:
         raise AssertionError(f"no question under way in {record.state}")
     draft.move(Input.EVIDENCE_GOOD)
     draft.set(issued_at=record.question.issued_at, question=None, next_recheck=next_recheck(context))
-    lease(draft, identity, host)
+    retire(draft)
+    if issued is not None:
+        renew(draft, issued)
+    lease(draft, identity, host, enrolled)
     draft.set(deadline=draft.record.lease_end)
     ready(draft)
     outcome = judgement.outcome.model_dump(mode="json")
-    draft.event("rechecked", lease_end=draft.record.lease_end, outcome=outcome)
+    draft.event("rechecked", lease_end=draft.record.lease_end, outcome=outcome, **draft.result(judgement))
     return draft.finish()
 
 

@@ -16,8 +16,15 @@ from manager.sessions.states import ENDS, State
 from schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
 from schemas.binding import Role
 from schemas.messages import EvidenceKind, Outcome
+from schemas.tpm import TpmClock
 
-StateName = Annotated[State, PlainValidator(State)]
+
+def _state(name: str) -> State:
+    """A state by its name, as it was packed."""
+    return State(name)
+
+
+StateName = Annotated[State, PlainValidator(_state)]
 
 
 class Outgoing(Model):
@@ -120,6 +127,8 @@ class HostRecord(SessionRecord):
     list_digest: bytes = b""
     replay: bytes = b""
     """manager.verification.ima Replay, packed."""
+    tpm: TpmClock | None = None
+    """The clock of the newest quote of its TPM, if it has one enrolled."""
     apps: dict[SessionId, Id] = {}
     """The application sessions that were given a key of this host."""
 
@@ -127,6 +136,15 @@ class HostRecord(SessionRecord):
         """Whether applications may rest on this host at Unix second `now`."""
         in_time = self.lease_end is not None and now < self.lease_end
         return in_time and self.state in (State.TRUSTED, State.RECHECKING)
+
+
+class Retiring(Model):
+    """The certificate before the present one: leased beside it for one more period, so that no request is dropped."""
+
+    serial: str
+    sha256: str
+    issuer: str
+    not_after: Seconds
 
 
 class AppRecord(SessionRecord):
@@ -138,9 +156,16 @@ class AppRecord(SessionRecord):
     serial: str = ""
     certificate: str = ""
     certificate_hash: str = ""
+    issuer: str = ""
+    """Subject key identifier of the CA that issued it."""
     not_after: Seconds = 0
     gateways: list[Id] = []
     """Gateways that have reported this certificate's admission."""
+    ready: str = ""
+    """The serial that the application was told it may use."""
+    retiring: Retiring | None = None
+    proxy: bool = False
+    manager_key: bool = False
 
 
 def record_key(role: Role, session: str) -> str:

@@ -105,6 +105,8 @@ APP: Table = {
     (State.GRANTED, Input.PROOF_BAD): State.REFUSED,
     (State.PROVEN, Input.ISSUED): State.CERTIFIED,
     (State.CERTIFIED, Input.APPLIED): State.ADMITTED,
+    (State.ADMITTED, Input.APPLIED): State.ADMITTED,
+    (State.RECHECKING, Input.APPLIED): State.RECHECKING,
     (State.ADMITTED, Input.RECHECK_DUE): State.RECHECKING,
     (State.RECHECKING, Input.RECHECK_DUE): State.RECHECKING,
     (State.RECHECKING, Input.EVIDENCE_GOOD): State.ADMITTED,

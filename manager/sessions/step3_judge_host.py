@@ -13,7 +13,6 @@ from manager.sessions.handshake import accept_evidence, count_foreign_evidence
 from manager.sessions.record import HostRecord
 from manager.sessions.states import Input
 from manager.sessions.step4_host_key import grant_host_key, judged, trust
-from schemas.base import Refusal
 from schemas.messages import HostEvidence
 
 
@@ -23,11 +22,11 @@ def take_host_evidence(
     """The record after first evidence. `data` are the message's bytes as they came. Raises NoMove."""
     draft = Draft(record, context)
     if judgement.given is Input.EVIDENCE_FOREIGN:
-        count_foreign_evidence(draft, data, Refusal(*judgement.reasons))
+        count_foreign_evidence(draft, data, judgement)
         return draft.finish()
     draft.set(outcome=judgement.outcome, platform=judgement.platform)
     if judgement.given is Input.EVIDENCE_BAD:
-        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons)
+        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons, judgement)
         return draft.finish()
     accept_evidence(draft, data)
     draft.set(
@@ -35,6 +34,7 @@ def take_host_evidence(
         list_size=judgement.list_size,
         list_digest=judgement.list_digest,
         replay=judgement.replay,
+        tpm=judgement.tpm,
     )
     grant_host_key(draft, judgement)
     return draft.finish()
@@ -46,7 +46,7 @@ def take_host_recheck(record: HostRecord, context: Context, channel: Channel, ju
     draft.heard(channel)
     draft.set(outcome=judgement.outcome)
     if judgement.reasons:
-        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons)
+        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons, judgement)
         return draft.finish()
     if record.question is None:
         raise AssertionError(f"no question under way in {record.state}")
@@ -58,7 +58,8 @@ def take_host_recheck(record: HostRecord, context: Context, channel: Channel, ju
         list_size=judgement.list_size,
         list_digest=judgement.list_digest,
         replay=judgement.replay,
+        tpm=judgement.tpm,
     )
     trust(draft)
-    draft.event("rechecked", lease_end=draft.record.lease_end, **judged(judgement))
+    draft.event("rechecked", lease_end=draft.record.lease_end, **judged(judgement), **draft.result(judgement))
     return draft.finish()

@@ -22,7 +22,7 @@ def grant_host_key(draft: Draft[HostRecord], judgement: Judgement) -> None:
     draft.move(Input.EVIDENCE_GOOD)
     grant(draft, HostGrant(k=k, n1=n1, channel=channel), channel, n1)
     draft.set(k=k, deadline=_proof_deadline(draft))
-    draft.event("granted", **judged(judgement))
+    draft.event("granted", **judged(judgement), **draft.result(judgement))
 
 
 def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:

@@ -13,7 +13,6 @@ from manager.sessions.handshake import accept_evidence, count_foreign_evidence, 
 from manager.sessions.record import AppRecord
 from manager.sessions.states import Input, State
 from manager.sessions.work import Deliver
-from schemas.base import Refusal
 from schemas.messages import AppEvidence, AppHello
 
 
@@ -54,11 +53,11 @@ def take_application_evidence(
     """The record after first evidence. A good judgement comes with the trusted `host_session` it rests on."""
     draft = Draft(record, context)
     if judgement.given is Input.EVIDENCE_FOREIGN:
-        count_foreign_evidence(draft, data, Refusal(*judgement.reasons))
+        count_foreign_evidence(draft, data, judgement)
         return draft.finish()
     draft.set(outcome=judgement.outcome, platform=judgement.platform)
     if judgement.given is Input.EVIDENCE_BAD:
-        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons)
+        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons, judgement)
         return draft.finish()
     if host_session is None:
         raise AssertionError("good evidence without a trusted host")
@@ -67,6 +66,7 @@ def take_application_evidence(
     draft.set(
         enclave_key=evidence.enclave_key,
         certificate_request=evidence.certificate_request,
+        proxy=evidence.proxy,
         host_session=host_session,
         deadline=step_deadline(draft),
     )
@@ -79,7 +79,8 @@ def take_application_evidence(
         volume=volume,
     )
     draft.work("host", host_session, "deliver", request)
-    draft.event("waiting-for-key", outcome=judgement.outcome.model_dump(mode="json"), host_session=host_session)
+    outcome = judgement.outcome.model_dump(mode="json")
+    draft.event("waiting-for-key", outcome=outcome, host_session=host_session, **draft.result(judgement))
     return draft.finish()
 
 

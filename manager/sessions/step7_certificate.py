@@ -1,89 +1,151 @@
 """Step 7: the certificate, its admission at the gateways, and only then `ready`.
 
 The key in the certificate was born in the application's enclave: the request that named it was hashed into the quote.
+(In the prototype's mode the manager makes it, and every place that names the certificate says so.) Before a certificate
+lapses, a recheck that was answered well brings the next one; the one before stays leased until the application has had
+a period to change over.
 """
 
 from __future__ import annotations
 
 from manager.pki.issue import Issued
 from manager.sessions.draft import Context, Draft
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import Input
+from manager.sessions.ends import withdraw
+from manager.sessions.record import AppRecord, HostRecord, Retiring
+from manager.sessions.states import Input, State
 from manager.sessions.step4_host_key import next_recheck
 from manager.sessions.step5_attest_application import step_deadline
 from manager.sessions.work import Applied
 from schemas.admission import Lease
+from schemas.enrolment import AppEnrolment
+from schemas.event_data import SessionWhat
 from schemas.messages import Certificate, Ready
 
 
-def certify(record: AppRecord, context: Context, issued: Issued, host: HostRecord) -> AppRecord:
+def certify(record: AppRecord, context: Context, issued: Issued, host: HostRecord, enrolled: AppEnrolment) -> AppRecord:
     """The session once the certificate is made: sent to the enclave, leased to the gateways. Raises NoMove."""
     draft = Draft(record, context)
     draft.move(Input.ISSUED)
-    draft.set(
-        serial=issued.serial,
-        certificate=issued.chain,
-        certificate_hash=issued.sha256,
-        not_after=issued.not_after,
-        deadline=step_deadline(draft),
-    )
-    certificate = Certificate(chain=issued.chain, serial=issued.serial, not_after=issued.not_after)
-    draft.say("certificate", certificate)
-    lease(draft, issued.identity, host)
+    _take_certificate(draft, issued)
+    draft.set(deadline=step_deadline(draft))
+    draft.say("certificate", _message(issued))
+    lease(draft, issued.identity, host, enrolled)
     draft.current()
-    draft.event("certified", serial=issued.serial, identity=issued.identity, not_after=issued.not_after)
+    draft.event("certified", **_told(issued))
     return draft.finish()
+
+
+def renewal_due(record: AppRecord, context: Context) -> bool:
+    """Whether the next recheck should bring the next certificate: a third of its life is left, or too little of it."""
+    timing = context.timing
+    return record.not_after - context.now < max(timing.certificate_s // 3, timing.lease_s + timing.recheck_s)
+
+
+def renew(draft: Draft[AppRecord], issued: Issued) -> None:
+    """Send the next certificate; the application uses it from its `ready` on."""
+    record = draft.record
+    retiring = Retiring(
+        serial=record.serial, sha256=record.certificate_hash, issuer=record.issuer, not_after=record.not_after
+    )
+    _take_certificate(draft, issued)
+    draft.set(retiring=retiring, gateways=[])
+    draft.say("renew", _message(issued))
+    draft.event("renewing", **_told(issued), before_serial=retiring.serial)
+
+
+def retire(draft: Draft[AppRecord]) -> None:
+    """Withdraw the certificate before the present one, once the application has had its time to change over."""
+    record = draft.record
+    if record.retiring is not None and record.ready == record.serial:
+        withdraw(draft, f"cert.{record.retiring.serial}", "certificate.renewed")
+        draft.set(retiring=None)
 
 
 def take_applied(record: AppRecord, context: Context, report: Applied) -> AppRecord:
     """The session after a gateway's report: ready once enough gateways admit the certificate. Raises NoMove."""
     draft = Draft(record, context)
-    if report.serial != record.serial or report.gateway in record.gateways:
+    if record.ready == record.serial or report.serial != record.serial or report.gateway in record.gateways:
         return record
     draft.set(gateways=[*record.gateways, report.gateway])
     if len(draft.record.gateways) < context.gateways.reports_before_ready:
         return draft.finish()
     draft.move(Input.APPLIED)
-    draft.set(deadline=record.lease_end, next_recheck=next_recheck(context))
+    if record.state is State.CERTIFIED:
+        draft.set(deadline=record.lease_end, next_recheck=next_recheck(context))
+    draft.set(ready=record.serial)
     ready(draft)
-    draft.event("admitted", serial=record.serial, gateways=list(draft.record.gateways), lease_end=record.lease_end)
+    what: SessionWhat = "renewed" if record.retiring else "admitted"
+    draft.event(what, serial=record.serial, gateways=list(draft.record.gateways), lease_end=record.lease_end)
     return draft.finish()
 
 
-def lease(draft: Draft[AppRecord], identity: str, host: HostRecord) -> None:
+def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: AppEnrolment) -> None:
     """Lease the certificate to the gateways: no longer than its question, its host and itself allow."""
     context, record = draft.context, draft.record
     lease_end = min(record.issued_at + context.timing.lease_s, host.lease_end or 0, record.not_after)
     draft.set(lease_end=lease_end)
     if record.host_session is None or record.outcome is None or host.outcome is None:
         raise AssertionError(f"a lease without a host session in {record.state}")
-    draft.post(
-        Lease(
-            gateways=context.gateways.name,
-            serial=record.serial,
-            certificate=record.certificate_hash,
-            identity=identity,
-            app=record.subject,
-            host=record.host,
-            app_session=record.session,
-            host_session=record.host_session,
-            issued_at=record.issued_at,
-            expires_at=lease_end,
-            sequence=record.revision + 1,
-            integrity=host.outcome.integrity,
-            simulated=record.outcome.simulated or host.outcome.simulated,
-            observe_only=host.outcome.observe_only,
-        )
+    statement = Lease(
+        gateways=context.gateways.name,
+        serial=record.serial,
+        certificate=record.certificate_hash,
+        identity=identity,
+        app=record.subject,
+        host=record.host,
+        app_session=record.session,
+        host_session=record.host_session,
+        issued_at=record.issued_at,
+        expires_at=lease_end,
+        sequence=record.revision + 1,
+        integrity=host.outcome.integrity,
+        simulated=record.outcome.simulated or host.outcome.simulated,
+        observe_only=host.outcome.observe_only,
+        proxy=record.proxy,
+        manager_key=record.manager_key,
+        allow=enrolled.allow,
     )
+    draft.post(statement)
+    before = record.retiring
+    if before is not None and before.not_after > record.issued_at:
+        ends = min(lease_end, before.not_after)
+        draft.post(
+            statement.model_copy(update={"serial": before.serial, "certificate": before.sha256, "expires_at": ends})
+        )
 
 
 def ready(draft: Draft[AppRecord]) -> None:
-    """Tell the application that it may go through, and until when."""
+    """Tell the application that it may go through, with which certificate, and until when."""
     record = draft.record
     lease_end = record.lease_end or draft.context.now
     message = Ready(
+        serial=record.ready,
         gateway=draft.context.gateways.address,
         lease_end=lease_end,
         next_recheck=record.next_recheck or lease_end,
     )
     draft.say("ready", message)
+
+
+def _take_certificate(draft: Draft[AppRecord], issued: Issued) -> None:
+    draft.set(
+        serial=issued.serial,
+        certificate=issued.chain,
+        certificate_hash=issued.sha256,
+        issuer=issued.issuer,
+        not_after=issued.not_after,
+        manager_key=issued.key is not None,
+    )
+
+
+def _message(issued: Issued) -> Certificate:
+    return Certificate(chain=issued.chain, serial=issued.serial, not_after=issued.not_after, private_key=issued.key)
+
+
+def _told(issued: Issued) -> dict[str, str | int]:
+    return {
+        "serial": issued.serial,
+        "identity": issued.identity,
+        "not_after": issued.not_after,
+        "key": "made in the enclave" if issued.key is None else "made by the manager: weaker",
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.base import Bytes64, Id, Model, Reason, SessionId
+from schemas.base import Bytes64, Id, Model, Reason, Seconds, SessionId
 from schemas.messages import PublicKey
 
 WORK = "work"
@@ -48,6 +48,15 @@ class Order(Model):
     """An operator's order, or a newer session's, to one session."""
 
     reasons: list[Reason]
+
+
+class Revoked(Model):
+    """A session that is over, to the revocation list: its certificate, and under which CA (subject key identifier)."""
+
+    issuer: str
+    serial: str
+    at: Seconds
+    state: str
 
 
 class Applied(Model):

@@ -123,6 +123,10 @@ class CollateralClient:
                     self._failed[place] = (at, refusal)
             return self._instead(place, held, failure)
 
+    def heard(self) -> dict[str, int]:
+        """When the service was last heard for each platform model held, Unix seconds."""
+        return {place.key: held.heard_at for place, held in list(self._held.items())}
+
     async def _usable(self, place: _Place, at: int) -> _Held | None:
         """What this worker holds, or else the bucket, if it stands now."""
         held = self._held.get(place)

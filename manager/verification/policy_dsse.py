@@ -92,7 +92,9 @@ def sign(payload: bytes, key: SigningKey) -> bytes:
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     signature = Signature(keyid=hashlib.sha256(public).hexdigest(), sig=base64.b64encode(made).decode())
-    envelope = Envelope(payload=base64.b64encode(payload).decode(), payloadType=PAYLOAD_TYPE, signatures=[signature])
+    envelope = Envelope.model_validate(
+        {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": [signature]}
+    )
     return envelope.model_dump_json(by_alias=True).encode() + b"\n"
 
 

@@ -82,6 +82,11 @@ def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: Attestation
     _check_signature(message, signature, key, len(attest.pcr_digest))
     if not same(attest.nonce, nonce):
         raise refused("tpm.nonce", "extraData", nonce, attest.nonce, "quote again with the nonce of this challenge")
+    return quoted_values(attest, pcrs)
+
+
+def quoted_values(attest: Attest, pcrs: bytes) -> QuotedPcrs:
+    """The values behind a quote's digest, from their bytes end to end in selection order. Raises Refusal (`tpm.*`)."""
     size = hashlib.new(attest.bank).digest_size
     if len(pcrs) != size * len(attest.pcrs):
         expected = f"{len(attest.pcrs)} values of {size} bytes"

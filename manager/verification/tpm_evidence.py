@@ -1,4 +1,4 @@
-"""A host's TPM quote judged against its enrolment: the pinned AK, the nonce and PCRs asked for, a clock that only rises.
+"""A host's TPM quote judged against its enrolment: the pinned AK, the nonce and PCRs asked for, a clock that rises.
 
 The PCR values that come out are what the measurement list and the golden values are then compared with (ima.py).
 Source: TCG TPM 2.0 Library, Part 1: 36 "Timing Components" (Clock, resetCount, restartCount).
@@ -19,7 +19,9 @@ SELECTION = (*BOOT_PCRS, IMA_PCR)
 def judge_quote(
     enrolled: TpmEnrolment | None, given: TpmQuote | None, nonce: bytes, bank: Bank, before: TpmClock | None
 ) -> QuotedPcrs | None:
-    """The PCR values that the enrolled TPM vouches for; None for a host without one. Raises Refusal (`tpm.*`, `host.tpm`).
+    """The PCR values that the enrolled TPM vouches for; None for a host without one.
+
+    Raises Refusal (`tpm.*`, `host.tpm`).
 
     `before` is the clock of the session's last quote. A TPM that was reset since has begun a new list, which belongs
     into a new session; one whose counters went back is not the same TPM, or was restored from a copy.
@@ -27,9 +29,13 @@ def judge_quote(
     if enrolled is None:
         if given is None:
             return None
-        raise _host("no TPM quote, for no TPM is enrolled", "one", "enrol the host's TPM, or give what is asked for only")
+        raise _host(
+            "no TPM quote, for no TPM is enrolled", "one", "enrol the host's TPM, or give what is asked for only"
+        )
     if given is None:
-        raise _host("a quote by the enrolled TPM", "none", "run `attestgate tpm serve`, and name it in the agent's settings")
+        raise _host(
+            "a quote by the enrolled TPM", "none", "run `attestgate tpm serve`, and name it in the agent's settings"
+        )
     key = attestation_key(enrolled.ak).key
     quoted = verify_quote(given.message, given.signature, given.pcrs, key, nonce)
     attest = quoted.attest

@@ -227,7 +227,7 @@ async def test_each_role_can_do_its_work(join: Join) -> None:
 
 
 async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bus.nats.ATTEMPTS", 1)
+    monkeypatch.setattr("bus.nats.PATIENCE_S", 0.1)
     monkeypatch.setattr("bus.nats.ANSWER_S", 0.2)
     gateway = await join("gateway", "g1")
     with pytest.raises(BusError, match="no answer"):

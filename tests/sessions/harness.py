@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from app_agent.main import AppAgent
 from bus import subjects
 from bus.agent import Link
 from bus.api import Message
-from bus.memory import MemoryBus, MemoryServer
+from bus.memory import MemoryBus, MemoryDelivery, MemoryServer
 from bus.memory_stream import MemoryConsumer
 from compose.policies import Policies
 from enclave.api import KeyPolicy
@@ -70,6 +70,7 @@ LONG = Timing(lease_s=3600, recheck_s=1800, evidence_window_s=600, skew_s=5, cer
 PATIENCE_S = 20.0
 KEY_VALUE = "$KV."
 GATEWAY, OPERATOR, AUTHOR = "gateway-1", "operator", "policy-author"
+Held = tuple[str, bytes]
 Meddle = Callable[[str, bytes], Iterable[tuple[str, bytes]]]
 R = TypeVar("R", HostRecord, AppRecord)
 
@@ -106,7 +107,9 @@ class Wire(MemoryServer):
         super().__init__(now)
         self.meddle: Meddle | None = None
         self.seen: list[tuple[str, bytes]] = []
+        self._holds: list[tuple[str, asyncio.Future[Held]]] = []
         self._bucket_ids: set[str] = set()
+        self.takers: dict[str, list[MemoryBus]] = {}
 
     def store(self, subject: str, data: bytes, headers: Any, message_id: str | None) -> None:
         self.seen.append((subject, data))
@@ -114,7 +117,10 @@ class Wire(MemoryServer):
             self._store_value(subject, data, message_id)
             return
         for where, what in self._changed_by_operator(subject, data):
-            super().store(where, what, headers, message_id if what == data else None)
+            if (where, what) == (subject, data):
+                super().store(where, what, headers, message_id)
+            else:
+                self.inject(where, what)
 
     def deliver(self, message: Message) -> None:
         if not message.subject.startswith(f"{subjects.OUT}."):
@@ -122,7 +128,7 @@ class Wire(MemoryServer):
             return
         self.seen.append((message.subject, message.data))
         for where, what in self._changed_by_operator(message.subject, message.data):
-            super().deliver(Message(where, what, message.headers))
+            self.inject(where, what)
 
     def _store_value(self, subject: str, data: bytes, message_id: str | None) -> None:
         """A bucket is a stream on the real server too, and has its window for repeated ids."""
@@ -138,12 +144,48 @@ class Wire(MemoryServer):
         else:
             super().store(subject, data, {}, None)
 
+    def connect(self) -> MemoryBus:
+        """A new connection; workers take turns."""
+        return TurnBus(self)
+
+    def hold(self, pattern: str) -> asyncio.Future[Held]:
+        """Keep back the next message on a subject: it is the result."""
+        kept: asyncio.Future[Held] = asyncio.get_running_loop().create_future()
+        self._holds.append((pattern, kept))
+        return kept
+
     def said(self, subject: str) -> list[bytes]:
         """Everything that was ever sent on a subject."""
         return [data for where, data in self.seen if subjects.matches(subject, where)]
 
     def _changed_by_operator(self, subject: str, data: bytes) -> list[tuple[str, bytes]]:
+        for pattern, kept in self._holds:
+            if not kept.done() and subjects.matches(pattern, subject):
+                kept.set_result((subject, data))
+                return []
         return [(subject, data)] if self.meddle is None else list(self.meddle(subject, data))
+
+
+class TurnBus(MemoryBus):
+    """A connection whose consumers take turns, so that every worker gets its share."""
+
+    async def consume(self, consumer: str, *, batch: int = 16) -> AsyncGenerator[MemoryDelivery]:
+        wire = self._server
+        assert isinstance(wire, Wire)
+        takers = wire.takers.setdefault(consumer, [])
+        takers.append(self)
+        try:
+            async with aclosing(super().consume(consumer, batch=batch)) as deliveries:
+                while True:
+                    while takers[0] is not self:
+                        await wire.changed()
+                    delivery = await anext(deliveries)
+                    takers.append(takers.pop(0))
+                    wire.notify()
+                    yield delivery
+        finally:
+            takers.remove(self)
+            wire.notify()
 
 
 class World:
@@ -306,6 +348,11 @@ class Deployment:
         await self.bus.listen(f"{subjects.EVENTS}.>", self._hear)
         for _ in range(workers):
             self.add_worker()
+        if workers:
+            await self.begin()
+
+    async def begin(self) -> None:
+        """Put a policy in force and enrol the gateway: needs a worker."""
         identity = bytes.fromhex(self.world.public["manager_identity"])
         self.gateway = Gateway(self.wire.connect(), self.clock, self.world.gateway, {identity})
         self._tasks.append(asyncio.create_task(self.gateway.run()))
@@ -323,9 +370,21 @@ class Deployment:
 
     def add_worker(self) -> Worker:
         """One more worker."""
-        worker = self.assemble(self.wire.connect())
+        return self.run(self.wire.connect())
+
+    def run(self, bus: Any) -> Worker:
+        """One more worker, on a connection of its own kind."""
+        worker = self.assemble(bus)
         self._running.append(asyncio.create_task(worker.run()))
         return worker
+
+    def worker_died(self) -> bool:
+        """Whether a worker has died since this was last asked."""
+        dead = [task for task in self._running if task.done()]
+        for task in dead:
+            self._running.remove(task)
+            assert task.exception() is not None
+        return bool(dead)
 
     async def kill_workers(self) -> None:
         """End every worker, whatever it is doing."""
@@ -357,7 +416,11 @@ class Deployment:
         return self.folder / "list"
 
     async def host(
-        self, id: str = "h1", machine: str = "machine-a", identity: EnclaveIdentity = HOST_ENCLAVE
+        self,
+        id: str = "h1",
+        machine: str = "machine-a",
+        identity: EnclaveIdentity = HOST_ENCLAVE,
+        retry_s: float = 1.0,
     ) -> Agent:
         """Start a host's agent."""
         settings = HostSettings(
@@ -365,10 +428,9 @@ class Deployment:
             bus=BusSettings(url="memory", credentials=Path("none")),
             id=id,
             measured=Path("none"),
-            retry_s=1,
             measurement_list=self.measurement_list,
             volumes=[self.volume],
-        )
+        ).model_copy(update={"retry_s": retry_s})
         bus = self.wire.connect()
         link = Link(bus, "host", id)
         await link.listen()
@@ -429,6 +491,29 @@ class Deployment:
         self.clock.at += seconds
         self.wire.tick()
         await self.quiet()
+
+    @asynccontextmanager
+    async def passing(self) -> AsyncIterator[None]:
+        """Let the clock go on by itself within: what was put back for a moment comes again."""
+
+        async def move() -> None:
+            while True:
+                await asyncio.sleep(0.002)
+                self.clock.at += 0.05
+                self.wire.tick()
+
+        moving = asyncio.create_task(move())
+        try:
+            yield
+        finally:
+            moving.cancel()
+            await asyncio.wait([moving])
+
+    async def dropped(self, count: int) -> None:
+        """Return once this many messages were dropped in all."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.codes()) < count:
+                await self._news.wait()
 
     async def quiet(self) -> None:
         """Return once the workers have nothing left to do now."""

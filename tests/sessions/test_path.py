@@ -144,11 +144,11 @@ async def test_a_restarted_host_supersedes_its_old_session_and_its_applications_
 async def test_a_silent_host_expires_and_its_application_with_it(site: Deployment) -> None:
     host, app = await site.admitted()
     await host.stop()
-    for _ in range(3):
+    for _ in range(2):
         since = len(site.events)
-        await site.advance(9)
-        await site.until("app", "a1", "rechecking", since=since)
-    await site.advance(3)
+        await site.advance(10)
+        await site.until("app", "a1", "rechecked", since=since)
+    await site.advance(10)
     await site.until("host", "h1", "expired")
     await site.seen(lambda e: e.subject == "a1" and e.what in ("untrusted", "expired"))
     await site.quiet()

@@ -13,6 +13,7 @@ from compose.stack import Stack
 from compose.telling import Narrator, reasons_of
 from schemas.base import Reason
 from schemas.events import Event
+from tests.cli.processes import processes_of
 
 HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")
 ENDS = {"refused", "untrusted", "expired", "revoked", "superseded"}
@@ -74,6 +75,19 @@ async def through(stack: Stack, *apps: str, since: float = 0.0, within_s: float 
 def last_line(stack: Stack, app: str) -> float:
     """When an application's program last saw something new, in Unix seconds."""
     return float(str(stack.status(app)[-1]["at"]))
+
+
+def enclave_pid(stack: Stack, id: str) -> int:
+    """The process of an agent's enclave: what the simulated machine started, not who asked for it."""
+    (found,) = [p for p in processes_of(stack.plan.folder) if "boot.py" in p and f"/{id}@" in p]
+    return int(found.split()[0])
+
+
+async def out_in_time(stack: Stack, app: str, killed: float) -> None:
+    """Return once an application is refused on its open connection: at the latest when its last lease ends."""
+    longest_s = stack.plan.timing.lease_s + SLACK_S
+    refused = await stack.saw(app, "read flows", 403, since=killed, within_s=longest_s + 10)
+    assert refused is not None and refused <= killed + longest_s
 
 
 async def restart(stack: Stack, *apps: str) -> None:

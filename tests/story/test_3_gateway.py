@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+from pathlib import Path
 
 import httpx
 import pytest
@@ -39,7 +40,7 @@ async def test_headers_that_name_an_identity_open_nothing(stack: Stack) -> None:
     measured = load_measured(stack.plan.settings("app.measured"))
     config = stack.nginx.config
     nothing = ssl.create_default_context(cadata=measured.gateway_ca)
-    async with client(nothing, f"{config.address}:{config.port}", measured) as http:
+    async with client(lambda: nothing, f"{config.address}:{config.port}", measured) as http:
         for path in ("/switches", "/switches/s1/flows", "/", "/health", "/entries", "/..%2f"):
             for method in ("GET", "POST", "DELETE", "PUT"):
                 answer = await http.request(method, path, headers=SPOOFED)
@@ -58,7 +59,7 @@ async def test_nobody_but_the_gateways_user_reaches_its_sockets(stack: Stack) ->
     config = stack.nginx.config
     assert config.admin.stat().st_mode & 0o777 == 0o600
     assert config.folder.stat().st_mode & 0o777 == 0o700
-    assert isinstance(config.controller, type(config.folder)) and config.controller.stat().st_mode & 0o777 == 0o600
+    assert isinstance(config.controller, Path) and config.controller.stat().st_mode & 0o777 == 0o600
 
 
 async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
@@ -80,13 +81,12 @@ async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
     assert "spiffe://attestgate.test/host/host-1/app/app-5" in added[0] and IDENTITY not in added[0]
 
 
-def _spoofing_code(folder: object) -> None:
+def _spoofing_code(folder: Path) -> None:
     for package in intruders.PACKAGES:
-        shutil.copytree(
-            CODE_ROOT / package, f"{folder}/{package}", ignore=shutil.ignore_patterns("__pycache__")
-        )
-    program = CODE_ROOT.__class__(f"{folder}/app_agent/examples/flows.py")
+        shutil.copytree(CODE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    program = folder / "app_agent" / "examples" / "flows.py"
     text = program.read_text(encoding="utf-8")
-    changed = text.replace("application.client() as http:", f"application.client() as http:\n        http.headers |= {SPOOFED!r}")
+    opened = "application.client() as http:"
+    changed = text.replace(opened, f"{opened}\n        http.headers.update({SPOOFED!r})")
     assert changed != text
     program.write_text(changed, encoding="utf-8")

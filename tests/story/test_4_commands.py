@@ -97,16 +97,15 @@ async def test_credentials_of_another_deployment_are_not_taken(stack: Stack, tmp
     credentials.create(tmp_path / "bus")
     credentials.issue(tmp_path / "bus", "operator", "operator", tmp_path / "foreign.creds")
     bus = {"url": stack.server.url, "credentials": str(tmp_path / "foreign.creds")}
-    status, output = await stack.command_as(operator_file(stack, tmp_path, bus=bus), "sessions")
+    status, output = await stack.command("sessions", operator=operator_file(stack, tmp_path, bus=bus))
     assert status == 1
     assert output.count("\n") == 1 and "does not take the credential" in output and "foreign.creds" in output
 
 
 async def test_an_operator_that_the_managers_do_not_know_is_refused(stack: Stack, tmp_path: Path) -> None:
     identity = str(stack.plan.keys / "gateways" / "gateway-1.pem")
-    status, output = await stack.command_as(
-        operator_file(stack, tmp_path, identity=identity), "revoke", "app", APPS[0], "--reason", "mutiny"
-    )
+    mutineer = operator_file(stack, tmp_path, identity=identity)
+    status, output = await stack.command("revoke", "app", APPS[0], "--reason", "mutiny", operator=mutineer)
     assert status == 1
     assert output.startswith("attestgate: signature.signer:") and output.count("\n") == 1
     assert session_of(stack, APPS[0]) is not None

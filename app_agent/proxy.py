@@ -1,0 +1,144 @@
+"""A program for the agent: carries the requests of a command outside the enclave, where the TLS to the gateway ends.
+
+The command is then as trustworthy as whatever measures it, and no more: the certificate is marked `proxy`, and a policy
+has to allow it. It listens on a unix socket that only its own user can open; on loopback only where the settings name
+a port, which any local process can then use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from app_agent.application import Application
+from schemas.base import Refusal
+
+PROXY = True
+"""Read by the agent, and part of what it attests."""
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host")
+)
+"""RFC 9110, section 7.6.1: these are between two neighbours only."""
+
+
+async def main(application: Application) -> None:
+    """Carry requests until cancelled. Raises Refusal `settings.proxy`."""
+    listeners = list(_listeners(application))
+    try:
+        async with application.client() as http:
+
+            async def carry(scope: Scope, receive: Receive, send: Send) -> None:
+                await _carry(http, scope, receive, send)
+
+            config = uvicorn.Config(carry, log_config=None, access_log=False, lifespan="off", ws="none", http="h11")
+            server = _Server(config)
+            serving = asyncio.create_task(server.serve(sockets=listeners))
+            try:
+                await asyncio.shield(serving)
+            finally:
+                server.force_exit = server.should_exit = True
+                await serving
+    finally:
+        for listener in listeners:
+            listener.close()
+        if application.settings.proxy_socket is not None:
+            application.settings.proxy_socket.unlink(missing_ok=True)
+
+
+def _listeners(application: Application) -> list[socket.socket]:
+    settings = application.settings
+    if settings.proxy_socket is None and settings.proxy_port is None:
+        raise Refusal.because(
+            "settings.proxy",
+            "proxy_socket",
+            expected="a path for the proxy's unix socket, or proxy_port",
+            found="neither",
+            action="add proxy_socket to the application's settings",
+        )
+    found = []
+    if settings.proxy_socket is not None:
+        found.append(_unix(settings.proxy_socket))
+    if settings.proxy_port is not None:
+        loopback = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        loopback.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        loopback.bind(("127.0.0.1", settings.proxy_port))
+        found.append(loopback)
+    return found
+
+
+def _unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Leaves the process's signals to the agent."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: Send) -> None:
+    """One request (ASGI 3): as it came to the gateway, the answer as it comes back."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in HOP_BY_HOP]
+    content = _body(receive) if _has_body(scope["headers"]) else None
+    request = http.build_request(scope["method"], http.base_url.copy_with(raw_path=_target(scope)), content=content)
+    request.headers = httpx.Headers(headers)
+    try:
+        response = await http.send(request, stream=True)
+    except httpx.HTTPError as error:
+        await _answer(send, 502, f"the gateway is not reached: {type(error).__name__}\n".encode())
+        return
+    try:
+        passed = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in HOP_BY_HOP]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": passed})
+        async for piece in response.aiter_raw():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await response.aclose()
+
+
+def _target(scope: Scope) -> bytes:
+    """The target as it came; in absolute form, as proxies get it (RFC 9112, section 3.2.2), less the authority."""
+    path: bytes = scope["raw_path"]
+    if path.startswith(b"http://"):
+        path = b"/" + path.removeprefix(b"http://").partition(b"/")[2]
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
+
+
+async def _body(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the command has gone")
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,121 @@
+"""The AsyncAPI 3 document of what an observer sees: events, and the readable line beside each session.
+
+`python -m bus.asyncapi > docs/asyncapi.json` makes it from the models (JSON, which is YAML too); a test says when it
+has to be made again, and holds what is really published against it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from bus import subjects
+from bus.layout import EVENTS as STREAM
+from bus.layout import SUMMARIES
+from schemas.base import Model
+from schemas.event_data import EVENTS, Told
+from schemas.events import CLOUDEVENTS_TYPE, Event
+from schemas.summary import Summary
+
+VERSION = "3.0.0"
+SCHEMAS = "#/components/schemas"
+ABOUT = """What can be seen of attestgate on its bus (NATS). Events are JSON in CloudEvents 1.0 binary mode, kept in the
+stream ATTEST_EVENTS; beside every session stands a readable line in the key-value bucket `summaries`. Nothing decides
+on either, and neither holds a secret. What agents, gateways and managers say to each other is sealed or signed
+msgpack: docs/how-it-works.md."""
+
+
+def document() -> dict[str, Any]:
+    """The whole document."""
+    schemas: dict[str, Any] = {}
+    channels = {"summaries": _summaries(schemas)}
+    for kind in sorted({kind for told in EVENTS for kind in told.kinds}):
+        events = [told for told in EVENTS if kind in told.kinds]
+        channels[f"events-{kind}"] = {
+            "address": f"{subjects.EVENTS}.{kind}.{{id}}.{{what}}",
+            "title": f"Events of kind {kind}",
+            "parameters": {
+                "id": {"description": "The id of whom or what the event is about."},
+                "what": {"description": "What happened.", "enum": sorted(told.what for told in events)},
+            },
+            "messages": {told.what: _message(kind, told, schemas) for told in events},
+        }
+    operations = {f"see-{name}": {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in channels}
+    return {
+        "asyncapi": VERSION,
+        "info": {
+            "title": "attestgate, as it is observed",
+            "version": "1",
+            "description": " ".join(ABOUT.split()),
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+
+
+def _message(kind: str, told: Told, schemas: dict[str, Any]) -> dict[str, Any]:
+    """One event: the common envelope, with this event's name and data."""
+    name = f"{kind}-{told.what}"
+    narrowed = {
+        "kind": {"const": kind},
+        "what": {"const": told.what},
+        "data": {"$ref": _add(told.data, schemas)},
+    }
+    return {
+        "name": f"{CLOUDEVENTS_TYPE}.{kind}.{told.what}",
+        "title": name,
+        "summary": told.means,
+        "headers": {"$ref": _add_headers(schemas)},
+        "payload": {"allOf": [{"$ref": _add(Event, schemas)}, {"type": "object", "properties": narrowed}]},
+        "correlationId": {"location": "$message.payload#/session", "description": "The session."},
+    }
+
+
+def _summaries(schemas: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "address": SUMMARIES.subject("{role}.{id}.{session}"),
+        "title": "The bucket `summaries`",
+        "description": "The newest state of each session. A message without a payload is a deletion.",
+        "parameters": {
+            "role": {"enum": ["host", "app"]},
+            "id": {"description": "The id of the host or application."},
+            "session": {"description": "The session's id."},
+        },
+        "messages": {"summary": {"title": "summary", "payload": {"$ref": _add(Summary, schemas)}}},
+    }
+
+
+def _add(model: type[Model], schemas: dict[str, Any]) -> str:
+    """Put a model's JSON schema, and those it refers to, among the components; return its reference."""
+    schema = model.model_json_schema(ref_template=f"{SCHEMAS}/{{model}}", mode="serialization")
+    schemas.update(schema.pop("$defs", {}))
+    schemas[model.__name__] = schema
+    return f"{SCHEMAS}/{model.__name__}"
+
+
+def _add_headers(schemas: dict[str, Any]) -> str:
+    """The CloudEvents attributes as headers (NATS protocol binding), and the id by which the stream drops a repeat."""
+    always = ["specversion", "id", "type", "source", "subject", "time", "datacontenttype"]
+    properties: dict[str, Any] = {f"ce-{name}": {"type": "string"} for name in (*always, "correlationid")}
+    properties["ce-specversion"]["const"] = "1.0"
+    properties["ce-time"]["format"] = "date-time"
+    properties["Nats-Msg-Id"] = {"type": "string", "description": f"Makes a repeat in {STREAM.name} a no-op."}
+    schemas["EventHeaders"] = {
+        "type": "object",
+        "properties": properties,
+        "required": [f"ce-{name}" for name in always],
+    }
+    return f"{SCHEMAS}/EventHeaders"
+
+
+def text() -> str:
+    """The document as it stands in docs/asyncapi.json."""
+    return json.dumps(document(), indent=1, sort_keys=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())

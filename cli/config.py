@@ -1,0 +1,129 @@
+"""`attestgate config`: whether a settings file is right, before a process is started with it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from cli.common import WRONG, Json, complain, say
+from schemas.base import Refusal
+from schemas.prototype import PROTOTYPE
+from schemas.settings import (
+    AppSettings,
+    GatewaySettings,
+    HostSettings,
+    ManagerSettings,
+    Measured,
+    OperatorFile,
+    ProcessSettings,
+    load_measured,
+    load_settings,
+)
+
+app = typer.Typer(help="Settings files.", no_args_is_help=True)
+
+
+class Process(StrEnum):
+    """Whose settings a file may hold."""
+
+    MANAGER = "manager"
+    GATEWAY = "gateway"
+    HOST = "host"
+    APP = "app"
+    OPERATOR = "operator"
+    MEASURED = "measured"
+
+
+MODELS: dict[Process, type[ProcessSettings] | type[Measured]] = {
+    Process.MANAGER: ManagerSettings,
+    Process.GATEWAY: GatewaySettings,
+    Process.HOST: HostSettings,
+    Process.APP: AppSettings,
+    Process.OPERATOR: OperatorFile,
+    Process.MEASURED: Measured,
+}
+
+
+@app.callback()
+def _group() -> None:
+    """A group, also while it has one command."""
+
+
+@app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="The settings file (TOML).")],
+    process: Annotated[
+        Process | None, typer.Option(help="Whose settings they are; found out from the keys if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a settings file as its process would: the file, then ATTESTGATE_ variables. Reaches nothing.
+
+    Exits 0 if it is right, 2 if not; every wrong key is named.
+    """
+    kind = process
+    try:
+        kind = process or detect(file)
+        _load(kind, file)
+    except Refusal as refusal:
+        if as_json:
+            reasons = [reason.model_dump() for reason in refusal.reasons]
+            say(json.dumps({"file": str(file), "process": kind, "valid": False, "reasons": reasons}, indent=2))
+        else:
+            for reason in refusal.reasons:
+                complain(reason.sentence())
+        raise typer.Exit(WRONG) from None
+    if as_json:
+        say(json.dumps({"file": str(file), "process": kind, "valid": True, "reasons": []}, indent=2))
+    else:
+        say(f"{file}: right, as the settings of: {kind.value}")
+
+
+def detect(file: Path) -> Process:
+    """Whose settings a file holds: whose keys it has most of. Raises Refusal (`settings.*`)."""
+    try:
+        keys = set(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        keys = set()
+        load_measured(file)  # says what is wrong with it
+    old = sorted(keys & PROTOTYPE.keys() - HostSettings.model_fields.keys())
+    if old:
+        raise Refusal.because(
+            "settings.prototype",
+            f"{file}: {old[0]}",
+            expected=PROTOTYPE[old[0]][0],
+            found="the prototype's name for it",
+            action="write a settings file for each process: docs/settings.md maps the old names",
+        )
+    scores = {kind: _fit(model, keys) for kind, model in MODELS.items()}
+    best = max(scores.values())
+    fitting = [kind for kind, score in scores.items() if score == best]
+    if len(fitting) > 1:
+        raise Refusal.because(
+            "settings.process",
+            str(file),
+            expected="the keys of one process",
+            found=f"keys that fit {' and '.join(fitting)}",
+            action="name it: --process",
+        )
+    return fitting[0]
+
+
+def _fit(model: type[BaseModel], keys: set[str]) -> int:
+    """Keys that it knows, less those that it does not, less those that it needs and are not there."""
+    needed = {name for name, field in model.model_fields.items() if field.is_required()}
+    return len(keys & model.model_fields.keys()) - len(keys - model.model_fields.keys()) - len(needed - keys)
+
+
+def _load(kind: Process, file: Path) -> None:
+    model = MODELS[kind]
+    if issubclass(model, ProcessSettings):
+        load_settings(model, file)
+    else:
+        load_measured(file)

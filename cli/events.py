@@ -1,0 +1,66 @@
+"""`attestgate events`: what happened, handed on to a SIEM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bus.forward import File, Position, Sink, Stream, Syslog, follow
+from bus.nats import connect
+from cli.common import LogFormat, OperatorOption, set_up_logs, until_told, wrong
+from schemas.settings import OperatorFile, load_settings
+
+LOCAL_SYSLOG = Path("/dev/log")
+app = typer.Typer(help="Events, for a SIEM.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """A group, also while it has one command."""
+
+
+@app.command("follow")
+def follow_events(
+    operator: OperatorOption,
+    to: Annotated[
+        str, typer.Option(help="A file, `-` for standard output, `syslog` for /dev/log, `syslog://HOST:PORT` for UDP.")
+    ] = "-",
+    position: Annotated[
+        Path | None, typer.Option(help="Where to remember how far it has come; FILE.position for a file.")
+    ] = None,
+) -> None:
+    """Hand every event on as a JSON line until Ctrl-C, the oldest kept first, each at least once.
+
+    With a position it goes on where it left off; without one it begins again with the oldest event kept (7 days).
+    """
+    set_up_logs(LogFormat.CONSOLE)
+    settings = load_settings(OperatorFile, operator)
+    sink = _sink(to)
+    if position is None and isinstance(sink, File):
+        position = Path(f"{to}.position")
+    reached = Position(position)
+
+    async def run() -> None:
+        bus = await connect([settings.bus.url], settings.bus.credentials)
+        try:
+            await follow(bus, sink, reached)
+        finally:
+            await bus.close()
+
+    until_told(run())
+
+
+def _sink(to: str) -> Sink:
+    if to == "-":
+        return Stream(sys.stdout)
+    if to == "syslog":
+        return Syslog(LOCAL_SYSLOG)
+    if to.startswith("syslog://"):
+        host, _, port = to.removeprefix("syslog://").partition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise wrong("--to", "syslog://HOST:PORT", to)
+        return Syslog((host, int(port)))
+    return File(Path(to))

@@ -1,0 +1,97 @@
+"""A session's timeline for a person: each step with its time, the evidence by hash, what was expected and found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from pydantic import JsonValue
+
+from schemas.base import Reason
+from schemas.event_data import BY_NAME
+from schemas.events import Event
+from schemas.messages import Outcome
+from schemas.summary import Summary
+
+STEPS = {
+    ("host", "challenged"): 1,
+    ("host", "granted"): 4,
+    ("host", "trusted"): 4,
+    ("app", "challenged"): 5,
+    ("app", "waiting-for-key"): 5,
+    ("app", "granted"): 6,
+    ("app", "proven"): 6,
+    ("app", "certified"): 7,
+    ("app", "admitted"): 7,
+}
+"""Which of the eight steps (docs/how-it-works.md) an event tells of."""
+INDENT = " " * 20
+TIMES = ("lease_end", "not_after", "until")
+
+
+def clock(at: int) -> str:
+    """A Unix second as a time of day, UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def timeline(summary: Summary, events: Sequence[Event]) -> Iterator[str]:
+    """The lines to print."""
+    began = datetime.fromtimestamp(summary.created_at, UTC).isoformat(sep=" ", timespec="seconds")
+    yield f"session {summary.session} of {summary.role} {summary.id}, begun {began}"
+    where = f" on host {summary.host}" if summary.role == "app" else ""
+    until = f", leased until {clock(summary.lease_end)}" if summary.lease_end and not summary.reasons else ""
+    yield f"now {summary.state}{where}{until}"
+    if not events:
+        yield "its events are kept no longer"
+    for event in events:
+        yield from _event(event)
+
+
+def _event(event: Event) -> Iterator[str]:
+    step = STEPS.get((event.kind, event.what))
+    move = f"  {event.before} -> {event.state}" if event.before else ""
+    mark = "  [simulated]" if event.simulated else ""
+    told = BY_NAME.get((event.kind, event.what))
+    yield ""
+    number = f"step {step}" if step else " " * 6
+    yield f"{clock(event.at)}  {number}  {event.kind} {event.subject} {event.what}{move}{mark}"
+    if told is not None:
+        yield f"{INDENT}{told.means}"
+    for key, value in event.data.items():
+        if key == "outcome" and value is not None:
+            yield from _outcome(Outcome.model_validate(value))
+        elif key in ("reasons", "reason", "problem") and value:
+            yield from _reasons(value if isinstance(value, list) else [value])
+        elif value not in (None, [], {}):
+            yield f"{INDENT}{key.replace('_', ' ')}: {_shown(key, value)}"
+
+
+def _outcome(outcome: Outcome) -> Iterator[str]:
+    yield f"{INDENT}quote: SHA-256 {outcome.quote_id}"
+    yield f"{INDENT}MRENCLAVE: {outcome.mrenclave}"
+    yield f"{INDENT}TCB status: {outcome.tcb_status}; host integrity: {outcome.integrity}"
+    for name, digest in outcome.policy.items():
+        yield f"{INDENT}{name} policy: SHA-256 {digest}"
+    if outcome.observe_only:
+        yield f"{INDENT}the policy only observes: an enforcing one would refuse this"
+
+
+def _reasons(reasons: list[JsonValue]) -> Iterator[str]:
+    for value in reasons:
+        if not isinstance(value, dict):  # a gateway's withdrawal has the code alone
+            yield f"{INDENT}reason: {value}"
+            continue
+        reason = Reason.model_validate(value)
+        yield f"{INDENT}{reason.code}: {reason.field}"
+        yield f"{INDENT}  expected {reason.expected}"
+        yield f"{INDENT}  found    {reason.found}"
+        yield f"{INDENT}  to do    {reason.action}"
+
+
+def _shown(key: str, value: JsonValue) -> str:
+    if key in TIMES and isinstance(value, int):
+        return clock(value)
+    if key == "measurements":
+        return f"SHA-256 {value}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,146 @@
+"""`attestgate tpm`: a TPM's enrolment, and its quotes for the host's agent."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from secrets import token_bytes
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from cli.common import LogFormat, LogOption, say, set_up_logs, until_told, wrong
+from host_agent.tpm import DEVICE, Tpm
+from host_agent.tpm_service import run
+from manager.tpm_enrolment import challenge as challenge_for
+from manager.tpm_enrolment import read_bundle
+from schemas.base import Refusal, read_json
+from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""A host's TPM. Enrolment is a conversation in files, in this order:
+
+ 1. on the host: attestgate tpm describe -o described.json
+
+ 2. operator: attestgate tpm challenge described.json --ek-roots VENDOR.pem -o challenge.json --keep kept.json
+
+ 3. on the host: attestgate tpm activate challenge.json -o answer.json
+
+ 4. on the host, after a boot known to be good: attestgate tpm quote -o boot
+
+ 5. operator: attestgate enrol host ID ... --tpm kept.json --tpm-answer answer.json --golden-from boot.msg
+ --tpm-pcrs boot.pcrs
+
+ 6. on the host, from then on: attestgate tpm serve; its address goes into the agent's settings as `tpm`.
+
+Before a kernel update, boot the new kernel on a machine of the same kind, take its quote (4), and enrol again with
+both pairs of --golden-from and --tpm-pcrs.""",
+)
+
+Tcti = Annotated[str, typer.Option(help="The TPM, in TCTI's words, such as swtpm:host=127.0.0.1,port=2321.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
+
+
+class BankName(StrEnum):
+    """A PCR bank."""
+
+    SHA256 = "sha256"
+    SHA384 = "sha384"
+    SHA1 = "sha1"
+
+
+BankOption = Annotated[BankName, typer.Option(help="PCR bank; the host policy's `bank`.")]
+
+
+@app.command()
+def describe(output: Output, tcti: Tcti = DEVICE) -> None:
+    """On the host: write the EK's certificate and the AK's public area."""
+    with Tpm(tcti) as tpm:
+        _write(output, tpm.describe())
+
+
+@app.command()
+def challenge(
+    described: Annotated[Path, typer.Argument(help="What `tpm describe` wrote.")],
+    ek_roots: Annotated[
+        list[Path], typer.Option("--ek-roots", help="TPM vendors' root and intermediate certificates (PEM).")
+    ],
+    output: Output,
+    keep: Annotated[Path, typer.Option(help="What to keep until the host has answered; it is no secret.")],
+) -> None:
+    """Operator: check the EK's certificate and the AK, and make a challenge that only that TPM can answer."""
+    roots = read_bundle([read_file(path) for path in ek_roots])
+    asked, kept = challenge_for(read_json(TpmDescription, described), roots, int(time.time()))
+    _write(output, asked)
+    _write(keep, kept)
+
+
+@app.command()
+def activate(
+    asked: Annotated[Path, typer.Argument(metavar="CHALLENGE", help="What `tpm challenge` wrote.")],
+    output: Output,
+    tcti: Tcti = DEVICE,
+) -> None:
+    """On the host: answer the challenge."""
+    challenge_read = read_json(TpmChallenge, asked)
+    with Tpm(tcti) as tpm:
+        _write(output, TpmAnswer(credential=tpm.activate(challenge_read).hex()))
+
+
+@app.command()
+def quote(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Writes OUTPUT.msg, OUTPUT.sig and OUTPUT.pcrs.")],
+    nonce: Annotated[str | None, typer.Option(help="Qualifying data, hexadecimal; random by default.")] = None,
+    bank: BankOption = BankName.SHA256,
+    tcti: Tcti = DEVICE,
+) -> None:
+    """On the host: quote PCR 0-10, for golden values or for `attestgate verify ima`."""
+    try:
+        asked = token_bytes(32) if nonce is None else bytes.fromhex(nonce)
+    except ValueError:
+        raise wrong("--nonce", "hexadecimal", nonce) from None
+    with Tpm(tcti) as tpm:
+        made = tpm.quote(asked, bank.value)
+    for ending, data in (("msg", made.message), ("sig", made.signature), ("pcrs", made.pcrs)):
+        _store(output.with_name(f"{output.name}.{ending}"), data)
+    say(f"nonce {asked.hex()}")
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one and says which.")] = 2330,
+    bank: BankOption = BankName.SHA256,
+    tcti: Tcti = DEVICE,
+    log: LogOption = LogFormat.JSON,
+) -> None:
+    """On the host: give the agent in the enclave its quotes, until Ctrl-C."""
+    set_up_logs(log)
+    until_told(run(tcti, bank.value, port))
+
+
+def _write(path: Path, document: BaseModel) -> None:
+    _store(path, document.model_dump_json(indent=1).encode() + b"\n")
+    say(f"wrote {path}")
+
+
+def _store(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise _file(path, "a file to write", error) from None
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes. Raises Refusal `file.access`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _file(path, "a readable file", error) from None
+
+
+def _file(path: Path, expected: str, error: OSError) -> Refusal:
+    found = error.strerror or type(error).__name__
+    return Refusal.because("file.access", str(path), expected=expected, found=found, action="check the path")

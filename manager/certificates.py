@@ -1,0 +1,96 @@
+"""What a manager worker does with its CA: certificates for sessions, and the revocation lists on the bus.
+
+A list stands in the bucket `admissions` under `crl.<issuer>`; gateways serve it over HTTP. Several workers add to it by
+compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from bus.api import Bus, BusError, Conflict
+from manager.pki import crl
+from manager.pki.authority import Authority, Issuer, key_id
+from manager.pki.issue import PROXY, Issued, issue, issue_with_key
+from manager.sessions.record import AppRecord
+from manager.sessions.work import Revoked
+from schemas.admission import BUCKET, crl_key
+from schemas.base import Refusal
+from schemas.enrolment import AppEnrolment
+
+log = structlog.get_logger(__name__)
+REFRESH_S = crl.LIFE.total_seconds() / 4
+
+
+class Certificates:
+    """Issues, and tells what was revoked. `certificate_s` is the life of a certificate in seconds."""
+
+    def __init__(self, bus: Bus, authority: Authority, certificate_s: int, now: Callable[[], float]) -> None:
+        self._bucket = bus.bucket(BUCKET)
+        self._authority = authority
+        self._certificate_s = certificate_s
+        self._now = now
+
+    def issue(self, record: AppRecord, enrolled: AppEnrolment) -> Issued:
+        """The next certificate of a session, for the key that its enrolment asks for. Raises Refusal (`pki.*`)."""
+        marks = [PROXY] if record.proxy else []
+        at = int(self._now())
+        if enrolled.certificate_key == "manager":
+            return issue_with_key(
+                self._authority,
+                host=record.host,
+                app=record.subject,
+                lifetime_s=self._certificate_s,
+                at=at,
+                marks=marks,
+            )
+        return issue(
+            self._authority,
+            record.certificate_request,
+            host=record.host,
+            app=record.subject,
+            lifetime_s=self._certificate_s,
+            at=at,
+            marks=marks,
+        )
+
+    async def revoked(self, entry: Revoked) -> None:
+        """Have a certificate in its issuer's list. Raises BusError."""
+        issuer = self._authority.issuer(entry.issuer)
+        if issuer is None:
+            log.warning("a revoked certificate is of a CA that this worker has let go of", issuer=entry.issuer)
+            return
+        await self._extend(issuer, [entry])
+
+    async def keep_lists(self) -> None:
+        """Publish every list, and again long before it lapses, for ever."""
+        while True:
+            try:
+                for issuer in (self._authority, *self._authority.retired):
+                    await self._extend(issuer, [])
+            except BusError as error:
+                log.warning("the revocation list is not published", error=str(error))
+            await asyncio.sleep(REFRESH_S)
+
+    async def _extend(self, issuer: Issuer, revoked: list[Revoked]) -> None:
+        key = crl_key(key_id(issuer.certificate))
+        while True:
+            entry = await self._bucket.get(key)
+            before = None
+            if entry is not None and entry.value is not None:
+                try:
+                    before = crl.read(issuer, entry.value)
+                except Refusal as refusal:
+                    log.error("revocation list", reason=refusal.reasons[0].sentence())
+            der = crl.extend(issuer, before, revoked, at=int(self._now()), longest_s=self._certificate_s)
+            try:
+                if entry is None or entry.value is None:
+                    await self._bucket.create(key, der)
+                else:
+                    await self._bucket.update(key, der, entry.revision)
+                return
+            except Conflict:
+                continue

@@ -1,0 +1,24 @@
+"""Where each setting of the research prototype has gone, for who comes from there."""
+
+from __future__ import annotations
+
+PROTOTYPE: dict[str, tuple[str, str]] = {
+    "rh_host": ("host agent: bus.url", "agents call the bus; nobody calls a host"),
+    "rh_port": ("host agent: bus.url", "no port is open on a host"),
+    "container_host": ("application agent: bus.url, host", "nobody calls a container; `host` is an id"),
+    "container_port": ("application agent: bus.url", "no port is open in a container"),
+    "measurement_list": ("host agent: measurement_list", "the binary list, not the text"),
+    "remotehostHashKeyLocation": ("host agent: volumes", "folders, by index; the file's name is the session's"),
+    "applicationHashKeyLocation": ("application agent: volume", "a folder; the file's name is the session's"),
+    "nginx_pub_crt": ("measured settings: gateway_ca, gateway_name", "the CA and the name, not one certificate"),
+    "nginx_client_crts": (
+        "gateway worker: nginx_socket",
+        "admissions go into nginx's shared memory; docs/gateway.md has the file-and-reload way",
+    ),
+    "server_crt": ("gateway: server certificate of nginx; bus: TLS of nats-server", "docs/gateway.md"),
+    "server_key": ("gateway: server key of nginx; bus: TLS of nats-server", "docs/gateway.md"),
+    "spid": ("manager: attestation", "legacy attestation (EPID) only; docs/sgx.md"),
+    "ias_crt": ("manager: attestation.root", "the root of whichever service is used; legacy: docs/sgx.md"),
+    "ias_url": ("manager: attestation.pccs_url", "the attestation service; legacy: docs/sgx.md"),
+}
+"""By the prototype's name: where it is set now, and what is different."""

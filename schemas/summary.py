@@ -1,0 +1,32 @@
+"""The readable line beside a session's sealed record, for people to watch. Nothing decides on it; it holds no secret."""
+
+from __future__ import annotations
+
+from schemas.admission import Integrity
+from schemas.base import Id, Model, Reason, Seconds, SessionId
+from schemas.binding import Role
+
+
+class Summary(Model):
+    """How a session stood after its last transition. `id` is the host's or the application's."""
+
+    role: Role
+    id: Id
+    host: Id
+    session: SessionId
+    state: str
+    created_at: Seconds
+    lease_end: Seconds | None = None
+    next_recheck: Seconds | None = None
+    simulated: bool | None = None
+    integrity: Integrity | None = None
+    serial: str | None = None
+    """An application's certificate, if it has one."""
+    host_session: SessionId | None = None
+    """The session of its host that an application rests on."""
+    reasons: list[Reason] = []
+    """Why it ended."""
+
+    def body(self) -> bytes:
+        """The line as JSON."""
+        return self.model_dump_json(exclude_none=True).encode()

@@ -1,0 +1,71 @@
+"""What is really published, held against the table: whole stories played on the harness, and what a gateway tells."""
+
+from __future__ import annotations
+
+import json
+
+from bus import subjects
+from bus.layout import SUMMARIES
+from schemas.enrolment import Revoke
+from schemas.event_data import BY_NAME
+from schemas.events import Event
+from schemas.summary import Summary
+from tests.sessions.harness import LISTS, Deployment
+
+
+def hold_against_the_table(events: list[Event]) -> set[tuple[str, str]]:
+    """Every event is listed and its data is what the table says. Returns which were seen."""
+    for event in events:
+        told = BY_NAME[event.kind, event.what]
+        told.data.model_validate_json(json.dumps(event.data))
+    return {(event.kind, event.what) for event in events}
+
+
+def hold_summaries(site: Deployment) -> None:
+    """Every readable line that ever stood in the bucket is a `Summary`."""
+    lines = [line for line in site.wire.said(SUMMARIES.subject(">")) if line]
+    assert lines
+    for line in lines:
+        assert Summary.model_validate_json(line).body() == line
+
+
+async def test_from_hello_to_the_end(site: Deployment) -> None:
+    await site.admitted()
+    await site.advance(10)
+    await site.until("host", "h1", "rechecked")
+    await site.until("app", "a1", "rechecked")
+    await site.bus.publish(subjects.inbound("host", "h1", "evidence"), b"garbage")
+    await site.until("host", "h1", "dropped")
+    await site.order(Revoke(kind="app", id="a1", reason="a test"))
+    await site.until("app", "a1", "revoked")
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.advance(10)
+    await site.until("host", "h1", "untrusted")
+    await site.quiet()
+    seen = hold_against_the_table(site.events)
+    assert seen >= {
+        ("host", what) for what in ("challenged", "granted", "trusted", "rechecked", "untrusted", "dropped")
+    }
+    assert seen >= {("app", what) for what in ("challenged", "waiting-for-key", "proven", "certified", "admitted")}
+    assert ("op", "applied") in seen
+    hold_summaries(site)
+
+
+async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployment) -> None:
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.enrol_host()
+    host = await site.host()
+    await site.until("host", "h1", "refused")
+    await host.stop()
+    site.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes())
+    await site.advance(2)
+    host = await site.host()
+    await site.until("host", "h1", "trusted")
+    await host.stop()
+    since = len(site.events)
+    await site.advance(2)
+    await site.host()
+    await site.until("host", "h1", "superseded", since=since)
+    await site.quiet()
+    assert hold_against_the_table(site.events) >= {("host", "refused"), ("host", "superseded")}
+    hold_summaries(site)

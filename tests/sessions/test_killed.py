@@ -1,0 +1,74 @@
+"""A worker killed between any two of its operations on the bus: another comes to the same end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bus.api import BusError
+from manager.sessions.record import AppRecord, HostRecord
+from manager.sessions.states import State
+from schemas.enrolment import RecheckNow, Revoke
+from tests.sessions.harness import LONG, Deployment, World, deployed
+from tests.sessions.mortal import Counter, Killed, MortalBus
+
+SLICES = 10
+"""The operations are dealt out to so many tests, so that a failure names a few of them."""
+
+
+async def story(site: Deployment) -> None:
+    """Everything that a worker does: enrol, admit, recheck both, revoke the application."""
+    await site.begin()
+    await site.admitted()
+    since = len(site.events)
+    await site.order(RecheckNow(kind="host", id="h1"))
+    await site.until("host", "h1", "rechecked", since=since)
+    await site.order(RecheckNow(kind="app", id="a1"))
+    await site.until("app", "a1", "rechecked", since=since)
+    await site.order(Revoke(kind="app", id="a1", reason="test"))
+    await site.until("app", "a1", "revoked", since=since)
+    await site.quiet()
+
+
+async def one_run(world: World, folder: Path, dies_before: int | None, fails: type[BaseException]) -> int:
+    """The story with one worker that dies (or fails once), and what must be true at the end."""
+    async with deployed(world, folder, timing=LONG, workers=0) as site:
+        counter = Counter(dies_before, fails)
+        site.run(MortalBus(site.wire.connect(), counter))
+        path = asyncio.create_task(story(site))
+        while not path.done():
+            await asyncio.wait([path], timeout=0.02)
+            if site.worker_died():
+                site.add_worker()
+                # What the dead one had in hand is offered again after the consumer's `ack_wait`.
+                site.clock.at += 31
+                site.wire.tick()
+            elif fails is BusError:
+                site.clock.at += 0.5
+                site.wire.tick()
+        await path
+        (host,) = await site.records(HostRecord)
+        (app,) = await site.records(AppRecord)
+        assert (host.state, app.state) == (State.TRUSTED, State.REVOKED), dies_before
+        assert len({lease.serial for lease in site.gateway.leases}) == 1, dies_before
+        assert not site.gateway.passes("a1")
+        for kind, id, once in (("host", "h1", "granted"), ("host", "h1", "trusted"), ("app", "a1", "certified")):
+            assert len({e.id for e in site.events if (e.kind, e.subject, e.what) == (kind, id, once)}) == 1
+        return counter.done
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+async def test_killed_before_each_operation(world: World, tmp_path: Path, part: int) -> None:
+    operations = await one_run(world, tmp_path / "alive", None, BaseException)
+    assert operations > 100
+    for dies_before in range(part, operations, SLICES):
+        await one_run(world, tmp_path / str(dies_before), dies_before, Killed)
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+async def test_each_operation_fails_once(world: World, tmp_path: Path, part: int) -> None:
+    operations = await one_run(world, tmp_path / "alive", None, BaseException)
+    for fails_before in range(part, operations, SLICES):
+        await one_run(world, tmp_path / str(fails_before), fails_before, BusError)

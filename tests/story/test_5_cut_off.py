@@ -1,0 +1,74 @@
+"""Who is no longer trusted is out: revoked by an operator, on a host that drifted, or when nobody renews his lease."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from compose.stack import Stack
+from compose.telling import reasons_of
+from compose.vectors import CLEAN, DRIFT
+from tests.story.support import APPS, HOST, MACHINE, measurement_list, out_in_time, replace_list, restart, through
+from tests.story.test_4_commands import operator_file
+
+pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
+
+
+async def test_a_revoked_application_is_out_and_stays_out(stack: Stack) -> None:
+    await through(stack, *APPS)
+    mark, ordered = stack.events.mark, time.time()
+    status, output = await stack.command("revoke", "app", "app-1", "--reason", "left the project")
+    assert (status, output) == (0, "revoke: applied\n")
+    assert await stack.saw("app-1", "read flows", 403, since=ordered) is not None
+    revoked = await stack.until("app", "app-1", "revoked", since=mark)
+    assert (revoked.state, [reason.code for reason in reasons_of(revoked)]) == ("REVOKED", ["operator.revoked"])
+    assert "left the project" in reasons_of(revoked)[0].found
+    again = await stack.until("app", "app-1", "dropped", since=mark)
+    assert [reason.code for reason in reasons_of(again)] == ["enrolment.revoked"]
+    assert stack.last_status("app-2") == 200
+    mark = stack.events.mark
+    await stack.enrol_app("app-1", HOST, 0)
+    await stack.until("app", "app-1", "admitted", since=mark, within_s=40)
+    await through(stack, *APPS)
+
+
+async def test_a_drifted_host_takes_all_its_applications_with_it(stack: Stack) -> None:
+    await through(stack, *APPS)
+    mark, drifted = stack.events.mark, time.time()
+    replace_list(stack, DRIFT)
+    untrusted = await stack.until("host", HOST, "untrusted", since=mark)
+    assert {reason.code for reason in reasons_of(untrusted)} == {"ima.unknown", "ima.violation"}
+    for app in APPS:
+        assert await stack.saw(app, "read flows", 403, since=drifted) is not None
+        ended = await stack.until("app", app, "untrusted", since=mark)
+        assert [reason.code for reason in reasons_of(ended)][:1] == [reasons_of(untrusted)[0].code]
+    status, output = await stack.command("explain", str(untrusted.session))
+    assert status == 0
+    assert "RECHECKING -> UNTRUSTED" in output and "/usr/bin/chmod" in output
+
+    mark = stack.events.mark
+    await stack.agent(HOST).stop()
+    replace_list(stack, CLEAN)
+    await stack.start_host(HOST, MACHINE, measurement_list(stack), list(APPS))
+    await stack.until("host", HOST, "trusted", since=mark)
+    await restart(stack, *APPS)
+    await through(stack, *APPS)
+
+
+async def test_without_a_manager_access_ends_and_with_the_next_one_it_comes_back(stack: Stack, tmp_path: Path) -> None:
+    await through(stack, *APPS)
+    killed = time.time()
+    await stack.manager.kill()
+    impatient = operator_file(stack, tmp_path, answer_s=1)
+    status, output = await stack.command("recheck", "app", "app-1", operator=impatient)
+    assert status == 1
+    assert output.startswith("attestgate: command.unanswered: recheck:") and output.count("\n") == 1
+    for app in APPS:
+        await out_in_time(stack, app, killed)
+    mark, started = stack.events.mark, time.time()
+    await stack.start_manager("manager-after")
+    await stack.until("host", HOST, "trusted", since=mark)
+    await restart(stack, *APPS)
+    await through(stack, *APPS, since=started)
