@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check up setup clean
+.PHONY: demo test test-tpm check up setup clean wheels stack stack-down test-stack
 
 demo: setup
 	$(VENV)/bin/attestgate demo
@@ -13,6 +13,45 @@ up: setup
 
 test: setup check
 	$(VENV)/bin/pytest --cov --cov-report=term:skip-covered
+
+# Hosts with a TPM: installs Debian's packages (as root), builds tpm2-pytss in an environment of its own, tests on swtpm.
+TPM_VENV := build/venv-tpm
+TPM_PACKAGES := gcc libtss2-dev libtss2-tcti-swtpm0 pkg-config python3-dev swtpm swtpm-tools
+
+test-tpm:
+	@dpkg -s $(TPM_PACKAGES) >/dev/null 2>&1 || { apt-get -q update \
+		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $(TPM_PACKAGES); }
+	@test -x $(TPM_VENV)/bin/python || $(PYTHON) -m venv $(TPM_VENV)
+	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements.lock -r requirements-tpm.lock
+	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(TPM_VENV)/bin/pytest tests/tpm
+
+# The stack in containers: docker compose v2, or docker-compose 1.29. FILES adds overrides: -f compose/compose.cluster.yaml
+RUN_FOLDER := build/stack
+FILES :=
+LOCAL_BASE := attestgate/base:bookworm
+COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
+	-p attestgate --env-file $(RUN_FOLDER)/env -f compose/compose.yaml $(FILES)
+
+stack: setup wheels
+	@test -f $(RUN_FOLDER)/env || $(VENV)/bin/python -m compose.prepare $(RUN_FOLDER)
+	@docker image inspect $(LOCAL_BASE) >/dev/null 2>&1 && export ATTESTGATE_BASE=$(LOCAL_BASE); \
+		$(COMPOSE) build && $(COMPOSE) up -d
+	@echo "running: docker ps; attestgate's events: docs/observing.md; to end it: make stack-down"
+
+stack-down:
+	$(COMPOSE) down --volumes --remove-orphans
+	rm -rf $(RUN_FOLDER)
+
+# Uses the Docker engine that runs, or starts one of its own in a network namespace; without either it is skipped.
+test-stack: setup wheels
+	ATTESTGATE_TEST_STACK=1 $(VENV)/bin/pytest tests/stack/test_containers.py
+
+wheels: setup
+	@rm -rf build/wheels
+	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --require-hashes -r requirements.lock -w build/wheels
+	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w build/wheels
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -13,7 +13,7 @@ from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evid
 from app_agent.step6_colocation import prove_colocation
 from app_agent.step7_certificate import Credential, accept_certificate
 from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, lease_over, tell
+from bus.agent_process import agent_main, healthy_until, lease_over, tell
 from bus.api import BusError
 from bus.nats import connect
 from enclave.api import Enclave, EnclaveError
@@ -104,6 +104,7 @@ class AppAgent:
             elif step == "ready":
                 ready = unpack(Ready, data)
                 lease_end = float(ready.lease_end)
+                healthy_until(self._settings.health_file, ready.lease_end)
                 quiet_s = max(ready.next_recheck - time.time(), 0.0) + self._settings.retry_s
                 self._start(ready)
             elif step == "recheck":

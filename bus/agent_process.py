@@ -67,6 +67,18 @@ def tell(what: str, reasons: list[Reason], **more: object) -> None:
         log.warning(what, **more, **reason.model_dump())
 
 
+def healthy_until(path: Path | None, lease_end: int) -> None:
+    """For whoever checks this agent's health: it is trusted until then. A file that cannot be written is logged."""
+    if path is None:
+        return
+    try:
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(f"{lease_end}\n", encoding="ascii")
+        new.replace(path)
+    except OSError as error:
+        log.warning("health file not written", path=str(path), error=error.strerror)
+
+
 def lease_over(session: str) -> Reason:
     """The manager has fallen silent for as long as the lease went."""
     return Reason(

@@ -78,7 +78,7 @@ class EmbeddedServer:
         self._trust = trust
         self._port = port
         self._sync_interval = sync_interval
-        self._name = name
+        self.name = name
         self._routes = routes
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -179,7 +179,7 @@ class EmbeddedServer:
         return {
             "host": "127.0.0.1",
             "port": self._port or -1,
-            "server_name": self._name,
+            "server_name": self.name,
             "max_payload": MAX_MESSAGE + HEADERS,
             "max_pending": 8 * (MAX_MESSAGE + HEADERS),
             "operator": self._trust.operator,

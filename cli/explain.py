@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
+from manager.ear import look
 from schemas.base import Reason
+from schemas.ear import tier
 from schemas.event_data import BY_NAME
 from schemas.events import Event
 from schemas.messages import Outcome
@@ -63,6 +66,8 @@ def _event(event: Event) -> Iterator[str]:
             yield from _outcome(Outcome.model_validate(value))
         elif key in ("reasons", "reason", "problem") and value:
             yield from _reasons(value if isinstance(value, list) else [value])
+        elif key == "ear":
+            yield from _result(str(value))
         elif value not in (None, [], {}):
             yield f"{INDENT}{key.replace('_', ' ')}: {_shown(key, value)}"
 
@@ -75,6 +80,14 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
         yield f"{INDENT}{name} policy: SHA-256 {digest}"
     if outcome.observe_only:
         yield f"{INDENT}the policy only observes: an enforcing one would refuse this"
+
+
+def _result(token: str) -> Iterator[str]:
+    """The signed verdict, decoded. Its signature is checked by `attestgate verify ear`, which is given the keys."""
+    yield f"{INDENT}signed verdict: EAR, SHA-256 {hashlib.sha256(token.encode()).hexdigest()}"
+    for name, submod in look(token).submods.items():
+        vector = ", ".join(f"{claim} {value} ({tier(value)})" for claim, value in submod.vector.items())
+        yield f"{INDENT}  {name}: {submod.status}" + (f": {vector}" if vector else "")
 
 
 def _reasons(reasons: list[JsonValue]) -> Iterator[str]:

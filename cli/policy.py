@@ -1,38 +1,69 @@
-"""`attestgate policy`: runtime policies learned from good hosts, and looked over."""
+"""`attestgate policy`: runtime policies learned from good hosts, signed, tried on others, and looked over."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from cli.common import wrong
+from cli.policy_hosts import on_hosts
+from manager.policy_tree import measured_files
+from manager.policy_trial import Trial, try_on
 from manager.verification.ima_ascii import is_ascii, to_binary
 from manager.verification.ima_list import Entry, entries, readable
+from manager.verification.policy_dsse import read_signing_key
+from manager.verification.policy_dsse import sign as sign_dsse
 from manager.verification.policy_lint import lint as findings_of
 from manager.verification.runtime_policy import MAX_POLICY, load, read
 from manager.verification.runtime_policy import learn as learned_from
 from schemas.base import Refusal
 from schemas.messages import MAX_LIST
 
+MAX_KEY = 16 * 1024
+
+
+class HashName(StrEnum):
+    """The kernel's `ima_hash`."""
+
+    SHA1 = "sha1"
+    SHA256 = "sha256"
+    SHA384 = "sha384"
+    SHA512 = "sha512"
+
+
 app = typer.Typer(help="Known-good policies for measurement lists.", no_args_is_help=True)
 
 
 @app.command()
 def learn(
-    lists: Annotated[list[Path], typer.Argument(metavar="LIST...", help="Measurement lists of good hosts.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="LIST|FOLDER...", help="Measurement lists of good hosts, or folders with good files."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the policy goes.")],
     add: Annotated[Path | None, typer.Option(help="A policy to add to, before an update for example.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="A pattern (RE2) of paths to accept unseen.")] = None,
+    below: Annotated[str, typer.Option(help="Where a folder's files will be on the hosts.")] = "/",
+    algorithm: Annotated[
+        HashName, typer.Option("--hash", help="The hosts' `ima_hash`, for folders.")
+    ] = HashName.SHA256,
 ) -> None:
-    """Learn a runtime policy (Keylime's JSON) that knows every entry of the lists.
+    """Learn a runtime policy (Keylime's JSON) that knows every entry of the lists and every file of the folders.
+
+    Before a package upgrade, learn from its unpacked files with --add, and put the policy in force: nobody is cut off.
 
     Exit status: 0 written, 1 a list or policy was refused, 2 unreadable file.
     """
+    folders = [path for path in sources if path.is_dir()]
     try:
         base = None if add is None else read(_bytes(add, MAX_POLICY), source=str(add))
-        policy, left_out = learned_from([_entries(path) for path in lists], add_to=base)
+        lists = [_entries(path) for path in sources if path not in folders]
+        files = [found for folder in folders for found in _files(folder, below, algorithm)]
+        policy, left_out = learned_from(lists, files=files, add_to=base)
         policy = policy.model_copy(update={"excludes": [*policy.excludes, *(exclude or [])]})
         text = policy.text()
         loaded = load(text, source=str(output))
@@ -70,6 +101,70 @@ def lint(
             typer.echo(finding.sentence())
     if findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW", help="A runtime policy; with --against hosts, a bundle of `policy sign`.")
+    ],
+    against: Annotated[
+        list[str],
+        typer.Option(metavar="LIST|hosts", help="A measurement list; or `hosts`, every host that is trusted."),
+    ],
+    operator: Annotated[
+        Path | None,
+        typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="For hosts: your operator file."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Say who fails under a new policy, before it is put in force.
+
+    Exit status: 0 nobody fails, 1 somebody does or the policy is refused, 2 unreadable file or wrong arguments.
+    """
+    if against == ["hosts"]:
+        trials = on_hosts(new, operator)
+    elif "hosts" in against:
+        raise wrong("--against", "`hosts` alone, or lists", "both")
+    else:
+        policy = load(_bytes(new, MAX_POLICY), source=str(new))
+        trials = [try_on(policy, name, _bytes(Path(name), MAX_LIST)) for name in against]
+    if as_json:
+        typer.echo(json.dumps({"trials": [trial.model_dump(mode="json") for trial in trials]}, indent=2))
+    else:
+        for trial in trials:
+            _tell(trial)
+    if any(trial.fails for trial in trials):
+        raise typer.Exit(1)
+
+
+def _tell(trial: Trial) -> None:
+    typer.echo(f"{trial.name}: {'fails' if trial.fails else 'passes'}, {trial.entries} entries")
+    if trial.problem:
+        typer.echo(f"  {trial.problem}")
+    for entry in trial.unknown:
+        nearest = f", known is {entry.nearest}" if entry.nearest else ""
+        typer.echo(f"  entry {entry.index}: {entry.path} {entry.digest}{nearest}")
+
+
+@app.command()
+def dsse(
+    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A runtime policy.")],
+    key: Annotated[Path, typer.Option(help="Its author's private key, PEM: EC, as Keylime signs with, or Ed25519.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The DSSE envelope to write.")],
+) -> None:
+    """Sign a runtime policy as Keylime does. Managers with a key in `runtime_policy_keys` take no other."""
+    raw = _bytes(policy, MAX_POLICY)
+    load(raw, source=str(policy))
+    output.write_bytes(sign_dsse(raw, read_signing_key(_bytes(key, MAX_KEY), source=str(key))))
+
+
+def _files(folder: Path, below: str, algorithm: HashName) -> list[tuple[bytes, bytes]]:
+    try:
+        return list(measured_files(folder, algorithm.value, below=below.encode()))
+    except OSError as error:
+        typer.echo(f"{error.filename!r}: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _entries(path: Path) -> list[Entry]:

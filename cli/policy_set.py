@@ -10,7 +10,7 @@ import typer
 from cli.common import OperatorOption, say
 from cli.enrol import command
 from manager.keyfiles import read_identity
-from manager.policy_set import sign_set
+from manager.policy_set import read_policy_key, sign_set
 from schemas.base import pack, unpack
 from schemas.enrolment import PutPolicy
 
@@ -25,9 +25,12 @@ def sign(
     file: Annotated[Path, typer.Argument(help="The set: JSON with version, sgx_policy, host_policy, runtime_policy.")],
     key: Annotated[Path, typer.Option("--key", help="The policy author's key; it never goes near the bus.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The signed bundle to write.")],
+    runtime_key: Annotated[
+        list[Path] | None, typer.Option(help="The managers' `runtime_policy_keys`, if the runtime policy is in DSSE.")
+    ] = None,
 ) -> None:
     """Check a set of policies and sign its manifest. `policy put` then puts the bundle in force."""
-    out.write_bytes(pack(sign_set(file, read_identity(key))))
+    out.write_bytes(pack(sign_set(file, read_identity(key), [read_policy_key(path) for path in runtime_key or ()])))
     say(f"signed {out}")
 
 

@@ -100,17 +100,20 @@ def run_controller(
 @app.command("pccs")
 def run_pccs(
     authority: AuthorityOption,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
+    address: Annotated[str, typer.Option(help="Address to listen on; another than loopback within a container.")] = (
+        "127.0.0.1"
+    ),
     log: LogOption = LogFormat.JSON,
 ) -> None:
     """Run the attestation service (PCCS, Intel's v4 API) until Ctrl-C."""
     set_up_logs(log)
     try:
-        until_told(pccs.serve(authority, port=port, ready=lambda url: say(f"ready {url}")))
+        until_told(pccs.serve(authority, address, port, lambda url: say(f"ready {url}")))
     except OSError as error:
         raise Refusal.because(
             "pccs.port",
-            f"127.0.0.1:{port}",
+            f"{address}:{port}",
             expected="a port that nobody listens on",
             found=error.strerror,
             action="choose another port, or 0 for a free one",

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cli.evidence import JsonCommand, JsonGroup, fail, finish, read, read_fingerprints, read_time
+from cli.evidence import REFUSED, JsonCommand, JsonGroup, fail, finish, read, read_fingerprints, read_time, show
+from manager.ear_offline import judge_ear, read_keys
+from manager.verification.chain import utc
 from manager.verification.offline import (
     NamedPolicy,
     decoded,
@@ -79,6 +81,27 @@ def ias_command(
     except Refusal as refusal:
         raise fail(refusal, second, only_json=as_json) from None
     finish(verdict, describe_report_file(evidence), [*_notes(named), STALE_IAS], only_json=as_json)
+
+
+@app.command("ear", cls=JsonCommand)
+def ear_command(
+    token: Annotated[Path, typer.Argument(metavar="EAR", help="A signed verdict: the JWT, as in an event's `ear`.")],
+    jwks: Annotated[Path, typer.Option(help="The managers' public keys (jwks.json, made by `keys init`).")],
+    at: At = None,
+    max_age: Annotated[int | None, typer.Option(min=0, help="Refuse a verdict older than this, in seconds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a verdict's signature, and that nothing in it is contraindicated: what a relying party would do."""
+    second: int | None = None
+    try:
+        second = read_time(at)
+        text, keys = read(token), read_keys(jwks)
+    except Refusal as refusal:
+        raise fail(refusal, second, only_json=as_json) from None
+    verdict = judge_ear(text, keys, at=second, max_age_s=max_age)
+    show(verdict | {"at": utc(second)}, only_json=as_json)
+    if verdict["reasons"]:
+        raise typer.Exit(REFUSED)
 
 
 def _policy(path: Path | None) -> NamedPolicy:

@@ -30,6 +30,8 @@ WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Go on, and sho
 JsonLines = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output; with --watch, one a line and change.")
 ]
+PIPE_WIDTH = 200
+"""Columns of a table that goes to no terminal: enough for every cell."""
 Rows = dict[str, Summary]
 """Summaries by their key in the bucket."""
 
@@ -80,7 +82,7 @@ def _show(operator: Path, pattern: str, watch: bool, as_json: bool) -> None:
     if as_json:
         say(json.dumps([json.loads(row.body()) for row in _sorted(rows)], indent=2))
     else:
-        Console().print(_table(rows) if rows else "no sessions")
+        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_table(rows) if rows else "no sessions")
 
 
 async def _now(operator: Path, pattern: str) -> Rows:

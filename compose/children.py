@@ -97,6 +97,10 @@ class Children:
         """The newest child of that name."""
         return next(child for child in reversed(self._children) if child.name == name)
 
+    def newest(self, prefix: str) -> Child:
+        """The newest child with a name that begins so and that still runs."""
+        return next(child for child in reversed(self._children) if child.name.startswith(prefix) and child.running)
+
     async def line(self, child: Child, marker: str, within_s: float) -> str:
         """The first line of a child's log that holds `marker`.
 

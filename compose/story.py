@@ -132,7 +132,7 @@ async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) 
             narrator.figure(f"host's verdict heard -> 403 for {app}", max(refused - verdict, 0.0))
     narrator.scene("host-1 is rebooted clean: a new session, and its applications follow by themselves")
     mark = stack.events.mark
-    await stack.children.named(f"{HOST}@machine-a").stop()
+    await stack.agent(HOST).stop()
     _replace(measurement_list, CLEAN)
     await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
     await stack.until("host", HOST, "trusted", since=mark)

@@ -8,7 +8,7 @@ import time
 import structlog
 
 from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, lease_over, tell
+from bus.agent_process import agent_main, healthy_until, lease_over, tell
 from bus.api import BusError
 from bus.nats import connect
 from enclave.api import Enclave, EnclaveError
@@ -98,6 +98,7 @@ class HostAgent:
             if step == "accepted":
                 accepted = unpack(Accepted, data)
                 lease_end = float(accepted.lease_end)
+                healthy_until(self._settings.health_file, accepted.lease_end)
                 quiet_s = max(accepted.next_recheck - time.time(), 0.0) + self._settings.retry_s
                 log.info("accepted", lease_end=accepted.lease_end, next_recheck=accepted.next_recheck)
             elif step == "recheck":

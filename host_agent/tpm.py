@@ -143,7 +143,8 @@ class Tpm:
 
     @contextmanager
     def _attestation_key(self) -> Iterator[tuple[Any, Any]]:
-        attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
+        attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"
+        # noda: without it, each power cut after a quote counts as a wrong password, until the TPM locks itself
         template = tss.TPM2B_PUBLIC.parse("ecc256:ecdsa-sha256:null", objectAttributes=attributes, nameAlg="sha256")
         handle, public, *_ = self._esys.create_primary(None, template, tss.ESYS_TR.ENDORSEMENT)
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from secrets import token_bytes
 
 from bus import credentials
+from manager.ear import jwks
 from manager.keyfiles import create_identity, write_private
 from manager.pki.authority import create_ca
 from schemas.base import Refusal, Secret
@@ -30,6 +31,7 @@ Everything here was made by `attestgate keys init`. Nothing here is on the bus. 
 | credentials/*.creds | a role's way onto the bus | that process or person |
 | viewer/ | context of the nats CLI, to look at the bus: set XDG_CONFIG_HOME to this folder (docs/observing.md) | viewers |
 | public.json | the public halves, for settings files | anybody |
+| jwks.json | the manager's public key as a JWK set, to check signed verdicts (EAR) by | anybody |
 """  # noqa: E501
 
 
@@ -89,4 +91,6 @@ def init(
         credentials.issue(folder / "bus", role, name, folder / "credentials" / f"{role}-{name}.creds")
     credentials.write_context(viewer_context(folder), bus, folder / "credentials" / "viewer-viewer.creds")
     (folder / "public.json").write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
+    keys = jwks([bytes.fromhex(str(public["manager_identity"]))])
+    (folder / "jwks.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(PAGE, encoding="utf-8")

@@ -112,8 +112,8 @@ def appraised(
 
 def _enclave(verdict: SgxVerdict | IasVerdict) -> Vector:
     """What holds of an enclave as far as nothing stands against it."""
-    status = verdict.tcb_status if isinstance(verdict, SgxVerdict) else verdict.quote_status
-    if status is None:
+    status = verdict.status
+    if status is None or not verdict.verified:
         return {}
     vector: Vector = {
         "hardware": APPROVED if status in ("UpToDate", "OK") else VULNERABLE,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from manager.registry import InForce
+from pydantic import JsonValue
+
+from manager.registry import InForce, manifest_name
 from manager.sessions.record import HostRecord
 from manager.verification.ima import appraise_list
 from manager.verification.tpm_evidence import clock, judge_quote
 from schemas.base import Refusal, unpack
 from schemas.binding import recheck_tpm_nonce, tpm_nonce
+from schemas.event_data import PolicyTried
 from schemas.evidence import unpack_measurements
 from schemas.host_policy import ListVerdict, Replay
 from schemas.messages import HostEvidence, HostRecheckEvidence, MeasurementList
@@ -19,10 +22,11 @@ from schemas.tpm import TpmClock, TpmEnrolment
 
 @dataclass(frozen=True)
 class Integrity:
-    """The list's verdict, and the clock of the quote that it was compared with."""
+    """The list's verdict, the clock of the quote that it was compared with, and the verdict by policies on trial."""
 
     verdict: ListVerdict
     clock: TpmClock | None
+    trial: ListVerdict | None
 
 
 def judge_integrity(
@@ -47,8 +51,25 @@ def judge_integrity(
             action="a kernel's list only grows: find out what changed it; a reboot is a new session",
         )
     golden = enrolled.golden if enrolled else []
+    tried = None
+    if policies.trial is not None and before.entries == 0:
+        by = policies.trial
+        start = Replay.start(by.host.bank)
+        tried = appraise_list(data, by.runtime, by.host, before=start, quoted=quoted, golden=golden, at=now)
     verdict = appraise_list(data, policies.runtime, policies.host, before=before, quoted=quoted, golden=golden, at=now)
-    return Integrity(verdict, clock(quoted) if quoted else None)
+    return Integrity(verdict, clock(quoted) if quoted else None, tried)
+
+
+def tried(policies: InForce, verdict: ListVerdict) -> JsonValue:
+    """What an event says of a trial."""
+    if policies.trial is None:
+        raise AssertionError("a verdict by policies that are not on trial")
+    return PolicyTried(
+        manifest=manifest_name(policies.trial.manifest),
+        admitted=verdict.admitted,
+        reasons=verdict.reasons,
+        unknown=verdict.unknown,
+    ).model_dump(mode="json")
 
 
 def _asked(record: HostRecord) -> bytes:

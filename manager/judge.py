@@ -8,17 +8,17 @@ verifies, carries this session's report data, and names the enrolled platform an
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeAlias
 
-from manager.integrity import judge_integrity
+from manager.attestation import AttestationService, Wanted
+from manager.integrity import judge_integrity, tried
 from manager.pki.authority import Authority
 from manager.pki.issue import check_request
 from manager.registry import InForce, Registry
 from manager.sessions.draft import Judgement
 from manager.sessions.record import AppRecord, HostRecord
-from manager.verification.collateral_client import CollateralClient
 from manager.verification.colocation import same_platform
-from manager.verification.sgx import appraise
 from schemas.base import Reason, Refusal, pack
 from schemas.binding import Role, recheck_report_data, report_data
 from schemas.enrolment import AppEnrolment, PolicyManifest
@@ -31,27 +31,17 @@ from schemas.messages import (
     HostRecheckEvidence,
     Outcome,
 )
-from schemas.sgx import PlatformIdentity, SgxVerdict
+from schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 
-
-@dataclass(frozen=True)
-class Root:
-    """The root that quotes must chain to, in DER; `simulated` unless it is Intel's."""
-
-    der: bytes
-    simulated: bool
+Verdict: TypeAlias = SgxVerdict | IasVerdict
 
 
 class Judge:
     """Judges evidence with what this deployment trusts."""
 
-    def __init__(
-        self, registry: Registry, collateral: CollateralClient, root: Root, salt: bytes, authority: Authority
-    ) -> None:
+    def __init__(self, registry: Registry, service: AttestationService, authority: Authority) -> None:
         self._registry = registry
-        self._collateral = collateral
-        self._root = root
-        self._salt = salt
+        self._service = service
         self._authority = authority
 
     async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> Judgement:
@@ -123,6 +113,7 @@ class Judge:
                 "boot_state": listed.boot_state,
                 "unknown": [entry.model_dump(mode="json") for entry in listed.unknown],
                 "pcr10": {str(bank): value for bank, value in listed.pcr10.items()},
+                **({} if found.trial is None else {"trial": tried(policies, found.trial)}),
             },
         )
 
@@ -147,22 +138,10 @@ class Judge:
 
     async def _quote(
         self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int
-    ) -> SgxVerdict:
-        """Step 2: collateral from the attestation service, then the appraisal."""
-        collateral = await self._collateral.for_quote(quote, now)
-        return await asyncio.to_thread(
-            appraise,
-            quote,
-            collateral,
-            policies.sgx,
-            policy_hash=policies.manifest.sgx_policy,
-            mrenclaves=mrenclaves,
-            report_data=expected,
-            root_der=self._root.der,
-            simulated=self._root.simulated,
-            salt=self._salt,
-            at=now,
-        )
+    ) -> Verdict:
+        """Step 2: the attestation service is contacted, and the quote appraised."""
+        wanted = Wanted(policies.sgx, policies.manifest.sgx_policy, mrenclaves, expected)
+        return await self._service.appraise(quote, wanted, now)
 
     @staticmethod
     def _first_report_data(record: HostRecord | AppRecord, enclave_key: bytes, evidence: bytes) -> bytes:
@@ -185,9 +164,9 @@ class Judge:
         )
 
 
-def _tied(verdict: SgxVerdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
+def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
     """Whether the quote is the enrolled subject's: it verifies, answers this question, names its measurement."""
-    verified = verdict.tcb_status is not None and verdict.report_data == expected.hex()
+    verified = verdict.verified and verdict.report_data == expected.hex()
     return (
         verified
         and verdict.mrenclave in mrenclaves
@@ -196,7 +175,7 @@ def _tied(verdict: SgxVerdict, mrenclaves: list[str], expected: bytes, platform:
     )
 
 
-def _platform_reasons(verdict: SgxVerdict, enrolled: str) -> list[Reason]:
+def _platform_reasons(verdict: Verdict, enrolled: str) -> list[Reason]:
     if verdict.platform is None or verdict.platform.ppid == enrolled:
         return []
     return [
@@ -235,7 +214,7 @@ def _weaker(enrolled: AppEnrolment, manifest: PolicyManifest, proxy: bool) -> li
     ]
 
 
-def _steady(record: HostRecord | AppRecord, verdict: SgxVerdict) -> list[Reason]:
+def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     """Measurement and platform may not change within a session."""
     if record.question is None or record.outcome is None:
         return []
@@ -254,18 +233,18 @@ def _steady(record: HostRecord | AppRecord, verdict: SgxVerdict) -> list[Reason]
     ]
 
 
-def _platform(verdict: SgxVerdict) -> dict[str, str]:
+def _platform(verdict: Verdict) -> dict[str, str]:
     return verdict.platform.model_dump() if verdict.platform is not None else {}
 
 
-def _outcome(verdict: SgxVerdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:
+def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:
     return Outcome(
         simulated=verdict.simulated,
         integrity=listed.integrity if listed is not None else "unanchored",
         observe_only=listed is not None and not listed.accepted,
         quote_id=verdict.quote_id or "00" * 32,
         mrenclave=verdict.mrenclave or "00" * 32,
-        tcb_status=verdict.tcb_status or "none",
+        tcb_status=verdict.status or "none",
         policy=policies.names,
     )
 

@@ -18,18 +18,20 @@ from bus import subjects
 from bus.api import Bus
 from bus.nats import connect
 from bus.setup import ensure
+from manager.attestation import AttestationService, Dcap, Epid, Root
 from manager.certificates import Certificates
 from manager.high_water import HighWater
 from manager.inbound import Inbound
 from manager.internal import Internal
-from manager.judge import Judge, Root
-from manager.keyfiles import read_identity, read_secret
+from manager.judge import Judge
+from manager.keyfiles import read_identity, read_private, read_secret
 from manager.metrics import ManagerMetrics
 from manager.metrics_http import served
 from manager.observer import Observer
 from manager.operators import Operators
 from manager.outbox import Outbox
 from manager.pki.authority import expiries, load_authority
+from manager.policy_set import read_policy_key
 from manager.quarantine import Quarantine
 from manager.registry import Registry, operators_from
 from manager.sessions.draft import Context
@@ -38,7 +40,9 @@ from manager.store import SessionStore
 from manager.vault import Vault
 from manager.verification.chain import fingerprint
 from manager.verification.collateral_client import CollateralClient
-from manager.verification.offline import INTEL_SGX_ROOT
+from manager.verification.fetch import Service
+from manager.verification.ias_client import Ias
+from manager.verification.offline import INTEL_IAS_ROOT, INTEL_SGX_ROOT
 from manager.verification.pcs import Pcs
 from manager.worker import Worker
 from schemas.base import Refusal
@@ -79,7 +83,8 @@ def assemble(
     identity = read_identity(settings.identity)
     vault = Vault(StorageKeyFile(settings.storage_keys))
     high_water = HighWater(settings.state_dir / "high-water.json")
-    registry = Registry(bus, operators_from(settings.operators), high_water)
+    policy_keys = [read_policy_key(path) for path in settings.runtime_policy_keys]
+    registry = Registry(bus, operators_from(settings.operators), high_water, policy_keys)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     root = root_of(settings.attestation)
     collateral = CollateralClient(
@@ -105,7 +110,8 @@ def assemble(
         metrics.collateral(collateral.heard)
     outbox = Outbox(bus, vault, observer)
     store = SessionStore(bus, vault, outbox, context)
-    judge = Judge(registry, collateral, root, read_secret(settings.salt).reveal(), authority)
+    service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
+    judge = Judge(registry, service, authority)
     emitter = Emitter(bus, source, now, observer)
     certificates = Certificates(bus, authority, settings.timing.certificate_s, now)
     inbound = Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain, certificates)
@@ -119,7 +125,7 @@ def assemble(
         bus,
         inbound,
         internal,
-        Operators(bus, registry, outbox, quarantine, emitter.emit),
+        Operators(bus, registry, outbox, quarantine, high_water, emitter.emit),
         emitter.emit,
         quarantine,
         lambda: int(now()),
@@ -148,26 +154,40 @@ async def run(settings: ManagerSettings) -> None:
         await bus.close()
 
 
+def _service(
+    settings: AttestationSettings, http: httpx.AsyncClient, root: Root, salt: bytes, collateral: CollateralClient
+) -> AttestationService:
+    """The attestation service that the settings choose. Raises Refusal for a subscription key that cannot be read."""
+    ias = settings.ias
+    if settings.service == "dcap" or ias is None:
+        return Dcap(collateral, root, salt)
+    key = read_private(ias.subscription_key).decode("ascii", errors="replace").strip()
+    service = Service(http, "ias", 0.2, {"Ocp-Apim-Subscription-Key": key})
+    return Epid(Ias(service, ias.ias_url), root, salt, bytes.fromhex(ias.spid))
+
+
 def root_of(settings: AttestationSettings) -> Root:
-    """The root that quotes must chain to. Raises Refusal `settings.root`."""
+    """The root that evidence must chain to. Raises Refusal `settings.root`."""
+    path = settings.root if settings.ias is None or settings.service == "dcap" else settings.ias.ias_crt
     try:
-        data = settings.root.read_bytes()
+        data = path.read_bytes()
         pem = data.startswith(b"-----BEGIN")
         certificate = x509.load_pem_x509_certificate(data) if pem else x509.load_der_x509_certificate(data)
     except (OSError, ValueError) as error:
         raise Refusal.because(
             "settings.root",
-            str(settings.root),
+            str(path),
             expected="a root certificate, PEM or DER",
             found=getattr(error, "strerror", None) or type(error).__name__,
-            action="correct attestation.root",
+            action="correct that certificate in the settings",
         ) from None
-    simulated = fingerprint(certificate) != INTEL_SGX_ROOT
+    intel = INTEL_SGX_ROOT if settings.service == "dcap" else INTEL_IAS_ROOT
+    simulated = fingerprint(certificate) != intel
     if simulated and not settings.allow_simulated:
         raise Refusal.because(
             "settings.root",
-            str(settings.root),
-            expected=f"Intel's SGX root, SHA-256 {INTEL_SGX_ROOT}",
+            str(path),
+            expected=f"Intel's root, SHA-256 {intel}",
             found=f"another one, {fingerprint(certificate)}",
             action="use Intel's root; for a trial set attestation.allow_simulated = true in a development profile",
         )

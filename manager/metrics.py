@@ -28,7 +28,7 @@ from schemas.summary import Summary
 log = structlog.get_logger(__name__)
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-DEPTH_S = 10.0
+DEPTH_S = 5.0
 """How often the bus is asked how much waits."""
 RETRY_S = 5.0
 GOOD = frozenset({"granted", "waiting-for-key", "rechecked", "renewing"})
@@ -75,6 +75,11 @@ class ManagerMetrics(Observer):
             "attestgate_queue_messages",
             "Messages that wait for a worker, or are with one, by consumer",
             ["consumer"],
+            registry=self.registry,
+        )
+        self._answered = Gauge(
+            "attestgate_bus_answered_timestamp_seconds",
+            "When the bus last answered this worker's question of how much waits, asked every 5 s",
             registry=self.registry,
         )
         self.registry.register(self.sessions)
@@ -130,6 +135,7 @@ class ManagerMetrics(Observer):
             try:
                 for consumer, count in (await waiting(bus)).items():
                     self._queue.labels(consumer).set(count)
+                self._answered.set_to_current_time()
             except BusError as error:
                 log.warning("queue depth not known", error=str(error))
             await asyncio.sleep(DEPTH_S)

@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Awaitable, Callable
 
 from bus.api import Bucket, Bus, Conflict
+from manager.high_water import HighWater
 from manager.outbox import Outbox
 from manager.quarantine import Quarantine
-from manager.registry import MANIFEST, Registry
+from manager.registry import MANIFEST, TRIAL, Registry
 from manager.sessions.work import Order
 from schemas.base import Model, Reason, Refusal, pack, unpack
 from schemas.binding import Role
@@ -27,6 +28,7 @@ from schemas.enrolment import (
     RecheckNow,
     Retry,
     Revoke,
+    TryPolicy,
 )
 from schemas.sgx import policy_name
 from schemas.signing import Signed, verify
@@ -37,6 +39,7 @@ MAY: dict[type, OperatorRole] = {
     Revoke: "operator",
     RecheckNow: "operator",
     PutPolicy: "operator",
+    TryPolicy: "operator",
     Retry: "operator",
     Drop: "operator",
 }
@@ -52,14 +55,16 @@ class Applied(Model):
 class Operators:
     """Takes operators' commands."""
 
-    def __init__(self, bus: Bus, registry: Registry, outbox: Outbox, quarantine: Quarantine, emit: Emit) -> None:
+    def __init__(
+        self, bus: Bus, registry: Registry, outbox: Outbox, quarantine: Quarantine, high_water: HighWater, emit: Emit
+    ) -> None:
+        self._high_water = high_water
         self._quarantine = quarantine
         self._bus = bus
         self._registry = registry
         self._outbox = outbox
         self._emit = emit
         self._sequences = bus.bucket("operators")
-        self._enrolment = bus.bucket("enrolment")
         self._policies = bus.bucket("policies")
 
     async def take(self, name: str, data: bytes, now: int) -> None:
@@ -68,35 +73,38 @@ class Operators:
         command = self._registry.read_command(signed)
         entry = await self._sequences.get(command.operator)
         applied = unpack(Applied, entry.value).sequence if entry and entry.value is not None else 0
-        if command.sequence == applied:
-            return
-        _check(command, name, applied, now)
-        if signed.signer not in self._registry.identities(MAY[type(command.action)]):
-            raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
-        await self._apply(command.action, command, signed)
-        await _note(self._sequences, command)
+        applied = max(applied, self._high_water.get(f"operator.{command.operator}"))
+        if command.sequence != applied:  # a repeat of the newest is only answered once more
+            _check(command, name, applied, now)
+            if signed.signer not in self._registry.identities(MAY[type(command.action)]):
+                raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
+            await self._apply(command.action, command, signed)
+            await _note(self._sequences, command)
+            self._high_water.raise_to(f"operator.{command.operator}", command.sequence)
         message = hashlib.sha256(data).hexdigest()
         await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
 
     async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
         match action:
             case Enrol():
-                await self._enrolment.put(f"{action.subject.kind}.{action.subject.id}", pack(signed))
+                await self._registry.put(action.subject.kind, action.subject.id, signed)
             case Revoke():
-                await self._enrolment.put(f"{action.kind}.{action.id}", pack(signed))
+                await self._registry.put(action.kind, action.id, signed)
                 if action.kind != "gateway":
                     reason = _revoked(action, command.operator)
                     await self._order(action.kind, action.id, "revoke", reason, command)
             case RecheckNow():
                 await self._order(action.kind, action.id, "recheck", None, command)
             case PutPolicy():
-                await self._put_policy(action)
+                await self._put_policy(action, MANIFEST)
+            case TryPolicy():
+                await self._put_policy(action, TRIAL)
             case Retry():
                 await self._quarantine.retry(action.message)
             case Drop():
                 await self._quarantine.drop(action.message)
 
-    async def _put_policy(self, action: PutPolicy) -> None:
+    async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
         manifest = verify(
             action.manifest, PolicyManifest, "policy manifest", self._registry.identities("policy-author")
         )
@@ -118,7 +126,7 @@ class Operators:
                 )
         for document in action.documents:
             await self._policies.put(policy_name(document), document)
-        await self._policies.put(MANIFEST, pack(action.manifest))
+        await self._policies.put(key, pack(action.manifest))
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
         """Tell every session of a subject, also one that is only on its way to trust."""

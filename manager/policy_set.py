@@ -5,12 +5,14 @@ The set is a JSON file beside the documents; signing makes a bundle that any ope
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
+from manager.verification.policy_dsse import PolicyKey, read_key
 from manager.verification.runtime_policy import load as load_runtime_policy
 from schemas.base import Model, Refusal, parse_json, read_json
 from schemas.enrolment import PolicyManifest, PutPolicy
@@ -34,14 +36,14 @@ class PolicySet(Model):
     allow_manager_keys: bool = False
 
 
-def sign_set(path: Path, author: Ed25519PrivateKey) -> PutPolicy:
+def sign_set(path: Path, author: Ed25519PrivateKey, policy_keys: Sequence[PolicyKey] = ()) -> PutPolicy:
     """Read a set, check that its documents load and belong together, sign its manifest. Raises Refusal."""
     described = read_json(PolicySet, path)
     sgx = _read(path.parent / described.sgx_policy)
     host = _read(path.parent / described.host_policy)
     runtime = _read(path.parent / described.runtime_policy)
     read_policy(sgx, source=described.sgx_policy)
-    load_runtime_policy(runtime, source=described.runtime_policy)
+    load_runtime_policy(runtime, source=described.runtime_policy, authors=policy_keys)
     named = parse_json(HostPolicy, host, source=described.host_policy).runtime_policy
     if named != policy_name(runtime):
         raise Refusal.because(
@@ -62,6 +64,11 @@ def sign_set(path: Path, author: Ed25519PrivateKey) -> PutPolicy:
         allow_manager_keys=described.allow_manager_keys,
     )
     return PutPolicy(manifest=sign(author, "policy manifest", manifest), documents=[sgx, host, runtime])
+
+
+def read_policy_key(path: Path) -> PolicyKey:
+    """A public key that runtime policies have to be signed with, from its PEM file. Raises Refusal."""
+    return read_key(_read(path), source=str(path))
 
 
 def _read(path: Path) -> bytes:

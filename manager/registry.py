@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from bus.api import Bus
+import structlog
+
+from bus.api import Bus, Conflict, Entry
 from manager.high_water import HighWater
 from manager.verification.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
+from manager.verification.policy_dsse import PolicyKey
 from manager.verification.runtime_policy import LoadedPolicy
 from manager.verification.runtime_policy import load as load_runtime_policy
-from schemas.base import Refusal, parse_json, unpack
+from schemas.base import Refusal, pack, parse_json, unpack
 from schemas.enrolment import (
     AppEnrolment,
     Command,
@@ -30,25 +34,38 @@ from schemas.sgx import SgxPolicy, policy_name, read_policy
 from schemas.signing import Signed, verify
 from schemas.tpm import TpmClock, TpmEnrolment
 
+log = structlog.get_logger(__name__)
 E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)
 MANIFEST = "manifest"
 """Key of the manifest in force in the bucket `policies`; documents stand there under their own hash."""
 
 
+TRIAL = "trial"
+"""Key of the manifest on trial: hosts are judged by it as well, and nothing follows from that but a word in the events.
+It is over once its version, or a newer one, is in force."""
+
+
 @dataclass(frozen=True)
 class InForce:
-    """The policies of one manifest, read and checked."""
+    """The policies of one manifest, read and checked; and those on trial, if there are any."""
 
     manifest: PolicyManifest
     sgx: SgxPolicy
     host: HostPolicy
     runtime: LoadedPolicy
+    trial: InForce | None = None
 
     @property
     def names(self) -> dict[str, str]:
-        """Which documents a verdict rests on, by hash."""
+        """Which documents a verdict rests on, by hash, and which manifest was on trial then."""
         manifest = self.manifest
-        return {"sgx": manifest.sgx_policy, "host": manifest.host_policy, "runtime": manifest.runtime_policy}
+        names = {"sgx": manifest.sgx_policy, "host": manifest.host_policy, "runtime": manifest.runtime_policy}
+        return names if self.trial is None else names | {"trial": manifest_name(self.trial.manifest)}
+
+
+def manifest_name(manifest: PolicyManifest) -> str:
+    """The SHA-256 that names a manifest."""
+    return policy_name(pack(manifest))
 
 
 def operators_from(settings: list[OperatorSettings]) -> list[Operator]:
@@ -59,12 +76,16 @@ def operators_from(settings: list[OperatorSettings]) -> list[Operator]:
 class Registry:
     """Reads enrolments and policies; remembers how new they were, so that the bus cannot go back on them."""
 
-    def __init__(self, bus: Bus, operators: list[Operator], high_water: HighWater) -> None:
+    def __init__(
+        self, bus: Bus, operators: list[Operator], high_water: HighWater, policy_keys: Sequence[PolicyKey] = ()
+    ) -> None:
         self._enrolment = bus.bucket("enrolment")
         self._policies = bus.bucket("policies")
         self._operators = operators
         self._high_water = high_water
+        self._policy_keys = policy_keys
         self._in_force: InForce | None = None
+        self._trial: InForce | None = None
 
     def identities(self, role: OperatorRole) -> set[bytes]:
         """The public keys of everyone with a role."""
@@ -95,6 +116,42 @@ class Registry:
     async def gateway(self, id: str) -> GatewayEnrolment:
         """A gateway's enrolment. Raises Refusal (`enrolment.*`)."""
         return await self._subject("gateway", id, GatewayEnrolment)
+
+    async def put(self, kind: Kind, id: str, signed: Signed) -> None:
+        """Put an operator's word on a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
+
+        What the bus holds counts only if it can be read; what it may not go back to, this worker remembers.
+        """
+        key, sequence = f"{kind}.{id}", self.read_command(signed).sequence
+        while True:
+            entry = await self._enrolment.get(key)
+            newest = max(self._high_water.get(f"enrolment.{key}"), self._sequence(entry))
+            if sequence < newest:
+                raise Refusal.because(
+                    "command.sequence",
+                    f"{kind} {id}",
+                    expected=f"a command newer than {newest}",
+                    found=str(sequence),
+                    action="another operator's command was newer: look at it, and sign again",
+                )
+            try:
+                if entry is None:
+                    await self._enrolment.create(key, pack(signed))
+                else:
+                    await self._enrolment.update(key, pack(signed), entry.revision)
+            except Conflict:
+                continue
+            self._high_water.raise_to(f"enrolment.{key}", sequence)
+            return
+
+    def _sequence(self, entry: Entry | None) -> int:
+        """The sequence of the command that a bucket holds; 0 for what is not believed."""
+        if entry is None or entry.value is None:
+            return 0
+        try:
+            return self.read_command(unpack(Signed, entry.value)).sequence
+        except Refusal:
+            return 0
 
     async def _subject(self, kind: Kind, id: str, model: type[E]) -> E:
         key = f"{kind}.{id}"
@@ -153,7 +210,25 @@ class Registry:
             self._in_force = await self._read(manifest)
             self._high_water.raise_to(EVALUATION_FLOOR, manifest.min_tcb_evaluation)
             self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
-        return self._in_force
+        return replace(self._in_force, trial=await self._on_trial(manifest))
+
+    async def _on_trial(self, in_force: PolicyManifest) -> InForce | None:
+        """The policies on trial. One that cannot be read is none: a trial decides nothing, so it refuses nothing."""
+        entry = await self._policies.get(TRIAL)
+        if entry is None or entry.value is None:
+            return None
+        try:
+            manifest = verify(
+                unpack(Signed, entry.value), PolicyManifest, "policy manifest", self.identities("policy-author")
+            )
+            if manifest.version <= in_force.version:
+                return None
+            if self._trial is None or self._trial.manifest != manifest:
+                self._trial = await self._read(manifest)
+        except Refusal as refusal:
+            log.warning("no trial", reasons=[reason.sentence() for reason in refusal.reasons])
+            return None
+        return self._trial
 
     async def _read(self, manifest: PolicyManifest) -> InForce:
         host_document = await self._document(manifest.host_policy)
@@ -170,7 +245,7 @@ class Registry:
             manifest=manifest,
             sgx=read_policy(await self._document(manifest.sgx_policy), source="SGX policy"),
             host=host,
-            runtime=load_runtime_policy(await self._document(manifest.runtime_policy)),
+            runtime=load_runtime_policy(await self._document(manifest.runtime_policy), authors=self._policy_keys),
         )
 
     async def _document(self, name: str) -> bytes:

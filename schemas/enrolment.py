@@ -119,6 +119,14 @@ class PutPolicy(Model):
     documents: Annotated[list[bytes], Field(max_length=8)]
 
 
+class TryPolicy(Model):
+    """Have every host judged by a manifest as well, at its next recheck, and told of in the events: nothing else."""
+
+    do: Literal["try-policy"] = "try-policy"
+    manifest: Signed
+    documents: Annotated[list[bytes], Field(max_length=8)]
+
+
 class Retry(Model):
     """Take a message out of quarantine and handle it again."""
 
@@ -133,7 +141,7 @@ class Drop(Model):
     message: Hex32
 
 
-Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | Retry | Drop, Field(discriminator="do")]
+Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | TryPolicy | Retry | Drop, Field(discriminator="do")]
 
 
 class Command(Model):

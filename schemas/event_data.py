@@ -36,7 +36,16 @@ SessionWhat: TypeAlias = Literal[
 ]
 """What a session tells of itself, in the transition that made it so."""
 
-GatewayWhat: TypeAlias = Literal["admitted", "withdrawn", "lapsed", "refused", "reconciled", "nginx-failed"]
+GatewayWhat: TypeAlias = Literal[
+    "admitted",
+    "withdrawn",
+    "lapsed",
+    "refused",
+    "request-refused",
+    "break-glass",
+    "reconciled",
+    "nginx-failed",
+]
 """What a gateway worker tells."""
 
 Kind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
@@ -69,6 +78,15 @@ class Rejected(Model):
     ear: str | None = None
 
 
+class PolicyTried(Model):
+    """What policies on trial would make of the same list (`attestgate policy diff --against hosts`)."""
+
+    manifest: Hex32
+    admitted: bool
+    reasons: list[Reason]
+    unknown: list[UnknownEntry]
+
+
 class ListJudged(Model):
     """What was found in a measurement list: how long it is now, its SHA-256, its replay by bank, unknown entries.
 
@@ -81,6 +99,7 @@ class ListJudged(Model):
     measurements: Hex32
     pcr10: dict[str, Hex]
     unknown: list[UnknownEntry]
+    trial: PolicyTried | None = None
 
 
 class HostGranted(ListJudged):
@@ -218,10 +237,11 @@ class GatewayAdmitted(Model):
 
 
 class Withdrawn(Model):
-    """nginx lets a key pass no more."""
+    """nginx lets a key pass no more. `after_s`: seconds since it was decided, at most one too long."""
 
     key: str
     reason: str
+    after_s: float | None = None
 
 
 class Lapsed(Model):
@@ -235,6 +255,25 @@ class StatementRefused(Model):
 
     key: str
     reason: Reason
+
+
+class RequestRefused(Model):
+    """Requests that nginx refused for one reason, so many since this was last told."""
+
+    verdict: str
+    identity: str
+    serial: str
+    times: int
+
+
+class BrokenGlass(Model):
+    """An operator lets a certificate pass by hand, without the manager."""
+
+    operator: str
+    identity: str
+    serial: str
+    until: Seconds
+    reason: str
 
 
 class Reconciled(Model):
@@ -305,6 +344,8 @@ EVENTS = (
     Told(("gateway",), "withdrawn", "nginx lets a key pass no more", Withdrawn),
     Told(("gateway",), "lapsed", "a lease ended by itself", Lapsed),
     Told(("gateway",), "refused", "a statement in the bucket was not believed", StatementRefused),
+    Told(("gateway",), "request-refused", "nginx has refused requests", RequestRefused),
+    Told(("gateway",), "break-glass", "ALARM: an operator lets a certificate pass without the manager", BrokenGlass),
     Told(("gateway",), "reconciled", "nginx was brought back in line", Reconciled),
     Told(("gateway",), "nginx-failed", "nginx is not reached", NginxFailed),
 )

@@ -93,6 +93,19 @@ class OperatorSettings(Part):
     """Ed25519 public key, hexadecimal (public.json)."""
 
 
+class IasSettings(Part):
+    """Intel's legacy attestation service, for EPID quotes. It is closed: only a simulated one answers."""
+
+    ias_url: str
+    """Base URL of the service."""
+    ias_crt: FilePath
+    """Root certificate that reports must chain to, PEM or DER."""
+    spid: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """Service provider id, 16 bytes in hexadecimal: what linkable quotes are made for."""
+    subscription_key: FilePath
+    """File with the subscription key, mode 0600."""
+
+
 class AttestationSettings(Part):
     """The attestation service, and the root certificate (PEM or DER) that quotes must chain to.
 
@@ -108,6 +121,16 @@ class AttestationSettings(Part):
     """Take another root than Intel's. Refused in production."""
     when_down: Literal["cache", "refuse"] = "cache"
     """While the service is out of reach: go on with a cached set that is still valid, or refuse."""
+    service: Literal["dcap", "ias"] = "dcap"
+    """`dcap`: ECDSA quotes, verified here; `ias`: EPID quotes, verified by the legacy service in `ias`."""
+    ias: IasSettings | None = None
+    """The legacy service."""
+
+    @model_validator(mode="after")
+    def _ias_where_chosen(self) -> Self:
+        if (self.service == "ias") != (self.ias is not None):
+            raise ValueError('ias belongs to service = "ias", and must be given there')
+        return self
 
 
 class GatewaySet(Part):
@@ -177,6 +200,8 @@ class ManagerSettings(ProcessSettings):
     """How long things last."""
     suite: SuiteSetting = "mlkem768-x25519"
     """HPKE suite of a session: hybrid post-quantum, or X25519 alone."""
+    runtime_policy_keys: Annotated[list[FilePath], Field(max_length=16)] = []
+    """Public keys (PEM). If there are any, a runtime policy must be in a DSSE envelope that one of them signed."""
     metrics: MetricsAddress = None
     """ADDRESS:PORT on which `GET /metrics` answers in Prometheus's format; port 0 takes a free one. Off by default."""
 
@@ -185,6 +210,17 @@ class ManagerSettings(ProcessSettings):
         if self.attestation.allow_simulated and self.profile == "production":
             raise ValueError('attestation.allow_simulated is refused while profile = "production"')
         return self
+
+
+class BreakGlassSettings(Part):
+    """Whose signed admissions a gateway takes from a folder, without a manager or a bus."""
+
+    operators: Annotated[list[Hex32], Field(min_length=1)]
+    """Operators' Ed25519 public keys, hexadecimal."""
+    folder: FilePath
+    """Where `attestgate gateway break-glass` files are put; only its owner may write there."""
+    longest_s: Annotated[int, Field(ge=60, le=86400)] = 3600
+    """No such admission is longer."""
 
 
 class GatewaySettings(ProcessSettings):
@@ -200,6 +236,12 @@ class GatewaySettings(ProcessSettings):
     """Managers' Ed25519 public keys, hexadecimal: whose leases are believed."""
     nginx_socket: FilePath
     """The admin socket of the nginx beside it."""
+    nginx_public: FilePath | None = None
+    """Folder of that nginx from which it serves revocation lists, `public` in its own. Off by default."""
+    nginx_map: FilePath | None = None
+    """For an nginx without njs: its `admitted.map`, which then takes the place of `nginx_socket`."""
+    break_glass: BreakGlassSettings | None = None
+    """Whether operators may admit a certificate by hand while nobody else can. Off by default."""
     longest_lease_s: Annotated[int, Field(ge=2, le=3600)] = 60
     """No admission is longer, whatever a lease says."""
     reconcile_s: Annotated[int, Field(ge=1, le=3600)] = 30
@@ -245,6 +287,8 @@ class AgentSettings(ProcessSettings):
     """The measured settings: a file of its own."""
     retry_s: Annotated[int, Field(ge=1, le=600)] = 2
     """First pause before a new session; later ones are longer."""
+    health_file: FilePath | None = None
+    """Where to write the end of the lease in Unix seconds, for a container's health check."""
 
 
 class HostSettings(AgentSettings):
@@ -293,6 +337,7 @@ class Measured(Part):
 
 
 S = TypeVar("S", bound=ProcessSettings)
+P = TypeVar("P", bound=Part)
 
 
 def load_settings(kind: type[S], path: Path) -> S:
@@ -312,8 +357,13 @@ def load_settings(kind: type[S], path: Path) -> S:
 
 def load_measured(path: Path) -> Measured:
     """The measured settings. Nothing overrides them. Raises Refusal (`settings.*`)."""
-    with _reading(Measured, path):
-        return Measured.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    return load_part(Measured, path)
+
+
+def load_part(kind: type[P], path: Path) -> P:
+    """Settings from a TOML file alone, whatever the environment says. Raises Refusal (`settings.*`)."""
+    with _reading(kind, path):
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager

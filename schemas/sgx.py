@@ -209,6 +209,7 @@ class Appraisal(Model):
     cpu_svn: Hex | None = None
     report_data: Hex | None = None
     advisories: list[str] | None = None
+    platform: PlatformIdentity | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -224,7 +225,6 @@ class SgxVerdict(Appraisal):
 
     fmspc: Hex | None = None
     sgx_type: SgxType | None = None
-    platform: PlatformIdentity | None = None
     tcb_status: TcbStatus | None = None
     tcb_date: int | None = None
     """Unix second."""
@@ -232,6 +232,16 @@ class SgxVerdict(Appraisal):
     """The lower of TCB info's and QE identity's."""
     collateral_expires: int | None = None
     """The Unix second at which the first piece of the collateral stops being valid."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether the evidence is genuine, whatever a policy thinks of it."""
+        return self.tcb_status is not None
+
+    @property
+    def status(self) -> str | None:
+        """The TCB status."""
+        return self.tcb_status
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -241,7 +251,10 @@ class SgxVerdict(Appraisal):
 
 
 class IasVerdict(Appraisal):
-    """The verdict on an IAS report. An EPID report names no platform: that is what EPID is for."""
+    """The verdict on an IAS report. EPID names no platform; `platform` is made of the pseudonym of a linkable quote."""
+
+    signed: bool = False
+    """Its signature and certificates hold at the time it was judged for."""
 
     report_id: str | None = None
     report_version: int | None = None
@@ -252,3 +265,13 @@ class IasVerdict(Appraisal):
     nonce: str | None = None
     epid_group_id: Hex | None = None
     linkable: bool | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether the evidence is genuine, whatever a policy thinks of it."""
+        return self.signed
+
+    @property
+    def status(self) -> str | None:
+        """isvEnclaveQuoteStatus."""
+        return self.quote_status

@@ -32,14 +32,15 @@ function outside(r) {
     answer(r, kept ? 200 : 503, { gateway: kept ? 'ready' : 'its worker is silent' });
 }
 
-// What was refused since this was last asked: [[verdict, identity, serial], times].
+// What was refused since this was last asked.
 function refusals(r) {
     const zone = ngx.shared.refusals;
     const found = [];
     zone.keys(1000).forEach((key) => {
         const times = zone.pop(key);
         if (times !== undefined) {
-            found.push([JSON.parse(key), times]);
+            const who = JSON.parse(key);
+            found.push({ verdict: who[0], identity: who[1], serial: who[2], times: times });
         }
     });
     answer(r, 200, { refusals: found });

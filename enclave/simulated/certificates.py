@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 _LEEWAY = timedelta(days=1)
+SubjectKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def intermediate(
 
 
 def leaf(
-    key: ec.EllipticCurvePublicKey,
+    key: SubjectKey,
     common_name: str,
     issuer: Issuer,
     now: datetime,
@@ -83,15 +85,13 @@ def crl(issuer: Issuer, revoked: Iterable[int], number: int, now: datetime, life
     return builder.sign(issuer.key, SHA256()).public_bytes(Encoding.DER)
 
 
-def _issued(
-    key: ec.EllipticCurvePublicKey, common_name: str, issuer: Issuer, now: datetime, days: int
-) -> x509.CertificateBuilder:
+def _issued(key: SubjectKey, common_name: str, issuer: Issuer, now: datetime, days: int) -> x509.CertificateBuilder:
     return _builder(common_name, key, issuer.certificate.subject, issuer.key.public_key(), now, days)
 
 
 def _builder(
     common_name: str,
-    key: ec.EllipticCurvePublicKey,
+    key: SubjectKey,
     issuer: x509.Name,
     issuer_key: ec.EllipticCurvePublicKey,
     now: datetime,

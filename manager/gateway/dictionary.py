@@ -43,6 +43,21 @@ class Health(Model):
     free: Annotated[int, Field(ge=0)]
 
 
+class RequestRefusal(Model):
+    """Requests refused for one reason, of one certificate where there was one."""
+
+    verdict: str
+    identity: str
+    serial: str
+    times: int
+
+
+class Refusals(Model):
+    """What was refused since the last question."""
+
+    refusals: list[RequestRefusal]
+
+
 class Contents(Model):
     """Everything in the dictionary: JSON text by key, and the epoch it belongs to."""
 
@@ -50,7 +65,7 @@ class Contents(Model):
     entries: dict[str, str]
 
 
-M = TypeVar("M", Health, Contents)
+M = TypeVar("M", Health, Contents, Refusals)
 
 
 class Dictionary:
@@ -68,6 +83,10 @@ class Dictionary:
     async def contents(self) -> Contents:
         """All of it."""
         return self._read(Contents, await self._ask("GET", "/entries"))
+
+    async def refusals(self) -> list[RequestRefusal]:
+        """The requests that were refused since this was last asked, counted."""
+        return self._read(Refusals, await self._ask("GET", "/refusals")).refusals
 
     async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
         """Write entries; each disappears by itself at its `until`."""

@@ -36,9 +36,19 @@ class GatewayMetrics:
             "When nginx last agreed with the ledger",
             registry=self.registry,
         )
+        self._refused = Counter(
+            "attestgate_gateway_requests_refused",
+            "Requests that nginx refused, by verdict",
+            ["verdict"],
+            registry=self.registry,
+        )
         self._events = Counter(
             "attestgate_gateway_events", "Events of this gateway, by what happened", ["event"], registry=self.registry
         )
+
+    def refused(self, verdict: str, times: int) -> None:
+        """Requests that nginx refused; the rules at the end of a verdict are no label."""
+        self._refused.labels(verdict.partition(":")[0]).inc(times)
 
     def heard(self, key: str) -> None:
         """A statement was taken into the ledger."""

@@ -17,12 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from bus.api import Bus, BusError
+from manager.gateway.break_glass import BreakGlassFolder
 from manager.gateway.dictionary import Dictionary, NginxError
-from manager.gateway.ledger import CertificateEntry, Changes, Ledger, difference
+from manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, difference
 from manager.gateway.metrics import GatewayMetrics
+from manager.gateway.public import publish
 from manager.gateway.telling import Emit, Telling, complain
 from schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
 from schemas.base import Refusal
+from schemas.break_glass import BreakGlass
 from schemas.settings import GatewaySettings
 
 _PROBE_S = 1.0
@@ -55,6 +58,8 @@ class GatewayWorker:
         self._epoch: str | None = None
         self._reconcile_at = 0.0
         self._admitted: set[str] = set()
+        self._by_hand = self._break_glass()
+        self._broken: dict[str, Entry] = {}
 
     async def run(self) -> None:
         """Work until cancelled. Neither a lost bus nor a lost nginx ends it."""
@@ -77,10 +82,20 @@ class GatewayWorker:
                     if entry is None:
                         self._loaded = True
                         self._wake.set()
-                    elif entry.value is not None and not entry.key.startswith(CRL):
+                    elif entry.value is not None and entry.key.startswith(CRL):
+                        self._publish(entry.key, entry.value)
+                    elif entry.value is not None:
                         await self._take(entry.key, entry.value)
                     # A deletion is not signed: it ends nothing, the lease's own end does.
                 raise BusError("the watch ended")
+
+    def _publish(self, key: str, der: bytes) -> None:
+        if self._settings.nginx_public is None:
+            return
+        try:
+            publish(self._settings.nginx_public, key, der)
+        except Refusal as refusal:
+            self._telling.event("refused", {"key": key, "reason": refusal.reasons[0].model_dump()})
 
     async def _take(self, key: str, value: bytes) -> None:
         try:
@@ -111,10 +126,18 @@ class GatewayWorker:
                 with attempt:
                     await self._agree(dictionary)
             await self._pause(_PROBE_S)
+            await self._tell_refusals(dictionary)
             for key in self._ledger.forget(int(self._clock())):
                 # nginx has dropped it by itself.
                 self._admitted.discard(key)
                 self._telling.event("lapsed", {"key": key})
+
+    async def _tell_refusals(self, dictionary: Dictionary) -> None:
+        """Requests that nginx has refused since it was last asked, whoever they came from."""
+        with suppress(NginxError):  # the next agreement will say so
+            for refusal in await dictionary.refusals():
+                self._metrics.refused(refusal.verdict, refusal.times)
+                self._telling.event("request-refused", refusal.model_dump())
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the next statement: a withdrawal is tried at once."""
@@ -130,11 +153,13 @@ class GatewayWorker:
         """Bring nginx in line: what changed, or everything if its memory is new or the period is over."""
         self._wake.clear()
         epoch = (await dictionary.health()).epoch
-        everything = self._loaded and (epoch != self._epoch or time.monotonic() >= self._reconcile_at)
-        keys = set(self._ledger) if everything else self._dirty
-        self._dirty = set()
         at = int(self._clock())
-        wanted = {key: entry for key in keys if (entry := self._ledger.entry(key, at)) is not None}
+        self._look_for_glass(at)
+        # A bus that is away from the start holds up what an operator says by hand no more than what it says itself.
+        everything = self._loaded and (epoch != self._epoch or time.monotonic() >= self._reconcile_at)
+        keys = {*self._ledger, *self._broken} if everything else self._dirty
+        self._dirty = set()
+        wanted = {key: entry for key in keys if (entry := self._entry(key, at)) is not None}
         # While nginx is asked, the ledger goes on: what is reported is what was asked for.
         statements = {key: self._ledger[key] for key in keys if key in self._ledger}
         try:
@@ -160,12 +185,40 @@ class GatewayWorker:
             if changes.put or changes.remove:
                 self._telling.event("reconciled", {"put": len(changes.put), "removed": len(changes.remove)})
 
+    def _entry(self, key: str, at: int) -> Entry | None:
+        """What nginx must hold under a key: by the manager's word, or by hand where the manager has said nothing."""
+        if key in self._ledger:
+            return self._ledger.entry(key, at)
+        return self._broken.get(key)
+
+    def _break_glass(self) -> BreakGlassFolder | None:
+        if self._settings.break_glass is None:
+            return None
+
+        def tell(said: BreakGlass) -> None:
+            fields = ("operator", "identity", "serial", "reason")
+            self._telling.event("break-glass", {**said.model_dump(include=set(fields)), "until": said.expires_at})
+
+        def refused(name: str, refusal: Refusal) -> None:
+            self._telling.event("refused", {"key": name, "reason": refusal.reasons[0].model_dump()})
+
+        return BreakGlassFolder(self._settings.break_glass, self._settings.gateway_set, tell, refused)
+
+    def _look_for_glass(self, at: int) -> None:
+        if self._by_hand is not None:
+            before, self._broken = self._broken, self._by_hand.entries(at)
+            self._dirty |= {key for key, _ in before.items() ^ self._broken.items()}
+
     def _tell(self, changes: Changes) -> None:
         for key in changes.remove:
             self._admitted.discard(key)
             held = self._ledger.get(key)
-            reason = held.reason if isinstance(held, Withdrawal) else "not leased"
-            self._telling.event("withdrawn", {"key": key, "reason": reason})
+            if isinstance(held, Withdrawal):
+                # The decision is timed in whole seconds: what is told is at most one too long.
+                after = max(round(self._clock() - held.issued_at, 3), 0.0)
+                self._telling.event("withdrawn", {"key": key, "reason": held.reason, "after_s": after})
+            else:
+                self._telling.event("withdrawn", {"key": key, "reason": "not leased"})
         for key, entry in changes.put.items():
             if key not in self._admitted:
                 self._admitted.add(key)

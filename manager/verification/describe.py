@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from manager.verification.chain import fingerprint, name, utc
-from manager.verification.ias import EpidHeader, parse_report, quote_header
+from manager.verification.epid import EpidHeader, quote_header
+from manager.verification.ias import parse_report
 from manager.verification.quote import Header, Pck, Quote, ReportBody
 
 
@@ -51,7 +52,7 @@ def _epid_header(header: EpidHeader) -> dict[str, Any]:
     return {
         "version": header.version,
         "sign_type": header.sign_type,
-        "epid_group_id": header.epid_group_id.hex(),
+        "epid_group_id": header.group_id.hex(),
         "qe_svn": header.qe_svn,
         "pce_svn": header.pce_svn,
         "xeid": header.xeid.hex(),

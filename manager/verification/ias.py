@@ -9,11 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,30 +21,16 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from manager.verification.chain import SKEW_S, certificates, check_chain, name, root_certificate, utc, windows
-from manager.verification.quote import SIGNED_LENGTH, ReportBody, parse_body
+from manager.verification.epid import quote_header
+from manager.verification.quote import HEADER_LENGTH, SIGNED_LENGTH, ReportBody, parse_body
 from manager.verification.sgx import LAST_SECOND, time_out_of_range
 from manager.verification.sgx_policy import judge_report, one_of
 from schemas.base import Reason, Refusal, shown
-from schemas.sgx import IasStatus, IasVerdict, SgxPolicy
+from schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxPolicy
 
 MAX_REPORT = 64 * 1024
 VERSIONS = (3, 4, 5)
-EPID_QUOTE_VERSIONS = (1, 2)
-_HEADER = struct.Struct("<HH4sHH4s32s")
-"""An EPID quote's first 48 bytes (sgx_quote_t)."""
 _ACTION = "do not trust this report; have the enclave attested anew"
-
-
-class EpidHeader(NamedTuple):
-    """The header of an EPID quote. `sign_type`: 0 unlinkable, 1 linkable."""
-
-    version: int
-    sign_type: int
-    epid_group_id: bytes
-    qe_svn: int
-    pce_svn: int
-    xeid: bytes
-    basename: bytes
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,8 @@ class Report:
     status: str
     advisories: tuple[str, ...]
     nonce: str | None
+    pseudonym: str | None
+    """epidPseudonym: the same for each linkable quote of one platform for one SPID."""
     quote_body: bytes
     epid_group_id: bytes
     linkable: bool
@@ -92,12 +79,15 @@ def appraise_report(
     root_der: bytes,
     simulated: bool,
     at: int,
+    quote: bytes | None = None,
+    salt: bytes | None = None,
 ) -> IasVerdict:
     """Judge a report at Unix second `at`. Never raises for evidence, however bad: the verdict then has its reasons.
 
     `report` is the body exactly as signed, `signature` its RSA signature (raw), `chain_pem` the signing certificates,
     leaf first. `nonce` is the one sent with the request, None if it is not to be judged; the rest is as in
-    `sgx.appraise`. The platform services' manifest (PSE) is not looked at.
+    `sgx.appraise`. `quote` is what the report is to be about, None if that is not to be judged; with a `salt` the
+    verdict names the platform by its pseudonym. The platform services' manifest (PSE) is not looked at.
     """
     verdict: dict[str, Any] = {"policy": policy_hash, "at": at, "simulated": simulated}
     if not 0 <= at <= LAST_SECOND:
@@ -112,10 +102,20 @@ def appraise_report(
     except Refusal as refusal:
         reasons += refusal.reasons
     else:
-        verdict |= parsed.fields()
+        verdict |= {"signed": not reasons, **parsed.fields(), "platform": _platform(parsed, salt)}
         reasons += judge_report(parsed.body, policy, mrenclaves, report_data)
         reasons += _judge(parsed, policy, nonce, at)
+        if quote is not None and quote[:SIGNED_LENGTH] != parsed.quote_body:
+            reasons.append(_reason("quote_body", quote[:48], parsed.quote_body[:48], "report.isvEnclaveQuoteBody"))
     return IasVerdict(accepted=not reasons, reasons=reasons, **verdict)
+
+
+def _platform(report: Report, salt: bytes | None) -> PlatformIdentity | None:
+    """Who the platform is. EPID hides that, but for the pseudonym, which therefore stands in every part's place."""
+    if salt is None or not report.linkable or report.pseudonym is None:
+        return None
+    name = report.pseudonym.encode()
+    return PlatformIdentity.salted(salt, ppid=name, pck_leaf=name, attestation_key=name, qe_id=name)
 
 
 def _signature_reasons(report: bytes, signature: bytes, chain_pem: bytes, root_der: bytes, at: int) -> list[Reason]:
@@ -155,14 +155,12 @@ def parse_report(raw: bytes) -> Report:
     version = document.get("version")
     if type(version) is not int or version not in VERSIONS:
         raise _bad("report", f"version {', '.join(map(str, VERSIONS))}", version, field="version")
-    nonce = document.get("nonce")
-    if nonce is not None and not isinstance(nonce, str):
-        raise _bad("report", "a text", nonce, field="nonce")
+    nonce, pseudonym = document.get("nonce"), document.get("epidPseudonym")
+    for key, value in (("nonce", nonce), ("epidPseudonym", pseudonym)):
+        if value is not None and not isinstance(value, str):
+            raise _bad("report", "a text", value, field=key)
     quote_body = _quote_body(_text(document, "isvEnclaveQuoteBody"))
     header = quote_header(quote_body)
-    if header.version not in EPID_QUOTE_VERSIONS or header.sign_type not in (0, 1):
-        found = f"version {header.version}, signature type {header.sign_type}"
-        raise _bad("report", "an EPID quote, version 1 or 2, signature type 0 or 1", found, field="isvEnclaveQuoteBody")
     return Report(
         id=_text(document, "id"),
         timestamp=_timestamp(_text(document, "timestamp")),
@@ -170,16 +168,12 @@ def parse_report(raw: bytes) -> Report:
         status=_text(document, "isvEnclaveQuoteStatus"),
         advisories=tuple(advisories),
         nonce=nonce,
+        pseudonym=pseudonym,
         quote_body=quote_body,
-        epid_group_id=header.epid_group_id,
-        linkable=header.sign_type == 1,
-        body=parse_body(quote_body[_HEADER.size :], "isvEnclaveQuoteBody.report"),
+        epid_group_id=header.group_id,
+        linkable=header.linkable,
+        body=parse_body(quote_body[HEADER_LENGTH:], "isvEnclaveQuoteBody.report"),
     )
-
-
-def quote_header(quote_body: bytes) -> EpidHeader:
-    """The header in front of the report body of an EPID quote (at least 48 bytes)."""
-    return EpidHeader(*_HEADER.unpack_from(quote_body))
 
 
 def _text(document: dict[str, Any], key: str) -> str:

@@ -13,16 +13,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from manager.verification.collateral import MAX_PIECE, Collateral
+from manager.verification.fetch import Service
 from schemas.base import Refusal
-
-ATTEMPTS = 3
-
-
-class _Busy(Exception):
-    """The service answered that it cannot now (429 or 5xx): worth another try."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Pcs:
                 qe = await self._get("qe/identity")
                 root_crl = await self._get(self.root_crl_url or "rootcacrl")
         except TimeoutError:
-            raise _unavailable(self.url, f"no whole answer within {self.patience_s} s") from None
+            raise self._service.unavailable(self.url, f"no whole answer within {self.patience_s} s") from None
         tcb_info, tcb_signature = _signed(tcb, "tcbInfo")
         qe_identity, qe_signature = _signed(qe, "enclaveIdentity")
         return Collateral(
@@ -70,39 +64,11 @@ class Pcs:
     async def _get(self, path: str) -> httpx.Response:
         base = self.url.rstrip("/").removesuffix("/sgx/certification/v4")
         url = path if path.startswith(("http://", "https://")) else f"{base}/sgx/certification/v4/{path}"
-        try:
-            async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(ATTEMPTS),
-                wait=wait_random_exponential(multiplier=self.retry_wait_s, max=2.0),
-                retry=retry_if_exception_type((httpx.TransportError, _Busy)),
-                reraise=True,
-            ):
-                with attempt:
-                    return await self._bounded(url)
-        except (httpx.HTTPError, httpx.InvalidURL, _Busy) as error:
-            raise _unavailable(url, f"{type(error).__name__}: {error}") from None
-        raise AssertionError("tenacity ends with a value or an error")
+        return await self._service.ask("GET", url, limit=MAX_PIECE)
 
-    async def _bounded(self, url: str) -> httpx.Response:
-        async with self.http.stream("GET", url) as response:
-            if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-                raise _Busy(f"HTTP {response.status_code}")
-            if not response.is_success:
-                raise _unavailable(url, f"HTTP {response.status_code}")
-            body = bytearray()
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > MAX_PIECE:
-                    raise _answer(url, f"at most {MAX_PIECE} bytes", "more")
-            return httpx.Response(
-                response.status_code, headers=_plain(response), content=bytes(body), request=response.request
-            )
-
-
-def _plain(response: httpx.Response) -> list[tuple[str, str]]:
-    # The body is decoded by now; headers that speak about its coding would mislead.
-    skip = {"content-encoding", "content-length", "transfer-encoding"}
-    return [(name, value) for name, value in response.headers.items() if name.lower() not in skip]
+    @property
+    def _service(self) -> Service:
+        return Service(self.http, "collateral", self.retry_wait_s)
 
 
 def _signed(response: httpx.Response, key: str) -> tuple[str, bytes]:
@@ -136,13 +102,3 @@ def _der(content: bytes) -> bytes:
 def _answer(url: str, expected: str, found: str) -> Refusal:
     action = "check that the URL is a PCS or PCCS, API v4"
     return Refusal.because("collateral.answer", url, expected=expected, found=found, action=action)
-
-
-def _unavailable(url: str, found: str) -> Refusal:
-    return Refusal.because(
-        "collateral.unavailable",
-        url,
-        expected="an answer from the provisioning certification service",
-        found=found,
-        action="check that the service runs and can be reached; nothing is attested without fresh collateral",
-    )

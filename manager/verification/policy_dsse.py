@@ -109,6 +109,18 @@ def read_key(pem: bytes, *, source: str) -> PolicyKey:
     return key
 
 
+def read_signing_key(pem: bytes, *, source: str) -> SigningKey:
+    """A policy author's private key from PEM without a passphrase. Raises Refusal (`policy.key`)."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
+        expected = "an EC or Ed25519 private key in PEM, not encrypted"
+        raise _refused("policy.key", source, expected, "something else", "make one: openssl ecparam -genkey")
+    return key
+
+
 def _verifies(key: PolicyKey, signature: bytes, message: bytes) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):

@@ -30,6 +30,7 @@ PCK_CHAIN = 5
 MAX_QUOTE = 64 * 1024
 """Bytes; a real one has fewer than 6,000."""
 
+HEADER_LENGTH = 48
 SIGNED_LENGTH = 432
 """Header (48 bytes) and report body (384 bytes): what the attestation key signs."""
 

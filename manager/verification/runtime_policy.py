@@ -171,12 +171,16 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
 
 
 def learn(
-    lists: Iterable[Iterable[Entry]], *, add_to: RuntimePolicy | None = None
+    lists: Iterable[Iterable[Entry]],
+    *,
+    files: Iterable[tuple[bytes, bytes]] = (),
+    add_to: RuntimePolicy | None = None,
 ) -> tuple[RuntimePolicy, list[bytes]]:
     """A policy that knows every entry of the lists, on top of `add_to`; and the paths that it cannot hold.
 
-    Violations teach nothing (nothing vouches for their data), nor does a file's digest of zeros (the kernel could not
-    read it). A path that is not UTF-8 has no place in JSON: it is returned, to be excluded by a pattern or renamed.
+    `files` are paths and digests from elsewhere, a directory tree for example. Violations teach nothing (nothing
+    vouches for their data), nor does a file's digest of zeros (the kernel could not read it). A path that is not UTF-8
+    has no place in JSON: it is returned, to be excluded by a pattern or renamed.
     """
     base = add_to or RuntimePolicy.model_validate({"meta": {"version": 1}, "digests": {}})
     learned = {
@@ -184,18 +188,22 @@ def learn(
         for name in ("digests", "keyrings", "ima_buf")
     }
     left_out: list[bytes] = []
-    for entry in (entry for measured in lists for entry in measured):
-        if entry.violation or not (any(entry.digest) or entry.path == BOOT_AGGREGATE):
-            continue
+
+    def add(section: str, path: bytes, digest: bytes) -> None:
         try:
-            path = entry.path.decode()
+            known = learned[section].setdefault(path.decode(), [])
         except UnicodeDecodeError:
-            left_out.append(entry.path)
-            continue
-        section = "digests" if entry.buffer is None else "keyrings" if is_key(entry.buffer) else "ima_buf"
-        known = learned[section].setdefault(path, [])
-        if entry.digest.hex() not in known:
-            known.append(entry.digest.hex())
+            left_out.append(path)
+            return
+        if digest.hex() not in known:
+            known.append(digest.hex())
+
+    for entry in (entry for measured in lists for entry in measured):
+        if not entry.violation and (any(entry.digest) or entry.path == BOOT_AGGREGATE):
+            section = "digests" if entry.buffer is None else "keyrings" if is_key(entry.buffer) else "ima_buf"
+            add(section, entry.path, entry.digest)
+    for path, digest in files:
+        add("digests", path, digest)
     return base.model_copy(update=learned), left_out
 
 

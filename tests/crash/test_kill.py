@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from tests.sessions.harness import (
     LISTS,
     LONG,
     OPERATOR,
-    Clock,
     Gateway,
     World,
 )
@@ -70,13 +70,17 @@ class Site:
             self._news.set()
 
     async def until(self, kind: str, id: str, what: str) -> Event:
-        async with asyncio.timeout(WITHIN_S):
-            while True:
-                for event in self.events:
-                    if (event.kind, event.subject, event.what) == (kind, id, what):
-                        return event
-                self._news.clear()
-                await self._news.wait()
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                while True:
+                    for event in self.events:
+                        if (event.kind, event.subject, event.what) == (kind, id, what):
+                            return event
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            told = [f"{e.kind} {e.subject} {e.what} {e.data.get('reasons', '')}" for e in self.events[-20:]]
+            raise AssertionError(f"no {kind} {id} {what} among:\n" + "\n".join(told)) from None
 
     def happened(self, kind: str, id: str) -> list[str]:
         return [event.what for event in self.events if (event.kind, event.subject) == (kind, id)]
@@ -183,8 +187,11 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         gateway_bus: Any = await connect([server.url], tmp_path / "gateway.creds")
         stack.push_async_callback(gateway_bus.close)
         identity = bytes.fromhex(world.public["manager_identity"])
-        gateway = Gateway(gateway_bus, Clock(), world.gateway, {identity})
-        stack.push_async_callback(_end, asyncio.create_task(gateway.run()))
+        clock: Any = time.time
+        gateway = Gateway(gateway_bus, clock, world.gateway, {identity})
+        running = asyncio.create_task(gateway.run())
+        running.add_done_callback(lambda t: print("GATEWAY", t))
+        stack.push_async_callback(_end, running)
         yield site
 
 

@@ -22,7 +22,8 @@ from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_
 
 from bus.api import BusError, Entry
 from compose.controller import serve
-from compose.nginx import Nginx, NginxConfig, free_port
+from compose.nginx import Nginx, free_port
+from schemas.nginx import NginxConfig
 from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import CertificateEntry, HostEntry
 from manager.pki.authority import Authority, create_ca, load_authority

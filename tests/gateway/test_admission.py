@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from compose.nginx import NginxConfig
+from schemas.nginx import NginxConfig
 from manager.gateway.dictionary import Dictionary, NginxError, OtherEpoch, ZoneFull
 from manager.gateway.ledger import HostEntry
 from manager.pki.authority import create_ca, load_authority

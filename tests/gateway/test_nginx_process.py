@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from compose.nginx import FORWARDED, Nginx, NginxConfig, render
+from compose.nginx import Nginx, render
+from schemas.nginx import FORWARDED, NginxConfig
 from schemas.base import Refusal
 from tests.gateway.support import Gate, until
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from cli.policy import app as policy_app
 from cli.verify_ima import ImaCommand, verify_ima
+from manager.verification.policy_dsse import sign
 from schemas.host_policy import HostPolicy
-from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, document, recorded
+from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
 
 KEYS = {"accepted", "boot_state", "entries", "anchored_entries", "violations", "pcr10", "unknown", "reasons"}
 app = typer.Typer()
@@ -118,6 +122,87 @@ def test_malformed_evidence_is_judged_and_a_malformed_policy_cannot_be_used(
 )
 def test_unreadable_files_and_wrong_arguments_are_two(arguments: list[object]) -> None:
     assert run(*arguments, status=2)["reasons"][0]["code"] == "cli.argument"
+
+
+def test_wrong_arguments_are_said_with_the_same_keys() -> None:
+    for arguments in (["--unknown"], [], [str(VECTORS / "clean.bin"), "--nonce"], ["a", "b"]):
+        result = CliRunner().invoke(app, [*arguments, "--json"] if arguments[-1:] != ["--nonce"] else arguments)
+        shown = json.loads(result.stdout)
+        assert result.exit_code == 2 and shown.keys() >= KEYS and not shown["accepted"], arguments
+        assert [reason["code"] for reason in shown["reasons"]] == ["cli.argument"]
+
+
+def test_golden_values_judge_the_boot(policy: Path, tmp_path: Path) -> None:
+    golden = VECTORS / "clean.quote.pcrs"
+    arguments = [VECTORS / "clean.bin", "--policy", policy, *quote_of("clean")]
+    shown = run(*arguments, "--golden", golden, status=0)
+    assert (shown["boot_state"], shown["integrity"]) == ("golden", "anchored")
+    other = tmp_path / "other.pcrs"
+    other.write_bytes(bytes(32) + golden.read_bytes()[32:])
+    refused = run(*arguments, "--golden", other, status=1)
+    assert refused["boot_state"] == "mismatch"
+    assert [reason["code"] for reason in refused["reasons"]] == ["tpm.boot_state"]
+    assert run(*arguments, "--golden", other, "--golden", golden, status=0)["boot_state"] == "golden"
+    assert run(VECTORS / "clean.bin", *quote_of("clean"), "--golden", other, status=1)["boot_state"] == "mismatch"
+    other.write_bytes(golden.read_bytes()[:-1])
+    assert run(*arguments, "--golden", other, status=1)["reasons"][0]["code"] == "tpm.golden"
+    assert run(VECTORS / "clean.bin", "--golden", golden, status=2)["reasons"][0]["code"] == "cli.argument"
+
+
+def test_a_host_policy_in_the_place_of_the_runtime_policy_is_told_where_it_belongs(
+    policy: Path, tmp_path: Path
+) -> None:
+    host = tmp_path / "host.json"
+    host.write_text(HostPolicy(version=1, runtime_policy="00" * 32).model_dump_json())
+    (reason,) = run(VECTORS / "clean.bin", "--policy", host, status=2)["reasons"]
+    assert reason["code"] == "cli.argument" and "--host-policy" in reason["action"]
+
+
+def test_a_host_policy_decides_on_violations_and_on_observing(tmp_path: Path) -> None:
+    policy, host = tmp_path / "policy.json", tmp_path / "host.json"
+    policy.write_text(document(recorded("drift")).text())
+    arguments = [VECTORS / "drift.bin", "--policy", policy, *quote_of("drift")]
+    refused = run(*arguments, status=1)
+    assert [reason["code"] for reason in refused["reasons"]] == ["ima.violation"]
+    by = {"version": 1, "runtime_policy": refused["policy"], "accept_unjudged_boot": True}
+    host.write_text(json.dumps(by | {"violations": "accept"}))
+    assert run(*arguments, "--host-policy", host, status=0)["violations"] == 1
+    host.write_text(json.dumps(by | {"mode": "observe-only"}))
+    shown = run(*arguments, "--host-policy", host, status=1)
+    assert shown["admitted"] and shown["mode"] == "observe-only", "observing admits; it does not accept"
+
+
+def test_a_signed_policy_needs_its_key(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    signed, public = tmp_path / "policy.dsse", tmp_path / "key.pem"
+    signed.write_bytes(sign(document(recorded("clean")).text().encode(), key))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    arguments = [VECTORS / "clean.bin", *quote_of("clean")]
+    run(*arguments, "--policy", signed, "--policy-key", public, status=0)
+    assert run(*arguments, "--policy", signed, status=2)["reasons"][0]["code"] == "policy.signature"
+    assert run(*arguments, "--policy-key", public, status=2)["reasons"][0]["code"] == "cli.argument"
+
+
+def test_paths_are_escaped_without_loss_and_every_unknown_entry_is_listed(tmp_path: Path) -> None:
+    names = [b"/a\\b", b"/caf\xc3\xa9", b"/bad\xff\xfe", b"/line\nfeed\x7f", b"/" + b"x" * 4000]
+    names += [b"/many/%d" % number for number in range(3000)]
+    measured = boot_aggregate() + b"".join(frame(b"ima-ng", ng(), name + b"\0") for name in names)
+    (tmp_path / "list").write_bytes(measured)
+    (tmp_path / "policy").write_text(document(boot_aggregate()).text())
+    shown = run(tmp_path / "list", "--policy", tmp_path / "policy", status=1)
+    assert len(shown["unknown"]) == len(names)
+    paths = [entry["path"] for entry in shown["unknown"]]
+    assert paths[:4] == [r"/a\\b", "/café", r"/bad\xff\xfe", r"/line\x0afeed\x7f"]
+    assert [unescaped(path) for path in paths] == names
+
+
+def unescaped(path: str) -> bytes:
+    """The raw bytes behind an escaped path."""
+    return re.sub(
+        rb"\\(\\|x[0-9a-f]{2})",
+        lambda found: b"\\" if found[1] == b"\\" else bytes.fromhex(found[1][1:].decode()),
+        path.encode(),
+    )
 
 
 def test_the_time_is_the_one_given() -> None:

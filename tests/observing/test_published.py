@@ -10,6 +10,7 @@ from schemas.enrolment import Revoke
 from schemas.event_data import BY_NAME
 from schemas.events import Event
 from schemas.summary import Summary
+from tests.sessions.conftest import site, world  # noqa: F401  fixtures
 from tests.sessions.harness import LISTS, Deployment
 
 
@@ -21,15 +22,19 @@ def hold_against_the_table(events: list[Event]) -> set[tuple[str, str]]:
     return {(event.kind, event.what) for event in events}
 
 
-def hold_summaries(site: Deployment) -> None:
-    """Every readable line that ever stood in the bucket is a `Summary`."""
-    lines = [line for line in site.wire.said(SUMMARIES.subject(">")) if line]
-    assert lines
-    for line in lines:
-        assert Summary.model_validate_json(line).body() == line
+async def hold_summaries(deployment: Deployment) -> None:
+    """Every readable line in the bucket is a `Summary`, under its own key."""
+    bucket = deployment.bus.bucket(SUMMARIES.name)
+    keys = await bucket.keys()
+    assert keys
+    for key in keys:
+        entry = await bucket.get(key)
+        assert entry is not None and entry.value is not None
+        summary = Summary.model_validate_json(entry.value)
+        assert (key, summary.body()) == (f"{summary.role}.{summary.id}.{summary.session}", entry.value)
 
 
-async def test_from_hello_to_the_end(site: Deployment) -> None:
+async def test_from_hello_to_the_end(site: Deployment) -> None:  # noqa: F811
     await site.admitted()
     await site.advance(10)
     await site.until("host", "h1", "rechecked")
@@ -48,10 +53,10 @@ async def test_from_hello_to_the_end(site: Deployment) -> None:
     }
     assert seen >= {("app", what) for what in ("challenged", "waiting-for-key", "proven", "certified", "admitted")}
     assert ("op", "applied") in seen
-    hold_summaries(site)
+    await hold_summaries(site)
 
 
-async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployment) -> None:
+async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployment) -> None:  # noqa: F811
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
     await site.enrol_host()
     host = await site.host()
@@ -68,4 +73,4 @@ async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployme
     await site.until("host", "h1", "superseded", since=since)
     await site.quiet()
     assert hold_against_the_table(site.events) >= {("host", "refused"), ("host", "superseded")}
-    hold_summaries(site)
+    await hold_summaries(site)

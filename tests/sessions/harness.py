@@ -272,7 +272,7 @@ class Gateway:
     async def run(self) -> None:
         """Follow the admissions, report each."""
         async for entry in self._bus.bucket(BUCKET).watch():
-            if entry is None or entry.value is None:
+            if entry is None or entry.value is None or entry.key.startswith("crl."):
                 continue
             statement = open_posted(entry.key, entry.value, self._managers)
             try:
@@ -520,6 +520,14 @@ class Deployment:
         async with asyncio.timeout(PATIENCE_S):
             while any(self._waits(consumer) == "now" for consumer in self.wire.consumers.values()):
                 await self.wire.changed()
+
+    async def settled(self) -> None:
+        """Return once nothing is left to do, nor put back for later."""
+        async with asyncio.timeout(PATIENCE_S):
+            while any(self._waits(consumer) for consumer in self.wire.consumers.values()):
+                await self.quiet()
+                self.clock.at += 0.5
+                self.wire.tick()
 
     async def seen(self, fits: Callable[[Event], bool], *, since: int = 0) -> Event:
         """The first event from `since` on that fits."""

@@ -14,14 +14,20 @@ class Killed(BaseException):
 
 
 class Counter:
-    """Counts operations; raises from the one before which its worker is to die, and from all after it."""
+    """Counts operations; raises from the one before which its worker is to die, and from all after it.
+
+    With another exception than Killed only that one operation fails. A read changes nothing, so that to die before one
+    is to die before the write that follows: for Killed only writes count.
+    """
 
     def __init__(self, dies_before: int | None, fails: type[BaseException] = Killed) -> None:
         self.done = 0
         self._dies_before = dies_before
         self._fails = fails
 
-    def count(self) -> None:
+    def count(self, *, reads: bool = False) -> None:
+        if reads and self._fails is Killed:
+            return
         if self._dies_before is not None and self.done >= self._dies_before:
             if self._fails is not Killed:
                 self._dies_before = None
@@ -85,7 +91,7 @@ class MortalBucket:
         operation = getattr(self._bucket, name)
 
         async def counted(*arguments: Any) -> Any:
-            self._counter.count()
+            self._counter.count(reads=name in ("get", "keys"))
             return await operation(*arguments)
 
         return counted

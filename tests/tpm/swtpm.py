@@ -1,4 +1,4 @@
-"""A software TPM of the test's own (Debian's swtpm), manufactured with an EK certificate, on unix sockets in a folder."""
+"""A software TPM of the test's own (Debian's swtpm), made with an EK certificate, on unix sockets in a folder."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Swtpm:
         """Switch it on; its sockets are there before it is, so nothing has to be waited for."""
         listening = [_listen(path) for path in (self._socket, self._control)]
         server, control = (f"type=unixio,fd={one.fileno()}" for one in listening)
+        where = ["--tpmstate", f"dir={self._state}", "--server", server, "--ctrl", control]
         self._process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._state}", "--server", server, "--ctrl", control]
-            + ["--flags", "startup-clear", "--log", f"file={self._folder / 'log'}"],
+            ["swtpm", "socket", "--tpm2", *where, "--flags", "startup-clear", "--log", f"file={self._folder / 'log'}"],
             pass_fds=[one.fileno() for one in listening],
             stderr=subprocess.DEVNULL,
         )
@@ -70,7 +70,7 @@ class Swtpm:
 
     def measure(self, boot: tuple[bytes, ...], measured: bytes) -> None:
         """Play firmware and kernel: extend PCR 0-9 with one value each, PCR 10 with every entry of a list."""
-        import tpm2_pytss as tss
+        import tpm2_pytss as tss  # type: ignore[import-not-found]
 
         with tss.ESAPI(self.tcti) as esys:
             for index, value in enumerate(boot):
@@ -97,9 +97,9 @@ class Swtpm:
             f"create_certs_tool_config = {self._folder / 'localca.conf'}\n"
             f"create_certs_tool_options = {self._folder / 'localca.options'}\n"
         )
+        where = ["--tpmstate", str(self._state), "--config", str(self._folder / "setup.conf")]
         subprocess.run(
-            ["swtpm_setup", "--tpm2", "--tpmstate", str(self._state), "--create-ek-cert", "--pcr-banks", "sha1,sha256"]
-            + ["--config", str(self._folder / "setup.conf"), "--overwrite"],
+            ["swtpm_setup", "--tpm2", *where, "--create-ek-cert", "--pcr-banks", "sha1,sha256", "--overwrite"],
             check=True,
             capture_output=True,
         )
@@ -107,7 +107,7 @@ class Swtpm:
 
 def _extend(tss: Any, esys: Any, index: int, digest: bytes) -> None:
     values = tss.TPML_DIGEST_VALUES([tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))])
-    esys.pcr_extend(index, values)
+    esys.pcr_extend(tss.ESYS_TR(index), values)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench.<name>`; docs/performance.md has what they said."""

@@ -1,0 +1,191 @@
+"""A fleet on a real bus: many hosts and applications in this process, with the real agents, workers and quotes.
+
+Only what needs a machine of its own is simulated: enclaves (quotes are those of a simulated machine), the attestation
+service (answered in the process) and nginx (the real ledger and reports, no nginx behind them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app_agent.main import AppAgent
+from bus import credentials, subjects
+from bus.agent import Link
+from bus.api import Message
+from bus.nats import NatsBus, connect
+from bus.operator import order
+from bus.setup import ensure
+from enclave.simulated import pccs
+from host_agent.main import HostAgent
+from manager.main import assemble
+from manager.worker import Worker
+from schemas.base import parse_json
+from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from schemas.events import Event
+from schemas.settings import AppSettings, BusSettings, HostSettings, Timing
+from tests.sessions.harness import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, Gateway, World
+
+MACHINE = "machine-a"
+ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})
+CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certificate_s=3600)
+"""Windows that a busy machine keeps to."""
+
+
+class Fleet:
+    """Use as an async context manager. `url` is the bus's; its keys are the world's."""
+
+    def __init__(self, world: World, url: str, folder: Path, timing: Timing = CALM, replicas: int = 1) -> None:
+        self.world = world
+        self.url = url
+        self.folder = folder
+        self.timing = timing
+        self.replicas = replicas
+        self.events: list[Event] = []
+        self.seen_at: dict[tuple[str, str, str], float] = {}
+        """When (monotonic) an event of a kind, subject and name was first heard."""
+        self.operator: NatsBus
+        self._news: dict[tuple[str, str, str], asyncio.Event] = defaultdict(asyncio.Event)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Fleet:
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    async def join(self, role: str, name: str) -> NatsBus:
+        """A connection to the bus."""
+        path = self.folder / "credentials" / f"{role}-{name}.creds"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        credentials.issue(self.world.keys / "bus", role, name, path)
+        bus = await connect([self.url], path)
+        self._exit.push_async_callback(bus.close)
+        return bus
+
+    async def _start(self) -> None:
+        self.list = LISTS / "clean.bin"
+        manager = await self.join("manager", "setup")
+        await ensure(manager, self.replicas)
+        self.operator = await self.join("operator", OPERATOR)
+        await self.operator.listen(f"{subjects.EVENTS}.>", self._hear)
+        await self.operator.flush()
+        transport = httpx.ASGITransport(app=pccs.application(self.world.authority))
+        self._http = await self._exit.enter_async_context(httpx.AsyncClient(transport=transport, trust_env=False))
+        self._exit.push_async_callback(self._stop)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def worker(self, name: str) -> Worker:
+        """Start a manager worker in this process."""
+        bus = await self.join("manager", name)
+        settings = self.world.manager_settings(self.folder / name, name, self.timing, "mlkem768-x25519")
+        worker = assemble(settings, bus, self._http)
+        self.spawn(worker.run())
+        return worker
+
+    async def gateway(self) -> None:
+        """Start the gateway, enrol it, and put a policy in force; needs a worker."""
+        managers = {bytes.fromhex(self.world.public["manager_identity"])}
+        bus = await self.join("gateway", GATEWAY)
+        self.spawn(Gateway(bus, time.time, self.world.gateway, managers).run())  # type: ignore[arg-type]
+        await self.order(self.world.policies.command(self.world.author, version=1))
+        await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=self._gateway_identity())))
+
+    def _gateway_identity(self) -> bytes:
+        return self.world.gateway.public_key().public_bytes_raw()
+
+    async def order(self, action: Action) -> None:
+        """Have an operator's command applied."""
+        await order(self.operator, OPERATOR, self.world.operator, action, 30.0)
+
+    async def enrol_host(self, id: str) -> None:
+        """Enrol a host; all are on one machine."""
+        subject = HostEnrolment(id=id, mrenclaves=[HOST_ENCLAVE.mrenclave.hex()], platform=self.world.ppid(MACHINE))
+        await self.order(Enrol(subject=subject))
+
+    async def enrol_app(self, id: str, host: str) -> None:
+        """Enrol an application on a host."""
+        places = [Placement(host=host, volume=0)]
+        await self.order(
+            Enrol(subject=AppEnrolment(id=id, mrenclaves=[APP_ENCLAVE.mrenclave.hex()], placements=places))
+        )
+
+    async def host(self, id: str) -> None:
+        """Start a host's agent."""
+        settings = HostSettings(
+            profile="development",
+            bus=BusSettings(url=self.url, credentials=Path("none")),
+            id=id,
+            measured=Path("none"),
+            measurement_list=self.list,
+            volumes=[self._volume(id)],
+            retry_s=1,
+        )
+        link = Link(await self.join("host", id), "host", id)
+        await link.listen()
+        enclave = self.world.enclave(MACHINE, HOST_ENCLAVE)
+        self.spawn(HostAgent(enclave, link, settings, self.world.measured).run())
+
+    async def app(self, id: str, host: str) -> None:
+        """Start an application's agent."""
+        settings = AppSettings(
+            profile="development",
+            bus=BusSettings(url=self.url, credentials=Path("none")),
+            id=id,
+            measured=Path("none"),
+            host=host,
+            volume=self._volume(host),
+            retry_s=1,
+        )
+        link = Link(await self.join("app", id), "app", id)
+        await link.listen()
+        enclave = self.world.enclave(MACHINE, APP_ENCLAVE)
+        self.spawn(AppAgent(enclave, link, settings, self.world.measured).run())
+
+    async def until(self, kind: str, id: str, what: str, within_s: float) -> None:
+        """Return once an event has been heard. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            await self._news[kind, id, what].wait()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something until the fleet ends."""
+        self._tasks.add(asyncio.create_task(work))
+
+    def _volume(self, host: str) -> Path:
+        path = self.folder / "volumes" / host
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    async def _hear(self, message: Message) -> None:
+        event = parse_json(Event, message.data, source=message.subject)
+        self.events.append(event)
+        key = event.kind, event.subject, event.what
+        self.seen_at.setdefault(key, time.monotonic())
+        self._news[key].set()
+
+    def failed(self) -> list[BaseException]:
+        """What ended a task that should go on for ever."""
+        found = []
+        for task in self._tasks:
+            if task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    found.append(task.exception() or RuntimeError("a task has ended"))
+        return found

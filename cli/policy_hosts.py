@@ -1,0 +1,117 @@
+"""`attestgate policy diff --against hosts`: a new set of policies on trial at every host that is trusted now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import aclosing
+from pathlib import Path
+
+from bus import subjects
+from bus.api import Bus, Message
+from bus.nats import connect
+from bus.operator import order
+from cli.common import wrong
+from manager.keyfiles import read_identity
+from manager.policy_trial import Trial
+from manager.registry import manifest_name
+from schemas.base import parse_json, unpack
+from schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
+from schemas.event_data import PolicyTried
+from schemas.events import Event
+from schemas.settings import OperatorFile, load_settings
+from schemas.summary import Summary
+
+TRUSTED = ("TRUSTED", "RECHECKING")
+SILENT = "no answer in time: see `attestgate hosts`"
+
+
+def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
+    """Put a signed bundle on trial, have every trusted host rechecked, and say what came of each.
+
+    Raises Refusal, BusError.
+    """
+    if operator is None:
+        raise wrong("--operator", "your operator file, for --against hosts", "none")
+    try:
+        put = unpack(PutPolicy, bundle.read_bytes())
+    except OSError as error:
+        raise wrong(str(bundle), "a readable file", error.strerror) from None
+    return asyncio.run(_try(put, load_settings(OperatorFile, operator)))
+
+
+async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
+    key = read_identity(settings.identity)
+    bus = await connect([settings.bus.url], settings.bus.credentials)
+
+    async def ask(action: TryPolicy | RecheckNow) -> None:
+        await order(bus, settings.name, key, action, settings.answer_s)
+
+    try:
+        answers = Answers(manifest_name(unpack(PolicyManifest, put.manifest.payload)))
+        await bus.listen(f"{subjects.EVENTS}.>", answers.hear)
+        await bus.flush()
+        hosts = await _trusted(bus)
+        await ask(TryPolicy(manifest=put.manifest, documents=put.documents))
+        for host in hosts:
+            await ask(RecheckNow(kind="host", id=host))
+        return await answers.of(hosts, settings.answer_s)
+    finally:
+        await bus.close()
+
+
+class Answers:
+    """What the events say of one trial, host by host."""
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest = manifest
+        self._found: dict[str, Trial] = {}
+        self._news = asyncio.Event()
+
+    async def hear(self, message: Message) -> None:
+        """Take an event; most are about something else."""
+        event = parse_json(Event, message.data, source=message.subject)
+        data = event.data.get("trial")
+        if event.kind != "host" or data is None:
+            return
+        tried = PolicyTried.model_validate(data)
+        if tried.manifest == self._manifest:
+            self._found[event.subject] = _told(event, tried)
+            self._news.set()
+
+    async def of(self, hosts: Iterable[str], within_s: float) -> list[Trial]:
+        """One answer for each host; who has given none in time fails for that."""
+        wanted = set(hosts)
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._found.keys() >= wanted:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            missing = wanted - self._found.keys()
+            self._found |= {host: Trial(name=host, entries=0, unknown=[], problem=SILENT) for host in missing}
+        return sorted(self._found.values(), key=lambda trial: trial.name)
+
+
+def _told(event: Event, tried: PolicyTried) -> Trial:
+    others = [reason.sentence() for reason in tried.reasons if reason.code != "ima.unknown"]
+    entries = event.data.get("entries")
+    return Trial(
+        name=event.subject,
+        entries=entries if isinstance(entries, int) else 0,
+        unknown=[] if tried.admitted else tried.unknown,
+        problem=others[0] if others and not tried.admitted else "",
+    )
+
+
+async def _trusted(bus: Bus) -> list[str]:
+    """The hosts that are trusted now, by their summaries."""
+    hosts = set()
+    async with aclosing(bus.bucket("summaries").watch("host.>")) as changes:  # type: ignore[type-var]
+        async for entry in changes:
+            if entry is None:
+                break
+            if entry.value is not None:
+                summary = parse_json(Summary, entry.value, source=entry.key)
+                hosts |= {summary.id} if summary.state in TRUSTED else set()
+    return sorted(hosts)

@@ -1,0 +1,160 @@
+"""What runs in a container of the stack beside `attestgate` itself: nginx, the first enrolment, the health checks.
+
+python -m compose.inside nginx CONFIG        nginx in front of the controller, until it is told to stop
+python -m compose.inside enrol OPERATOR      policy, gateway, host and applications, enrolled once
+python -m compose.inside healthy WHAT WHERE  exits 0 if it is well, 1 with one line if not
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from bus.api import BusError
+from bus.nats import connect
+from bus.operator import order
+from compose.nginx import Nginx, NginxConfig
+from compose.plan import GATEWAY
+from compose.policies import Policies
+from compose.prepare import APPS, ETC, HOST
+from enclave.simulated import platform
+from enclave.simulated.measure import measure
+from manager.keyfiles import read_identity, read_secret
+from schemas.base import Refusal, read_json
+from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from schemas.settings import OperatorFile, load_settings
+from schemas.sgx import PlatformIdentity
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]}
+"""What each application may do at the controller."""
+FRESH_S = 30.0
+"""How old a worker's last sign of life may be."""
+
+
+async def run_nginx(path: Path) -> None:
+    """nginx until SIGTERM, or until it ends by itself. Raises Refusal."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with Nginx(read_json(NginxConfig, path)) as nginx:
+        sys.stdout.write("nginx is ready\n")
+        sys.stdout.flush()
+        while not stop.is_set() and nginx.pid is not None:
+            try:
+                await asyncio.wait_for(stop.wait(), 1.0)
+            except TimeoutError:
+                continue
+        if not stop.is_set():
+            raise Refusal.because(
+                "nginx.ended", str(path), expected="nginx running", found="it ended", action="see its error.log"
+            )
+
+
+async def enrol(path: Path) -> None:
+    """Put a policy learned from the recorded list in force, and enrol everybody. Raises Refusal, BusError."""
+    settings = load_settings(OperatorFile, path)
+    key = read_identity(settings.identity)
+    facts = platform.read_facts(Path("/machine"))
+    salt = read_secret(Path("/run/secrets/salt")).reveal()
+    identity = PlatformIdentity.salted(salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
+    public = json.loads(Path(f"{ETC}/public.json").read_text(encoding="utf-8"))
+    policies = Policies.learn(Path(f"{ETC}/measurement-list"))
+    actions: list[Action] = [
+        policies.command(read_identity(Path("/run/secrets/policy_author_identity")), version=1),
+        Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=bytes.fromhex(public["gateways"][GATEWAY]))),
+        Enrol(subject=HostEnrolment(id=HOST, mrenclaves=[_measured("host", HOST)], platform=identity.ppid)),
+    ]
+    for index, app in enumerate(APPS):
+        placement = Placement(host=HOST, volume=index)
+        actions.append(Enrol(subject=AppEnrolment(id=app, mrenclaves=[_measured("app", app)], placements=[placement])))
+    bus = await connect([settings.bus.url], settings.bus.credentials)
+    try:
+        for action in actions:
+            event = await order(bus, settings.name, key, action, settings.answer_s)
+            sys.stdout.write(f"{action.do}: {event.what}\n")
+    finally:
+        await bus.close()
+
+
+def _measured(kind: str, name: str) -> str:
+    manifest = CODE_ROOT / f"{kind}_agent" / "enclave.toml"
+    return measure(manifest, CODE_ROOT, Path(f"{ETC}/{name}.measured.toml")).mrenclave.hex()
+
+
+def healthy(what: str, where: str) -> None:
+    """Raises OSError or ValueError, in words, for what is not well."""
+    CHECKS[what](where)
+
+
+def _answers(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=3):  # noqa: S310  a fixed http address of this container
+        return
+
+
+def _recent(where: str) -> None:
+    """A worker's metric that holds a time: `http://.../metrics NAME`."""
+    url, name = where.split()
+    with urllib.request.urlopen(url, timeout=3) as answer:  # noqa: S310
+        found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+    if found is None or time.time() - float(found.group(1)) > FRESH_S:
+        raise ValueError(f"{name} is {found.group(1) if found else 'missing'}: more than {FRESH_S:g} s ago")
+
+
+def _leased(path: str) -> None:
+    """An agent's health file: the end of its lease."""
+    if time.time() >= int(Path(path).read_text(encoding="ascii")):
+        raise ValueError("its lease is over: it is not trusted now")
+
+
+def _listens(path: str) -> None:
+    """A unix stream socket that takes connections; nothing is asked there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(3)
+        probe.connect(path)
+
+
+def _packets(path: str) -> None:
+    """The simulated machine's socket (SOCK_SEQPACKET)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(3)
+        probe.connect(path)
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "answers": _answers,
+    "recent": _recent,
+    "leased": _leased,
+    "listens": _listens,
+    "packets": _packets,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit codes: 0 done, or well; 1 with one line on standard error."""
+    what, *rest = arguments
+    try:
+        match what:
+            case "nginx":
+                asyncio.run(run_nginx(Path(rest[0])))
+            case "enrol":
+                asyncio.run(enrol(Path(rest[0])))
+            case "healthy":
+                healthy(rest[0], " ".join(rest[1:]))
+            case _:
+                raise ValueError(f"{what}: neither nginx, enrol nor healthy")
+    except (Refusal, BusError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

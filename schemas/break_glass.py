@@ -1,0 +1,52 @@
+"""Break-glass: an operator's own word, signed, that lets one certificate pass for a short time without the manager.
+
+It reaches a gateway as a file, so that neither manager nor bus has to be up. Its label is its own, so that no other
+signature of an operator can be taken for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.admission import Rules, Serial, SpiffeId
+from schemas.base import Hex32, Id, Model, Refusal, Seconds, unpack
+from schemas.signing import Signed, verify
+
+LABEL = "break glass"
+MAX_FILE = 16 * 1024
+
+
+class BreakGlass(Model):
+    """What the operator says."""
+
+    operator: Id
+    gateways: Id
+    serial: Serial
+    certificate: Hex32
+    """SHA-256 of the certificate's DER."""
+    identity: SpiffeId
+    allow: Rules
+    issued_at: Seconds
+    expires_at: Seconds
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def read_break_glass(data: bytes, operators: set[bytes], gateways: str, longest_s: int, at: int) -> BreakGlass:
+    """What a file says, if it may be believed now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
+    said = verify(unpack(Signed, data, limit=MAX_FILE), BreakGlass, LABEL, operators)
+    if said.gateways != gateways:
+        raise _refused("gateways", gateways, said.gateways, "sign it for this set of gateways")
+    if not said.issued_at <= at + 5:
+        raise _refused("issued_at", f"by {at}", said.issued_at, "set the clocks right")
+    if said.expires_at - said.issued_at > longest_s:
+        found = f"{said.expires_at - said.issued_at} s"
+        raise _refused("expires_at", f"at most {longest_s} s", found, "sign it for a shorter time")
+    if said.expires_at <= at:
+        raise _refused("expires_at", f"after {at}", said.expires_at, "nothing: it is over; remove the file")
+    return said
+
+
+def _refused(field: str, expected: object, found: object, action: str) -> Refusal:
+    return Refusal.because(f"break-glass.{field}", field, expected=expected, found=found, action=action)

@@ -1,0 +1,95 @@
+"""What one gateway's nginx is told: a settings file of its own; compose/nginx.py renders the configuration from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from schemas.settings import FilePath, Part
+
+FORWARDED = (
+    "Accept",
+    "Accept-Encoding",
+    "Accept-Language",
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-Modified-Since",
+    "If-None-Match",
+    "If-Unmodified-Since",
+    "Range",
+    "Traceparent",
+    "User-Agent",
+    "X-Request-Id",
+)
+"""Request headers that go upstream as the application sent them; all others stay outside."""
+
+
+def quotable(path: Path) -> Path:
+    """A path that can stand in nginx's configuration. Raises ValueError."""
+    if not path.is_absolute() or any(c in '"\\$;{}' or not c.isprintable() for c in str(path)):
+        raise ValueError("an absolute path without quotes, dollars, braces, semicolons and control characters")
+    return path
+
+
+def _not_identity(name: str) -> str:
+    lower = name.lower()
+    if lower.startswith(("x-attestgate-", "x-ssl-", "client-cert")) or lower in _RESERVED:
+        raise ValueError("a header that the gateway itself sets")
+    return name
+
+
+_RESERVED = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "x-forwarded-client-cert"}
+QuotablePath = Annotated[FilePath, AfterValidator(quotable)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$"), AfterValidator(_not_identity)]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[km]$")]
+
+
+class NginxConfig(Part):
+    """What one gateway's nginx needs to know. Sizes are nginx's own: `32m`, `64k`.
+
+    `zone` holds about 2,500 admissions a megabyte; when it is full, new ones are refused and nothing is evicted.
+    """
+
+    folder: QuotablePath
+    """nginx's own folder: configuration, logs, pid, admin socket. Made 0700 if missing."""
+    address: Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """Port for applications."""
+    certificate: QuotablePath
+    """The gateway's own certificate chain, PEM."""
+    key: QuotablePath
+    """Its private key, PEM."""
+    client_ca: QuotablePath
+    """The CAs whose client certificates may be admitted, PEM."""
+    controller: QuotablePath | Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")]
+    """The SDN controller: a unix socket (then nobody but nginx reaches it) or a loopback address and port."""
+    zone: Size = "32m"
+    """Shared memory for admissions."""
+    body: Size = "1m"
+    """Largest body of a request."""
+    response_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    """Longest time from a request's first byte to its response's last, in seconds (checked at each piece)."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Worker processes."""
+    forwarded: tuple[HeaderName, ...] = FORWARDED
+    """Request headers that go upstream as the application sent them."""
+    tls12: bool = False
+    """Take TLS 1.2 too, with forward-secret AEAD suites only."""
+    public_port: Annotated[int | None, Field(ge=1, le=65535)] = None
+    """Port for plain HTTP: `/health`, for a load balancer, and revocation lists under `/crl/`. Off by default."""
+    mode: Literal["njs", "stock"] = "njs"
+    """`stock` does without njs: a map file, revocation lists and reloads. Slower, and weaker: see docs/gateway.md."""
+
+    @property
+    def admin(self) -> Path:
+        """The unix socket on which the gateway worker talks to nginx."""
+        return self.folder / "admin.sock"
+
+    @property
+    def public(self) -> Path:
+        """What nginx serves to anybody: the worker puts revocation lists here."""
+        return self.folder / "public"

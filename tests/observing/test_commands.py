@@ -1,0 +1,203 @@
+"""`attestgate sessions|hosts|apps|explain` against a real server: tables, lines, empty states, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from bus import credentials, subjects
+from bus.nats import NatsBus, connect
+from bus.server import EmbeddedServer
+from bus.setup import ensure
+from schemas.base import Reason
+from schemas.events import Event
+from schemas.summary import Summary
+
+HOST, APP = "a1" * 16, "b2" * 16
+AT = 1_700_000_000
+REASON = Reason(
+    code="ima.unknown", field="list: entry 448", expected="a known file", found="/usr/bin/rogue", action="-"
+)
+OUTCOME = {
+    "simulated": True,
+    "integrity": "unanchored",
+    "observe_only": False,
+    "quote_id": "c3" * 32,
+    "mrenclave": "d4" * 32,
+    "tcb_status": "UpToDate",
+    "policy": {"sgx": "e5" * 32},
+}
+
+
+@dataclass
+class Site:
+    """A bus, the manager's connection to it, and an operator's file."""
+
+    bus: NatsBus
+    operator: Path
+
+    async def run(self, *arguments: str) -> tuple[int, str, str]:
+        """`attestgate ARGUMENTS`: exit status, standard output, standard error."""
+        process = await self.start(*arguments)
+        output, errors = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode(), errors.decode()
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "cli",
+            *arguments,
+            "--operator",
+            str(self.operator),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def put(self, summary: Summary) -> None:
+        await self.bus.bucket("summaries").put(f"{summary.role}.{summary.id}.{summary.session}", summary.body())
+
+    async def tell(self, kind: str, id: str, what: str, at: int, **fields: object) -> None:
+        event = Event.model_validate(
+            {"id": f"{kind}-{what}-{at}", "kind": kind, "subject": id, "what": what, "at": at, "source": "t", **fields}
+        )
+        await self.bus.publish(subjects.event(kind, id, what), event.body(), headers=event.headers())
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    keys = tmp_path / "keys"
+    trust = credentials.create(keys)
+    for role in ("manager", "operator"):
+        credentials.issue(keys, role, role, tmp_path / f"{role}.creds")
+    key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "operator.pem").write_bytes(key)
+    (tmp_path / "operator.pem").chmod(0o600)
+    async with EmbeddedServer(tmp_path / "server", trust) as server:
+        settings = {
+            "name": "operator",
+            "identity": "operator.pem",
+            "bus": {"url": server.url, "credentials": "operator.creds"},
+        }
+        (tmp_path / "operator.toml").write_text(tomli_w.dumps(settings))
+        bus = await connect([server.url], tmp_path / "manager.creds")
+        try:
+            await ensure(bus)
+            yield Site(bus, tmp_path / "operator.toml")
+        finally:
+            await bus.close()
+
+
+def host(**changes: object) -> Summary:
+    fields = {"role": "host", "id": "h1", "host": "h1", "session": HOST, "state": "TRUSTED", "created_at": AT}
+    return Summary.model_validate({**fields, **changes})
+
+
+def app(**changes: object) -> Summary:
+    return host(**{"role": "app", "id": "app-1", "session": APP, "state": "ADMITTED", **changes})
+
+
+async def test_nothing_yet(site: Site) -> None:
+    assert await site.run("sessions") == (0, "no sessions\n", "")
+    assert await site.run("hosts", "--json") == (0, "[]\n", "")
+    status, output, errors = await site.run("explain", HOST)
+    assert (status, output) == (1, "")
+    assert errors.startswith("attestgate: session.unknown") and "attestgate sessions" in errors
+
+
+async def test_a_table_and_json(site: Site) -> None:
+    await site.put(app())
+    await site.put(host(lease_end=AT + 30, simulated=True, integrity="anchored"))
+    status, output, _ = await site.run("sessions")
+    lines = output.splitlines()
+    assert status == 0 and lines[0].split()[:4] == ["role", "id", "host", "state"]
+    assert lines[1].split() == ["host", "h1", "h1", "TRUSTED", "anchored", "True", "22:13:50", HOST]
+    assert lines[2].split()[:4] == ["app", "app-1", "h1", "ADMITTED"]
+    _, output, _ = await site.run("apps", "--json")
+    assert [Summary.model_validate(row) for row in json.loads(output)] == [app()]
+
+
+async def test_watching_says_each_change_once_and_ends_on_ctrl_c(site: Site) -> None:
+    await site.put(host())
+    process = await site.start("hosts", "--watch", "--json")
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        assert json.loads(await process.stdout.readline())["state"] == "TRUSTED"
+        await site.put(app())  # not a host
+        await site.put(host())  # no change
+        await site.put(host(state="RECHECKING"))
+        assert json.loads(await process.stdout.readline())["state"] == "RECHECKING"
+        await site.bus.bucket("summaries").delete(f"host.h1.{HOST}")
+        assert json.loads(await process.stdout.readline()) == {"deleted": f"host.h1.{HOST}"}
+        process.send_signal(2)
+        output, errors = await process.communicate()
+    assert (process.returncode, output, errors) == (130, b"", b"")
+
+
+async def test_watching_a_pipe_without_json_gives_lines(site: Site) -> None:
+    process = await site.start("sessions", "-w")
+    assert process.stdout is not None and process.stderr is not None
+    async with asyncio.timeout(20):
+        assert await process.stderr.readline() == b"no sessions yet\n"
+        await site.put(host())
+        assert (await process.stdout.readline()).split()[:4] == [b"host", b"h1", b"h1", b"TRUSTED"]
+        process.terminate()
+        await process.communicate()
+
+
+async def test_a_session_is_explained_step_by_step(site: Site) -> None:
+    await site.put(app(state="REFUSED", reasons=[REASON], serial="0a"))
+    same = {"session": APP, "simulated": True}
+    await site.tell("app", "app-1", "challenged", AT, state="CHALLENGED", before="NEW", session=APP)
+    await site.tell("app", "app-1", "waiting-for-key", AT + 1, data={"outcome": OUTCOME, "host_session": HOST}, **same)
+    await site.tell("app", "app-1", "certified", AT + 2, data={"serial": "0a", "not_after": AT + 9}, **same)
+    await site.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0a", "reason": "ima.unknown"})
+    await site.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0b", "reason": "another's"})
+    reasons = {"step": "recheck", "reasons": [REASON.model_dump()]}
+    await site.tell("app", "app-1", "refused", AT + 3, data=reasons, state="REFUSED", before="CERTIFIED", **same)
+    await site.tell("app", "app-1", "challenged", AT + 5, session="00" * 16)
+    status, output, _ = await site.run("explain", APP[:5])
+    assert status == 0
+    told = [line for line in output.splitlines() if line.startswith("22:13:")]
+    assert [line.split()[-1] if "->" not in line else line for line in told[:1]] == [
+        "22:13:20  step 5  app app-1 challenged  NEW -> CHALLENGED"
+    ]
+    assert [line[:8] for line in told] == ["22:13:20", "22:13:21", "22:13:22", "22:13:23", "22:13:24"]
+    for wanted in (
+        "quote: SHA-256 " + "c3" * 32,
+        "MRENCLAVE: " + "d4" * 32,
+        "sgx policy: SHA-256 " + "e5" * 32,
+        "expected a known file",
+        "found    /usr/bin/rogue",
+        "gateway g1 withdrawn",
+        "[simulated]",
+    ):
+        assert wanted in output, wanted
+    assert "another's" not in output
+    _, output, _ = await site.run("explain", APP, "--json")
+    document = json.loads(output)
+    assert document["summary"]["session"] == APP and len(document["events"]) == 5
+
+
+async def test_a_beginning_that_fits_two_sessions_is_refused(site: Site) -> None:
+    await site.put(host())
+    await site.put(host(session="a2" * 16))
+    status, _, errors = await site.run("explain", "a")
+    assert status == 1 and "session.ambiguous" in errors and "2 of them" in errors
+
+
+async def test_a_bus_that_is_not_there_is_one_line(site: Site, tmp_path: Path) -> None:
+    site.operator.write_text(site.operator.read_text().replace("127.0.0.1", "localhost.invalid"))
+    status, output, errors = await site.run("sessions")
+    assert (status, output) == (1, "") and len(errors.splitlines()) == 1
+    assert "no connection to" in errors

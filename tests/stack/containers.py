@@ -1,0 +1,125 @@
+"""The stack in containers, as a person with Docker sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compose.prepare import prepare
+from tests.stack.engine import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "attestgate/base:bookworm"
+EVERY_S = 0.25
+
+
+class Containers:
+    """One project of the stack. `folder` is what `compose.prepare` made."""
+
+    def __init__(self, engine: Engine, folder: Path, project: str, overrides: tuple[str, ...] = ()) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.project = project
+        self.nats_port, self.gateway_port = _free_port(), _free_port()
+        files = [argument for name in ("compose.yaml", *overrides) for argument in ("-f", str(ROOT / "compose" / name))]
+        self._command = [*engine.compose, "-p", project, "--env-file", str(folder / "env"), *files]
+        self._environment = {
+            "ATTESTGATE_BASE": BASE,
+            "ATTESTGATE_NATS_PORT": str(self.nats_port),
+            "ATTESTGATE_GATEWAY_PORT": str(self.gateway_port),
+        }
+
+    def compose(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+        """`docker compose ARGUMENTS`."""
+        return self.engine.run(*self._command, *arguments, timeout_s=timeout_s, **self._environment)
+
+    def done(self, *arguments: str) -> str:
+        """The same, which has to succeed; its output."""
+        ran = self.compose(*arguments)
+        assert ran.returncode == 0, f"{' '.join(arguments)}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}"
+        return ran.stdout
+
+    def ids(self, service: str) -> list[str]:
+        """The containers of a service."""
+        return self.done("ps", "-q", service).split()
+
+    def health(self, service: str) -> list[str]:
+        """The health of each container of a service."""
+        found = self.engine.run("docker", "inspect", *self.ids(service))
+        return [container["State"].get("Health", {}).get("Status", "none") for container in json.loads(found.stdout)]
+
+    def until_healthy(self, *services: str, within_s: float = 90.0) -> None:
+        """Return once every container of these is healthy."""
+        for service in services:
+            self.until(lambda name=service: set(self.health(name)) == {"healthy"}, f"{service} healthy", within_s)
+
+    def until(self, holds: object, what: str, within_s: float = 60.0) -> None:
+        """Return once `holds()` is true."""
+        assert callable(holds)
+        until = time.monotonic() + within_s
+        while not holds():
+            assert time.monotonic() < until, f"not in {within_s:g} s: {what}\n{self.logs()}"
+            time.sleep(EVERY_S)
+
+    def logs(self, *services: str) -> str:
+        """The last lines that containers have logged."""
+        return self.compose("logs", "--no-color", "--tail=20", *services).stdout[-6000:]
+
+    def seen(self, app: str) -> list[dict[str, object]]:
+        """What an application's program has written to its status file."""
+        ran = self.compose("exec", "-T", "machine", "cat", f"/run/agents/{app}.jsonl")
+        return [json.loads(line) for line in ran.stdout.splitlines()]
+
+    def last_status(self, app: str) -> object:
+        """The last HTTP status that an application's program got."""
+        lines = [line["status"] for line in self.seen(app) if "status" in line]
+        return lines[-1] if lines else None
+
+    def until_status(self, app: str, status: int, within_s: float = 60.0) -> None:
+        """Return once an application's last status is this one."""
+        self.until(lambda: self.last_status(app) == status, f"{app} gets {status}", within_s)
+
+    def attestgate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`attestgate ARGUMENTS` by the operator, in a container of his own."""
+        operator = ("--operator", "/etc/attestgate/operator.toml")
+        entry = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "attestgate", "enrol")
+        return self.compose(*entry, *arguments, *operator)
+
+    def left(self) -> str:
+        """Every container, volume and network of the project that there still is."""
+        label = f"label=com.docker.compose.project={self.project}"
+        kinds = (("ps", "-a"), ("volume", "ls"), ("network", "ls"))
+        return "".join(self.engine.run("docker", *kind, "-q", "--filter", label).stdout for kind in kinds)
+
+
+@contextmanager
+def up(engine: Engine, folder: Path, project: str, overrides: tuple[str, ...] = ()) -> Iterator[Containers]:
+    """The stack, built and started; at the end everything of it is gone, volumes too."""
+    prepare(folder)
+    containers = Containers(engine, folder, project, overrides)
+    try:
+        containers.done("build")
+        containers.done("up", "-d")
+        containers.until_healthy("host-1", "app-1", "app-2", "gateway", "nginx", "manager")
+        yield containers
+    finally:
+        containers.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        shutil.rmtree(folder)
+
+
+def base_image(engine: Engine) -> str | None:
+    """Have the base image made where there is none; what is wrong, if it cannot be."""
+    ran = engine.run(str(ROOT / "compose" / "local-images"), timeout_s=600)
+    return None if ran.returncode == 0 else ran.stderr.strip() or f"local-images ended with {ran.returncode}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
