@@ -16,9 +16,9 @@ from keylime.ima import ima  # noqa: E402
 
 given = json.loads(sys.stdin.readline())
 for _ in sys.stdin:
-    started = time.perf_counter()
+    started = time.process_time()
     _, failure = ima.process_measurement_list(None, given["lines"], given["policy"], hash_alg=Hash.SHA256)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     if failure:
         raise SystemExit("keylime refuses the list")
     print(took, flush=True)

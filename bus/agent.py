@@ -101,6 +101,7 @@ class AgentSession:
         self._channel: Channel | None = None
         self._unheard: list[_Unheard] = []
         self._said = 0
+        self._resumed_at = float("-inf")
         self.session = ""
         self.suite: SuiteName = "mlkem768-x25519"
         self.public_key = b""
@@ -196,7 +197,8 @@ class AgentSession:
             except Stale:
                 continue
             except Early:
-                await self.resume()
+                if self._resumed_at + self._retry_s <= time.monotonic():
+                    await self.resume()
                 continue
             except Refusal as refusal:
                 log.debug("ignored", step=step, reason=refusal.reasons[0].code)
@@ -213,6 +215,7 @@ class AgentSession:
 
         What the bus does not take now is asked for again later: the session is not lost by it.
         """
+        self._resumed_at = time.monotonic()
         try:
             await self._link.say("resume", pack(Resume(session=self.session)))
         except BusError as error:

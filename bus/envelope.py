@@ -44,7 +44,10 @@ def generate(suite: SuiteName) -> tuple[Secret, bytes]:
 
 def seal(suite: SuiteName, public: bytes, info: bytes, plaintext: bytes) -> bytes:
     """HPKE one-shot seal. `info` binds the ciphertext to its place. Raises Refusal for a malformed public key."""
-    return _HPKE[suite].encrypt(plaintext, _public_key(suite, public), info=info)
+    try:
+        return _HPKE[suite].encrypt(plaintext, _public_key(suite, public), info=info)
+    except ValueError:  # a point of low order (RFC 9180, section 7.1.4)
+        raise _no_key(suite, public) from None
 
 
 def open_sealed(suite: SuiteName, private: Secret, info: bytes, ciphertext: bytes) -> bytes:
@@ -76,13 +79,17 @@ def _public_key(suite: SuiteName, public: bytes) -> X25519PublicKey | MLKEM768X2
             return x
         return MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC]), x)
     except ValueError:
-        raise Refusal.because(
-            "envelope.key",
-            "public key",
-            expected=f"{size} bytes of a {suite} key",
-            found=f"{len(public)} bytes",
-            action="use the suite of the challenge",
-        ) from None
+        raise _no_key(suite, public) from None
+
+
+def _no_key(suite: SuiteName, public: bytes) -> Refusal:
+    return Refusal.because(
+        "envelope.key",
+        "public key",
+        expected=f"a {suite} key",
+        found=f"{len(public)} bytes that are none",
+        action="use the suite of the challenge",
+    )
 
 
 def _private_key(suite: SuiteName, private: Secret) -> X25519PrivateKey | MLKEM768X25519PrivateKey:

@@ -66,14 +66,20 @@ class NatsBus:
         """Publish and return the stream's sequence. Repeated under one id until answered: stored at most once."""
         self._check_size(subject, data)
         sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_hex(16)}
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(Unanswered),
-            stop=stop_after_delay(PATIENCE_S),
-            wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
-            reraise=True,
-        ):
-            with attempt, translated(f"store {subject}"):
-                ack: PubAck = await self.jetstream.publish(subject, data, timeout=ANSWER_S, headers=dict(sent))
+        try:
+            return await self._store(subject, data, sent)
+        except Unanswered:  # seldom; setting up the repetition costs more than a store itself
+            return await AsyncRetrying(
+                retry=retry_if_exception_type(Unanswered),
+                stop=stop_after_delay(PATIENCE_S),
+                wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
+                reraise=True,
+            )(self._store, subject, data, sent)
+
+    async def _store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
+        """Publish once and return the stream's sequence. Raises Unanswered, BusError."""
+        with translated(f"store {subject}"):
+            ack: PubAck = await self.jetstream.publish(subject, data, timeout=ANSWER_S, headers=dict(headers))
         return ack.seq
 
     async def send(self, subject: str, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from bus import credentials
 from bus.nats import connect
 from cli.common import SettingsFile, say
 from manager import deployment
+from manager.keyfiles import read_secret
+from manager.pki import rotation
 from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from manager.vault import Vault
 from schemas.settings import ManagerSettings, load_settings
@@ -65,6 +68,26 @@ def rotate(
     sealed, deleted = asyncio.run(again())
     gone = destroy_old_epochs(loaded.storage_keys)
     say(f"sealed {sealed} live records again, deleted {deleted} that had ended, destroyed epochs {gone}")
+
+
+@app.command("rotate-ca")
+def rotate_ca(
+    settings: SettingsFile,
+    finish: Annotated[bool, typer.Option("--finish", help="Let go of CAs whose last certificate has ended.")] = False,
+) -> None:
+    """Replace the issuing CA by a new one under the same root, without an outage.
+
+    Bring root-ca.key.pem back for it, start the managers again one after another, reload nginx; a certificate's life
+    later run it with --finish.
+    """
+    loaded = load_settings(ManagerSettings, settings)
+    passphrase, now = read_secret(loaded.pki_passphrase), int(time.time())
+    if finish:
+        gone = rotation.finish(loaded.pki, passphrase, now, loaded.timing.certificate_s)
+        say(f"let go of {', '.join(gone) or 'none'}")
+        return
+    say(f"the issuing CA is now {rotation.rotate(loaded.pki, passphrase, now)}")
+    say("next: start every manager again, one after another; reload nginx; take root-ca.key.pem offline again")
 
 
 @app.command("credentials")

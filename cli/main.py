@@ -10,8 +10,10 @@ from bus.api import BusError
 from cli import (
     config,
     demo,
+    doctor,
     enrol,
     events,
+    gateway,
     inspect,
     keys,
     policy,
@@ -24,6 +26,7 @@ from cli import (
     watch,
 )
 from cli.common import INTERRUPTED, REFUSED, WRONG, complain
+from cli.exec import run_exec
 from cli.verify_ima import ImaCommand, verify_ima
 from enclave.api import EnclaveError
 from schemas.base import Refusal
@@ -38,9 +41,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 demo.register(app)
+doctor.register(app)
 app.add_typer(processes.manager, name="manager")
+gateway.register(processes.gateway)
 app.add_typer(processes.gateway, name="gateway")
 app.add_typer(processes.host, name="host")
+processes.application.command("exec")(run_exec)
 app.add_typer(processes.application, name="app")
 watch.register(app)
 enrol.register(app)

@@ -1,4 +1,4 @@
-"""What runs in a container of the stack beside `attestgate` itself: nginx, the first enrolment, the health checks.
+"""What runs in a container of the stack beside `attestgate` itself: nginx, and the first enrolment.
 
 python -m compose.inside nginx CONFIG        nginx in front of the controller, until it is told to stop
 python -m compose.inside enrol OPERATOR      policy, gateway, host and applications, enrolled once
@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
-import socket
 import sys
-import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from bus.api import BusError
 from bus.nats import connect
 from bus.operator import order
-from compose.nginx import Nginx, NginxConfig
+from compose.nginx import Nginx
 from compose.plan import GATEWAY
 from compose.policies import Policies
 from compose.prepare import APPS, ETC, HOST
@@ -30,14 +25,13 @@ from enclave.simulated.measure import measure
 from manager.keyfiles import read_identity, read_secret
 from schemas.base import Refusal, read_json
 from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from schemas.nginx import NginxConfig
 from schemas.settings import OperatorFile, load_settings
 from schemas.sgx import PlatformIdentity
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]}
 """What each application may do at the controller."""
-FRESH_S = 30.0
-"""How old a worker's last sign of life may be."""
 
 
 async def run_nginx(path: Path) -> None:
@@ -89,56 +83,8 @@ def _measured(kind: str, name: str) -> str:
     return measure(manifest, CODE_ROOT, Path(f"{ETC}/{name}.measured.toml")).mrenclave.hex()
 
 
-def healthy(what: str, where: str) -> None:
-    """Raises OSError or ValueError, in words, for what is not well."""
-    CHECKS[what](where)
-
-
-def _answers(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=3):  # noqa: S310  a fixed http address of this container
-        return
-
-
-def _recent(where: str) -> None:
-    """A worker's metric that holds a time: `http://.../metrics NAME`."""
-    url, name = where.split()
-    with urllib.request.urlopen(url, timeout=3) as answer:  # noqa: S310
-        found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
-    if found is None or time.time() - float(found.group(1)) > FRESH_S:
-        raise ValueError(f"{name} is {found.group(1) if found else 'missing'}: more than {FRESH_S:g} s ago")
-
-
-def _leased(path: str) -> None:
-    """An agent's health file: the end of its lease."""
-    if time.time() >= int(Path(path).read_text(encoding="ascii")):
-        raise ValueError("its lease is over: it is not trusted now")
-
-
-def _listens(path: str) -> None:
-    """A unix stream socket that takes connections; nothing is asked there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(3)
-        probe.connect(path)
-
-
-def _packets(path: str) -> None:
-    """The simulated machine's socket (SOCK_SEQPACKET)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(3)
-        probe.connect(path)
-
-
-CHECKS: dict[str, Callable[[str], None]] = {
-    "answers": _answers,
-    "recent": _recent,
-    "leased": _leased,
-    "listens": _listens,
-    "packets": _packets,
-}
-
-
 def main(arguments: list[str]) -> int:
-    """Exit codes: 0 done, or well; 1 with one line on standard error."""
+    """Exit codes: 0 done; 1 with one line on standard error."""
     what, *rest = arguments
     try:
         match what:
@@ -146,10 +92,8 @@ def main(arguments: list[str]) -> int:
                 asyncio.run(run_nginx(Path(rest[0])))
             case "enrol":
                 asyncio.run(enrol(Path(rest[0])))
-            case "healthy":
-                healthy(rest[0], " ".join(rest[1:]))
             case _:
-                raise ValueError(f"{what}: neither nginx, enrol nor healthy")
+                raise ValueError(f"{what}: neither nginx nor enrol")
     except (Refusal, BusError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

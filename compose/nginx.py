@@ -215,7 +215,7 @@ class Nginx:
         try:
             return await asyncio.create_subprocess_exec(
                 self._binary,
-                *("-p", self.config.folder, "-e", log, "-c", "nginx.conf", *more),
+                *("-p", str(self.config.folder), "-e", log, "-c", "nginx.conf", *more),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,

@@ -22,7 +22,6 @@ import tomli_w
 from bus import credentials
 from bus.credentials import SYSTEM
 from bus.permissions import HEADERS
-from compose.nginx import NginxConfig
 from compose.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
 from compose.vectors import CLEAN
 from enclave.simulated import authority, platform, signer
@@ -31,6 +30,7 @@ from manager.keyfiles import read_secret, write_private
 from manager.pki.authority import load_authority
 from manager.pki.issue import issue_server
 from schemas.base import MAX_MESSAGE, Refusal
+from schemas.nginx import NginxConfig
 
 HOST, APPS = "host-1", {"app-1": "app_agent.examples.flows", "app-2": "app_agent.examples.inventory"}
 CONTAINER_USER = 10001

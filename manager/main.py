@@ -108,8 +108,8 @@ def assemble(
     if metrics is not None:
         metrics.certificates(lambda: expiries(settings.pki))
         metrics.collateral(collateral.heard)
-    outbox = Outbox(bus, vault, observer)
-    store = SessionStore(bus, vault, outbox, context)
+    outbox = Outbox(bus, vault)
+    store = SessionStore(bus, vault, outbox, context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     judge = Judge(registry, service, authority)
     emitter = Emitter(bus, source, now, observer)

@@ -31,7 +31,7 @@ STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 DEPTH_S = 5.0
 """How often the bus is asked how much waits."""
 RETRY_S = 5.0
-GOOD = frozenset({"granted", "waiting-for-key", "rechecked", "renewing"})
+GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rechecked"), ("app", "rechecked")})
 """Events that tell of evidence that was found good."""
 BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
 """Events that tell of evidence, or proofs, that were not."""
@@ -119,7 +119,7 @@ class ManagerMetrics(Observer):
         self._events.labels(kind, what).inc()
         if kind not in ("host", "app"):
             return
-        if what in GOOD:
+        if (kind, what) in GOOD:
             self._verdicts.labels(kind, "good", "").inc()
         elif what in BAD:
             self._verdicts.labels(kind, "bad", _first_reason(data)).inc()

@@ -10,4 +10,4 @@ class Observer:
         """A message was settled: handled, dropped, again, fault; `seconds` is how long that took."""
 
     def published(self, subject: str, data: bytes) -> None:
-        """Something was stored on the bus: an event, or a statement for the gateways."""
+        """Something is to be stored on the bus, once: an event, or a statement for the gateways."""

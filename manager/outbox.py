@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from bus import subjects
 from bus.api import Bus, Conflict
-from manager.observer import Observer
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key
 from manager.sessions.work import WORK, Order, Work
 from manager.vault import Vault
@@ -36,10 +35,9 @@ class Pointer(Model):
 class Outbox:
     """Publishes outboxes on the bus."""
 
-    def __init__(self, bus: Bus, vault: Vault, observer: Observer | None = None) -> None:
+    def __init__(self, bus: Bus, vault: Vault) -> None:
         self._bus = bus
         self._vault = vault
-        self._observer = observer or Observer()
         self._sessions = bus.bucket(POINTERS)
         self._summaries = bus.bucket("summaries")
         self._admissions = bus.bucket("admissions")
@@ -122,7 +120,6 @@ class Outbox:
                 await self._bus.publish(
                     outgoing.subject, outgoing.data, message_id=outgoing.id, headers=outgoing.headers
                 )
-                self._observer.published(outgoing.subject, outgoing.data)
             case "work":
                 await self._work(outgoing.subject, outgoing.data, outgoing.id)
             case "wake":

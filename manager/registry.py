@@ -44,6 +44,9 @@ TRIAL = "trial"
 """Key of the manifest on trial: hosts are judged by it as well, and nothing follows from that but a word in the events.
 It is over once its version, or a newer one, is in force."""
 
+REMEMBERED = 4
+"""Manifests whose signature is not checked again: the one in force, the one on trial, and those just before."""
+
 
 @dataclass(frozen=True)
 class InForce:
@@ -85,6 +88,7 @@ class Registry:
         self._high_water = high_water
         self._policy_keys = policy_keys
         self._in_force: InForce | None = None
+        self._manifests: dict[bytes, PolicyManifest] = {}
         self._trial: InForce | None = None
 
     def identities(self, role: OperatorRole) -> set[bytes]:
@@ -202,9 +206,7 @@ class Registry:
                 found="none: an absent policy refuses everything",
                 action="put one in force: attestgate policy sign",
             )
-        manifest = verify(
-            unpack(Signed, entry.value), PolicyManifest, "policy manifest", self.identities("policy-author")
-        )
+        manifest = self._manifest(entry.value)
         self._high_water.check("policy", manifest.version)
         if self._in_force is None or self._in_force.manifest != manifest:
             self._in_force = await self._read(manifest)
@@ -212,15 +214,22 @@ class Registry:
             self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
         return replace(self._in_force, trial=await self._on_trial(manifest))
 
+    def _manifest(self, signed: bytes) -> PolicyManifest:
+        """A manifest, believed for its author's signature. The same bytes are checked once. Raises Refusal."""
+        known = self._manifests.get(signed)
+        if known is None:
+            authors = self.identities("policy-author")
+            known = verify(unpack(Signed, signed), PolicyManifest, "policy manifest", authors)
+            self._manifests = dict([*self._manifests.items(), (signed, known)][-REMEMBERED:])
+        return known
+
     async def _on_trial(self, in_force: PolicyManifest) -> InForce | None:
         """The policies on trial. One that cannot be read is none: a trial decides nothing, so it refuses nothing."""
         entry = await self._policies.get(TRIAL)
         if entry is None or entry.value is None:
             return None
         try:
-            manifest = verify(
-                unpack(Signed, entry.value), PolicyManifest, "policy manifest", self.identities("policy-author")
-            )
+            manifest = self._manifest(entry.value)
             if manifest.version <= in_force.version:
                 return None
             if self._trial is None or self._trial.manifest != manifest:

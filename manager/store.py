@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from bus.api import Bus, Conflict
 from bus.logs import of_session
+from manager.observer import Observer
 from manager.outbox import Outbox
 from manager.sessions.draft import Context
 from manager.sessions.recheck import expire
@@ -33,7 +34,15 @@ BUCKET = "sessions"
 class SessionStore:
     """Session records in the bucket, sealed, and the one way to change them."""
 
-    def __init__(self, bus: Bus, vault: Vault, outbox: Outbox, context: Callable[[], Context]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        vault: Vault,
+        outbox: Outbox,
+        context: Callable[[], Context],
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer or Observer()
         self._bucket = bus.bucket(BUCKET)
         self._vault = vault
         self._outbox = outbox
@@ -54,6 +63,8 @@ class SessionStore:
             revision = await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
         except Conflict:
             record, revision = await self._load(type(record), key)
+        else:
+            self._stored(record)
         await self._outbox.publish(record)
         self._remember(key, revision)
 
@@ -88,6 +99,7 @@ class SessionStore:
                 )
             except Conflict:
                 continue
+            self._stored(following)
             await self._outbox.publish(following)
             self._remember(key, stored)
             if not late:
@@ -116,6 +128,12 @@ class SessionStore:
                 action="say hello again",
             )
         return self._vault.open(kind, BUCKET, key, entry.value), entry.revision
+
+    def _stored(self, record: HostRecord | AppRecord) -> None:
+        """Let what this transition tells be counted: once, by the worker that made it, however often it is sent."""
+        for outgoing in record.outbox:
+            if outgoing.how == "publish":
+                self._observer.published(outgoing.subject, outgoing.data)
 
     def _remember(self, key: str, revision: int) -> None:
         self._published[key, revision] = None

@@ -17,8 +17,8 @@ PROTOTYPE: dict[str, tuple[str, str]] = {
     ),
     "server_crt": ("gateway: server certificate of nginx; bus: TLS of nats-server", "docs/gateway.md"),
     "server_key": ("gateway: server key of nginx; bus: TLS of nats-server", "docs/gateway.md"),
-    "spid": ("manager: attestation", "legacy attestation (EPID) only; docs/sgx.md"),
-    "ias_crt": ("manager: attestation.root", "the root of whichever service is used; legacy: docs/sgx.md"),
-    "ias_url": ("manager: attestation.pccs_url", "the attestation service; legacy: docs/sgx.md"),
+    "spid": ("manager: attestation.ias.spid", 'legacy attestation (EPID), service = "ias"; docs/sgx.md'),
+    "ias_crt": ("manager: attestation.ias.ias_crt", "for DCAP: attestation.root; docs/sgx.md"),
+    "ias_url": ("manager: attestation.ias.ias_url", "for DCAP: attestation.pccs_url; docs/sgx.md"),
 }
 """By the prototype's name: where it is set now, and what is different."""

@@ -155,7 +155,9 @@ class GatewayWorker:
         epoch = (await dictionary.health()).epoch
         at = int(self._clock())
         self._look_for_glass(at)
-        # A bus that is away from the start holds up what an operator says by hand no more than what it says itself.
+        # What an operator says by hand does not wait for the bus.
+        if epoch != self._epoch:
+            self._dirty |= self._broken.keys()
         everything = self._loaded and (epoch != self._epoch or time.monotonic() >= self._reconcile_at)
         keys = {*self._ledger, *self._broken} if everything else self._dirty
         self._dirty = set()
@@ -207,7 +209,7 @@ class GatewayWorker:
     def _look_for_glass(self, at: int) -> None:
         if self._by_hand is not None:
             before, self._broken = self._broken, self._by_hand.entries(at)
-            self._dirty |= {key for key, _ in before.items() ^ self._broken.items()}
+            self._dirty |= {key for key in {*before, *self._broken} if before.get(key) != self._broken.get(key)}
 
     def _tell(self, changes: Changes) -> None:
         for key in changes.remove:

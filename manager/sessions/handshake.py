@@ -128,6 +128,14 @@ def open_proof(handshake: Handshake, role: Role, session: str, data: bytes) -> b
         )
     t3 = handshake.transcript
     frame = unpack(Frame, data)
+    if frame.counter != 0:
+        raise Refusal.because(
+            "proof.counter",
+            "counter",
+            expected="0: the channel starts after it",
+            found=frame.counter,
+            action="run agents of one version",
+        )
     plaintext = open_frame(
         frame, session, handshake.channel_secret, PROOF_STEP[role], base=t3, direction="up", chain=t3
     )

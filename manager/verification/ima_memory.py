@@ -19,12 +19,14 @@ class Memory:
     has read a list trims what it added.
     """
 
-    __slots__ = ("_limit", "_lock", "excluded", "known")
+    __slots__ = ("_limit", "_lock", "excluded", "known", "most")
 
     def __init__(self, limit: int = 65_536) -> None:
         self.known: dict[bytes, bytes] = {}
         self.excluded: dict[bytes, bytes] = {}
         self._limit = limit
+        self.most = 2 * limit
+        """Entries of one kind at which a reader trims before its list is through."""
         self._lock = Lock()
 
     def trim(self) -> None:

@@ -63,7 +63,7 @@ class Reading:
         self._before = before
         self._started = before.entries > 0
         self._rules = rules
-        self._digests = rules.digests
+        self._digests_of = rules.digests.get
         self._room = room
         self._bank, self._target = self._what_to_meet()
         self._hash = BANK_HASHES[self._bank]
@@ -126,8 +126,8 @@ class Reading:
             return self._violated(entry) if entry.violation else self._misfit(entry, template)
         if path == BOOT_AGGREGATE:
             self._judge_boot_aggregate(entry)
-        elif entry.digest in self._digests.get(path, ()) and entry.buffer is None and len(frame) <= MAX_KEPT:
-            self._memory.known[frame] = template  # most entries, so without a detour
+        elif entry.digest in self._digests_of(path, ()) and entry.buffer is None and len(frame) <= MAX_KEPT:
+            self._keep(self._memory.known, frame, template)  # most entries, so without a detour
         else:
             self._judge(frame, entry, template)
         return template
@@ -153,7 +153,13 @@ class Reading:
         self.excluded += judgement == "excluded"
         if len(frame) <= MAX_KEPT:
             kept = self._memory.known if judgement == "known" else self._memory.excluded
-            kept[frame] = template
+            self._keep(kept, frame, template)
+
+    def _keep(self, kept: dict[bytes, bytes], frame: bytes, template: bytes) -> None:
+        """Remember an entry; a list longer than all of the memory is no reason to hold all of it."""
+        kept[frame] = template
+        if len(kept) > self._memory.most:
+            self._memory.trim()
 
     def _judge_boot_aggregate(self, entry: Entry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""

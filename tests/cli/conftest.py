@@ -8,9 +8,9 @@ import pytest
 import structlog
 
 from cli.main import run
-from compose.nginx import NginxConfig
 from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
 from manager import deployment
+from schemas.nginx import NginxConfig
 from tests.cli.support import NOBODY, Ran
 
 Run = Callable[..., Ran]

@@ -98,7 +98,7 @@ async def test_with_a_python_too_old_make_says_so(tmp_path: Path) -> None:
 
 
 async def _make(folder: Path, *, lacks: str) -> tuple[int, str]:
-    """`make setup` in a clean copy, with a Python on which a line that holds `lacks` fails; the one line that it says."""
+    """`make setup` in a clean copy, with a Python that fails at a line with `lacks` in it; the line it says."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")

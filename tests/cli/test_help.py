@@ -38,8 +38,9 @@ def test_help_teaches(attestgate: Run, path: tuple[str, ...]) -> None:
     said = " ".join(ran.out.split())
     command = COMMANDS[path]
     about = " ".join((command.help or "").split())
-    assert len(about.split()) >= 4 and about in said
-    for name, child in getattr(command, "commands", {}).items():
+    children = getattr(command, "commands", {})
+    assert len(about.split()) >= (2 if children else 3) and about in said
+    for name, child in children.items():
         assert name in said and child.get_short_help_str(1000)
 
 

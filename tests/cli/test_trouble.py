@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import bus.server
-from compose.nginx import Nginx, NginxConfig
+from compose.nginx import Nginx
 from compose.plan import GATEWAY, Plan
 from enclave.simulated import authority
 from schemas.base import Refusal
+from schemas.nginx import NginxConfig
 from tests.cli.conftest import Run
 from tests.cli.support import NOBODY
 
 KNOWN = "ab" * 32
+ALLOW = ["--allow", "read-only"]
 
 
 # Keys and credentials
@@ -116,12 +117,16 @@ def test_credentials_need_the_folder_of_the_keys(attestgate: Run, tmp_path: Path
         (["enrol", "host", "host-1", "--mrenclave", KNOWN.upper(), "--platform", KNOWN], "mrenclaves.0"),
         (["enrol", "host", "host-1", "--mrenclave", KNOWN, "--platform", "machine-a"], "platform"),
         (["enrol", "host", "host-1", *["--mrenclave", KNOWN] * 9, "--platform", KNOWN], "mrenclaves"),
-        (["enrol", "app", "-app", "--mrenclave", KNOWN, "--host", "host-1"], "-a"),
-        (["enrol", "app", "app-1", "--mrenclave", "", "--host", "host-1"], "mrenclaves.0"),
-        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "Host 1"], "host"),
-        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:first"], "--host"),
-        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:-1"], "--host"),
-        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:99999"], "volume"),
+        (["enrol", "app", "app-1", "--mrenclave", "", "--host", "host-1", *ALLOW], "mrenclaves.0"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "Host 1", *ALLOW], "host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:first", *ALLOW], "--host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:-1", *ALLOW], "--host"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:99999", *ALLOW], "volume"),
+        (["enrol", "app", "-app", "--mrenclave", KNOWN, "--host", "host-1", *ALLOW], "-a"),
+        (["enrol", "app", "App 1", "--mrenclave", KNOWN, "--host", "host-1", *ALLOW], "id"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1"], "--allow"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1", "--allow", "anything"], "allow.0"),
+        (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1", "--allow", "GET /../x"], "allow.0"),
         (["enrol", "gateway", "gateway-1", "--identity", "abc"], "--identity"),
         (["enrol", "gateway", "gateway-1", "--identity", "abcd"], "identity"),
         (["revoke", "app", "App 1", "--reason", "trial"], "id"),
@@ -137,13 +142,21 @@ def test_an_argument_that_does_not_fit_is_named(
     assert "Traceback" not in ran.err and field in ran.err
 
 
-@pytest.mark.parametrize("content", [None, "", "name = 1", "name = 'operator'"])
-def test_an_operator_file_that_does_not_fit_is_named(attestgate: Run, tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [("", ["bus", "name", "identity"]), ("name = 1", ["bus", "name", "identity"]), ("name = 'x'", ["bus", "identity"])],
+)
+def test_an_operator_file_that_does_not_fit_is_named(
+    attestgate: Run, tmp_path: Path, content: str, keys: list[str]
+) -> None:
     path = tmp_path / "operator.toml"
-    if content is not None:
-        path.write_text(content)
+    path.write_text(content)
     ran = attestgate("revoke", "app", "app-1", "--reason", "trial", "-O", path)
-    assert ran.status == 2 and f"settings.{'key' if content is not None else 'read'}: {path}" in ran.line
+    assert ran.status == 2 and "Traceback" not in ran.err
+    lines = ran.err.splitlines()
+    assert [line.split(": expected")[0] for line in lines] == [
+        f"attestgate: settings.key: {path}: {key}" for key in keys
+    ]
 
 
 def test_an_operator_file_may_come_from_the_environment(
@@ -213,7 +226,7 @@ def test_no_simulated_platform_is_said(attestgate: Run, deployed: Plan) -> None:
 def no_nats_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine on which nats-server is not installed."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(bus.server.importlib.metadata, "files", lambda _name: None)
+    monkeypatch.setattr("importlib.metadata.files", lambda _name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -275,3 +288,12 @@ async def _run(*arguments: str) -> tuple[int | None, str, str]:
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
+
+
+def test_ctrl_c_in_a_command_is_no_traceback(attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cli.enrol.read_identity", interrupted)
+    ran = attestgate("recheck", "host", "host-1", "-O", deployed.settings("operator"))
+    assert ran.status == 130 and "Traceback" not in ran.err

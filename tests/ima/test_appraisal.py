@@ -303,6 +303,22 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     assert list(memory.known) == [b"b", b"c"] and list(memory.excluded) == [b"98", b"99"]
 
 
+def test_a_list_longer_than_the_memory_is_not_held_whole() -> None:
+    policy = loaded(boot_aggregate(), excludes=["/tmp/"])
+    kept = policy._memories["sha256"] = Memory(limit=50)
+    most: list[int] = []
+
+    class Watched(dict[bytes, bytes]):
+        def __setitem__(self, key: bytes, value: bytes) -> None:
+            super().__setitem__(key, value)
+            most.append(len(self))
+
+    kept.excluded = Watched()
+    many = b"".join(frame(b"ima-ng", ng(), b"/tmp/%d\0" % number) for number in range(500))
+    assert judge(boot_aggregate() + many, policy).excluded == 500
+    assert max(most) == 2 * 50 + 1 and len(kept) <= 50
+
+
 def test_long_entries_are_judged_each_time() -> None:
     long = frame(b"ima-sig", ng(), b"/bin/a\0", bytes(MAX_KEPT))
     policy = loaded(boot_aggregate() + long)

@@ -222,9 +222,7 @@ class World:
     def ppid(self, machine: str) -> str:
         """A machine as an operator enrols it."""
         facts = platform.read_facts(self.folder / machine)
-        salted = PlatformIdentity.salted(
-            self.salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b""
-        )
+        salted = PlatformIdentity.salted(self.salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
         return salted.ppid
 
     def enclave(self, machine: str, identity: EnclaveIdentity) -> Enclave:

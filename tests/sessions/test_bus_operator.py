@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from bus import subjects
+from manager.attestation import Dcap
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import State
 from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
@@ -343,14 +344,16 @@ async def test_a_transient_lack_of_collateral_does_not_hold_up_the_channel(site:
     """An answer that cannot be judged now is heard; the next question is answered and judged."""
     await site.admitted()
     judge = site.workers[0]._inbound._judge
-    works, judge._collateral._pcs = judge._collateral._pcs, None  # type: ignore[assignment]
-    held_sets, judge._collateral._held = judge._collateral._held, {}
+    assert isinstance(judge._service, Dcap)
+    collateral = judge._service.collateral
+    works, collateral._pcs = collateral._pcs, None  # type: ignore[assignment]
+    held_sets, collateral._held = collateral._held, {}
     await site.bus.bucket("collateral").delete(next(iter(await site.bus.bucket("collateral").keys())))
-    judge._collateral._pcs = works.__class__(http=works.http, url="http://pccs/nowhere", retry_wait_s=0.0)
+    collateral._pcs = works.__class__(http=works.http, url="http://pccs/nowhere", retry_wait_s=0.0)
     await site.order(RecheckNow(kind="host", id="h1"))
     unjudged = await site.until("host", "h1", "evidence-rejected")
     assert unjudged.data["step"] == "recheck"
-    judge._collateral._pcs, judge._collateral._held = works, held_sets
+    collateral._pcs, collateral._held = works, held_sets
     since = len(site.events)
     await site.advance(site.timing.evidence_window_s)
     await site.until("host", "h1", "rechecked", since=since)

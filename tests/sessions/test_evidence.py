@@ -38,9 +38,7 @@ class Question:
     evidence: bytes
 
     def report_data(self) -> bytes:
-        return report_data(
-            self.role, self.session, self.subject, self.nonce, self.t1, self.enclave_key, self.evidence
-        )
+        return report_data(self.role, self.session, self.subject, self.nonce, self.t1, self.enclave_key, self.evidence)
 
     def seal(self, evidence: Any) -> bytes:
         """Anybody can seal to a public challenge."""

@@ -182,8 +182,8 @@ def test_each_thing_has_its_own_reason(
 
 def test_the_quote_body() -> None:
     assert codes(judge(report(quote_body(debug=True)))) == ["sgx.debug"]
-    assert codes(judge(report(quote_body(version=3)))) == ["ias.report"]
-    assert codes(judge(report(quote_body(sign_type=2)))) == ["ias.report"]
+    assert codes(judge(report(quote_body(version=3)))) == ["quote.version"]
+    assert codes(judge(report(quote_body(sign_type=2)))) == ["quote.sign_type"]
     reserved = bytearray(quote_body())
     reserved[48 + 96] = 1
     assert codes(judge(report(bytes(reserved)))) == ["quote.reserved"]

@@ -34,15 +34,19 @@ class Engine:
     inside: tuple[str, ...] = ()
 
     def run(self, *command: str, timeout_s: float = 300.0, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command where the published ports are."""
+        """Run a command that talks to the engine."""
         return subprocess.run(
-            [*self.inside, *command],
+            command,
             env={**os.environ, **self.environment, **more},
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
+
+    def reach(self, *command: str, timeout_s: float = 60.0, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that uses published ports, where they are."""
+        return self.run(*self.inside, *command, timeout_s=timeout_s, **more)
 
     @property
     def compose(self) -> tuple[str, ...]:

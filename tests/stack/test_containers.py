@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -182,7 +181,7 @@ def _nats(stack: Containers, *arguments: str) -> subprocess.CompletedProcess[str
     """The stock command, by the viewer's context that `keys init` wrote."""
     server = f"nats://127.0.0.1:{stack.nats_port}"
     viewer = str(stack.folder / "keys" / "viewer")
-    ran = stack.engine.run(
+    ran = stack.engine.reach(
         "nats", "--server", server, *arguments, timeout_s=60, XDG_CONFIG_HOME=viewer, NATS_CONTEXT="attestgate"
     )
     assert ran.returncode == 0, ran.stderr
@@ -190,9 +189,4 @@ def _nats(stack: Containers, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def _python(stack: Containers, *lines: str) -> subprocess.CompletedProcess[str]:
-    return stack.engine.run(sys.executable, "-c", "\n".join(lines), timeout_s=60)
-
-
-def test_nothing_of_the_machine_is_in_the_compose_files() -> None:
-    for path in (ROOT / "compose").glob("*.yaml"):
-        assert str(Path.home()) not in path.read_text(encoding="utf-8"), path
+    return stack.engine.reach(sys.executable, "-c", "\n".join(lines), timeout_s=60)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -89,6 +87,24 @@ async def out_in_time(stack: Stack, app: str, killed: float) -> None:
     longest_s = stack.plan.timing.lease_s + SLACK_S
     refused = await stack.saw(app, "read flows", 403, since=killed, within_s=longest_s + 10)
     assert refused is not None and refused <= killed + longest_s
+
+
+async def host_stands(stack: Stack, since: int, within_s: float = 40.0) -> None:
+    """Return once the host is trusted: in a new session, or still in the one that it had."""
+
+    def again(event: Event) -> bool:
+        return (event.kind, event.subject) == ("host", HOST) and event.what in ("trusted", "rechecked")
+
+    await stack.events.wait("host trusted or rechecked", again, since=since, within_s=within_s)
+
+
+async def renewed(stack: Stack, app: str, after: float) -> None:
+    """Return once an application was rechecked later than `after`, in Unix seconds."""
+
+    def later(event: Event) -> bool:
+        return (event.subject, event.what) == (app, "rechecked") and event.at > after
+
+    await stack.events.wait(f"{app} rechecked", later)
 
 
 async def restart(stack: Stack, *apps: str) -> None:

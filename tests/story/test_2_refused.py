@@ -36,12 +36,7 @@ async def test_a_host_with_an_unknown_program_in_its_list(stack: Stack) -> None:
 async def test_an_application_on_another_platform_with_a_copy_of_the_volume(stack: Stack) -> None:
     before = session_of(stack, "app-1")
     reasons = refusals(await scene(stack, intruders.other_platform), "app", "app-1", "evidence-rejected")
-    assert codes(reasons) == [
-        "colocation.ppid",
-        "colocation.pck_leaf",
-        "colocation.attestation_key",
-        "colocation.qe_id",
-    ]
+    assert codes(reasons) == [f"colocation.{part}" for part in ("ppid", "pck_leaf", "attestation_key", "qe_id")]
     assert session_of(stack, "app-1") == before is not None
 
 

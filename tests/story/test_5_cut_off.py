@@ -10,7 +10,17 @@ import pytest
 from compose.stack import Stack
 from compose.telling import reasons_of
 from compose.vectors import CLEAN, DRIFT
-from tests.story.support import APPS, HOST, MACHINE, measurement_list, out_in_time, replace_list, restart, through
+from tests.story.support import (
+    APPS,
+    HOST,
+    MACHINE,
+    host_stands,
+    measurement_list,
+    out_in_time,
+    replace_list,
+    restart,
+    through,
+)
 from tests.story.test_4_commands import operator_file
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
@@ -69,6 +79,6 @@ async def test_without_a_manager_access_ends_and_with_the_next_one_it_comes_back
         await out_in_time(stack, app, killed)
     mark, started = stack.events.mark, time.time()
     await stack.start_manager("manager-after")
-    await stack.until("host", HOST, "trusted", since=mark)
+    await host_stands(stack, mark)
     await restart(stack, *APPS)
     await through(stack, *APPS, since=started)

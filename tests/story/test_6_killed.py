@@ -15,8 +15,10 @@ from tests.story.support import (
     HOST,
     MACHINE,
     enclave_pid,
+    host_stands,
     measurement_list,
     out_in_time,
+    renewed,
     restart,
     session_of,
     through,
@@ -37,14 +39,9 @@ async def test_another_manager_worker_takes_over(stack: Stack) -> None:
     killed = time.time()
     await first.kill()
     stack.manager = second
-    renewed_past = killed + stack.plan.timing.lease_s
+    lapsed = killed + stack.plan.timing.lease_s
     for app in APPS:
-        await stack.events.wait(
-            f"{app} renewed by the second worker",
-            lambda event, app=app: (  # type: ignore[misc]
-                event.subject == app and event.what == "rechecked" and event.at > renewed_past
-            ),
-        )
+        await renewed(stack, app, lapsed)
         assert 403 not in [line.get("status") for line in stack.status(app) if float(str(line["at"])) > killed]
     assert [session_of(stack, app) for app in APPS] == sessions != [None, None]
 
@@ -66,14 +63,9 @@ async def test_a_gateway_worker_started_again_at_once_disturbs_nobody(stack: Sta
     killed = time.time()
     await stack.gateway.kill()
     stack.gateway = await stack.children.start("gateway-2", "gateway", "run", "-s", str(stack.plan.settings("gateway")))
-    renewed_past = killed + stack.plan.timing.lease_s
+    lapsed = killed + stack.plan.timing.lease_s
     for app in APPS:
-        await stack.events.wait(
-            f"{app} renewed",
-            lambda event, app=app: (  # type: ignore[misc]
-                event.subject == app and event.what == "rechecked" and event.at > renewed_past
-            ),
-        )
+        await renewed(stack, app, lapsed)
         assert [line for line in stack.status(app) if float(str(line["at"])) > killed] == []
     assert [session_of(stack, app) for app in APPS] == sessions != [None, None]
 
@@ -129,5 +121,5 @@ async def test_a_bus_that_is_gone_ends_access_and_all_comes_back_with_it(stack: 
     mark, back = stack.events.mark, time.time()
     await stack.server.stop()
     await stack.server.start()
-    await stack.until("host", HOST, "trusted", since=mark, within_s=60)
+    await host_stands(stack, mark, within_s=60)
     await through(stack, *APPS, since=back, within_s=60)

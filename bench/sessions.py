@@ -1,0 +1,388 @@
+"""What managers do: transitions beside plain writes, enrolments, re-attestations, and what a session costs to keep.
+
+    python -m bench.sessions transitions [--rounds N] [--count N]
+    python -m bench.sessions fleet [--hosts N] [--apps N]
+    python -m bench.sessions idle [--hosts N ...]
+
+`transitions`: sessions whose recheck has come due, all at once, taken by 1, 2 and 4 worker processes: load, step,
+compare-and-set, outbox, acknowledge. Beside them, in the same round, plain compare-and-set writes by as many processes,
+and what the bus alone does for a transition (bench.bus).
+`fleet`: real agents enrol one by one (latency) and all at once, then answer rechecks; one worker, whose CPU time is
+counted by itself. `idle`: records as they stand after enrolment, by the stream's own count of bytes, and the memory of
+a worker that has rechecked each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from secrets import token_bytes, token_hex
+from typing import Any
+
+import structlog
+import tomli_w
+
+from bench.bus import rate, shown, transition, write
+from bench.fleet import CALM, Fleet
+from bus import credentials, layout, subjects
+from bus.channel import Channel
+from bus.nats import NatsBus, connect
+from bus.server import EmbeddedServer
+from compose.children import Child, Children
+from manager.outbox import summary, summary_key
+from manager.sessions.record import HostRecord, record_key
+from manager.sessions.states import State
+from schemas.base import Secret
+from schemas.enrolment import RecheckNow
+from schemas.messages import Outcome
+from tests.sessions.harness import World
+
+TICK = os.sysconf("SC_CLK_TCK")
+WORKERS = (1, 2, 4)
+
+
+class Site:
+    """A bus, an attestation service, and manager workers as processes."""
+
+    def __init__(self, folder: Path, world: World, server: EmbeddedServer, children: Children) -> None:
+        self.folder, self.world, self.server, self.children = folder, world, server, children
+        self.pccs = ""
+
+    async def start_pccs(self) -> None:
+        child = await self.children.start("pccs", "simulated", "pccs", "--authority", str(self.world.authority))
+        self.pccs = (await self.children.line(child, "ready", 30.0)).split()[1]
+
+    async def worker(self, name: str) -> Child:
+        """Start a manager worker; returns once it works."""
+        creds = self.folder / f"{name}.creds"
+        credentials.issue(self.world.keys / "bus", "manager", name, creds)
+        settings = self.world.manager_settings(self.folder / name, name, CALM, "mlkem768-x25519")
+        table = json.loads(settings.model_dump_json(exclude_none=True))
+        table["bus"] = {"url": self.server.url, "credentials": str(creds)}
+        table["attestation"]["pccs_url"] = self.pccs
+        path = self.folder / f"{name}.toml"
+        path.write_text(tomli_w.dumps(table))
+        child = await self.children.start(name, "manager", "run", "-s", str(path))
+        await self.children.line(child, '"event": "working"', 30.0)
+        return child
+
+    async def connect(self) -> NatsBus:
+        creds = self.folder / "bench.creds"
+        credentials.issue(self.world.keys / "bus", "manager", "bench", creds)
+        return await connect([self.server.url], creds)
+
+
+@asynccontextmanager
+async def site() -> AsyncIterator[Site]:
+    """Everything but workers."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attestgate-bench-")))
+        world = World(folder / "world")
+        trust = credentials.load(world.keys / "bus")
+        server = await stack.enter_async_context(EmbeddedServer(folder / "bus", trust))
+        children = await stack.enter_async_context(Children(folder / "logs"))
+        place = Site(folder, world, server, children)
+        await place.start_pccs()
+        yield place
+
+
+def cpu_s(child: Child) -> float:
+    """Seconds of CPU that a process has used (proc(5), utime and stime)."""
+    fields = Path(f"/proc/{child.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def memory_mib(child: Child) -> float:
+    """Resident memory of a process (proc(5))."""
+    pages = int(Path(f"/proc/{child.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def trusted(number: int, now: int) -> HostRecord:
+    """A host's record as it stands between two rechecks, the next one due."""
+    session = token_hex(16)
+    outcome = Outcome(
+        simulated=True,
+        integrity="unanchored",
+        observe_only=False,
+        quote_id="00" * 32,
+        mrenclave="00" * 32,
+        tcb_status="UpToDate",
+        policy=dict.fromkeys(("sgx", "host", "runtime"), "00" * 32),
+    )
+    return HostRecord(
+        session=session,
+        subject=f"host-{number}",
+        host=f"host-{number}",
+        state=State.TRUSTED,
+        suite="mlkem768-x25519",
+        wanted=["sgx", "ima"],
+        created_at=now,
+        issued_at=now,
+        deadline=now + 3000,
+        next_recheck=now,
+        lease_end=now + 3000,
+        revision=4,
+        channel=Channel.start(session, Secret(token_bytes(32)), token_bytes(64), "down"),
+        outcome=outcome,
+        boot_id="0" * 36,
+        k=Secret(token_bytes(32)),
+        list_size=60_000,
+        list_digest=bytes(32),
+        replay=bytes(100),
+    )
+
+
+async def put(place: Site, bus: NatsBus, records: Sequence[HostRecord]) -> None:
+    """Store records, sealed."""
+    room = asyncio.Semaphore(64)
+
+    async def one(record: HostRecord) -> None:
+        key = record_key("host", record.session)
+        async with room:
+            await bus.bucket("sessions").put(key, place.world.vault.seal("sessions", key, record.revision, record))
+
+    await asyncio.gather(*map(one, records))
+
+
+async def due(bus: NatsBus, records: Sequence[HostRecord], at: int) -> None:
+    """Have every record's deadline come at once."""
+    room = asyncio.Semaphore(64)
+
+    async def one(record: HostRecord) -> None:
+        async with room:
+            key = record_key("host", record.session)
+            await bus.schedule(subjects.deadline(record.session), key.encode(), at=at)
+
+    await asyncio.gather(*map(one, records))
+
+
+async def drained(bus: NatsBus, count: int) -> float:
+    """The moment at which workers have acknowledged so many messages (monotonic)."""
+    while await taken(bus) < count:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return time.perf_counter()
+
+
+async def taken(bus: NatsBus) -> int:
+    """Messages that workers have acknowledged so far."""
+    info = await bus.jetstream.consumer_info(layout.WORK.name, layout.WORKERS.name)
+    return (info.delivered.consumer_seq if info.delivered else 0) - (info.num_ack_pending or 0)
+
+
+async def transitions_a_second(place: Site, bus: NatsBus, count: int) -> float:
+    """Sessions that come due all at once, by whatever workers run."""
+    now = int(time.time())
+    records = [trusted(number, now) for number in range(count)]
+    await put(place, bus, records)
+    before, at = await taken(bus), int(time.time()) + 3
+    await due(bus, records, at)
+    while await taken(bus) == before:  # noqa: ASYNC110  the server tells nobody
+        await asyncio.sleep(0.005)
+    started = time.perf_counter()
+    return count / (await drained(bus, before + count) - started)
+
+
+async def plain_writes(place: Site, processes: int, count: int) -> float:
+    """Plain compare-and-set writes by as many processes."""
+    creds = place.folder / "writer.creds"
+    credentials.issue(place.world.keys / "bus", "manager", "writer", creds)
+    command = [sys.executable, "-m", "bench.sessions", "write", place.server.url, str(creds), str(count // processes)]
+    running = [
+        await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.PIPE)
+        for _ in range(processes)
+    ]
+    for process in running:
+        assert process.stdout is not None and await process.stdout.readline() == b"ready\n"
+    rates = [process.communicate(b"go\n") for process in running]
+    return sum(float(output) for output, _ in await asyncio.gather(*rates))
+
+
+async def writer(url: str, creds: str, count: int) -> None:
+    """One process of `plain_writes`."""
+    bus = await connect([url], Path(creds))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    print(await rate(bus, write, count))
+    await bus.close()
+
+
+async def measure_transitions(rounds: int, count: int) -> None:
+    """Print transitions and plain writes, by the number of processes."""
+    async with site() as place:
+        figures: dict[str, list[float]] = defaultdict(list)
+        workers: list[Child] = [await place.worker("manager-1")]
+        bus = await place.connect()
+        await transitions_a_second(place, bus, 200)  # everything is imported and warm
+        for processes in WORKERS:
+            while len(workers) < processes:
+                workers.append(await place.worker(f"manager-{len(workers) + 1}"))
+            for _ in range(rounds):
+                before = sum(map(cpu_s, workers))
+                figures[f"{processes} transitions"].append(await transitions_a_second(place, bus, count))
+                figures[f"{processes} cpu"].append((sum(map(cpu_s, workers)) - before) * 1000 / count)
+                figures[f"{processes} writes"].append(await plain_writes(place, processes, count))
+                figures[f"{processes} bus"].append(await rate(bus, transition, count))
+        await bus.close()
+    one = statistics.median(figures["1 transitions"])
+    for processes in WORKERS:
+        done, plain, alone = (figures[f"{processes} {what}"] for what in ("transitions", "writes", "bus"))
+        ratio = [t / w for t, w in zip(done, plain, strict=True)]
+        of_bus = [t / b for t, b in zip(done, alone, strict=True)]
+        print(
+            f"{processes} workers: transitions {shown(done)} = {statistics.median(done) / one:.2f} x one worker; plain"
+            f" writes {shown(plain)}: ratio {statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f});"
+            f" the same bus operations alone, one client {shown(alone)}: ratio {statistics.median(of_bus):.2f};"
+            f" {statistics.median(figures[f'{processes} cpu']):.2f} ms of the workers' CPU each"
+        )
+
+
+async def measure_fleet(hosts: int, apps: int) -> None:
+    """Print latency of single enrolments, then enrolments and rechecks in bulk."""
+    async with site() as place:
+        worker = await place.worker("manager-1")
+        async with Fleet(place.world, place.server.url, place.folder / "fleet") as fleet:
+            await fleet.gateway()
+            for number in range(hosts):
+                await fleet.enrol_host(f"host-{number}")
+            for number in range(apps):
+                await fleet.enrol_app(f"app-{number}", f"host-{number % hosts}")
+            alone = min(50, hosts // 2, apps // 2)
+            host_s = [await _one(fleet, "host", f"host-{n}", "trusted", fleet.host(f"host-{n}")) for n in range(alone)]
+            app_s = [
+                await _one(fleet, "app", f"app-{n}", "admitted", fleet.app(f"app-{n}", f"host-{n}"))
+                for n in range(alone)
+            ]
+            for name, times in (("host", host_s), ("application", app_s)):
+                print(f"one {name} at a time, hello to the end: p50 {_at(times, 50)} ms, p99 {_at(times, 99)} ms")
+            before = cpu_s(worker)
+            started = time.perf_counter()
+            for n in range(alone, hosts):
+                await fleet.host(f"host-{n}")
+            for n in range(alone, hosts):
+                await fleet.until("host", f"host-{n}", "trusted", 300)
+            took, used, many = time.perf_counter() - started, cpu_s(worker) - before, hosts - alone
+            print(f"{many} hosts at once: {many / took:,.0f}/s; {many / used:,.0f} a second of one core")
+            before, since, started = cpu_s(worker), len(fleet.events), time.perf_counter()
+            for n in range(hosts):
+                await fleet.order(RecheckNow(kind="host", id=f"host-{n}"))
+            while sum(e.what == "rechecked" for e in fleet.events[since:]) < hosts:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            took, used = time.perf_counter() - started, cpu_s(worker) - before
+            print(
+                f"{hosts} re-attestations: {hosts / took:,.0f}/s with their agents on the same cores;"
+                f" {hosts / used:,.0f} a second of one core, the command that asks for each with it"
+            )
+            print(f"worker {memory_mib(worker):.0f} MiB")
+
+
+async def _one(fleet: Fleet, kind: str, id: str, what: str, start: Coroutine[Any, Any, None]) -> float:
+    started = time.monotonic()
+    await start
+    await fleet.until(kind, id, what, 60)
+    return fleet.seen_at[kind, id, what] - started
+
+
+def _at(times: Sequence[float], percent: int) -> str:
+    ordered = sorted(times)
+    return f"{ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1000:,.0f}"
+
+
+async def measure_idle(sizes: Sequence[int]) -> None:
+    """Print what idle hosts cost: one is enrolled for real, its entries stand for the rest under other names."""
+    async with site() as place:
+        worker = await place.worker("manager-1")
+        bus = await place.connect()
+        async with Fleet(place.world, place.server.url, place.folder / "fleet") as fleet:
+            await fleet.gateway()
+            await fleet.enrol_host("host-x")
+            await fleet.host("host-x")
+            await fleet.until("host", "host-x", "trusted", 60)
+            key = next(k for k in await bus.bucket("sessions").keys() if k.startswith("host."))
+            entry = await bus.bucket("sessions").get(key)
+            assert entry is not None and entry.value is not None
+            record = place.world.vault.open(HostRecord, "sessions", key, entry.value)
+            others = {name: await _newest(bus, name) for name in ("enrolment", "admissions")}
+        base, made = await _bytes(bus), 0
+        print(f"worker with one host: {memory_mib(worker):.0f} MiB")
+        for size in sizes:
+            await _copies(place, bus, record, others, range(made, size))
+            made = size
+            kept = {k: (v - base[k]) / made for k, v in (await _bytes(bus)).items() if v != base[k]}
+            parts = ", ".join(f"{name} {each:,.0f}" for name, each in kept.items())
+            await transitions_a_second(place, bus, size)
+            print(f"{size} hosts: {sum(kept.values()):,.0f} bytes each ({parts}); worker {memory_mib(worker):.0f} MiB")
+        await bus.close()
+
+
+async def _newest(bus: NatsBus, bucket: str) -> tuple[str, bytes]:
+    key = next(k for k in await bus.bucket(bucket).keys() if k.startswith("host."))
+    entry = await bus.bucket(bucket).get(key)
+    assert entry is not None and entry.value is not None
+    return key, entry.value
+
+
+async def _copies(
+    place: Site, bus: NatsBus, record: HostRecord, others: dict[str, tuple[str, bytes]], numbers: range
+) -> None:
+    room = asyncio.Semaphore(64)
+
+    async def one(number: int) -> None:
+        session, id = token_hex(16), f"host-{number}"
+        own = record.model_copy(update={"session": session, "subject": id, "host": id})
+        key = record_key("host", session)
+        async with room:
+            await bus.bucket("sessions").put(key, place.world.vault.seal("sessions", key, 1, own))
+            await bus.bucket("summaries").put(summary_key(own), summary(own))
+            await bus.bucket("enrolment").put(f"host.{id}", others["enrolment"][1])
+            await bus.bucket("admissions").put(f"host.{session}", others["admissions"][1])
+            await bus.schedule(subjects.deadline(session), key.encode(), at=4_000_000_000)
+
+    await asyncio.gather(*map(one, numbers))
+
+
+async def _bytes(bus: NatsBus) -> dict[str, int]:
+    buckets = [bucket.stream for bucket in layout.BUCKETS.values()]
+    names = [*buckets, layout.WORK.name]
+    return {name: (await bus.jetstream.stream_info(name)).state.bytes for name in names}
+
+
+def main() -> None:
+    """The command."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    some = commands.add_parser("transitions")
+    some.add_argument("--rounds", type=int, default=3)
+    some.add_argument("--count", type=int, default=2000)
+    many = commands.add_parser("fleet")
+    many.add_argument("--hosts", type=int, default=200)
+    many.add_argument("--apps", type=int, default=100)
+    idle = commands.add_parser("idle")
+    idle.add_argument("--hosts", type=int, nargs="+", default=[100, 1000, 10_000])
+    one = commands.add_parser("write")
+    one.add_argument("url")
+    one.add_argument("creds")
+    one.add_argument("count", type=int)
+    arguments = parser.parse_args()
+    run: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "transitions": lambda: measure_transitions(arguments.rounds, arguments.count),
+        "fleet": lambda: measure_fleet(arguments.hosts, arguments.apps),
+        "idle": lambda: measure_idle(arguments.hosts),
+        "write": lambda: writer(arguments.url, arguments.creds, arguments.count),
+    }
+    asyncio.run(run[arguments.command]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`attestgate gateway config|break-glass`: nginx's configuration, and an operator's admission by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cli.common import checked, complain, say, wrong
+from cli.enrol import SHORTHAND
+from compose.nginx import Nginx, render
+from manager.keyfiles import read_identity
+from schemas.admission import serial_hex
+from schemas.base import pack
+from schemas.break_glass import LABEL, BreakGlass
+from schemas.nginx import NginxConfig
+from schemas.settings import OperatorFile, load_part, load_settings
+from schemas.signing import sign
+
+_SPANS = {"s": 1, "m": 60, "h": 3600}
+
+
+def register(app: typer.Typer) -> None:
+    """Mount these commands."""
+    app.command("config")(config)
+    app.command("break-glass")(break_glass)
+
+
+def config(
+    file: Annotated[Path, typer.Argument(help="nginx's settings (TOML): folder, port, certificate, key, …")],
+    check: Annotated[bool, typer.Option(help="Have nginx check it, too (nginx -t).")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it here instead of printing it.")] = None,
+) -> None:
+    """Render the configuration of a gateway's nginx from its settings."""
+    settings = load_part(NginxConfig, file)
+    if check:
+        asyncio.run(Nginx(settings).check())
+        complain("nginx takes this configuration")
+    text = render(settings)
+    if out is None:
+        say(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+def break_glass(
+    certificate: Annotated[Path, typer.Argument(help="The application's certificate (PEM).")],
+    gateways: Annotated[str, typer.Option(help="The set of gateways it is for.")],
+    span: Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 1h.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into an event at every gateway that takes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .glass.")],
+    operator: Annotated[Path, typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="Operator file.")],
+    allow: Annotated[list[str], typer.Option(help="What it may do, as for `enrol app`.")],
+) -> None:
+    """Sign an admission for one certificate, for when managers or the bus are down. Neither is asked.
+
+    Put the file into the folder that the gateway's settings name under [break_glass], at each gateway. It must be taken
+    there within its time, cannot overrule a withdrawal, and is told as an alarm.
+    """
+    settings = load_settings(OperatorFile, operator)
+    leaf = _certificate(certificate)
+    now = int(time.time())
+    said = checked(
+        BreakGlass,
+        operator=settings.name,
+        gateways=gateways,
+        serial=serial_hex(leaf.serial_number),
+        certificate=hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest(),
+        identity=_identity(leaf),
+        allow=[SHORTHAND.get(rule, rule) for rule in allow],
+        issued_at=now,
+        expires_at=now + _seconds(span),
+        reason=reason,
+    )
+    out.write_bytes(pack(sign(read_identity(settings.identity), LABEL, said)))
+    say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} lies at the gateway")
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())[0]
+    except (OSError, ValueError) as error:
+        raise wrong("certificate", "a certificate in PEM", getattr(error, "strerror", None) or error) from None
+
+
+def _identity(leaf: x509.Certificate) -> str:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+    except (x509.ExtensionNotFound, IndexError):
+        raise wrong("certificate", "one with a spiffe:// name", "none") from None
+
+
+def _seconds(span: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([smh])", span)
+    if match is None:
+        raise wrong("--for", "a number and s, m or h", span)
+    return int(match[1]) * _SPANS[match[2]]

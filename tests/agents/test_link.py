@@ -1,0 +1,208 @@
+"""The agent's side of a session: what it believes, what it says again, and that it stops when told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bus import envelope, subjects
+from bus.agent import INBOX, AgentSession, Link, SessionOver
+from bus.api import BusError
+from bus.channel import Channel
+from bus.memory import MemoryBus, MemoryServer
+from manager.sessions.handshake import session_id
+from schemas.base import Reason, Secret, pack
+from schemas.binding import hello_hash
+from schemas.messages import AppHello, Challenge, Refused
+from schemas.signing import sign
+
+MANAGER = Ed25519PrivateKey.generate()
+MANAGERS = {MANAGER.public_key().public_bytes_raw()}
+HELLO = AppHello(app="a1", host="h1", random=bytes(32), agent_version="x")
+REASON = Reason(code="x", field="x", expected="x", found="x", action="x")
+
+
+async def agent(server: MemoryServer, suites: Any = ("x25519",)) -> AgentSession:
+    link = Link(server.connect(), "app", "a1")
+    await link.listen()
+    return AgentSession(link, MANAGERS, list(suites), 0.01)
+
+
+def challenge(**changes: Any) -> Challenge:
+    fields: dict[str, Any] = {
+        "session": session_id("app", "a1", pack(HELLO)),
+        "role": "app",
+        "hello": hello_hash(pack(HELLO)),
+        "nonce": bytes(32),
+        "issued_at": int(time.time()),
+        "expires_at": int(time.time()) + 10,
+        "session_key": envelope.generate("x25519")[1],
+        "suite": "x25519",
+        "wanted": ["sgx"],
+    }
+    return Challenge(**fields | changes)
+
+
+async def answer(server: MemoryServer, *messages: tuple[str, bytes]) -> None:
+    """What the bus delivers once the hello is there."""
+    while not server.stored("ATTEST_IN"):
+        await asyncio.sleep(0)
+    for step, data in messages:
+        await server.connect().send(subjects.outbound("app", "a1", step), data)
+
+
+def signed(label: str, model: Any, key: Ed25519PrivateKey = MANAGER) -> bytes:
+    return pack(sign(key, label, model))
+
+
+async def test_a_challenge_to_this_hello_is_taken() -> None:
+    server = MemoryServer()
+    session = await agent(server)
+    _, got = await asyncio.gather(
+        answer(server, ("challenge", signed("challenge", challenge()))), session.open(HELLO, 5.0)
+    )
+    assert got.suite == session.suite == "x25519"
+    assert len(session.transcript) == 64
+
+
+IGNORED: list[tuple[str, bytes]] = [
+    ("challenge", b"junk"),
+    ("challenge", signed("challenge", challenge(), Ed25519PrivateKey.generate())),
+    ("challenge", signed("grant", challenge())),
+    ("challenge", signed("challenge", challenge(hello=bytes(64)))),
+    ("challenge", signed("challenge", challenge(role="host"))),
+    ("challenge", signed("challenge", challenge(suite="mlkem768-x25519"))),
+    ("challenge", signed("challenge", challenge(suite="none"))),
+    ("grant", signed("challenge", challenge())),
+    ("refused", b"junk"),
+    ("refused", signed("refused", Refused(session="ab" * 16, hello=bytes(64), step="x", reasons=[REASON]))),
+    (
+        "refused",
+        signed(
+            "refused",
+            Refused(session="ab" * 16, hello=hello_hash(pack(HELLO)), step="x", reasons=[REASON]),
+            Ed25519PrivateKey.generate(),
+        ),
+    ),
+    ("ended", b"junk"),
+]
+
+
+@pytest.mark.parametrize(("step", "data"), IGNORED)
+async def test_what_is_not_this_managers_to_this_hello_is_ignored(step: str, data: bytes) -> None:
+    server = MemoryServer()
+    session = await agent(server)
+    honest = ("challenge", signed("challenge", challenge()))
+    _, got = await asyncio.gather(answer(server, (step, data), honest), session.open(HELLO, 5.0))
+    assert got.hello == hello_hash(pack(HELLO))
+
+
+async def test_a_signed_refusal_of_this_hello_ends_it_with_its_reasons() -> None:
+    server = MemoryServer()
+    session = await agent(server)
+    refusal = Refused(session="ab" * 16, hello=hello_hash(pack(HELLO)), step="hello", reasons=[REASON])
+    with pytest.raises(SessionOver) as over:
+        await asyncio.gather(answer(server, ("refused", signed("refused", refusal))), session.open(HELLO, 5.0))
+    assert over.value.reasons == [REASON]
+
+
+async def test_a_silent_manager_is_given_up() -> None:
+    session = await agent(MemoryServer())
+    with pytest.raises(SessionOver, match=r"manager\.silent"):
+        await session.open(HELLO, 0.02)
+
+
+async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
+    server = MemoryServer()
+    link = Link(server.connect(), "app", "a1")
+    await link.listen()
+    for number in range(INBOX + 10):
+        await server.connect().send(subjects.outbound("app", "a1", "x"), b"%d" % number)
+    await asyncio.sleep(0.01)
+    assert await link.next(1.0) == ("x", b"10")
+
+
+async def test_an_agent_stops_when_told_even_if_a_message_comes_at_that_moment() -> None:
+    """`asyncio.wait_for` of Python 3.11 returns the message and forgets the cancellation."""
+    link = Link(MemoryServer().connect(), "app", "a1")
+    for turns in range(4):
+        waiting = asyncio.create_task(link.next(60.0))
+        await asyncio.sleep(0.001)
+        link._inbox.put_nowait(("x", b""))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if waiting.done():
+            continue
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+class Busy(MemoryBus):
+    """A bus that takes nothing for a while."""
+
+    refuses = 0
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise BusError("busy")
+        await super().publish(subject, data, **more)
+
+
+async def test_what_a_busy_bus_does_not_take_is_said_later_in_order() -> None:
+    server = MemoryServer()
+    bus = Busy(server)
+    session = AgentSession(Link(bus, "app", "a1"), MANAGERS, ["x25519"], 0.001)
+    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
+    session.session = "ab" * 16
+    bus.refuses = 1
+    await session.say("recheck_evidence", HELLO)
+    assert server.stored("ATTEST_IN") == []
+    await session.say("recheck_evidence", HELLO)
+    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
+    for message in server.stored("ATTEST_IN"):
+        manager, _ = manager.open("recheck_evidence", message.data)
+    assert manager.opened == 2
+
+
+async def test_what_was_not_heard_is_said_again_byte_for_byte_and_what_was_heard_is_not() -> None:
+    server = MemoryServer()
+    bus = server.connect()
+    link = Link(bus, "app", "a1")
+    await link.listen()
+    session = AgentSession(link, MANAGERS, ["x25519"], 0.001)
+    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
+    session.session = "ab" * 16
+    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
+    await session.say("recheck_evidence", HELLO)
+    await session.say("recheck_evidence", HELLO)
+    first, second = (message.data for message in server.stored("ATTEST_IN"))
+    manager, _ = manager.open("recheck_evidence", first)
+    manager, data = manager.seal("accepted", b"x")
+    await asyncio.sleep(0.002)
+    await bus.send(subjects.outbound("app", "a1", "accepted"), data)
+    assert await session.hear(5.0) == ("accepted", b"x")
+    assert [message.data for message in server.stored("ATTEST_IN")] == [first, second, second]
+
+
+async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
+    """Messages from the future make the agent ask once in a while, not once each."""
+    server = MemoryServer()
+    bus = server.connect()
+    link = Link(bus, "app", "a1")
+    await link.listen()
+    session = AgentSession(link, MANAGERS, ["x25519"], 10.0)
+    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
+    session.session = "ab" * 16
+    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
+    manager, _ = manager.seal("accepted", b"lost")
+    for _ in range(20):
+        manager, data = manager.seal("accepted", b"x")
+        await bus.send(subjects.outbound("app", "a1", "accepted"), data)
+    assert await session.hear(0.05) is None
+    assert len(server.stored("ATTEST_IN")) == 1

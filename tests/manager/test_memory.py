@@ -1,0 +1,139 @@
+"""What a worker remembers: sealed records, high-water marks, pointers that never go back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.memory import MemoryServer
+from manager.high_water import HighWater
+from manager.outbox import Outbox
+from manager.vault import StorageKeys, Stored, Vault
+from schemas.base import Model, Refusal, Secret, pack, parse_json, unpack
+
+
+class Thing(Model):
+    text: str
+    secret: Secret
+
+
+THING = Thing(text="hello", secret=Secret(b"s" * 32))
+KEYS = StorageKeys(epochs={"1": "11" * 32, "2": "22" * 32})
+
+
+def vault(**epochs: str) -> Vault:
+    keys = StorageKeys(epochs=epochs) if epochs else KEYS
+    return Vault(lambda: keys)
+
+
+def test_a_record_opens_where_it_was_sealed() -> None:
+    assert vault().open(Thing, "sessions", "a", vault().seal("sessions", "a", 3, THING)) == THING
+
+
+def test_new_records_use_the_newest_epoch_and_old_ones_still_open() -> None:
+    old = Vault(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
+    assert vault().newest == 2
+    assert vault().open(Thing, "sessions", "a", old) == THING
+
+
+@pytest.mark.parametrize("place", [("summaries", "a"), ("sessions", "b")])
+def test_a_record_elsewhere_does_not_open(place: tuple[str, str]) -> None:
+    with pytest.raises(Refusal, match=r"record\.open"):
+        vault().open(Thing, *place, vault().seal("sessions", "a", 3, THING))
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": 1}, {"epoch": 9}, {"salt": bytes(32)}, {"counter": 4}, {"ciphertext": bytes(40)}]
+)
+def test_a_record_with_another_field_does_not_open(change: dict[str, object]) -> None:
+    stored = unpack(Stored, vault().seal("sessions", "a", 3, THING)).model_copy(update=change)
+    with pytest.raises(Refusal, match=r"record\.open"):
+        vault().open(Thing, "sessions", "a", pack(stored))
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_record(data: bytes) -> None:
+    with pytest.raises(Refusal):
+        vault().open(Thing, "sessions", "a", data)
+
+
+def test_nothing_of_a_record_is_readable_and_no_two_are_alike() -> None:
+    one, two = (vault().seal("sessions", "a", 3, THING) for _ in range(2))
+    assert b"hello" not in one
+    assert b"ssss" not in one
+    assert unpack(Stored, one).salt != unpack(Stored, two).salt
+
+
+def test_a_destroyed_epoch_takes_its_records_with_it() -> None:
+    old = Vault(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
+    with pytest.raises(Refusal, match=r"record\.open"):
+        Vault(lambda: StorageKeys(epochs={"2": "22" * 32})).open(Thing, "sessions", "a", old)
+
+
+@pytest.mark.parametrize("epochs", [{}, {"0": "11" * 32}, {"x": "11" * 32}, {"1": "11"}, {"-1": "11" * 32}])
+def test_a_storage_keys_file_that_makes_no_sense_is_refused(epochs: dict[str, str]) -> None:
+    with pytest.raises(Refusal, match=r"file\.fields"):
+        parse_json(StorageKeys, json.dumps({"epochs": epochs}), source="storage-keys.json")
+
+
+def test_marks_only_rise_and_outlive_the_worker(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "marks.json"
+    marks = HighWater(path)
+    marks.check("policy", 3)
+    marks.check("policy", 3)
+    with pytest.raises(Refusal, match="rollback"):
+        marks.check("policy", 2)
+    marks.raise_to("policy", 1)
+    again = HighWater(path)
+    assert again.get("policy") == 3
+    assert again.get("other") == 0
+    with pytest.raises(Refusal, match="rollback"):
+        again.check("policy", 2)
+    again.check("policy", 4)
+    assert HighWater(path).get("policy") == 4
+    assert [p.name for p in path.parent.iterdir()] == ["marks.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": -1}', "{", '{"a": 1.5}', "\x00"])
+def test_a_file_of_marks_that_cannot_be_read_stops_the_worker(tmp_path: Path, content: str) -> None:
+    """An unreadable memory is not an empty one."""
+    path = tmp_path / "marks.json"
+    path.write_text(content)
+    with pytest.raises(Refusal, match=r"high-water\.file"):
+        HighWater(path)
+
+
+def session(number: int) -> str:
+    return f"{number:032x}"
+
+
+async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
+    server = MemoryServer()
+    outbox = Outbox(server.connect(), vault())
+    for number in (1, 2, 2, 3):
+        await outbox.point("current.host.h1", session(number), "superseded")
+    assert await outbox.pointer("current.host.h1") == session(3)
+    told = [message.subject for message in server.stored("ATTEST_WORK")]
+    assert told == [f"attest.v1.work.host.{session(n)}.superseded" for n in (1, 2)]
+
+
+async def test_a_session_that_was_superseded_never_comes_back() -> None:
+    """Its outbox may be published again by a worker that did not see it the first time."""
+    server = MemoryServer()
+    outbox = Outbox(server.connect(), vault())
+    for number in (1, 2, 1, 3, 1, 2):
+        await outbox.point("current.app.a1.h1", session(number), "superseded")
+    assert await outbox.pointer("current.app.a1.h1") == session(3)
+    assert len(server.stored("ATTEST_WORK")) == 2
+
+
+async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
+    server = MemoryServer()
+    outbox = Outbox(server.connect(), vault())
+    await server.connect().bucket("sessions").put("current.host.h1", b"\x81\xa7session\xa0")
+    with pytest.raises(Refusal):
+        await outbox.pointer("current.host.h1")

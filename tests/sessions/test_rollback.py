@@ -1,0 +1,214 @@
+"""The bus goes back in time: records, pointers, enrolment, policy, admissions. Nothing is granted past one lease."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bus import subjects
+from bus.channel import Frame
+from bus.memory_bucket import BucketState
+from manager.sessions.record import AppRecord, HostRecord
+from manager.sessions.states import State
+from schemas.base import Refusal, unpack
+from schemas.enrolment import RecheckNow, Revoke
+from tests.sessions.harness import LISTS, Deployment, World, code_of, deployed
+
+
+def watched(site: Deployment, bucket: str) -> list[BucketState]:
+    """Every state that a bucket goes through from now on."""
+    states: list[BucketState] = []
+    store = site.wire.buckets[bucket]
+    write = store._write
+
+    def noted(key: str, value: bytes | None) -> int:
+        states.append(store.snapshot())
+        return write(key, value)
+
+    store._write = noted  # type: ignore[method-assign]
+    return states
+
+
+async def recheck_both(site: Deployment) -> None:
+    since = len(site.events)
+    await site.order(RecheckNow(kind="host", id="h1"))
+    await site.until("host", "h1", "rechecked", since=since)
+    await site.order(RecheckNow(kind="app", id="a1"))
+    await site.until("app", "a1", "rechecked", since=since)
+    await site.quiet()
+
+
+async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
+    """Every message that was ever sent to a manager, once more."""
+    for subject, data in said:
+        if site.wire.streams["ATTEST_IN"].takes(subject) or site.wire.streams["ATTEST_WORK"].takes(subject):
+            site.wire.inject(subject, data)
+            await site.quiet()
+
+
+async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, tmp_path: Path) -> None:
+    """Each state of the bucket restored in turn, everything said again, each period, for three leases."""
+    async with deployed(world, tmp_path / "count") as site:
+        states = watched(site, "sessions")
+        await site.admitted()
+        await recheck_both(site)
+    moments = len(states)
+    assert moments > 12
+    for moment in range(0, moments, 4):
+        async with deployed(world, tmp_path / str(moment)) as site:
+            states = watched(site, "sessions")
+            await site.admitted()
+            await recheck_both(site)
+            good_until = int(site.clock()) + site.timing.lease_s
+            site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+            said = list(site.wire.seen)
+            state = states[moment]
+            for _ in range(9):
+                site.wire.restore("sessions", state)
+                await replay_everything(site, said)
+                await site.advance(10)
+                assert site.clock() < good_until or not site.gateway.passes("a1"), moment
+            assert max(lease.expires_at for lease in site.gateway.leases) <= good_until
+            no_key_twice(site)
+
+
+async def test_a_revoked_application_gains_nothing_from_any_older_record(world: World, tmp_path: Path) -> None:
+    async with deployed(world, tmp_path) as site:
+        states = watched(site, "sessions")
+        await site.admitted()
+        good_until = int(site.clock()) + site.timing.lease_s
+        said = list(site.wire.seen)
+        await site.order(Revoke(kind="app", id="a1", reason="test"))
+        await site.until("app", "a1", "revoked")
+        for state in list(states):
+            site.wire.restore("sessions", state)
+            await replay_everything(site, said)
+            assert not site.gateway.passes("a1")
+        assert max(lease.expires_at for lease in site.gateway.leases) <= good_until
+        no_key_twice(site)
+
+
+def no_key_twice(site: Deployment) -> None:
+    """No two different messages under one key: the salt is in the key, and each message has its own."""
+    frames = {data for data in site.wire.said(f"{subjects.OUT}.>") if _is_frame(data)}
+    assert len(frames) > 3
+    assert len({unpack(Frame, data).salt for data in frames}) == len(frames)
+    grants = set(site.wire.said(f"{subjects.OUT}.*.*.grant"))
+    assert len(grants) == len({grant[-300:] for grant in grants})
+
+
+def _is_frame(data: bytes) -> bool:
+    try:
+        unpack(Frame, data)
+    except Refusal:
+        return False
+    return True
+
+
+async def test_an_honest_session_survives_its_record_going_back_one_step(site: Deployment) -> None:
+    """Delay, not harm: after a rollback in the middle of a recheck the agent's next session is trusted again."""
+    host, _ = await site.admitted()
+    state = site.wire.snapshot("sessions")
+    await recheck_both(site)
+    site.wire.restore("sessions", state)
+    for _ in range(4):
+        await site.advance(10)
+    await host.stop()
+    since = len(site.events)
+    await site.advance(2)
+    await site.host()
+    await site.until("host", "h1", "trusted", since=since)
+
+
+async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deployment) -> None:
+    await site.enrol_host()
+    await site.enrol_app()
+    first = await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.quiet()
+    old = await site.bus.bucket("sessions").get("current.host.h1")
+    assert old is not None
+    assert old.value is not None
+    await first.stop()
+    await site.advance(2)
+    since = len(site.events)
+    await site.host()
+    await site.until("host", "h1", "trusted", since=since)
+    await site.quiet()
+    await site.bus.bucket("sessions").put("current.host.h1", old.value)
+    await site.app()
+    assert code_of(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
+
+
+async def test_a_record_moved_to_another_session_does_not_open(site: Deployment) -> None:
+    await site.admitted()
+    (host,) = await site.records(HostRecord)
+    bucket = site.bus.bucket("sessions")
+    entry = await bucket.get(f"host.{host.session}")
+    assert entry is not None
+    assert entry.value is not None
+    await bucket.put(f"host.{'ab' * 16}", entry.value)
+    site.wire.inject(subjects.due(subjects.deadline("ab" * 16)), b"host." + b"ab" * 16)
+    await site.dropped(1)
+    assert site.codes() == ["record.open"]
+
+
+async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> None:
+    await site.admitted()
+    (host,) = await site.records(HostRecord)
+    await site.bus.bucket("sessions").delete(f"host.{host.session}")
+    for _ in range(4):
+        await site.advance(10)
+    assert not site.gateway.passes("a1")
+
+
+async def test_an_enrolment_that_goes_back_is_noticed_by_who_has_seen_the_newer(site: Deployment) -> None:
+    await site.enrol_host()
+    old = site.wire.snapshot("enrolment")
+    await site.order(Revoke(kind="host", id="h1", reason="stolen"))
+    site.wire.restore("enrolment", old)
+    await site.host()
+    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+    assert "granted" not in site.what("host", "h1")
+
+
+async def test_an_enrolment_that_vanishes_is_noticed(site: Deployment) -> None:
+    none = site.wire.snapshot("enrolment")
+    await site.enrol_host()
+    site.wire.restore("enrolment", none)
+    await site.host()
+    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+
+
+async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> None:
+    old = site.wire.snapshot("policies")
+    await site.order(site.world.policies.command(site.world.author, version=2))
+    await site.enrol_host()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    site.wire.restore("policies", old)
+    await site.order(RecheckNow(kind="host", id="h1"))
+    assert code_of(await site.until("host", "h1", "evidence-rejected")) == "rollback"
+
+
+async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
+    await site.enrol_host()
+    for key in await site.bus.bucket("policies").keys():
+        await site.bus.bucket("policies").delete(key)
+    await site.host()
+    assert code_of(await site.until("host", "h1", "dropped")) == "policy.none"
+    assert (await site.records(HostRecord))[0].state is State.CHALLENGED
+
+
+async def test_no_lease_ends_later_than_one_lease_after_its_question(site: Deployment) -> None:
+    await site.admitted()
+    for _ in range(5):
+        since = len(site.events)
+        await site.advance(10)
+        await site.until("host", "h1", "rechecked", since=since)
+        await site.until("app", "a1", "rechecked", since=since)
+        await site.quiet()
+    assert len(site.gateway.leases) > 5
+    for lease in site.gateway.leases:
+        assert lease.expires_at <= lease.issued_at + site.timing.lease_s
+    (record,) = await site.records(AppRecord)
+    assert site.gateway.leases[-1].issued_at == record.issued_at
