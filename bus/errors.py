@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,9 +23,16 @@ class Unanswered(BusError):
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn the client's errors into the bus's, naming what was tried."""
+    """Turn the client's errors into the bus's, naming what was tried.
+
+    The client swallows a cancellation that comes while it flushes: it is raised again here, or Ctrl-C would be lost.
+    """
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
         yield
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
     except APIError as error:
         if error.err_code in WRONG_SEQUENCE:
             raise Conflict(f"{what}: somebody was first") from None

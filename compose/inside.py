@@ -67,8 +67,9 @@ async def enrol(path: Path) -> None:
         Enrol(subject=HostEnrolment(id=HOST, mrenclaves=[_measured("host", HOST)], platform=identity.ppid)),
     ]
     for index, app in enumerate(APPS):
-        placement = Placement(host=HOST, volume=index)
-        actions.append(Enrol(subject=AppEnrolment(id=app, mrenclaves=[_measured("app", app)], placements=[placement])))
+        placement, mrenclave = Placement(host=HOST, volume=index), _measured("app", app)
+        subject = AppEnrolment(id=app, mrenclaves=[mrenclave], placements=[placement], allow=ALLOWED[app])
+        actions.append(Enrol(subject=subject))
     bus = await connect([settings.bus.url], settings.bus.credentials)
     try:
         for action in actions:

@@ -89,11 +89,13 @@ class Operators:
             case Enrol():
                 await self._registry.put(action.subject.kind, action.subject.id, signed)
             case Revoke():
+                await self._registry.check_known(action.kind, action.id)
                 await self._registry.put(action.kind, action.id, signed)
                 if action.kind != "gateway":
                     reason = _revoked(action, command.operator)
                     await self._order(action.kind, action.id, "revoke", reason, command)
             case RecheckNow():
+                await self._registry.check_known(action.kind, action.id)
                 await self._order(action.kind, action.id, "recheck", None, command)
             case PutPolicy():
                 await self._put_policy(action, MANIFEST)

@@ -121,6 +121,18 @@ class Registry:
         """A gateway's enrolment. Raises Refusal (`enrolment.*`)."""
         return await self._subject("gateway", id, GatewayEnrolment)
 
+    async def check_known(self, kind: Kind, id: str) -> None:
+        """Raises Refusal for an id that nobody ever enrolled: a mistyped revocation must not look like one."""
+        key = f"{kind}.{id}"
+        if await self._enrolment.get(key) is None and not self._high_water.get(f"enrolment.{key}"):
+            raise Refusal.because(
+                "enrolment.unknown",
+                f"{kind} id",
+                expected=f"a {kind} that was enrolled",
+                found=id,
+                action="check the spelling: attestgate sessions shows who is there",
+            )
+
     async def put(self, kind: Kind, id: str, signed: Signed) -> None:
         """Put an operator's word on a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
 

@@ -37,6 +37,8 @@ ATTEMPTS = 5
 RATE, BURST = 20.0, 60
 """Messages a second, and at once, that a worker takes up from one sender. A host with 50 applications starting at
 once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
+PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
+"""Senders who are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
 TOO_FAST = "message.rate"
 Emit = Callable[..., Awaitable[None]]
 
@@ -84,6 +86,8 @@ class Worker:
     async def _from_outside(self, subject: str, data: bytes) -> None:
         sender = subject.rsplit(".", 1)[0]
         if not self._limiter.take(sender, time.monotonic()):
+            if sender.startswith(PATIENT):
+                raise BusError(f"more than {RATE:g} messages a second from {sender}")
             raise Refusal(_too_fast(sender))
         if not subject.startswith(f"{subjects.OPERATOR}."):
             await self._inbound.take(subject, data)

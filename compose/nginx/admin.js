@@ -36,11 +36,12 @@ function outside(r) {
 function refusals(r) {
     const zone = ngx.shared.refusals;
     const found = [];
-    zone.keys(1000).forEach((key) => {
-        const times = zone.pop(key);
-        if (times !== undefined) {
-            const who = JSON.parse(key);
-            found.push({ verdict: who[0], identity: who[1], serial: who[2], times: times });
+    zone.items(1000).forEach((item) => {
+        const who = JSON.parse(item[0]);
+        found.push({ verdict: who[0], identity: who[1], serial: who[2], times: item[1] });
+        // Less what is told here: nginx's other workers go on counting.
+        if (zone.incr(item[0], -item[1], 0) === 0) {
+            zone.delete(item[0]);
         }
     });
     answer(r, 200, { refusals: found });

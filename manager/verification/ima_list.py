@@ -35,8 +35,8 @@ MAX_PATH = 4096
 
 _HEADER = 28
 _VIOLATION = bytes(20)
-_U32: dict[ByteOrder, struct.Struct] = {"little": struct.Struct("<I"), "big": struct.Struct(">I")}
-_HEAD: dict[ByteOrder, struct.Struct] = {"little": struct.Struct("<I20sI"), "big": struct.Struct(">I20sI")}
+_U32 = {"little": struct.Struct("<I").unpack_from, "big": struct.Struct(">I").unpack_from}
+_HEAD = {"little": struct.Struct("<I20sI").unpack_from, "big": struct.Struct(">I20sI").unpack_from}
 
 BANK_HASHES = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha384": hashlib.sha384}
 """The hash of each PCR bank; SHA-1 here is the kernel's choice, not ours."""
@@ -121,7 +121,7 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
     end = len(data)
     if end > MAX_LIST:
         raise malformed("ima.size", first, f"a list of at most {MAX_LIST} bytes", f"{end} bytes")
-    u32 = _U32[order].unpack_from
+    u32 = _U32[order]
     start, index = 0, first
     while start < end:
         if end - start < _HEADER:
@@ -150,7 +150,7 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
 
     All in one function, for this is where judging a new list spends its time.
     """
-    pcr, template_hash, size = _HEAD[order].unpack_from(frame)
+    pcr, template_hash, size = _HEAD[order](frame)
     data_at = _HEADER + size
     template = frame[_HEADER:data_at]
     layout = _BUILTIN.get(template) or _layout(template)
@@ -161,7 +161,7 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
         values, hashed = _old_fields(frame[data_at:], index)
     else:
         hashed = frame[data_at + 4 :]
-        u32, place, values = _U32[order].unpack_from, 0, []
+        u32, place, values = _U32[order], 0, []
         try:
             for _ in names:
                 start = place + 4

@@ -11,22 +11,23 @@ from threading import Lock
 MAX_KEPT = 1024
 """Longest entry kept, in bytes: a file's is about 150, one with a signature 700."""
 
+TRIM_EVERY = 16_384
+"""Entries after which a reader trims what it added: a list longer than all of the memory is not held whole."""
+
 
 class Memory:
     """What entries extend PCR 10 of one bank with: those known good in `known`, those excluded by it in `excluded`.
 
     Lists are judged in several threads at once. Looking up and adding are single operations on a dictionary; whoever
-    has read a list trims what it added.
+    reads a list trims what it adds.
     """
 
-    __slots__ = ("_limit", "_lock", "excluded", "known", "most")
+    __slots__ = ("_limit", "_lock", "excluded", "known")
 
     def __init__(self, limit: int = 65_536) -> None:
         self.known: dict[bytes, bytes] = {}
         self.excluded: dict[bytes, bytes] = {}
         self._limit = limit
-        self.most = 2 * limit
-        """Entries of one kind at which a reader trims before its list is through."""
         self._lock = Lock()
 
     def trim(self) -> None:

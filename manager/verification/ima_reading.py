@@ -12,7 +12,7 @@ from typing import Protocol
 
 from manager.verification.ima_list import BANK_HASHES, ByteOrder, Entry, byte_order, entries, frames, parse, readable
 from manager.verification.ima_list import replay as replayed
-from manager.verification.ima_memory import MAX_KEPT, Memory
+from manager.verification.ima_memory import MAX_KEPT, TRIM_EVERY, Memory
 from manager.verification.runtime_policy import BOOT_AGGREGATE, Judgement, Known
 from manager.verification.tpm import QuotedPcrs
 from schemas.base import Reason, Refusal, shown
@@ -68,12 +68,13 @@ class Reading:
         self._bank, self._target = self._what_to_meet()
         self._hash = BANK_HASHES[self._bank]
         self._memory = rules.memory(self._bank)
+        self._known, self._excluded = self._memory.known, self._memory.excluded
 
     def read(self, data: bytes) -> None:
         """Read every entry; a malformed one ends the reading."""
         first = index = self.entries
         value = bytes.fromhex(self._before.pcr10[self._bank])
-        extend, target, recall = self._hash, self._target, self._memory.known.get
+        extend, target, recall = self._hash, self._target, self._known.get
         if value == target:
             self.anchored = first
         try:
@@ -85,6 +86,8 @@ class Reading:
                 index += 1
                 if value == target:
                     self.anchored = index
+                if not index % TRIM_EVERY:
+                    self._memory.trim()
         except Refusal as refusal:
             self.faults.update({reason.code: reason for reason in refusal.reasons})
         self._memory.trim()
@@ -112,8 +115,7 @@ class Reading:
 
     def _first_time(self, frame: bytes, index: int, order: ByteOrder) -> bytes:
         """What an entry not known to be good extends PCR 10 with (nothing if it is not of PCR 10), once judged."""
-        excluded = self._memory.excluded
-        if excluded and (template := excluded.get(frame)):
+        if self._excluded and (template := self._excluded.get(frame)):
             self.excluded += 1
             return template
         entry = parse(frame, index, order)
@@ -127,7 +129,7 @@ class Reading:
         if path == BOOT_AGGREGATE:
             self._judge_boot_aggregate(entry)
         elif entry.digest in self._digests_of(path, ()) and entry.buffer is None and len(frame) <= MAX_KEPT:
-            self._keep(self._memory.known, frame, template)  # most entries, so without a detour
+            self._known[frame] = template  # most entries, so without a detour
         else:
             self._judge(frame, entry, template)
         return template
@@ -152,14 +154,8 @@ class Reading:
             return
         self.excluded += judgement == "excluded"
         if len(frame) <= MAX_KEPT:
-            kept = self._memory.known if judgement == "known" else self._memory.excluded
-            self._keep(kept, frame, template)
-
-    def _keep(self, kept: dict[bytes, bytes], frame: bytes, template: bytes) -> None:
-        """Remember an entry; a list longer than all of the memory is no reason to hold all of it."""
-        kept[frame] = template
-        if len(kept) > self._memory.most:
-            self._memory.trim()
+            kept = self._known if judgement == "known" else self._excluded
+            kept[frame] = template
 
     def _judge_boot_aggregate(self, entry: Entry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""

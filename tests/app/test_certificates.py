@@ -68,9 +68,9 @@ async def through_rechecks(site: Deployment, what: str) -> None:
         for subject in ("h1", "a1"):
             kind = "host" if subject == "h1" else "app"
             await site.until(kind, subject, "rechecked", since=since)
+        await site.quiet()
         since = len(site.events)
         if what in site.what("app", "a1"):
-            await site.quiet()
             return
     raise AssertionError(f"{what} has not happened: {site.what('app', 'a1')}")
 
@@ -94,7 +94,9 @@ async def test_a_certificate_is_renewed_before_it_lapses_for_the_same_key(brief:
     ledger = site.gateway.ledger
     assert ledger.entry(f"cert.{first.serial}", at) is not None, "requests under way are not cut off"
     assert ledger.entry(f"cert.{second.serial}", at) is not None
+    since = len(site.events)
     await site.advance(10)
+    await site.until("app", "a1", "rechecked", since=since)
     await site.quiet()
     retired = ledger[f"cert.{first.serial}"]
     assert isinstance(retired, Withdrawal) and retired.reason == "certificate.renewed"
@@ -134,10 +136,12 @@ async def test_two_measurements_while_an_update_rolls_out(site: Deployment) -> N
     await site.app()
     await site.until("app", "a1", "admitted")
     since = len(site.events)
+    await site.advance(2)  # an id says hello once a second
     await site.app(identity=OTHER_ENCLAVE)
     await site.until("app", "a1", "admitted", since=since)
     await enrol(site, mrenclaves=[OTHER_ENCLAVE.mrenclave.hex()])
     since = len(site.events)
+    await site.advance(2)
     await site.app()
     rejected = await site.until("app", "a1", "evidence-rejected", since=since)
     assert code_of(rejected) == "sgx.mrenclave"
@@ -168,6 +172,7 @@ async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site:
     assert code_of(refused) == "policy.certificate_key"
     await agent.stop()
     await permit(site, allow_manager_keys=True)
+    await site.advance(2)
     since = len(site.events)
     await start(site, accept_manager_key=True)
     certified = await site.until("app", "a1", "certified", since=since)
@@ -206,9 +211,11 @@ async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment
     assert code_of(refused) == "policy.proxy"
     await agent.stop()
     await permit(site, allow_proxy=True)
+    await site.advance(2)
     since = len(site.events)
     await start(site, "tests.app.proxying")
     await site.until("app", "a1", "admitted", since=since)
+    await site.quiet()
     record = (await site.records(AppRecord))[-1]
     assert read_marks(x509.load_pem_x509_certificate(record.certificate.encode())) == ["proxy"]
     lease = site.gateway.ledger[f"cert.{record.serial}"]

@@ -19,7 +19,8 @@ SERVER = "nats-server in operator mode"
 MACHINES = "simulated SGX machines"
 ENCLAVES = "host host-1 challenged"
 """Lines of the demo: by the last, the host's enclave runs."""
-LONG_S = 60.0
+LONG_S = 180.0
+"""By then something hangs."""
 
 
 @pytest.mark.parametrize(

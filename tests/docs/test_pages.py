@@ -13,20 +13,9 @@ from cli.reference import DOCS, PAGES, keys_of, settings_page
 from schemas.prototype import PROTOTYPE
 
 ORIGINAL = [
-    "rh_host",
-    "rh_port",
-    "container_host",
-    "container_port",
-    "measurement_list",
-    "remotehostHashKeyLocation",
-    "applicationHashKeyLocation",
-    "nginx_pub_crt",
-    "nginx_client_crts",
-    "server_crt",
-    "server_key",
-    "spid",
-    "ias_crt",
-    "ias_url",
+    *("rh_host", "rh_port", "container_host", "container_port", "measurement_list", "remotehostHashKeyLocation"),
+    *("applicationHashKeyLocation", "nginx_pub_crt", "nginx_client_crts", "server_crt", "server_key"),
+    *("spid", "ias_crt", "ias_url"),
 ]
 """Every setting of the prototype."""
 LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")

@@ -23,13 +23,13 @@ from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_
 from bus.api import BusError, Entry
 from compose.controller import serve
 from compose.nginx import Nginx, free_port
-from schemas.nginx import NginxConfig
 from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import CertificateEntry, HostEntry
 from manager.pki.authority import Authority, create_ca, load_authority
 from manager.pki.issue import Issued, issue, issue_server
 from schemas.admission import ALL, HostLease, Lease
 from schemas.base import Secret
+from schemas.nginx import NginxConfig
 
 HOST_SESSION = "0a" * 16
 APP_SESSION = "0b" * 16
@@ -44,7 +44,10 @@ class Upstream:
         self.requests: list[Request] = []
         self.more = asyncio.Event()
         self.application = Starlette(
-            routes=[Route("/stream", self._stream), Route("/{path:path}", self._echo, methods=["GET", "POST", "PUT"])]
+            routes=[
+                Route("/stream", self._stream),
+                Route("/{path:path}", self._echo, methods=["GET", "POST", "PUT", "DELETE"]),
+            ]
         )
 
     async def _echo(self, request: Request) -> Response:
@@ -133,13 +136,18 @@ class Gate:
         return client
 
     async def admit(
-        self, *clients: Client, lease_s: int = 60, host_s: int = 60, allow: tuple[str, ...] = (ALL,)
+        self,
+        *clients: Client,
+        lease_s: int = 60,
+        host_s: int = 60,
+        allow: tuple[str, ...] = (ALL,),
+        sequence: int = 1,
     ) -> None:
         """Put clients and their host session into the dictionary, as the worker does."""
         until = int(self.now()) + lease_s
         entries: dict[str, CertificateEntry | HostEntry] = {
             client.key: CertificateEntry(
-                sequence=1,
+                sequence=sequence,
                 until=until,
                 sha256=client.issued.sha256,
                 identity=client.issued.identity,

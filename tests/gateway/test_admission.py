@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from schemas.nginx import NginxConfig
 from manager.gateway.dictionary import Dictionary, NginxError, OtherEpoch, ZoneFull
 from manager.gateway.ledger import HostEntry
 from manager.pki.authority import create_ca, load_authority
+from schemas.nginx import NginxConfig
 from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, running, until
 
 pytestmark = pytest.mark.stack
@@ -359,10 +359,18 @@ async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Ga
             b"nope",
             b"null",
             json.dumps({"epoch": epoch}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "epoch", "until": 2**33, "sequence": 1, "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.zz", "until": 2**33, "sequence": 1, "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": "x", "sequence": 1, "value": "x"}]}).encode(),
-            json.dumps({"epoch": epoch, "entries": [{"key": "cert.aa", "until": 2**33, "sequence": 1, "value": {}}]}).encode(),
+            json.dumps(
+                {"epoch": epoch, "entries": [{"key": "epoch", "until": 2**33, "sequence": 1, "value": "x"}]}
+            ).encode(),
+            json.dumps(
+                {"epoch": epoch, "entries": [{"key": "cert.zz", "until": 2**33, "sequence": 1, "value": "x"}]}
+            ).encode(),
+            json.dumps(
+                {"epoch": epoch, "entries": [{"key": "cert.aa", "until": "x", "sequence": 1, "value": "x"}]}
+            ).encode(),
+            json.dumps(
+                {"epoch": epoch, "entries": [{"key": "cert.aa", "until": 2**33, "sequence": 1, "value": {}}]}
+            ).encode(),
         ):
             assert (await http.request("PUT", "/entries", content=body)).status_code == 400
         assert (await http.request("DELETE", "/entries", json={"epoch": epoch, "keys": ["epoch"]})).status_code == 400

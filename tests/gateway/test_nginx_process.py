@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from compose.nginx import Nginx, render
-from schemas.nginx import FORWARDED, NginxConfig
 from schemas.base import Refusal
+from schemas.nginx import FORWARDED, NginxConfig
 from tests.gateway.support import Gate, until
 
 pytestmark = pytest.mark.stack

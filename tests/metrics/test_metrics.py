@@ -93,7 +93,7 @@ async def test_an_enrolment_shows_in_every_metric_of_a_manager(site: Deployment,
         documented(registry) - only_followed
         <= found
         <= documented(registry)
-        <= set(name for name, _, _ in ROW.findall(metrics_page()))
+        <= {name for name, _, _ in ROW.findall(metrics_page())}
     )
 
 

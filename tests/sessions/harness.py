@@ -36,6 +36,7 @@ from manager.gateway.ledger import Ledger
 from manager.keyfiles import read_identity, read_secret
 from manager.main import assemble
 from manager.sessions.record import AppRecord, HostRecord, record_key
+from manager.sessions.states import State
 from manager.storage_keys import StorageKeyFile
 from manager.vault import Vault
 from manager.worker import Worker
@@ -571,6 +572,13 @@ class Deployment:
         keys = [key for key in await self.bus.bucket("sessions").keys() if key.startswith(f"{role}.")]
         found = [await self.record(kind, key.removeprefix(f"{role}.")) for key in keys]
         return sorted(found, key=lambda record: record.created_at)
+
+    async def answered(self, kind: type[R], session: str) -> State:
+        """A session's state once it is not waiting for the answer to a recheck."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (state := (await self.record(kind, session)).state) is State.RECHECKING:
+                await self._news.wait()
+        return state
 
     # Within
 

@@ -1,4 +1,4 @@
-"""Evidence that is not this session's, this key's, this subject's or this machine's: refused, and the session stands."""
+"""Evidence that is not this session's, key's, subject's or machine's: refused, and the session stands."""
 
 from __future__ import annotations
 

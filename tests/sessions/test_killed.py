@@ -32,8 +32,13 @@ async def story(site: Deployment) -> None:
     await site.quiet()
 
 
-async def one_run(world: World, folder: Path, dies_before: int | None, fails: type[BaseException]) -> int:
-    """The story with one worker that dies (or fails once), and what must be true at the end."""
+async def one_run(
+    world: World, folder: Path, dies_before: int | None, fails: type[BaseException], then: int | None = None
+) -> int:
+    """The story with one worker that dies (or fails once), and what must be true at the end.
+
+    With `then` its successor dies too, before its own operation of that number.
+    """
     async with deployed(world, folder, timing=LONG, workers=0) as site:
         counter = Counter(dies_before, fails)
         site.run(MortalBus(site.wire.connect(), counter))
@@ -41,7 +46,8 @@ async def one_run(world: World, folder: Path, dies_before: int | None, fails: ty
         while not path.done():
             await asyncio.wait([path], timeout=0.02)
             if site.worker_died():
-                site.add_worker()
+                site.run(MortalBus(site.wire.connect(), Counter(then, fails)))
+                then = None
                 # What the dead one had in hand is offered again after the consumer's `ack_wait`.
                 site.clock.at += 31
                 site.wire.tick()
@@ -68,8 +74,10 @@ async def one_run(world: World, folder: Path, dies_before: int | None, fails: ty
 async def test_killed_before_each_operation(world: World, tmp_path: Path, part: int) -> None:
     operations = await one_run(world, tmp_path / "alive", None, Killed)
     assert operations > 90
-    for dies_before in range(part, operations, SLICES):
-        await one_run(world, tmp_path / str(dies_before), dies_before, Killed)
+    half = operations // 2 + 1
+    for dies_before in range(part, half, SLICES):
+        # The successor takes the other half, so that each run has two deaths.
+        await one_run(world, tmp_path / str(dies_before), dies_before, Killed, half)
 
 
 @pytest.mark.parametrize("part", range(SLICES))

@@ -288,18 +288,24 @@ async def test_a_volume_that_the_host_does_not_have_is_refused(site: Deployment)
     assert code_of(await site.until("app", "a1", "refused")) == "host.volume"
 
 
-async def test_an_expired_certificate_ends_the_admission(world: World, tmp_path: Path) -> None:
+async def test_a_certificate_is_renewed_before_it_ends_and_never_leased_past_its_end(
+    world: World, tmp_path: Path
+) -> None:
     timing = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=60)
     async with deployed(world, tmp_path, timing=timing) as site:
         await site.admitted()
-        for _ in range(6):
+        (first,) = {lease.serial for lease in site.gateway.leases}
+        ends = int(site.clock()) + timing.certificate_s
+        for _ in range(8):
             since = len(site.events)
             await site.advance(10)
-            await site.until("host", "h1", "rechecked", since=since)
-            if site.gateway.passes("a1"):
-                await site.until("app", "a1", "rechecked", since=since)
-        await site.until("app", "a1", "expired")
-        assert not site.gateway.passes("a1")
+            for kind, id in (("host", "h1"), ("app", "a1")):
+                await site.until(kind, id, "rechecked", since=since)
+            await site.quiet()
+            assert site.gateway.passes("a1")
+        assert "renewed" in site.what("app", "a1")
+        assert len({lease.serial for lease in site.gateway.leases}) > 1
+        assert max(lease.expires_at for lease in site.gateway.leases if lease.serial == first) <= ends
 
 
 async def test_two_hosts_and_their_applications_do_not_mix(site: Deployment) -> None:
@@ -340,3 +346,9 @@ def _poorer(policies: Policies) -> Policies:
     host = json.loads(policies.host)
     host["runtime_policy"] = policy_name(document)
     return Policies(sgx=policies.sgx, host=json.dumps(host).encode(), runtime=document)
+
+
+async def test_a_mistyped_revocation_is_refused(site: Deployment) -> None:
+    answer = await site.order(Revoke(kind="app", id="nobody", reason="a slip"))
+    assert answer.what == "refused"
+    assert code_of(answer) == "enrolment.unknown"

@@ -119,8 +119,8 @@ async def test_the_control_the_right_proof_made_here_is_taken(site: Deployment) 
         {"base": bytes(64)},
         {"ack": 1},
         {"step": "key_proof"},
-    ]
-    + [{"secret": Secret(bytes(32))}],
+        {"secret": Secret(bytes(32))},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 async def test_a_proof_in_another_frame_does_not_open_and_the_honest_one_is_taken(

@@ -69,7 +69,7 @@ class Containers:
 
     def logs(self, *services: str) -> str:
         """The last lines that containers have logged."""
-        return self.compose("logs", "--no-color", "--tail=20", *services).stdout[-6000:]
+        return self.compose("logs", "--no-color", "--tail=5", *services).stdout[-6000:]
 
     def seen(self, app: str) -> list[dict[str, object]]:
         """What an application's program has written to its status file."""

@@ -1,0 +1,163 @@
+"""What the gateway tells anybody: that it works, and what was revoked; and its configuration, as nginx takes it."""
+
+import hashlib
+import ssl
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from typer.testing import CliRunner
+
+from cli.main import app
+from compose.nginx import Nginx, free_port, render
+from manager.gateway.dictionary import Dictionary
+from manager.gateway.public import publish
+from manager.pki import crl
+from manager.pki.authority import key_id
+from manager.sessions.work import Revoked
+from schemas.admission import crl_key
+from schemas.base import Refusal
+from schemas.nginx import NginxConfig
+from schemas.settings import load_part
+from tests.gateway.support import Gate, running
+
+RUNNER = CliRunner()
+
+
+def settings(gate: Gate, folder: Path, **more: object) -> Path:
+    config = gate.config
+    values = {
+        "folder": folder / "nginx",
+        "port": free_port(),
+        "certificate": config.certificate,
+        "key": config.key,
+        "client_ca": config.client_ca,
+        "controller": config.controller,
+        **more,
+    }
+    lines = [
+        f"{key} = {str(value).lower() if isinstance(value, bool | int) else repr(str(value))}"
+        for key, value in values.items()
+    ]
+    path = folder / "nginx.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.stack
+async def test_health_is_that_of_the_worker(tmp_path: Path) -> None:
+    port = free_port()
+    async with running(Gate(tmp_path, time.time, public_port=port)) as gate, httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{port}"
+        silent = await http.get(f"{url}/health")
+        assert (silent.status_code, silent.json()) == (503, {"gateway": "its worker is silent"})
+        async with Dictionary(gate.config.admin) as dictionary:
+            await dictionary.health()
+        ready = await http.get(f"{url}/health")
+        assert (ready.status_code, ready.json()) == (200, {"gateway": "ready"})
+        for path in ("/", "/entries", "/refusals", "/crl/", "/crl/../admin.sock", "/nginx.conf"):
+            assert (await http.get(url + path)).status_code in {400, 403, 404}
+
+
+@pytest.mark.stack
+async def test_a_revocation_list_is_served_as_it_was_signed(tmp_path: Path) -> None:
+    port = free_port()
+    async with running(Gate(tmp_path, time.time, public_port=port)) as gate, httpx.AsyncClient() as http:
+        now = int(time.time())
+        issuer = key_id(gate.authority.certificate)
+        entry = Revoked(issuer=issuer, serial="0abc", at=now, state="REVOKED")
+        der = crl.extend(gate.authority, None, [entry], at=now, longest_s=3600)
+        publish(gate.config.public, crl_key(issuer), der)
+        answer = await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")
+        assert answer.headers["content-type"] == "application/pkix-crl"
+        found = x509.load_der_x509_crl(answer.content)
+        assert found.get_revoked_certificate_by_serial_number(0x0ABC) is not None
+        newer = crl.extend(gate.authority, found, [], at=now + 1, longest_s=3600)
+        publish(gate.config.public, crl_key(issuer), newer)
+        assert (await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")).content == newer
+
+
+@pytest.mark.parametrize(("key", "der"), [("crl.../x", b""), ("crl.ab", b"junk"), ("crl.ab", b""), ("crl.", b"")])
+def test_what_is_no_revocation_list_is_not_published(tmp_path: Path, key: str, der: bytes) -> None:
+    with pytest.raises(Refusal) as refusal:
+        publish(tmp_path, key, der)
+    assert refusal.value.reasons[0].code == "crl.publish"
+    assert list(tmp_path.rglob("*.crl")) == []
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("more", [{}, {"tls12": True, "public_port": 1, "body": "8m"}], ids=["defaults", "everything"])
+def test_the_command_renders_what_nginx_takes(tmp_path: Path, more: dict[str, object]) -> None:
+    gate = Gate(tmp_path, time.time)
+    if "public_port" in more:
+        more = {**more, "public_port": free_port()}
+    path = settings(gate, tmp_path, **more)
+    result = RUNNER.invoke(app, ["gateway", "config", str(path), "--check"])
+    assert result.exit_code == 0, result.output
+    assert render(load_part(NginxConfig, path)) in result.output
+
+
+def test_a_wrong_key_in_nginx_settings_is_named(tmp_path: Path) -> None:
+    path = settings(Gate(tmp_path, time.time), tmp_path, colour="blue")
+    result = RUNNER.invoke(app, ["gateway", "config", str(path)])
+    assert isinstance(result.exception, Refusal)
+    assert "colour" in result.exception.reasons[0].field
+
+
+@pytest.mark.stack
+async def test_nginx_says_what_it_does_not_take(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, time.time)
+    gate.config.key.write_text("no key")
+    with pytest.raises(Refusal) as refusal:
+        await Nginx(gate.config).check()
+    assert refusal.value.reasons[0].code == "nginx.config"
+    assert "server.key" in refusal.value.reasons[0].found
+
+
+@pytest.mark.stack
+async def test_tls_1_2_where_it_is_asked_for(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time, tls12=True)) as gate:
+        client = gate.client()
+        client.context.maximum_version = ssl.TLSVersion.TLSv1_2
+        await gate.admit(client)
+        response = await client.http.get("/x")
+        assert response.status_code == 200
+        stream = response.extensions["network_stream"]
+        assert stream.get_extra_info("ssl_object").version() == "TLSv1.2"
+        await gate.withdraw(client.key)
+        assert (await client.http.get("/x")).status_code == 403
+
+
+def test_a_list_grows_and_lets_go_of_what_has_ended(tmp_path: Path) -> None:
+    authority = Gate(tmp_path, time.time).authority
+    at = int(time.time())
+
+    def revoked(serial: str, when: int, state: str = "UNTRUSTED") -> Revoked:
+        return Revoked(issuer="", serial=serial, at=when, state=state)
+
+    first = crl.read(authority, crl.extend(authority, None, [revoked("01", at)], at=at, longest_s=3600))
+    second = crl.read(
+        authority, crl.extend(authority, first, [revoked("02", at + 10, "EXPIRED")], at=at + 10, longest_s=3600)
+    )
+    assert [entry.serial_number for entry in second] == [1, 2]
+    numbers = [c.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for c in (first, second)]
+    assert numbers == [1, 2]
+    again = crl.read(authority, crl.extend(authority, second, [revoked("02", at + 99)], at=at + 99, longest_s=3600))
+    entry = again.get_revoked_certificate_by_serial_number(2)
+    assert entry is not None and entry.revocation_date_utc == datetime.fromtimestamp(at + 10, UTC)
+    later = crl.read(authority, crl.extend(authority, again, [], at=at + 3605, longest_s=3600))
+    assert [entry.serial_number for entry in later] == [2]
+
+
+def test_a_list_of_another_ca_is_none(tmp_path: Path) -> None:
+    one, other = Gate(tmp_path / "one", time.time), Gate(tmp_path / "other", time.time)
+    der = crl.extend(one.authority, None, [], at=int(time.time()), longest_s=60)
+    for bad in (der, der[:-1], b"", hashlib.sha256(der).digest()):
+        with pytest.raises(Refusal) as refusal:
+            crl.read(other.authority, bad)
+        assert refusal.value.reasons[0].code == "crl.read"
+    assert x509.load_der_x509_crl(der).public_bytes(Encoding.DER) == der

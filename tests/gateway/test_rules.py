@@ -1,0 +1,216 @@
+"""What an application may do, at the real nginx: which rule allows a request, and every spelling that tries another."""
+
+import asyncio
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from manager.gateway.dictionary import Dictionary
+from schemas.admission import ALL, READ_ONLY, Rule
+from tests.gateway.support import Client, Gate
+
+RULE = TypeAdapter(Rule)
+ONE_SUBTREE = ("GET /switches/**", "POST,DELETE /switches/s1/**", "PUT /exact")
+
+
+async def send(client: Client, gate: Gate, method: str, target: str) -> int:
+    """The status of a request whose target goes out as it is written."""
+    reader, writer = await asyncio.open_connection("localhost", gate.config.port, ssl=client.context)
+    writer.write(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return int(answer.split(b" ", 2)[1])
+
+
+def log(gate: Gate) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (gate.config.folder / "access.log").read_text().splitlines()]
+
+
+@pytest.fixture
+async def client(gate: Gate) -> Client:
+    client = gate.client()
+    await gate.admit(client, allow=ONE_SUBTREE)
+    return client
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/switches"),
+        ("GET", "/switches/"),
+        ("GET", "/switches/s2/flows"),
+        ("GET", "/switches/s2/flows?since=../../x&y=%2e%2e"),
+        ("POST", "/switches/s1/flows"),
+        ("DELETE", "/switches/s1/flows/7"),
+        ("PUT", "/exact"),
+        ("GET", "/switches/topology=flow%3A1"),
+        ("GET", "/switches/a.b/c..d"),
+    ],
+)
+async def test_a_rule_allows(gate: Gate, client: Client, method: str, target: str) -> None:
+    assert await send(client, gate, method, target) == 200
+    (request,) = gate.upstream.requests
+    query = f"?{request.url.query}" if request.url.query else ""
+    assert request.scope["raw_path"].decode() + query == target, "upstream gets the target that was judged"
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("POST", "/switches/s2/flows"),
+        ("POST", "/switches"),
+        ("HEAD", "/switches"),
+        ("get", "/switches"),
+        ("PUT", "/exact/"),
+        ("PUT", "/exact/more"),
+        ("PUT", "/Exact"),
+        ("GET", "/SWITCHES"),
+        ("GET", "/"),
+        ("GET", "/switchesx"),
+        ("GET", "/switches%2fs1"),
+        ("GET", "/switche%73"),
+        ("POST", "/switches/s1/../s2/flows"),
+        ("POST", "/switches/s1/..%2fs2/flows"),
+        ("POST", "/switches/s1/%2e%2e/s2/flows"),
+        ("POST", "/switches/s1/%2E./s2/flows"),
+        ("POST", "/switches/s1/%252e%252e/s2/flows"),
+        ("POST", "/switches/s1/..;/s2/flows"),
+        ("POST", "/switches/s1/;x=/../s2/flows"),
+        ("POST", "/switches/s1;x/flows"),
+        ("POST", "/switches/s1/./../s2"),
+        ("POST", "/switches/s1//../s2"),
+        ("GET", "//switches"),
+        ("GET", "/switches//s1"),
+        ("GET", "/x/../switches"),
+        ("GET", "/./switches"),
+        ("GET", "/switches/.hidden"),
+        ("GET", "/switches\\s1"),
+        ("GET", "/switches/%5cs1"),
+        ("GET", "/switches/%00"),
+        ("GET", "/switches/%c0%af"),
+        ("GET", "/switches/%"),
+        ("GET", "/switches/%zz"),
+        ("GET", "/switches/%23"),
+        ("GET", "/switches/%3f"),
+        ("GET", "/switches/é"),
+        ("GET", "http://localhost/other"),
+        ("GET", "http://localhost"),
+        ("GET", "*"),
+        ("OPTIONS", "*"),
+    ],
+)
+async def test_no_rule_allows(gate: Gate, client: Client, method: str, target: str) -> None:
+    assert await send(client, gate, method, target) in {400, 403, 405}
+    assert gate.upstream.requests == []
+
+
+@pytest.mark.stack
+async def test_the_absolute_form_is_judged_by_its_path(gate: Gate, client: Client) -> None:
+    """RFC 9112, section 3.2.2: a server has to take it; only the path goes upstream, and the host is the gateway's."""
+    assert await send(client, gate, "GET", "http://elsewhere.example/switches") == 200
+    assert await send(client, gate, "POST", "http://elsewhere.example/switches") == 403
+    (request,) = gate.upstream.requests
+    assert request.scope["raw_path"] == b"/switches"
+    assert request.headers["host"] == "controller"
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-URL"])
+async def test_no_header_makes_it_another_request(gate: Gate, client: Client, name: str) -> None:
+    response = await client.http.get("/switches", headers={name: "DELETE"})
+    assert response.status_code == 200
+    assert name.lower() not in dict(response.json()["headers"])
+
+
+@pytest.mark.stack
+async def test_the_log_says_which_rules_there_are_and_the_stranger_learns_nothing(gate: Gate, client: Client) -> None:
+    refused = await client.http.post("/switches")
+    assert (refused.status_code, refused.content) == (403, b"refused\n")
+    await client.http.get("/switches//s1")
+    (no_rule, spelling) = log(gate)
+    assert no_rule["verdict"] == f"no rule allows it: {'; '.join(ONE_SUBTREE)}"
+    assert client.issued is not None
+    assert no_rule["identity"] == client.issued.identity
+    assert spelling["verdict"] == "target not in plain form"
+    async with Dictionary(gate.config.admin) as dictionary:
+        counted = {(r.verdict, r.identity): r.times for r in await dictionary.refusals()}
+        assert counted[no_rule["verdict"], no_rule["identity"]] == 1
+        assert await dictionary.refusals() == []
+
+
+@pytest.mark.stack
+async def test_without_a_rule_nothing_passes_and_a_new_lease_brings_new_rules(gate: Gate) -> None:
+    client = gate.client()
+    await gate.admit(client, allow=())
+    assert (await client.http.get("/switches")).status_code == 403
+    await gate.admit(client, allow=(READ_ONLY,), sequence=2)
+    assert (await client.http.get("/switches")).status_code == 200
+    assert (await client.http.post("/switches")).status_code == 403
+    await gate.admit(client, allow=(ALL,), sequence=3)
+    assert (await client.http.post("/switches")).status_code == 200
+    await gate.admit(client, allow=("GET /other",), sequence=4)
+    assert (await client.http.get("/switches")).status_code == 403
+    assert [line["verdict"] for line in log(gate)][0] == "no rule allows it: there is none"
+
+
+@pytest.mark.parametrize("rule", [ALL, READ_ONLY, "GET /", "GET /a/b/", "GET,POST /a-b_c~/**", "GET /a:b@c=d,e/**"])
+def test_a_rule(rule: str) -> None:
+    assert RULE.validate_python(rule) == rule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "/switches",
+        "GET",
+        "GET  /a",
+        "get /a",
+        "GET a",
+        "GET /a/../b",
+        "GET /a//b",
+        "GET /.a",
+        "GET /a;b",
+        "GET /a%2e",
+        "GET /a*",
+        "GET /a/**/b",
+        "GET /a?b",
+        "GET,*,POST /a",
+        "GET /a\n",
+        "GET /" + "a" * 300,
+        "GET, POST /a",
+    ],
+)
+def test_no_rule(rule: str) -> None:
+    with pytest.raises(ValidationError):
+        RULE.validate_python(rule)
+
+
+@given(st.text(max_size=40))
+def test_what_is_taken_for_a_rule_can_be_read_only_one_way(text: str) -> None:
+    try:
+        rule = RULE.validate_python(text)
+    except ValidationError:
+        return
+    methods, path = rule.split(" ")
+    assert path.startswith("/") and ".." not in path.split("/") and "%" not in path
+    assert methods == "*" or all(method.isupper() for method in methods.split(","))
+
+
+@pytest.mark.stack
+async def test_a_connection_remembers_no_longer_than_the_lease(gate: Gate) -> None:
+    """What is kept of a connection is worth nothing once the dictionary has another sequence, or none."""
+    client = gate.client()
+    await gate.admit(client, lease_s=2, host_s=60)
+    assert (await client.http.get("/x")).status_code == 200
+    deadline = time.monotonic() + 15
+    while (await client.http.get("/x")).status_code == 200:
+        assert time.monotonic() < deadline
+    assert log(gate)[-1]["verdict"] == "not admitted"
