@@ -178,7 +178,7 @@ class Nginx:
                 with attempt:
                     if child.returncode is not None:
                         raise ChildProcessError(child.returncode)
-                    await client.get("/health")
+                    await client.get("/")
 
     async def stop(self) -> None:
         """Stop nginx: asked first, then its whole group killed. No error if it does not run."""

@@ -189,9 +189,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         identity = bytes.fromhex(world.public["manager_identity"])
         clock: Any = time.time
         gateway = Gateway(gateway_bus, clock, world.gateway, {identity})
-        running = asyncio.create_task(gateway.run())
-        running.add_done_callback(lambda t: print("GATEWAY", t))
-        stack.push_async_callback(_end, running)
+        stack.push_async_callback(_end, asyncio.create_task(gateway.run()))
         yield site
 
 

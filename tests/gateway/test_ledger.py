@@ -192,7 +192,7 @@ def test_statements_in_any_order(steps: list[tuple[Lease | Withdrawal, int]]) ->
         entry = book.entry(CERT, at)
         if entry is None:
             continue
-        source = next(s for s in taken if s == book[CERT])
+        source = next(s for s in taken if isinstance(s, Lease) and s == book[CERT])
         assert at < entry.until <= min(source.expires_at, source.issued_at + LONGEST)
         assert source.issued_at <= at + SKEW
         for withdrawn in (s for s in taken if isinstance(s, Withdrawal)):

@@ -30,7 +30,7 @@ RUNNER = CliRunner()
 
 def settings(gate: Gate, folder: Path, **more: object) -> Path:
     config = gate.config
-    values = {
+    values: dict[str, object] = {
         "folder": folder / "nginx",
         "port": free_port(),
         "certificate": config.certificate,

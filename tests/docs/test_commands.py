@@ -1,0 +1,52 @@
+"""The commands in the docs do what the docs say."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from compose.stack import Stack
+from compose.vectors import CLEAN
+from tests.docs.commands import commands, run_all
+
+
+def test_a_deployment_is_made_as_the_page_says(tmp_path: Path) -> None:
+    shutil.copy(CLEAN, tmp_path / "list.bin")
+    lines = commands("getting-started.md")
+    assert len(lines) > 10
+    ran = run_all(lines, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "operator.toml: right, as the settings of: operator" in ran.stdout
+    for name in ("host-1.creds", "app-1.creds", "set.signed"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """A stack with host-1 trusted and app-1 admitted."""
+    measurement_list = tmp_path / "list"
+    shutil.copy(CLEAN, measurement_list)
+    async with Stack(tmp_path / "s") as running:
+        await running.put_policy(measurement_list)
+        await running.enrol_host("host-1", "machine-a")
+        await running.enrol_app("app-1", "host-1", 0)
+        await running.start_host("host-1", "machine-a", measurement_list, ["app-1"])
+        await running.until("host", "host-1", "trusted")
+        await running.start_app("app-1", "host-1", "machine-a")
+        await running.until("app", "app-1", "admitted")
+        yield running
+
+
+async def test_an_operators_day_goes_as_the_page_says(stack: Stack, tmp_path: Path) -> None:
+    lines = commands("operations.md")
+    assert any(line.startswith("attestgate revoke") for line in lines)
+    operator = str(stack.plan.settings("operator"))
+    mark = stack.events.mark
+    ran = await asyncio.to_thread(run_all, lines, tmp_path, ATTESTGATE_OPERATOR=operator)
+    assert ran.returncode == 0, ran.stderr
+    assert "host-1" in ran.stdout and "app-1" in ran.stdout
+    await stack.until("app", "app-1", "revoked", since=mark)

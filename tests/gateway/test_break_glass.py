@@ -1,0 +1,171 @@
+"""An operator's admission by hand: short, signed, loud, for one certificate; without a manager, without a bus."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
+
+from cli.main import app
+from manager.keyfiles import create_identity, read_identity
+from schemas.admission import ALL, Withdrawal
+from schemas.base import Refusal, pack
+from schemas.break_glass import LABEL, BreakGlass, read_break_glass
+from schemas.settings import BreakGlassSettings
+from schemas.signing import sign
+from tests.gateway.support import Client, Gate, until
+from tests.gateway.test_worker import Deployment, at_work, status
+
+OPERATOR = Ed25519PrivateKey.generate()
+PUBLIC = OPERATOR.public_key().public_bytes_raw()
+
+
+def said(client: Client, at: int, **more: Any) -> BreakGlass:
+    assert client.issued is not None
+    values: dict[str, Any] = {
+        "operator": "ann",
+        "gateways": "sdn",
+        "serial": client.issued.serial,
+        "certificate": client.issued.sha256,
+        "identity": client.issued.identity,
+        "allow": [ALL],
+        "issued_at": at,
+        "expires_at": at + 60,
+        "reason": "the manager's disk is full",
+    }
+    return BreakGlass(**values | more)
+
+
+def put(folder: Path, glass: BreakGlass, key: Ed25519PrivateKey = OPERATOR, label: str = LABEL) -> None:
+    (folder / f"{len(list(folder.iterdir()))}.glass").write_bytes(pack(sign(key, label, glass)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "glass"
+    path.mkdir()
+    return path
+
+
+def settings(folder: Path) -> BreakGlassSettings:
+    return BreakGlassSettings(operators=[PUBLIC.hex()], folder=folder, longest_s=120)
+
+
+async def answers(client: Client, code: int) -> None:
+    async def answer() -> int:
+        return await status(client)
+
+    await until(answer, lambda found: found == code)
+
+
+@pytest.mark.stack
+async def test_it_admits_without_a_manager_or_a_bus_and_ends_by_itself(deployment: Deployment, folder: Path) -> None:
+    deployment.bus.down = True
+    client = deployment.gate.client()
+    put(folder, said(client, int(time.time()), expires_at=int(time.time()) + 4))
+    async with at_work(deployment.worker(break_glass=settings(folder))):
+        await answers(client, 200)
+        alarm = await deployment.told("break-glass")
+        assert (alarm["operator"], alarm["reason"]) == ("ann", "the manager's disk is full")
+        marks = (await client.http.get("/x")).json()["headers"]
+        assert ["x-attestgate-marks", "break-glass"] in marks
+        await answers(client, 403)
+    assert [what for what, _ in deployment.events].count("break-glass") == 1
+
+
+@pytest.mark.stack
+async def test_a_file_taken_away_ends_it_and_a_restarted_nginx_gets_it_again(
+    deployment: Deployment, folder: Path
+) -> None:
+    client = deployment.gate.client()
+    async with at_work(deployment.worker(break_glass=settings(folder))):
+        put(folder, said(client, int(time.time())))
+        await answers(client, 200)
+        await deployment.gate.nginx.kill()
+        await deployment.gate.nginx.start()
+        await answers(client, 200)
+        (folder / "0.glass").unlink()
+        await answers(client, 403)
+
+
+@pytest.mark.stack
+async def test_it_does_not_overrule_a_withdrawal(deployment: Deployment, folder: Path) -> None:
+    client = deployment.gate.client()
+    now = int(time.time())
+    async with at_work(deployment.worker(break_glass=settings(folder))):
+        await deployment.admit(client)
+        put(folder, said(client, now))
+        await deployment.told("break-glass")
+        await deployment.say(
+            Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="operator.revoked")
+        )
+        await deployment.reported(client.key, "withdrawn", 2)
+        await answers(client, 403)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"gateways": "other"}, "break-glass.gateways"),
+        ({"expires_at": 1_000_121}, "break-glass.expires_at"),
+        ({"issued_at": 1_000_006, "expires_at": 1_000_020}, "break-glass.issued_at"),
+        ({"issued_at": 999_000, "expires_at": 999_100}, "break-glass.expires_at"),
+    ],
+)
+def test_what_it_may_not_be(tmp_path: Path, change: dict[str, Any], code: str) -> None:
+    client = Gate(tmp_path, time.time).client()
+    data = pack(sign(OPERATOR, LABEL, said(client, 1_000_000, **change)))
+    with pytest.raises(Refusal) as refusal:
+        read_break_glass(data, {PUBLIC}, "sdn", 120, 1_000_000)
+    assert refusal.value.reasons[0].code == code
+
+
+@pytest.mark.stack
+async def test_what_is_not_an_operators_word_is_refused_and_told_once(deployment: Deployment, folder: Path) -> None:
+    client = deployment.gate.client()
+    glass = said(client, int(time.time()))
+    put(folder, glass, Ed25519PrivateKey.generate())
+    put(folder, glass, OPERATOR, "command")
+    (folder / "junk.glass").write_bytes(b"junk")
+    (folder / "empty.glass").write_bytes(b"")
+    async with at_work(deployment.worker(break_glass=settings(folder))):
+
+        async def refused() -> list[object]:
+            return [data["key"] for what, data in deployment.events if what == "refused"]
+
+        assert sorted(map(str, await until(refused, lambda found: len(found) == 4))) == [
+            "0.glass",
+            "1.glass",
+            "empty.glass",
+            "junk.glass",
+        ]
+        await deployment.admit(other := deployment.gate.client(app="a2"))
+        assert await status(other) == 200
+        assert await status(client) == 403
+        assert len(await refused()) == 4
+
+
+def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:
+    client = Gate(tmp_path, time.time).client()
+    assert client.issued is not None
+    public = create_identity(tmp_path / "ann.pem")
+    operator = {
+        "profile": "development",
+        "name": "ann",
+        "identity": str(tmp_path / "ann.pem"),
+        "bus": {"url": "nats://nowhere.invalid:1", "credentials": str(tmp_path / "none")},
+    }
+    (tmp_path / "operator.toml").write_text(tomli_w.dumps(operator))
+    (tmp_path / "app.pem").write_text(client.issued.chain)
+    out = tmp_path / "now.glass"
+    arguments = ["gateway", "break-glass", str(tmp_path / "app.pem"), "--gateways", "sdn", "--for", "15m"]
+    arguments += ["--reason", "because", "-o", str(out), "-O", str(tmp_path / "operator.toml"), "--allow", "read-only"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    glass = read_break_glass(out.read_bytes(), {public}, "sdn", 3600, int(time.time()))
+    assert (glass.serial, glass.identity) == (client.issued.serial, client.issued.identity)
+    assert glass.allow == ["GET,HEAD /**"] and glass.expires_at - glass.issued_at == 900
+    assert read_identity(tmp_path / "ann.pem").public_key().public_bytes_raw() == public

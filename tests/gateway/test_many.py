@@ -1,0 +1,130 @@
+"""Many at once, and more than one gateway: nobody passes later than the reports say, and nobody else is disturbed."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bus.memory import MemoryServer
+from compose.nginx import Nginx
+from schemas.admission import Withdrawal, open_report, post
+from tests.gateway.support import Client, Gate, host_lease, lease, running, until
+from tests.gateway.test_worker import HOST, Deployment, at_work, status
+
+pytestmark = pytest.mark.stack
+
+
+class Application:
+    """Asks without a pause, and keeps when each request began and what came of it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.answers: list[tuple[float, int]] = []
+        self.failures: list[str] = []
+
+    async def run(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            begun = time.monotonic()
+            try:
+                self.answers.append((begun, (await self.client.http.get("/x")).status_code))
+            except httpx.HTTPError as error:
+                self.failures.append(type(error).__name__)
+
+
+async def test_fifty_under_way_and_ten_withdrawn(deployment: Deployment) -> None:
+    applications = [Application(deployment.gate.client(app=f"a{i}")) for i in range(50)]
+    gone, others = applications[::5], [a for i, a in enumerate(applications) if i % 5]
+    over = asyncio.Event()
+    async with at_work(deployment.worker()):
+        await deployment.admit(*(a.client for a in applications))
+        async with asyncio.TaskGroup() as tasks:
+            for application in applications:
+                tasks.create_task(application.run(over))
+            reported: dict[str, float] = {}
+            for application in gone:
+                await deployment.withdraw(application.client.key)
+                reported[application.client.key] = time.monotonic()
+            counts = {a.client.key: len(a.answers) for a in others}
+            while any(len(a.answers) < counts[a.client.key] + 2 for a in others):
+                await asyncio.sleep(0.01)
+            over.set()
+    for application in gone:
+        later = [code for begun, code in application.answers if begun > reported[application.client.key]]
+        assert set(later) == {403}
+        # An answer that was on its way when the admission ended is cut; nothing else may fail.
+        assert set(application.failures) <= {"RemoteProtocolError"}
+    for application in others:
+        assert application.failures == []
+        assert {code for _, code in application.answers} == {200}
+
+
+def beside(gate: Gate, folder: Path) -> Gate:
+    """A second gateway of the same set: an nginx of its own, with the same CA and name."""
+    other = Gate(folder, gate.now)
+    names = ("certificate", "key", "client_ca")
+    other.config = other.config.model_copy(update={name: getattr(gate.config, name) for name in names})
+    other.nginx = Nginx(other.config)
+    other.authority = gate.authority
+    return other
+
+
+async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
+    server = MemoryServer()
+    manager = server.connect()
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(running(beside(gate, tmp_path / "second")))
+        one, two = Deployment(gate), Deployment(second)
+        two.manager = one.manager
+        for deployment in (one, two):
+            await stack.enter_async_context(at_work(deployment.worker(server.connect())))
+        client = gate.client()
+        there = httpx.AsyncClient(base_url=second.url, verify=client.context)
+        await stack.enter_async_context(there)
+        bucket, now = manager.bucket("admissions"), int(time.time())
+        for statement in (host_lease(now), lease(client, now)):
+            await bucket.put(statement.key, post(one.manager, statement))
+        heard: dict[bytes, set[str]] = {}
+
+        async def reports() -> None:
+            async for delivery in manager.consume("managers"):
+                for identity in (one.identity, two.identity):
+                    public = identity.public_key().public_bytes_raw()
+                    if public in delivery.data:
+                        said = open_report(delivery.data, {public}).applied
+                        heard.setdefault(public, set()).update(f"{a.key} {a.state}" for a in said)
+                await delivery.done()
+
+        listening = asyncio.create_task(reports())
+
+        async def both(what: str) -> bool:
+            return sum(what in said for said in heard.values()) == 2
+
+        await until(lambda: both(f"{client.key} admitted"), bool)
+        assert await status(client) == (await there.get("/x")).status_code == 200
+        assert await gate.contents() == await second.contents()
+        gone = Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown")
+        await bucket.put(HOST, post(one.manager, gone))
+        await until(lambda: both(f"{HOST} withdrawn"), bool)
+        assert await status(client) == (await there.get("/x")).status_code == 403
+        listening.cancel()
+        await asyncio.wait([listening])
+    await manager.close()
+
+
+async def test_a_worker_stopped_longer_than_the_lease(deployment: Deployment) -> None:
+    """Access ends by itself; when the worker is back, the lease that lapsed meanwhile does not come back with it."""
+    client, other = deployment.gate.client(), deployment.gate.client(app="a2")
+    async with at_work(deployment.worker()):
+        await deployment.admit(client, lease_s=2)
+
+    async def answer() -> int:
+        return await status(client)
+
+    await until(answer, lambda code: code == 403)
+    async with at_work(deployment.worker()):
+        await deployment.admit(other, lease_s=30, sequence=2)
+        assert await status(other) == 200
+        assert await status(client) == 403

@@ -1,0 +1,146 @@
+"""What a stack of containers is given before it starts, without any container."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from cli.config import MODELS, detect
+from compose import health
+from compose.inside import ALLOWED
+from compose.prepare import APPS, HOST, prepare
+from manager.metrics_http import served
+from schemas.base import Refusal
+from schemas.settings import Measured, load_measured, load_settings
+from tests.stack.containers import ROOT
+
+NAMES = {"manager": "manager", "gateway": "gateway", "operator": "operator", HOST: "host"} | dict.fromkeys(APPS, "app")
+SECRET_FILE = re.compile(r"file: \"\$\{ATTESTGATE_RUN\}/([^\"]+)\"")
+MOUNTED = re.compile(r"- \$\{ATTESTGATE_RUN\}/([^:]+):")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("run") / "stack"
+    prepare(made)
+    return made
+
+
+@pytest.mark.parametrize(("name", "process"), NAMES.items())
+def test_every_settings_file_is_right(folder: Path, name: str, process: str) -> None:
+    path = folder / "settings" / f"{name}.toml"
+    kind = detect(path)
+    model = MODELS[kind]
+    assert kind == process and not issubclass(model, Measured)
+    assert load_settings(model, path).profile == "development"
+
+
+def test_every_agent_has_measured_settings_and_the_programs_differ(folder: Path) -> None:
+    programs = {name: load_measured(folder / "settings" / f"{name}.measured.toml").program for name in (HOST, *APPS)}
+    assert programs == {HOST: "", **APPS}
+    assert len(set(APPS.values())) == 2
+    assert ALLOWED.keys() == APPS.keys() and ALLOWED["app-1"] != ALLOWED["app-2"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.cluster.yaml"])
+def test_whatever_is_mounted_is_there(folder: Path, file: str) -> None:
+    text = (ROOT / "compose" / file).read_text(encoding="utf-8")
+    named = SECRET_FILE.findall(text) + MOUNTED.findall(text)
+    assert len(named) >= 3
+    assert [name for name in named if not (folder / name).exists()] == []
+
+
+def test_the_root_ca_key_and_the_bus_seeds_are_in_no_container(folder: Path) -> None:
+    text = "".join(
+        (ROOT / "compose" / name).read_text(encoding="utf-8") for name in ("compose.yaml", "compose.cluster.yaml")
+    )
+    named = SECRET_FILE.findall(text) + MOUNTED.findall(text)
+    given = [path for name in named for path in ((folder / name), *(folder / name).rglob("*")) if path.is_file()]
+    assert given
+    assert [path for path in given if path.suffix == ".seed" or path.name == "root-ca.key.pem"] == []
+
+
+def test_nobody_else_can_read_a_secret(folder: Path) -> None:
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    open_to_others = [
+        path
+        for name in SECRET_FILE.findall((ROOT / "compose" / "compose.yaml").read_text(encoding="utf-8"))
+        if stat.S_IMODE((path := folder / name).stat().st_mode) & 0o077
+    ]
+    assert open_to_others == []
+
+
+def test_keys_that_are_there_are_not_overwritten(folder: Path) -> None:
+    with pytest.raises(Refusal, match=r"keys\.exists"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize("override", [None, "compose.cluster.yaml"])
+def test_the_files_load_in_the_compose_that_is_here(folder: Path, override: str | None) -> None:
+    command = shutil.which("docker-compose")
+    if command is None:
+        pytest.skip("no docker-compose: apt-get install docker-compose")
+    files = [
+        argument for name in ("compose.yaml", override) if name for argument in ("-f", str(ROOT / "compose" / name))
+    ]
+    ran = subprocess.run(
+        [command, "--env-file", str(folder / "env"), *files, "config", "--services"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    services = set(ran.stdout.split())
+    assert {"nats", "manager", "gateway", "nginx", "controller", "pccs", "machine", HOST, *APPS} <= services
+    assert ("nats-3" in services) == (override is not None)
+
+
+def test_the_alert_rules_name_metrics_that_there_are() -> None:
+    metrics = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rules = (ROOT / "compose" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
+    named = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\battestgate_\w+", rules)}
+    assert len(named) >= 8
+    assert [name for name in named if f"`{name}`" not in metrics] == []
+
+
+# Health checks
+
+
+def test_a_lease_decides_an_agents_health(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lease"
+    assert health.main(["leased", str(path)]) == 1
+    path.write_text("4000000000\n", encoding="ascii")
+    assert health.main(["leased", str(path)]) == 0
+    path.write_text("1000000000\n", encoding="ascii")
+    assert health.main(["leased", str(path)]) == 1
+    path.write_text("soon\n", encoding="ascii")
+    assert health.main(["leased", str(path)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_a_socket_that_nobody_listens_on_is_not_healthy(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        assert health.main(["listens", str(path)]) == 1
+        listener.listen()
+        assert health.main(["listens", str(path)]) == 0
+    assert health.main(["listens", str(path)]) == 1
+
+
+def test_a_worker_is_healthy_while_its_metric_is_recent() -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("attestgate_bus_answered_timestamp_seconds", "test", registry=registry)
+    with served("127.0.0.1:0", registry) as url:
+        assert url is not None
+        assert health.main(["recent", url, "attestgate_bus_answered_timestamp_seconds"]) == 1
+        gauge.set_to_current_time()
+        assert health.main(["recent", url, "attestgate_bus_answered_timestamp_seconds"]) == 0
+        assert health.main(["recent", url, "attestgate_nothing"]) == 1
+        assert health.main(["answers", url]) == 0
+    assert health.main(["answers", url]) == 1
