@@ -9,7 +9,7 @@ compare-and-set, outbox, acknowledge. Beside them, in the same round, plain comp
 and what the bus alone does for a transition (bench.bus).
 `fleet`: real agents enrol one by one (latency) and all at once, then answer rechecks; one worker, whose CPU time is
 counted by itself. `idle`: records as they stand after enrolment, by the stream's own count of bytes, and the memory of
-a worker that has rechecked each.
+a worker that has taken as many through a recheck.
 """
 
 from __future__ import annotations
@@ -320,9 +320,11 @@ async def measure_idle(sizes: Sequence[int]) -> None:
         for size in sizes:
             await _copies(place, bus, record, others, range(made, size))
             made = size
-            kept = {k: (v - base[k]) / made for k, v in (await _bytes(bus)).items() if v != base[k]}
+            now = await _bytes(bus)
+            kept = {name: (now[name] - base[name]) / made for name in now if now[name] != base[name]}
             parts = ", ".join(f"{name} {each:,.0f}" for name, each in kept.items())
-            await transitions_a_second(place, bus, size)
+            await transitions_a_second(place, bus, size)  # as many sessions more, which count for memory only
+            base = {name: base[name] + each - now[name] for name, each in (await _bytes(bus)).items()}
             print(f"{size} hosts: {sum(kept.values()):,.0f} bytes each ({parts}); worker {memory_mib(worker):.0f} MiB")
         await bus.close()
 

@@ -20,7 +20,7 @@ import structlog
 from bus import layout, subjects
 from bus.api import BusError, Message
 from bus.nats import NatsBus
-from bus.pages import read_page
+from bus.pages import Stored, read_page
 from schemas.base import Refusal, parse_json
 from schemas.events import Event
 
@@ -145,9 +145,18 @@ async def _one_page(bus: NatsBus, sink: Sink, position: Position) -> bool:
     """Hand one page on; whether there is more."""
     page, more = await read_page(bus, layout.EVENTS.name, PATTERN, position.last)
     if page:
-        await asyncio.to_thread(sink.write, [stored.data for stored in page])
-        position.reached(page[-1].sequence)
+        handing = asyncio.ensure_future(asyncio.to_thread(_hand_on, page, sink, position))
+        try:
+            await asyncio.shield(handing)
+        except asyncio.CancelledError:
+            await handing  # whoever goes on later begins after what was handed on
+            raise
     return more
+
+
+def _hand_on(page: list[Stored], sink: Sink, position: Position) -> None:
+    sink.write([stored.data for stored in page])
+    position.reached(page[-1].sequence)
 
 
 def syslog_message(line: bytes) -> bytes:

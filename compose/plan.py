@@ -11,10 +11,10 @@ from typing import Any
 import tomli_w
 
 from bus import credentials
-from schemas.nginx import NginxConfig
 from manager.keyfiles import read_secret, write_private
 from manager.pki.authority import load_authority
 from manager.pki.issue import issue_server
+from schemas.nginx import NginxConfig
 from schemas.settings import Timing
 
 GATEWAY, GATEWAY_SET, GATEWAY_NAME = "gateway-1", "gateways", "gateway.attestgate.test"

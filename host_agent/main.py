@@ -118,7 +118,10 @@ class HostAgent:
                 order = unpack(DeliverKey, data)
                 done = await asyncio.to_thread(deliver, self._enclave, k, self._settings.volumes, order)
                 await session.say("key_delivered", done)
-                log.info("key delivered", app=order.app, app_session=order.app_session, volume=order.volume)
+                if done.problem is None:
+                    log.info("key delivered", app=order.app, app_session=order.app_session, volume=order.volume)
+                else:
+                    tell("key not delivered", [done.problem], app=order.app, app_session=order.app_session)
         raise SessionOver([lease_over(session.session)], None)
 
 

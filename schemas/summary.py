@@ -1,4 +1,4 @@
-"""The readable line beside a session's sealed record, for people to watch. Nothing decides on it; it holds no secret."""
+"""The readable line beside a sealed session record, for people. Nothing decides on it, and it holds no secret."""
 
 from __future__ import annotations
 

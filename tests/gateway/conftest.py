@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.deployment import Deployment, at_work
 from tests.gateway.support import Gate, running
 
 
@@ -13,3 +14,14 @@ from tests.gateway.support import Gate, running
 async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
     async with running(Gate(tmp_path, time.time)) as gate:
         yield gate
+
+
+@pytest.fixture
+def deployment(gate: Gate) -> Deployment:
+    return Deployment(gate)
+
+
+@pytest.fixture
+async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
+    async with at_work(deployment.worker()):
+        yield deployment

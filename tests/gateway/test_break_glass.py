@@ -16,8 +16,8 @@ from schemas.base import Refusal, pack
 from schemas.break_glass import LABEL, BreakGlass, read_break_glass
 from schemas.settings import BreakGlassSettings
 from schemas.signing import sign
+from tests.gateway.deployment import Deployment, at_work, status
 from tests.gateway.support import Client, Gate, until
-from tests.gateway.test_worker import Deployment, at_work, status
 
 OPERATOR = Ed25519PrivateKey.generate()
 PUBLIC = OPERATOR.public_key().public_bytes_raw()
@@ -133,10 +133,11 @@ async def test_what_is_not_an_operators_word_is_refused_and_told_once(deployment
     (folder / "empty.glass").write_bytes(b"")
     async with at_work(deployment.worker(break_glass=settings(folder))):
 
-        async def refused() -> list[object]:
-            return [data["key"] for what, data in deployment.events if what == "refused"]
+        async def refused() -> list[str]:
+            return [str(data["key"]) for what, data in deployment.events if what == "refused"]
 
-        assert sorted(map(str, await until(refused, lambda found: len(found) == 4))) == [
+        names = await until(refused, lambda found: len(found) == 4)
+        assert sorted(names) == [
             "0.glass",
             "1.glass",
             "empty.glass",

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from bus.memory import MemoryServer
 from compose.nginx import Nginx
 from schemas.admission import Withdrawal, open_report, post
+from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import Client, Gate, host_lease, lease, running, until
-from tests.gateway.test_worker import HOST, Deployment, at_work, status
 
 pytestmark = pytest.mark.stack
 
@@ -47,9 +48,12 @@ async def test_fifty_under_way_and_ten_withdrawn(deployment: Deployment) -> None
             for application in gone:
                 await deployment.withdraw(application.client.key)
                 reported[application.client.key] = time.monotonic()
-            counts = {a.client.key: len(a.answers) for a in others}
-            while any(len(a.answers) < counts[a.client.key] + 2 for a in others):
-                await asyncio.sleep(0.01)
+            last = max(reported.values())
+
+            async def answered() -> bool:
+                return all(a.answers and a.answers[-1][0] > last for a in applications)
+
+            await until(answered, bool)
             over.set()
     for application in gone:
         later = [code for begun, code in application.answers if begun > reported[application.client.key]]
@@ -99,15 +103,18 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
 
         listening = asyncio.create_task(reports())
 
-        async def both(what: str) -> bool:
-            return sum(what in said for said in heard.values()) == 2
+        async def reported() -> list[set[str]]:
+            return list(heard.values())
 
-        await until(lambda: both(f"{client.key} admitted"), bool)
+        def both(what: str) -> Callable[[list[set[str]]], bool]:
+            return lambda told: sum(what in said for said in told) == 2
+
+        await until(reported, both(f"{client.key} admitted"))
         assert await status(client) == (await there.get("/x")).status_code == 200
         assert await gate.contents() == await second.contents()
         gone = Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown")
         await bucket.put(HOST, post(one.manager, gone))
-        await until(lambda: both(f"{HOST} withdrawn"), bool)
+        await until(reported, both(f"{HOST} withdrawn"))
         assert await status(client) == (await there.get("/x")).status_code == 403
         listening.cancel()
         await asyncio.wait([listening])

@@ -2,125 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import Bus, BusError
 from bus.memory import MemoryServer
-from bus.subjects import inbound
 from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import Entry, HostEntry
-from manager.gateway.worker import GatewayWorker
-from schemas.admission import Applied, Statement, Withdrawal, open_report, post
-from schemas.settings import BusSettings, GatewaySettings
-from tests.gateway.support import APP_SESSION, HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, running, until
+from schemas.admission import Withdrawal, post
+from tests.gateway.deployment import HOST, Deployment, at_work, status
+from tests.gateway.support import APP_SESSION, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
-HOST = f"host.{HOST_SESSION}"
-Told = tuple[str, dict[str, object]]
-
-
-class Deployment:
-    """A bus, its keys, and what the worker told."""
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-        self.bus = FakeBus()
-        self.manager = Ed25519PrivateKey.generate()
-        self.identity = Ed25519PrivateKey.generate()
-        self.events: list[Told] = []
-        self.emit_fails = False
-        self._sequence = 0
-
-    async def emit(self, kind: str, id_: str, what: str, data: dict[str, object]) -> None:
-        assert (kind, id_) == ("gateway", "g1")
-        if self.emit_fails:
-            raise BusError("not connected")
-        self.events.append((what, data))
-
-    def worker(self, bus: object = None, **more: Any) -> GatewayWorker:
-        values: dict[str, Any] = {"longest_lease_s": 60, "reconcile_s": 3600}
-        settings = GatewaySettings(
-            bus=BusSettings(url="nats://unused", credentials=Path("unused")),
-            id="g1",
-            gateway_set="sdn",
-            identity=Path("unused"),
-            manager_identity=[self.manager.public_key().public_bytes_raw().hex()],
-            nginx_socket=self.gate.config.admin,
-            **values | more,
-        )
-        return GatewayWorker(settings, bus=cast(Bus, bus or self.bus), identity=self.identity, emit=self.emit)
-
-    async def say(self, *statements: Statement, signer: Ed25519PrivateKey | None = None) -> None:
-        for statement in statements:
-            await self.bus.put(statement.key, post(signer or self.manager, statement))
-
-    async def admit(self, *clients: Client, lease_s: int = 30, sequence: int = 1) -> None:
-        now = int(time.time())
-        await self.say(host_lease(now, lease_s=lease_s, sequence=sequence))
-        await self.say(*(lease(c, now, lease_s=lease_s, sequence=sequence) for c in clients))
-        for client in clients:
-            await self.reported(client.key, "admitted", sequence)
-
-    async def withdraw(self, key: str, sequence: int = 2) -> None:
-        now = int(time.time())
-        await self.say(Withdrawal(key=key, issued_at=now, until=now + 30, sequence=sequence, reason="app.revoked"))
-        await self.reported(key, "withdrawn", sequence)
-
-    def reports(self) -> list[Applied]:
-        gateways = {self.identity.public_key().public_bytes_raw()}
-        assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
-        return [item for _, data in self.bus.published for item in open_report(data, gateways).applied]
-
-    async def reported(self, key: str, state: str, sequence: int) -> Applied:
-        found: list[Applied] = []
-        while not (found := [r for r in self.reports() if (r.key, r.state, r.sequence) == (key, state, sequence)]):
-            self.bus.heard.clear()
-            await asyncio.wait_for(self.bus.heard.wait(), 15)
-        return found[-1]
-
-    async def told(self, what: str, fits: Callable[[dict[str, object]], bool] = lambda _: True) -> dict[str, object]:
-        async def found() -> list[dict[str, object]]:
-            return [data for name, data in self.events if name == what and fits(data)]
-
-        return (await until(found, bool))[-1]
-
-
-@asynccontextmanager
-async def at_work(worker: GatewayWorker) -> AsyncIterator[None]:
-    """The worker runs meanwhile; if it falls, the test fails with its exception."""
-    task = asyncio.create_task(worker.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-@pytest.fixture
-def deployment(gate: Gate) -> Deployment:
-    return Deployment(gate)
-
-
-@pytest.fixture
-async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
-    async with at_work(deployment.worker()):
-        yield deployment
-
-
-async def status(client: Client) -> int:
-    """200 or 403; an answer that was cut in the middle of a withdrawal is no answer, and asked for again."""
-    try:
-        return (await client.http.get("/x")).status_code
-    except httpx.RemoteProtocolError:
-        return (await client.http.get("/x")).status_code
 
 
 async def test_admitted_reported_and_passed(working: Deployment) -> None:

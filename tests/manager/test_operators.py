@@ -71,6 +71,7 @@ async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(sit
 
 async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_operator(site: Deployment) -> None:
     """Sequences are compared for each subject too, whoever signed."""
+    assert (await give(site, command(site, enrol()))).what == "applied"
     revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 9000)
     assert (await give(site, revoked)).what == "applied"
     registry = site.workers[0]._operators._registry
@@ -120,13 +121,15 @@ async def test_bytes_that_are_no_command_are_refused(site: Deployment) -> None:
 
 
 @pytest.mark.parametrize("kind", ["host", "app"])
-async def test_a_recheck_of_who_is_not_there_is_applied_and_asks_nobody(site: Deployment, kind: Any) -> None:
-    assert (await give(site, command(site, RecheckNow(kind=kind, id="nobody")))).what == "applied"
+async def test_a_recheck_of_who_is_not_there_is_refused_and_asks_nobody(site: Deployment, kind: Any) -> None:
+    assert code_of(await give(site, command(site, RecheckNow(kind=kind, id="nobody")))) == "enrolment.unknown"
     assert site.wire.said(f"{subjects.WORK}.>") == []
 
 
 async def test_an_id_that_begins_like_another_is_another(site: Deployment) -> None:
     await site.admitted()
+    await site.enrol_app("a")
+    await site.enrol_host("h")
     since = len(site.events)
     await give(site, command(site, Revoke(kind="app", id="a", reason="test")))
     await give(site, command(site, Revoke(kind="host", id="h", reason="test"), sequence=int(site.clock() * 1e6) + 3000))

@@ -23,8 +23,8 @@ __all__ = ["attestgate", "deployed"]
 
 
 def event(number: int, what: str = "trusted", **data: str) -> Event:
-    fields = {"kind": "host", "subject": "h1", "what": what, "source": "test"}
-    return Event(id=f"{number:032x}", at=1_700_000_000 + number, data=dict(data), **fields)
+    id, at = f"{number:032x}", 1_700_000_000 + number
+    return Event(id=id, kind="host", subject="h1", what=what, at=at, source="test", data=dict(data))
 
 
 async def publish(bus: NatsBus, *events: Event) -> None:

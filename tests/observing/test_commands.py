@@ -194,10 +194,3 @@ async def test_a_beginning_that_fits_two_sessions_is_refused(site: Site) -> None
     await site.put(host(session="a2" * 16))
     status, _, errors = await site.run("explain", "a")
     assert status == 1 and "session.ambiguous" in errors and "2 of them" in errors
-
-
-async def test_a_bus_that_is_not_there_is_one_line(site: Site, tmp_path: Path) -> None:
-    site.operator.write_text(site.operator.read_text().replace("127.0.0.1", "localhost.invalid"))
-    status, output, errors = await site.run("sessions")
-    assert (status, output) == (1, "") and len(errors.splitlines()) == 1
-    assert "no connection to" in errors

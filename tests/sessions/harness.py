@@ -34,6 +34,7 @@ from host_agent.main import HostAgent
 from manager import deployment
 from manager.gateway.ledger import Ledger
 from manager.keyfiles import read_identity, read_secret
+from manager.limits import Limiter
 from manager.main import assemble
 from manager.sessions.record import AppRecord, HostRecord, record_key
 from manager.sessions.states import State
@@ -364,6 +365,8 @@ class Deployment:
         name = f"manager-{len(self.workers)}"
         settings = self.world.manager_settings(self.folder / name, name, self.timing, self.suite)
         worker = assemble(settings, bus, self.http, self.clock)
+        # Its clock is the real one; a test that replays everything is to be refused for what it says, not for haste.
+        worker._limiter = Limiter(1e6, 1_000_000)
         self.workers.append(worker)
         return worker
 

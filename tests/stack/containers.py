@@ -85,6 +85,18 @@ class Containers:
         """Return once an application's last status is this one."""
         self.until(lambda: self.last_status(app) == status, f"{app} gets {status}", within_s)
 
+    @contextmanager
+    def instead(self, service: str, variable: str, value: str) -> Iterator[str]:
+        """Another container of a service in its place, with one setting changed; its id. Then the first one again."""
+        self.done("stop", service)
+        name = f"{self.project}-instead"
+        try:
+            self.done("run", "-d", "--no-deps", "--name", name, "-e", f"{variable}={value}", service)
+            yield name
+        finally:
+            self.engine.run("docker", "rm", "--force", name)
+            self.done("start", service)
+
     def attestgate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`attestgate ARGUMENTS` by the operator, in a container of his own."""
         operator = ("--operator", "/etc/attestgate/operator.toml")

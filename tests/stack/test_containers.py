@@ -177,6 +177,51 @@ def test_a_wrong_setting_is_one_line(stack: Containers, service: str, variable: 
     assert len(lines) == 1 and said in lines[0], ran.stdout + ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("service", "variable", "value", "code", "again"),
+    [
+        ("app-2", "ATTESTGATE_VOLUME", "/volumes/none", "volume.read", None),
+        ("host-1", "ATTESTGATE_VOLUMES", '["/nowhere", "/nowhere"]', "host.volume", "app-2"),
+        ("host-1", "ATTESTGATE_MEASUREMENT_LIST", "/nowhere", "host.list", None),
+    ],
+)
+def test_an_agent_that_cannot_go_on_says_why_and_the_rest_goes_on(
+    stack: Containers, service: str, variable: str, value: str, code: str, again: str | None
+) -> None:
+    with stack.instead(service, variable, value) as name:
+        if again is not None:
+            stack.done("restart", "--timeout", "5", again)
+
+        def said() -> list[dict[str, object]]:
+            ran = stack.engine.run("docker", "logs", name)
+            lines = (json.loads(line) for line in (ran.stdout + ran.stderr).splitlines())
+            return [line for line in lines if line.get("code") == code]
+
+        stack.until(said, f"{service} says {code}", within_s=120)
+        assert str(said()[0]["found"]) and str(said()[0]["action"])
+        assert set(stack.health("manager")) == set(stack.health("gateway")) == {"healthy"}
+    stack.until_healthy("host-1", *APPS, within_s=180)
+
+
+# Three servers as one bus
+
+
+def test_a_cluster_loses_any_one_server_and_access_goes_on(
+    docker: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cluster") / "stack"
+    with up(docker, folder, "attestgate-three", ("compose.cluster.yaml",)) as containers:
+        for node in ("nats", "nats-2", "nats-3"):
+            containers.until_status("app-1", 200)
+            containers.done("kill", node)
+            containers.done("restart", "--timeout", "5", "app-2")
+            containers.until_healthy("app-1", "app-2", within_s=180)
+            containers.until_status("app-1", 200)
+            containers.done("start", node)
+            containers.until_healthy(node)
+    assert containers.left() == ""
+
+
 def _nats(stack: Containers, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The stock command, by the viewer's context that `keys init` wrote."""
     server = f"nats://127.0.0.1:{stack.nats_port}"

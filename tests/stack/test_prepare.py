@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -82,7 +83,7 @@ def test_keys_that_are_there_are_not_overwritten(folder: Path) -> None:
         prepare(folder)
 
 
-@pytest.mark.parametrize("override", [None, "compose.cluster.yaml"])
+@pytest.mark.parametrize("override", [None, "compose.cluster.yaml", "compose.tpm.yaml"])
 def test_the_files_load_in_the_compose_that_is_here(folder: Path, override: str | None) -> None:
     command = shutil.which("docker-compose")
     if command is None:
@@ -92,12 +93,14 @@ def test_the_files_load_in_the_compose_that_is_here(folder: Path, override: str 
     ]
     ran = subprocess.run(
         [command, "--env-file", str(folder / "env"), *files, "config", "--services"],
+        env={**os.environ, "ATTESTGATE_TPM_IMAGE": "attestgate-tpm", "ATTESTGATE_TPM_GROUP": "100"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     services = set(ran.stdout.split())
     assert {"nats", "manager", "gateway", "nginx", "controller", "pccs", "machine", HOST, *APPS} <= services
-    assert ("nats-3" in services) == (override is not None)
+    assert ("nats-3" in services) == (override == "compose.cluster.yaml")
+    assert ("tpm" in services) == (override == "compose.tpm.yaml")
 
 
 def test_the_alert_rules_name_metrics_that_there_are() -> None:
