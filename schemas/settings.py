@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -71,6 +71,11 @@ class Timing(Part):
         return self
 
 
+def _number(value: object) -> object:
+    """A number as the environment has it: in digits."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 class BusSettings(Part):
     """Where the bus is, and the credentials file for it."""
 
@@ -78,7 +83,7 @@ class BusSettings(Part):
     """`nats://` or `tls://` address; several with commas between."""
     credentials: FilePath
     """The credentials file (`attestgate keys credentials`)."""
-    replicas: Literal[1, 3] = 1
+    replicas: Annotated[Literal[1, 3], BeforeValidator(_number)] = 1
     """On how many servers of a cluster each stream is kept; only manager workers, who make the streams, need it."""
 
 

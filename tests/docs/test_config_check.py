@@ -109,6 +109,16 @@ def test_a_missing_file_and_one_that_is_no_toml(attestgate: Run, file: Path) -> 
     assert json.loads(broken.out)["reasons"][0]["code"] == "settings.toml"
 
 
+@pytest.mark.parametrize(("replicas", "status"), [("1", 0), ("3", 0), ("2", 2), ("many", 2)])
+def test_replicas_can_be_set_by_the_environment(
+    attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch, replicas: str, status: int
+) -> None:
+    monkeypatch.setenv("ATTESTGATE_BUS__REPLICAS", replicas)
+    ran = attestgate("config", "check", deployed.settings("manager"))
+    assert ran.status == status
+    assert ("bus.replicas" in ran.err) == (status == 2)
+
+
 def test_the_environment_counts(attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTESTGATE_TIMING__LEASE_S", "1")
     ran = attestgate("config", "check", deployed.settings("manager"))

@@ -1,0 +1,126 @@
+"""`attestgate app exec` on the running stack: any program gets through, marked as one, and is stopped with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from cli.main import app
+from compose.nginx import free_port
+from compose.stack import CODE_ROOT, Stack
+from compose.vectors import CLEAN
+from enclave.simulated.measure import measure
+from manager.keyfiles import read_identity
+from schemas.base import Refusal
+from schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
+from schemas.signing import sign, verify
+
+COMMAND = """
+import httpx, json, os, sys, time
+unix = httpx.Client(transport=httpx.HTTPTransport(uds=os.environ["ATTESTGATE_SOCKET"]), base_url="http://controller")
+loopback = httpx.Client(base_url="http://controller.example")
+flow = {"priority": 7, "match": {"in_port": "1"}, "actions": ["output:2"]}
+answers = [
+    unix.get("/switches"), unix.post("/switches/s1/flows", json=flow), loopback.get("/switches/s1/flows?x=%3A"),
+    unix.put("/switches/s1"),
+]
+print(json.dumps([[a.status_code, a.text] for a in answers]), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """A trusted host, and a policy that takes proxies."""
+    listed = tmp_path / "list"
+    shutil.copy(CLEAN, listed)
+    async with Stack(tmp_path / "s") as stack:
+        policies = await stack.put_policy(listed)
+        author = read_identity(next((stack.plan.keys / "policy-authors").iterdir()))
+        command = policies.command(author, version=2)
+        manifest = verify(
+            command.manifest, PolicyManifest, "policy manifest", {author.public_key().public_bytes_raw()}
+        ).model_copy(update={"allow_proxy": True})
+        await stack.order(PutPolicy(manifest=sign(author, "policy manifest", manifest), documents=command.documents))
+        await stack.enrol_host("host-1", "machine-a")
+        await stack.start_host("host-1", "machine-a", listed, ["app-1"])
+        await stack.until("host", "host-1", "trusted")
+        yield stack
+
+
+async def settings(stack: Stack) -> Path:
+    """Settings of app-1 as a proxy, enrolled with its measurement."""
+    plan = stack.plan
+    measured = plan.write_measured("proxy", "app_agent.proxy")
+    mrenclave = measure(CODE_ROOT / "app_agent" / "enclave.toml", CODE_ROOT, measured).mrenclave.hex()
+    subject = AppEnrolment(
+        id="app-1",
+        mrenclaves=[mrenclave],
+        placements=[Placement(host="host-1", volume=0)],
+        allow=["GET,POST /switches/**"],
+    )
+    await stack.order(Enrol(subject=subject))
+    written = plan.write_app(
+        stack.server.url, "app-1", "host-1", "machine-a", plan.volume("app-1"), stack.status_file("app-1")
+    )
+    text = written.read_text()
+    assert "app.measured" in text
+    more = {"proxy_socket": str(plan.folder / "p.sock"), "proxy_port": free_port()}
+    written.write_text(tomli_w.dumps(more) + text.replace("app.measured", "proxy.measured"))
+    return written
+
+
+@pytest.mark.stack
+async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack) -> None:
+    path = await settings(stack)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "cli", "app", "exec", "-s", str(path), "--", sys.executable, "-c", COMMAND),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=open('/tmp/exp/err.txt','wb'),
+    )
+    assert process.stdout is not None
+    listed, added, read, forbidden = json.loads(await asyncio.wait_for(process.stdout.readline(), 25))
+    assert listed[0] == 200
+    assert added[0] == 201
+    assert read[0] == 200 and json.loads(read[1])[0]["priority"] == 7
+    assert forbidden == [403, "refused\n"]
+    admitted = await stack.until("gateway", "gateway-1", "request-refused")
+    assert "no rule allows it: GET,POST /switches/**" in str(admitted.data["verdict"])
+    controller = stack.log("controller")
+    assert "/app/app-1" in controller
+    await stack.order(Revoke(kind="app", id="app-1", reason="a test of stopping"))
+    errors = (await asyncio.wait_for(process.stderr.read(), 30)).decode()
+    assert await process.wait() == 1
+    for words in ("asked by the manager for evidence", "admitted at the gateway", "not admitted", "a test of stopping"):
+        assert words in errors, errors
+    assert not (stack.plan.folder / "p.sock").exists()
+
+
+def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
+    measured = {"manager_identity": ["00" * 32], "suites": ["x25519"], "program": "app_agent.examples.flows"}
+    (tmp_path / "measured.toml").write_text(tomli_w.dumps(measured))
+    values = {
+        "id": "a1",
+        "host": "h1",
+        "measured": "measured.toml",
+        "volume": "v",
+        "bus": {"url": "nats://127.0.0.1:1", "credentials": "c"},
+    }
+    path = tmp_path / "app.toml"
+    path.write_text(tomli_w.dumps(values))
+    result = CliRunner().invoke(app, ["app", "exec", "-s", str(path), "--", "true"])
+    assert isinstance(result.exception, Refusal)
+    assert result.exception.reasons[0].code == "settings.program"
+    (tmp_path / "measured.toml").write_text(tomli_w.dumps({**measured, "program": "app_agent.proxy"}))
+    result = CliRunner().invoke(app, ["app", "exec", "-s", str(path), "--", "true"])
+    assert isinstance(result.exception, Refusal)
+    assert result.exception.reasons[0].code == "settings.proxy"
