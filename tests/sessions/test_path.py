@@ -10,6 +10,7 @@ import pytest
 
 from bus import subjects
 from compose.policies import Policies
+from manager.sessions.draft import KEPT_S
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import State
 from schemas.base import unpack
@@ -352,3 +353,16 @@ async def test_a_mistyped_revocation_is_refused(site: Deployment) -> None:
     answer = await site.order(Revoke(kind="app", id="nobody", reason="a slip"))
     assert answer.what == "refused"
     assert code_of(answer) == "enrolment.unknown"
+
+
+async def test_a_session_that_is_over_is_cleared_away_after_a_while(site: Deployment) -> None:
+    await site.admitted()
+    await site.order(Revoke(kind="app", id="a1", reason="left the company"))
+    ended = await site.until("app", "a1", "revoked")
+    await site.advance(KEPT_S - 60)
+    buckets = [site.bus.bucket(name) for name in ("sessions", "summaries", "admissions")]
+    serial = (await site.record(AppRecord, str(ended.session))).serial
+    wanted = [f"app.{ended.session}", f"app.a1.{ended.session}", f"cert.{serial}"]
+    assert [key in await bucket.keys() for bucket, key in zip(buckets, wanted, strict=True)] == [True, True, True]
+    await site.advance(120)
+    assert [key in await bucket.keys() for bucket, key in zip(buckets, wanted, strict=True)] == [False, False, False]
