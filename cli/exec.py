@@ -86,7 +86,7 @@ class _Exec:
 
     async def run(self) -> int:
         """The command's exit status; REFUSED where trust ended first, or the agent did."""
-        agent = await asyncio.create_subprocess_exec(*self._agent_command, stdout=asyncio.subprocess.PIPE)
+        agent = await asyncio.create_subprocess_exec(*self._agent_command, stderr=asyncio.subprocess.PIPE)
         watching = asyncio.create_task(self._watch(agent))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, watching.cancel)
@@ -101,9 +101,9 @@ class _Exec:
             await agent.wait()
 
     async def _watch(self, agent: asyncio.subprocess.Process) -> int:
-        if agent.stdout is None:
+        if agent.stderr is None:
             raise AssertionError("a pipe was asked for")
-        lines = aiter(agent.stdout)
+        lines = aiter(agent.stderr)
         command: asyncio.Task[int] | None = None
         line: asyncio.Future[bytes] = asyncio.ensure_future(anext(lines, b""))
         while True:

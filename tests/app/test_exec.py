@@ -93,6 +93,7 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     assert added[0] == 201
     assert read[0] == 200 and json.loads(read[1])[0]["priority"] == 7
     assert forbidden == [403, "refused\n"]
+    await asyncio.sleep(5); open("/tmp/exp/gw.log","w").write(stack.log("gateway")); open("/tmp/exp/ev.log","w").write("\n".join(f"{e.kind} {e.subject} {e.what}" for e in stack.events.seen))
     admitted = await stack.until("gateway", "gateway-1", "request-refused")
     assert "no rule allows it: GET,POST /switches/**" in str(admitted.data["verdict"])
     controller = stack.log("controller")

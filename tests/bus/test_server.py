@@ -221,10 +221,12 @@ async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(
 
 
 PARENT = """
-    import asyncio, sys
+    import asyncio, signal, sys
     from pathlib import Path
     from bus.credentials import load
     from bus.server import EmbeddedServer
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 
     async def main():
         async with EmbeddedServer(Path(sys.argv[2]), load(Path(sys.argv[1]))) as server:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -293,3 +294,20 @@ async def test_a_bucket_rolled_back_gains_nothing(deployment: Deployment) -> Non
         assert f'"until":{now + 30}' in contents[client.key]
     manager.cancel()
     await asyncio.wait([manager])
+
+
+async def test_refused_requests_are_told_with_the_rule(working: Deployment) -> None:
+    client = working.gate.client()
+    now = int(time.time())
+    await working.say(host_lease(now), lease(client, now, allow=["GET /only"]))
+    await working.reported(client.key, "admitted", 1)
+    for _ in range(3):
+        assert await status(client) == 403
+    assert client.issued is not None
+    told = await working.told("request-refused", lambda data: data["verdict"] == "no rule allows it: GET /only")
+    assert told["identity"] == client.issued.identity
+    assert str(told["serial"]).lower() == client.issued.serial
+    async with httpx.AsyncClient(verify=working.gate.context()) as stranger:
+        await stranger.get(working.gate.url)
+    told = await working.told("request-refused", lambda data: data["verdict"] == "no certificate")
+    assert (told["identity"], told["serial"], told["times"]) == ("", "", 1)

@@ -27,6 +27,7 @@ class Containers:
         self.folder = folder
         self.project = project
         self.nats_port, self.gateway_port = _free_port(), _free_port()
+        self._volumes = self._all_volumes()
         files = [argument for name in ("compose.yaml", *overrides) for argument in ("-f", str(ROOT / "compose" / name))]
         self._command = [*engine.compose, "-p", project, "--env-file", str(folder / "env"), *files]
         self._environment = {
@@ -103,11 +104,22 @@ class Containers:
         entry = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "attestgate", "enrol")
         return self.compose(*entry, *arguments, *operator)
 
+    def scale(self, service: str, number: int) -> None:
+        """Have so many containers of a service; what is over is removed with its memory."""
+        over = self.ids(service)[number:]
+        if over:
+            self.engine.run("docker", "rm", "--force", "--volumes", *over)
+        self.done("up", "-d", "--no-recreate", "--no-deps", "--scale", f"{service}={number}", service)
+
     def left(self) -> str:
-        """Every container, volume and network of the project that there still is."""
+        """Every container and network of the project that there still is, and every volume made since it began."""
         label = f"label=com.docker.compose.project={self.project}"
-        kinds = (("ps", "-a"), ("volume", "ls"), ("network", "ls"))
-        return "".join(self.engine.run("docker", *kind, "-q", "--filter", label).stdout for kind in kinds)
+        kinds = (("ps", "-a"), ("network", "ls"))
+        found = [self.engine.run("docker", *kind, "-q", "--filter", label).stdout for kind in kinds]
+        return "".join([*found, *(self._all_volumes() - self._volumes)])
+
+    def _all_volumes(self) -> set[str]:
+        return set(self.engine.run("docker", "volume", "ls", "-q").stdout.split())
 
 
 @contextmanager

@@ -136,13 +136,13 @@ def test_every_container_logs_json_with_the_session_on_each_line(stack: Containe
 
 def test_managers_are_scaled_to_three_and_back_while_applications_enrol(stack: Containers) -> None:
     with ThreadPoolExecutor(1) as pool:
-        scaled = pool.submit(stack.done, "up", "-d", "--no-recreate", "--no-deps", "--scale", "manager=3", "manager")
+        scaled = pool.submit(stack.scale, "manager", 3)
         stack.done("restart", "app-1")
         scaled.result()
     assert len(stack.ids("manager")) == 3
     stack.until_healthy("manager", "app-1")
     with ThreadPoolExecutor(1) as pool:
-        scaled = pool.submit(stack.done, "up", "-d", "--no-recreate", "--no-deps", "--scale", "manager=1", "manager")
+        scaled = pool.submit(stack.scale, "manager", 1)
         stack.done("restart", "app-1")
         scaled.result()
     assert len(stack.ids("manager")) == 1
