@@ -1,6 +1,6 @@
 """A worker is killed with SIGKILL before each of its operations on the real bus: the same end as without.
 
-One operation a run is slow, since the bus waits a second before it delivers again. Every eighth is taken here; all of
+One operation a run is slow, since the bus waits a second before it delivers again. Every sixteenth is taken here; all of
 them with ATTESTGATE_CRASH=all.
 """
 
@@ -47,7 +47,7 @@ from tests.sessions.harness import (
 pytestmark = pytest.mark.stack
 OPERATIONS = 110
 """A little more than one enrolment of a host and an application takes."""
-STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 8
+STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 16
 WITHIN_S = 40.0
 
 
