@@ -184,7 +184,7 @@ def parse(raw: bytes) -> Quote:
         report=report,
         signature=signature,
         attestation_key=key,
-        qe_report=parse_body(qe_report, "qe_report"),
+        qe_report=_qe_report(qe_report),
         qe_report_signature=qe_signature,
         qe_auth_data=auth,
         pck_chain_pem=chain,
@@ -237,6 +237,12 @@ def _take(data: bytes, size: int, field: str) -> tuple[bytes, bytes]:
     if size > len(data):
         raise _bad("size", f"{size} bytes", f"{len(data)} bytes left", field=field)
     return data[:size], data[size:]
+
+
+@lru_cache(maxsize=256)
+def _qe_report(raw: bytes) -> ReportBody:
+    # A platform's quoting enclave makes one report for each attestation key: the same in every quote.
+    return parse_body(raw, "qe_report")
 
 
 @lru_cache(maxsize=256)
