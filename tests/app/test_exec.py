@@ -22,6 +22,7 @@ from manager.keyfiles import read_identity
 from schemas.base import Refusal
 from schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
 from schemas.signing import sign, verify
+from tests.gateway.support import until
 
 COMMAND = """
 import httpx, json, os, sys, time
@@ -93,9 +94,12 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     assert added[0] == 201
     assert read[0] == 200 and json.loads(read[1])[0]["priority"] == 7
     assert forbidden == [403, "refused\n"]
-    await asyncio.sleep(5); open("/tmp/exp/gw.log","w").write(stack.log("gateway")); open("/tmp/exp/ev.log","w").write("\n".join(f"{e.kind} {e.subject} {e.what}" for e in stack.events.seen))
-    admitted = await stack.until("gateway", "gateway-1", "request-refused")
-    assert "no rule allows it: GET,POST /switches/**" in str(admitted.data["verdict"])
+
+    async def refusals() -> list[bytes]:
+        return [m.data async for m in stack.bus.history("attest.v1.events.gateway.gateway-1.request-refused")]
+
+    (told,) = await until(refusals, bool)
+    assert b"no rule allows it: GET,POST /switches/**" in told
     controller = stack.log("controller")
     assert "/app/app-1" in controller
     await stack.order(Revoke(kind="app", id="app-1", reason="a test of stopping"))
