@@ -158,4 +158,14 @@ function bound(r, data, flags) {
     throw new Error(v.attestgate_verdict);
 }
 
-export default { access, bound };
+// What a stranger gets, whoever refused: nginx itself, for want of a good certificate, or `access`, which has counted.
+function refused(r) {
+    if (r.variables.attestgate_verdict === 'not judged') {
+        const verdict = r.variables.ssl_client_verify === 'NONE' ? 'no certificate' : 'certificate not valid';
+        r.variables.attestgate_verdict = verdict;
+        count(r, verdict);
+    }
+    r.return(403, 'refused\n');
+}
+
+export default { access, bound, refused };
