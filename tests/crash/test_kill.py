@@ -1,7 +1,7 @@
 """A worker is killed with SIGKILL before each of its operations on the real bus: the same end as without.
 
-One operation a run is slow, since the bus waits a second before it delivers again. Every sixteenth is taken here; all of
-them with ATTESTGATE_CRASH=all.
+One operation a run is slow, since the bus waits a second before it delivers again. Every sixteenth is taken here;
+all of them with ATTESTGATE_CRASH=all.
 """
 
 from __future__ import annotations
