@@ -1,0 +1,124 @@
+"""What an operator does on the side: messages put aside, storage keys rotated, and a sender that is too fast."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from bus import subjects
+from manager.judge import Judge
+from manager.limits import Limiter
+from manager.sessions.record import HostRecord
+from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from manager.vault import Vault, epoch_of
+from manager.worker import ATTEMPTS
+from schemas.base import Refusal, unpack
+from schemas.enrolment import Drop, RecheckNow, Retry
+from schemas.quarantine import LIMIT, Quarantined
+from tests.sessions.harness import PATIENCE_S, Deployment, World, code_of, deployed
+
+
+async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A host's evidence that makes every worker fail; its name in quarantine."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    await site.enrol_host()
+    with monkeypatch.context() as broken:
+        broken.setattr(Judge, "host", fail)
+        await site.host()
+        async with asyncio.timeout(PATIENCE_S):
+            while not site.wire.said(subjects.inbound("host", "h1", "evidence")):
+                await site.wire.changed()
+        await site.quiet()
+        for _ in range(ATTEMPTS):
+            await site.advance(1)
+        put = await site.until("host", "h1", "quarantined")
+    assert code_of(put) == "worker.fault"
+    return str(put.data["message"])
+
+
+async def test_a_message_that_makes_workers_fail_is_put_aside(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await _poisoned(site, monkeypatch)
+    entry = await site.bus.bucket("quarantine").get(name)
+    assert entry is not None
+    assert entry.value is not None
+    kept = unpack(Quarantined, entry.value, limit=LIMIT)
+    assert (kept.subject, kept.attempts) == (subjects.inbound("host", "h1", "evidence"), ATTEMPTS)
+    assert hashlib.sha256(kept.subject.encode() + b"\0" + kept.data).hexdigest() == name
+
+
+async def test_a_message_put_aside_can_be_tried_again(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = await _poisoned(site, monkeypatch)
+    answer = await site.order(Retry(message=name))
+    assert answer.what == "applied"
+    await site.until("host", "h1", "trusted")
+    assert await site.bus.bucket("quarantine").get(name) is None
+
+
+async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = await _poisoned(site, monkeypatch)
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("still a fault of ours")
+
+    monkeypatch.setattr(Judge, "host", fail)
+    answer = await site.order(Retry(message=name))
+    assert (answer.what, code_of(answer)) == ("refused", "quarantine.again")
+    assert await site.bus.bucket("quarantine").get(name) is not None
+
+
+async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = await _poisoned(site, monkeypatch)
+    assert (await site.order(Drop(message=name))).what == "applied"
+    assert await site.bus.bucket("quarantine").get(name) is None
+    answer = await site.order(Retry(message=name))
+    assert (answer.what, code_of(answer)) == ("refused", "quarantine.unknown")
+
+
+async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    keys = world.keys / "manager" / "storage-keys.json"
+    async with deployed(world, tmp_path / "site") as site:
+        await site.admitted()
+        bucket = site.bus.bucket("sessions")
+        before = {key: await bucket.get(key) for key in await bucket.keys()}
+        old = keys.read_text()
+        assert add_epoch(keys) == 2
+        vault = Vault(StorageKeyFile(keys))
+        sealed, _ = await seal_again(site.bus, vault)
+        assert sealed == len(before)
+        assert await seal_again(site.bus, vault) == (0, 0)
+        for key in await bucket.keys():
+            entry = await bucket.get(key)
+            assert entry is not None
+            assert entry.value is not None
+            assert epoch_of(entry.value) == 2
+        assert destroy_old_epochs(keys) == [1]
+        since = len(site.events)
+        await site.order(RecheckNow(kind="host", id="h1"))
+        await site.until("host", "h1", "rechecked", since=since)
+        assert site.gateway.passes("a1")
+        now = Vault(StorageKeyFile(keys))
+        for key, entry in before.items():
+            assert entry is not None
+            assert entry.value is not None
+            with pytest.raises(Refusal, match=r"record\.open"):
+                now.open(HostRecord, "sessions", key, entry.value)
+        assert old != keys.read_text()
+
+
+def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
+    limiter = Limiter(rate=2.0, burst=3)
+    assert [limiter.take("a", 10.0) for _ in range(5)] == [True, True, True, False, False]
+    assert limiter.take("b", 10.0), "another sender has its own"
+    assert limiter.take("a", 10.5)
+    assert not limiter.take("a", 10.5)
+    assert [limiter.take("a", 1000.0) for _ in range(4)] == [True, True, True, False], "no more than a burst is saved"
+    assert not limiter.take("a", 5.0), "a clock that goes back gives nothing"
