@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-tpm check up setup clean wheels stack stack-down test-stack
+.PHONY: demo test test-tpm test-sdn check up setup clean wheels stack stack-down test-stack
 
 demo: setup
 	$(VENV)/bin/attestgate demo
@@ -26,6 +26,18 @@ test-tpm:
 		-r requirements.lock -r requirements-tpm.lock
 	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(TPM_VENV)/bin/pytest tests/tpm
+
+# A real SDN controller and switch: installs Debian's Open vSwitch (as root), os-ken in an environment of its own.
+SDN_VENV := build/venv-sdn
+
+test-sdn:
+	@dpkg -s openvswitch-switch >/dev/null 2>&1 || { apt-get -q update \
+		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install openvswitch-switch; }
+	@test -x $(SDN_VENV)/bin/python || $(PYTHON) -m venv $(SDN_VENV)
+	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements.lock -r requirements-sdn.lock
+	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(SDN_VENV)/bin/pytest tests/app/test_northbound.py tests/app/test_sdn.py
 
 # The stack in containers: docker compose v2, or docker-compose 1.29. FILES adds overrides: -f compose/compose.cluster.yaml
 RUN_FOLDER := build/stack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,29 @@ def run_controller(
     set_up_logs(LogFormat.JSON)
     with _made(socket):
         until_told(controller.serve(socket, ready=lambda: say("ready")))
+
+
+@app.command("sdn")
+def run_sdn(
+    socket: Annotated[Path, typer.Option(help="Unix socket to listen on: only nginx gets there.")],
+    openflow: Annotated[int, typer.Option(help="Port on loopback for the switches.")],
+    name: Annotated[list[str], typer.Option(help="A switch's name: NAME=DATAPATH_ID (hexadecimal).")] = [],  # noqa: B006
+) -> None:
+    """Run os-ken with a small northbound until Ctrl-C, for real switches. Needs requirements-sdn.lock."""
+    try:
+        from compose.sdn import northbound
+    except ImportError as error:
+        raise Refusal.because(
+            "sdn.missing",
+            "os-ken",
+            expected="the packages of requirements-sdn.lock",
+            found=str(error.name),
+            action="pip install --require-hashes -r requirements-sdn.lock",
+        ) from None
+    set_up_logs(LogFormat.JSON)
+    names = {text.partition("=")[0]: int(text.partition("=")[2], 16) for text in name}
+    until_told(northbound.run(socket, openflow, names, ready=lambda: say("ready")))
+    os._exit(0)  # nothing tells the threads with which os-ken listens to end
 
 
 @app.command("pccs")

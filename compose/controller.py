@@ -66,11 +66,11 @@ class Controller:
         )
 
     async def _list_switches(self, request: Request) -> Response:
-        _told(request)
+        told(request)
         return JSONResponse([{"id": switch, "flows": len(flows)} for switch, flows in self._flows.items()])
 
     async def _list_flows(self, request: Request) -> Response:
-        _told(request)
+        told(request)
         return JSONResponse([_shown(number, flow) for number, flow in self._of(request).items()])
 
     async def _add_flow(self, request: Request) -> Response:
@@ -83,14 +83,14 @@ class Controller:
             raise HTTPException(507, "the flow table is full")
         number = next(self._ids)
         flows[number] = flow
-        _told(request, flow=number)
+        told(request, flow=number)
         return JSONResponse(_shown(number, flow), status_code=201)
 
     async def _delete_flow(self, request: Request) -> Response:
         number = request.path_params["flow"]
         if self._of(request).pop(number, None) is None:
             raise HTTPException(404)
-        _told(request, flow=number)
+        told(request, flow=number)
         return Response(status_code=204)
 
     def _of(self, request: Request) -> dict[int, Flow]:
@@ -104,7 +104,8 @@ def _shown(number: int, flow: Flow) -> dict[str, object]:
     return {"id": number, **flow.model_dump()}
 
 
-def _told(request: Request, **more: object) -> None:
+def told(request: Request, **more: object) -> None:
+    """Log who did what, by the identity that nginx hands on."""
     identity = request.headers.get("x-attestgate-identity", "")
     _log.info("northbound", identity=identity, method=request.method, path=request.url.path, **more)
 

@@ -59,7 +59,8 @@ def render(config: NginxConfig) -> str:
         response_s=config.response_s,
         protocols="TLSv1.2 TLSv1.3" if config.tls12 else "TLSv1.3",
         outside=_outside(config),
-        folder=config.folder,
+        map=config.map,
+        crl=f'        ssl_crl "{config.crl}";' if config.crl else "",
         forwarded=forwarded,
     )
 
@@ -129,6 +130,8 @@ class Nginx:
             (config.public / "crl").mkdir(parents=True, exist_ok=True)
             path = config.folder / "nginx.conf"
             path.write_text(render(config), encoding="utf-8")
+            if config.mode == "stock":
+                config.map.touch(mode=0o600)
         except OSError as error:
             raise Refusal.because(
                 "nginx.folder",

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from bus import credentials
+from compose.nginx import free_port
 from manager.keyfiles import read_secret, write_private
 from manager.pki.authority import load_authority
 from manager.pki.issue import issue_server
@@ -121,6 +122,7 @@ class Plan:
                 "identity": str(self.keys / "gateways" / f"{GATEWAY}.pem"),
                 "manager_identity": [self.public()["manager_identity"]],
                 "nginx_socket": str(nginx.admin),
+                "nginx_public": str(nginx.public),
                 "bus": self._bus(bus, "gateway", GATEWAY),
             },
         )
@@ -202,6 +204,7 @@ class Plan:
             key=folder / "server.key",
             client_ca=pki / "pki" / "client-ca.pem",
             controller=self.folder / "controller.sock",
+            public_port=free_port(),
         )
 
     def _bus(self, url: str, role: str, name: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,8 @@ class Stack:
     """Bus, simulated machines, attestation service, manager, controller, nginx and gateway worker.
 
     `tell` hears every event; `say` hears what is being done. With `cluster` the bus is three servers, of which one may
-    be killed. `sync_interval` is the servers' (see `bus.server.EmbeddedServer`).
+    be killed. `sync_interval` is the servers' (see `bus.server.EmbeddedServer`), `controller` the
+    command that runs the SDN controller.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Stack:
         say: Callable[[str], None] = lambda _: None,
         cluster: bool = False,
         sync_interval: str = "2m",
+        controller: Sequence[str] = ("simulated", "controller"),
     ) -> None:
         self.plan = Plan(folder, timing=CALM, replicas=SIZE) if cluster else Plan(folder)
         self._sync_interval = sync_interval
+        self._controller = controller
         self.events = EventWatch(tell)
         self.children = Children(folder / "logs")
         self._say = say
@@ -124,7 +127,7 @@ class Stack:
         self.bus = await connect([self.url], plan.credentials("operator", OPERATOR))
         self._exit.push_async_callback(self.bus.close)
         await self.events.follow(self.bus)
-        await self._ready("controller", "simulated", "controller", "--socket", str(config.controller))
+        await self._ready("controller", *self._controller, "--socket", str(config.controller))
         self.nginx = await self._exit.enter_async_context(Nginx(config))
         self._say(f"nginx with njs in front of the controller: https://{gateway_address}")
         await self.enrol_gateway()

@@ -81,6 +81,8 @@ class NginxConfig(Part):
     """Take TLS 1.2 too, with forward-secret AEAD suites only."""
     public_port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """Port for plain HTTP: `/health`, for a load balancer, and revocation lists under `/crl/`. Off by default."""
+    crl: QuotablePath | None = None
+    """Revocation lists of all CAs of the chain, the root's too, PEM: for a stock nginx; reload it when they change."""
     mode: Literal["njs", "stock"] = "njs"
     """`stock` does without njs: a map file, revocation lists and reloads. Slower, and weaker: see docs/gateway.md."""
 
@@ -88,6 +90,11 @@ class NginxConfig(Part):
     def admin(self) -> Path:
         """The unix socket on which the gateway worker talks to nginx."""
         return self.folder / "admin.sock"
+
+    @property
+    def map(self) -> Path:
+        """Who is admitted, for a stock nginx: `nginx_map` of the gateway worker."""
+        return self.folder / "admitted.map"
 
     @property
     def public(self) -> Path:

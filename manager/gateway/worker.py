@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
@@ -20,6 +21,7 @@ from bus.api import Bus, BusError
 from manager.gateway.break_glass import BreakGlassFolder
 from manager.gateway.dictionary import Dictionary, NginxError
 from manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, difference
+from manager.gateway.map_file import MapFile
 from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.public import publish
 from manager.gateway.telling import Emit, Telling, complain
@@ -28,6 +30,7 @@ from schemas.base import Refusal
 from schemas.break_glass import BreakGlass
 from schemas.settings import GatewaySettings
 
+Nginx: TypeAlias = Dictionary | MapFile
 _PROBE_S = 1.0
 """How often an idle worker asks nginx for its epoch: how long a restarted nginx stays empty."""
 
@@ -63,9 +66,13 @@ class GatewayWorker:
 
     async def run(self) -> None:
         """Work until cancelled. Neither a lost bus nor a lost nginx ends it."""
-        async with Dictionary(self._settings.nginx_socket) as dictionary, asyncio.TaskGroup() as tasks:
+        path = self._settings.nginx_map
+        async with (
+            MapFile(path) if path else Dictionary(self._settings.nginx_socket) as nginx,
+            asyncio.TaskGroup() as tasks,
+        ):
             tasks.create_task(self._follow())
-            tasks.create_task(self._keep(dictionary))
+            tasks.create_task(self._keep(nginx))
             tasks.create_task(self._telling.reports())
             tasks.create_task(self._telling.events())
 
@@ -115,7 +122,7 @@ class GatewayWorker:
 
     # nginx
 
-    async def _keep(self, dictionary: Dictionary) -> None:
+    async def _keep(self, dictionary: Nginx) -> None:
         while True:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NginxError),
@@ -132,7 +139,7 @@ class GatewayWorker:
                 self._admitted.discard(key)
                 self._telling.event("lapsed", {"key": key})
 
-    async def _tell_refusals(self, dictionary: Dictionary) -> None:
+    async def _tell_refusals(self, dictionary: Nginx) -> None:
         """Requests that nginx has refused since it was last asked, whoever they came from."""
         with suppress(NginxError):  # the next agreement will say so
             for refusal in await dictionary.refusals():
@@ -149,7 +156,7 @@ class GatewayWorker:
         if state.attempt_number == 1 and state.outcome is not None:
             self._telling.event("nginx-failed", {"problem": str(state.outcome.exception())})
 
-    async def _agree(self, dictionary: Dictionary) -> None:
+    async def _agree(self, dictionary: Nginx) -> None:
         """Bring nginx in line: what changed, or everything if its memory is new or the period is over."""
         self._wake.clear()
         epoch = (await dictionary.health()).epoch

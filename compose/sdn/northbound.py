@@ -1,0 +1,100 @@
+"""The northbound of the os-ken controller: the same REST as compose/controller.py, with real switches behind it.
+
+It listens on a unix socket that only its own user can open, so that nothing but nginx reaches it; OpenFlow listens on
+loopback.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from os_ken import cfg
+from os_ken.base.app_manager import AppManager
+from os_ken.controller import controller as _  # noqa: F401  registers the options for listening
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from compose.controller import Flow, serve, told
+from compose.sdn.switches import NoAnswer, Switches
+from schemas.base import first_message, where
+
+
+class Northbound:
+    """Switches by name; one that has no name goes by its datapath id, 16 hexadecimal digits."""
+
+    def __init__(self, switches: Switches, names: dict[str, int]) -> None:
+        self._switches = switches
+        self._names = names
+
+    def application(self) -> Starlette:
+        """The REST application."""
+        flows = "/switches/{switch}/flows"
+        return Starlette(
+            routes=[
+                Route("/switches", self._list_switches, methods=["GET"]),
+                Route(flows, self._list_flows, methods=["GET"]),
+                Route(flows, self._add_flow, methods=["POST"]),
+                Route(flows + "/{flow:int}", self._delete_flow, methods=["DELETE"]),
+            ],
+            exception_handlers={NoAnswer: _no_answer},
+        )
+
+    async def _list_switches(self, request: Request) -> Response:
+        told(request)
+        named = {number: name for name, number in self._names.items()}
+        return JSONResponse([{"id": named.get(number, f"{number:016x}")} for number in self._switches.datapaths()])
+
+    async def _list_flows(self, request: Request) -> Response:
+        told(request)
+        return JSONResponse(await asyncio.to_thread(self._switches.flows, self._of(request)))
+
+    async def _add_flow(self, request: Request) -> Response:
+        try:
+            flow = Flow.model_validate_json(await request.body())
+            number = await asyncio.to_thread(
+                self._switches.add, self._of(request), flow.priority, flow.match, flow.actions
+            )
+        except ValidationError as error:
+            raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        told(request, flow=number)
+        return JSONResponse({"id": number, **flow.model_dump()}, status_code=201)
+
+    async def _delete_flow(self, request: Request) -> Response:
+        number = request.path_params["flow"]
+        if not await asyncio.to_thread(self._switches.delete, self._of(request), number):
+            raise HTTPException(404)
+        told(request, flow=number)
+        return Response(status_code=204)
+
+    def _of(self, request: Request) -> int:
+        name = request.path_params["switch"]
+        try:
+            return self._names[name] if name in self._names else int(name, 16)
+        except ValueError:
+            raise HTTPException(404) from None
+
+
+async def run(socket: Path, openflow_port: int, names: dict[str, int], ready: Callable[[], None]) -> None:
+    """Serve until cancelled. os-ken's threads go on then: whoever calls this has to end the process."""
+    cfg.CONF(args=[], project="os_ken")
+    cfg.CONF.set_override("ofp_listen_host", "127.0.0.1")
+    cfg.CONF.set_override("ofp_tcp_listen_port", openflow_port)
+    manager = AppManager.get_instance()
+    manager.load_apps(["compose.sdn.switches", "os_ken.controller.ofp_handler"])
+    manager.instantiate_apps(**manager.create_contexts())
+    switches = next(app for app in manager.applications.values() if isinstance(app, Switches))
+    await serve(socket, Northbound(switches, names).application(), ready)
+
+
+async def _no_answer(request: Request, error: Exception) -> Response:
+    return JSONResponse({"problem": str(error)}, status_code=502)

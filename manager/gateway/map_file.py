@@ -1,0 +1,150 @@
+"""An nginx without njs, as the gateway worker sees it: a map file, and a reload that ends what was served before.
+
+The file is the prototype's `nginx_client_crts` in today's words: a regular expression for each rule of each admitted
+certificate, keyed by serial. Beside them, as comments, stand the very entries, so that a worker which starts anew reads
+what nginx holds. What njs does and this cannot: bind the certificate's hash (the CA's serials are unique), and end an
+admission without a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter
+
+from manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
+from manager.gateway.ledger import CertificateEntry, Entry
+
+_MARK = "# "
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
+_PLAIN = r"(?:[\w~!$&'()*+,=:@-]|%(?i:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))"
+_SEGMENT = rf"(?:{_PLAIN}(?:\.|{_PLAIN})*)"
+"""One segment of a target in plain form, as compose/nginx/admission.js has it."""
+_RELOADED_S = 5.0
+
+
+class MapFile:
+    """The file and the nginx that includes it; `nginx.pid` stands beside it. Every method raises NginxError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def health(self) -> Health:
+        """The epoch is the master process. Whatever has lapsed meanwhile is taken out here."""
+        entries = self._read()
+        over = [key for key, entry in entries.items() if entry.until <= time.time()]
+        if over:
+            await self._write({key: entry for key, entry in entries.items() if key not in over})
+        return Health(epoch=self._epoch(), entries=len(entries) - len(over), free=0)
+
+    async def contents(self) -> Contents:
+        """All of it."""
+        entries = {key: entry.model_dump_json() for key, entry in self._read().items()}
+        return Contents(epoch=self._epoch(), entries=entries)
+
+    async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+        """Write entries, and return when no process of nginx works by the file before."""
+        if entries:
+            await self._change(epoch, {**self._read(), **entries})
+
+    async def remove(self, epoch: str, keys: Sequence[str]) -> None:
+        """The same for what has to go."""
+        before = self._read()
+        if set(keys) & before.keys():
+            await self._change(epoch, {key: entry for key, entry in before.items() if key not in keys})
+
+    async def refusals(self) -> list[RequestRefusal]:
+        """A stock nginx counts nothing: its access log has them."""
+        return []
+
+    async def _change(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+        if epoch != self._epoch():
+            raise OtherEpoch("nginx was restarted")
+        await self._write(entries)
+
+    async def _write(self, entries: Mapping[str, Entry]) -> None:
+        try:
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
+                file.writelines(_lines(entries))
+            Path(file.name).replace(self._path)
+        except OSError as error:
+            raise NginxError(f"{self._path}: {error.strerror}") from None
+        await self._reload()
+
+    async def _reload(self) -> None:
+        master = self._master()
+        before = _children(master)
+        try:
+            os.kill(master, signal.SIGHUP)
+            async with asyncio.timeout(_RELOADED_S):
+                while before & _children(master):  # noqa: ASYNC110  a process that ends tells only its parent
+                    await asyncio.sleep(0.01)
+        except OSError as error:
+            raise NginxError(f"nginx {master}: {error.strerror}") from None
+        except TimeoutError:
+            raise NginxError("workers from before the reload still run: set worker_shutdown_timeout") from None
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK)]
+            return {key: _ENTRY.validate_json(value) for key, value in rows}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise NginxError(f"{self._path}: {error}") from None
+
+    def _master(self) -> int:
+        try:
+            return int((self._path.parent / "nginx.pid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            raise NginxError(f"no nginx runs beside {self._path}") from None
+
+    def _epoch(self) -> str:
+        master = self._master()
+        try:
+            started = Path(f"/proc/{master}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19]
+        except OSError:
+            raise NginxError(f"no nginx runs beside {self._path}") from None
+        return hashlib.sha256(f"{master} {started}".encode()).hexdigest()[:32]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def _lines(entries: Mapping[str, Entry]) -> list[str]:
+    found = [f"{_MARK}{json.dumps([key, entry.model_dump_json()])}\n" for key, entry in entries.items()]
+    for key, entry in entries.items():
+        if isinstance(entry, CertificateEntry) and entry.host_key in entries:
+            serial = key.removeprefix("cert.").upper()
+            found += [f'"~^{serial} {expression(rule)}" "{entry.identity}";\n' for rule in entry.allow]
+    return found
+
+
+def expression(rule: str) -> str:
+    """A rule as a regular expression (PCRE) over `METHOD TARGET`."""
+    methods, path = rule.split(" ")
+    method = "[A-Z]+" if methods == "*" else f"(?:{methods.replace(',', '|')})"
+    if path.endswith("/**"):
+        return rf"{method} {re.escape(path[:-3])}(?:/{_SEGMENT})*/?(?:\?|$)"
+    return rf"{method} {re.escape(path)}(?:\?|$)"
+
+
+def _children(master: int) -> set[int]:
+    try:
+        return {int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()}
+    except OSError:
+        raise NginxError(f"nginx {master} has gone") from None

@@ -1,0 +1,96 @@
+"""`attestgate doctor`: what it finds good is good, what it finds bad says what to do."""
+
+import json
+import time
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from cli.main import app
+from manager import doctor
+from manager.doctor import Finding
+from manager.listening import listening
+from schemas.settings import BusSettings, GatewaySettings
+from tests.gateway.support import Gate, running
+
+HEADER = "  sl  local_address rem_address   st\n"
+
+
+def bad(findings: list[Finding]) -> dict[str, Finding]:
+    found = {finding.check: finding for finding in findings if not finding.good}
+    assert all(finding.action for finding in found.values())
+    return found
+
+
+def test_who_listens_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "tcp").write_text(
+        HEADER + "   0: 0100007F:1A85 00000000:0000 0A 0\n   1: 00000000:19E9 00000000:0000 0A 0\n"
+        "   2: 0100007F:9999 0100007F:1A85 01 0\n"
+    )
+    (tmp_path / "tcp6").write_text(
+        HEADER + "   0: 00000000000000000000000001000000:0050 0:0 0A 0\n"
+        "   1: 0000000000000000FFFF00000100007F:0051 0:0 0A 0\n"
+    )
+    assert list(listening(tmp_path)) == [
+        (IPv4Address("127.0.0.1"), 6789),
+        (IPv4Address("0.0.0.0"), 6633),
+        (IPv6Address("::1"), 80),
+        (IPv4Address("127.0.0.1"), 81),
+    ]
+
+
+@pytest.mark.parametrize(("address", "good"), [("127.0.0.1", True), ("0.0.0.0", False), ("10.0.0.1", False)])
+def test_a_controller_that_the_network_reaches_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, good: bool
+) -> None:
+    config = Gate(tmp_path, time.time).config.model_copy(update={"controller": "127.0.0.1:8080"})
+    monkeypatch.setattr(doctor, "listening", lambda: [(ip_address(address), 8080), (ip_address(address), 6653)])
+    findings = bad(list(doctor.no_way_around(config)))
+    assert set(findings) == (set() if good else {"port 8080", "port 6653"})
+
+
+@pytest.mark.stack
+async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time)) as gate:
+        findings = await doctor.gateway(gate.config)
+        assert {"stranger", "controller", "gateway certificate"} <= {finding.check for finding in findings}
+        assert bad(findings) == {}
+        settings = GatewaySettings(
+            bus=BusSettings(url="nats://unused", credentials=Path("unused")),
+            id="g1",
+            gateway_set="sdn",
+            identity=Path("unused"),
+            manager_identity=["00" * 32],
+            nginx_socket=gate.config.admin,
+        )
+        assert bad(await doctor.nginx(settings)) == {}
+        gate.config.admin.chmod(0o666)
+        gate.config.controller.chmod(0o666)  # type: ignore[union-attr]
+        assert set(bad(await doctor.nginx(settings))) == {"admin socket"}
+        assert set(bad(await doctor.gateway(gate.config))) == {"controller"}
+    assert set(bad(await doctor.nginx(settings))) == {"nginx"}
+    assert {"stranger", "controller"} <= set(bad(await doctor.gateway(gate.config)))
+
+
+async def test_what_is_not_reached_is_a_finding(tmp_path: Path) -> None:
+    (finding,) = await doctor.pccs("http://127.0.0.1:1")
+    assert not finding.good and "pccs_url" in finding.action
+    finding = await doctor.bus(BusSettings(url="nats://127.0.0.1:1", credentials=tmp_path / "none"), "gateway")
+    assert not finding.good and "none" in finding.found
+    assert not doctor.identity(tmp_path / "none").good
+
+
+def test_the_command_says_it_in_json_and_by_its_exit_status(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, time.time)
+    keys = ("folder", "port", "certificate", "key", "client_ca", "controller")
+    values = {key: getattr(gate.config, key) for key in keys}
+    path = tmp_path / "nginx.toml"
+    path.write_text(tomli_w.dumps({k: str(v) if isinstance(v, Path) else v for k, v in values.items()}))
+    result = CliRunner().invoke(app, ["doctor", "--nginx", str(path), "--json"])
+    assert result.exit_code == 1, "nothing runs there"
+    found = {row["check"]: row for row in json.loads(result.output)}
+    assert found["nginx -t"]["good"] and not found["stranger"]["good"]
+    assert "to do" in CliRunner().invoke(app, ["doctor", "--nginx", str(path)]).output

@@ -1,0 +1,89 @@
+"""The way without njs: a map file and reloads, on the same nginx with its njs left alone."""
+
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from manager.gateway.map_file import MapFile, expression
+from schemas.admission import Withdrawal
+from tests.gateway.deployment import HOST, Deployment, at_work, status
+from tests.gateway.support import Client, Gate, host_lease, lease, running, until
+from tests.gateway.test_rules import ALLOWED, ONE_SUBTREE, REFUSED, send
+
+
+@pytest.fixture
+async def stock(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with running(Gate(tmp_path, time.time, mode="stock")) as gate:
+        yield Deployment(gate)
+
+
+async def admit(stock: Deployment, *clients: Client, allow: tuple[str, ...], lease_s: int = 30) -> None:
+    now = int(time.time())
+    await stock.say(host_lease(now), *(lease(c, now, lease_s=lease_s, allow=list(allow)) for c in clients))
+    for client in clients:
+        await stock.reported(client.key, "admitted", 1)
+
+
+@pytest.mark.stack
+async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: Deployment) -> None:
+    client, other = stock.gate.client(), stock.gate.client(app="a2")
+    assert await status(client) == 403
+    async with at_work(stock.worker(nginx_map=stock.gate.config.map)):
+        await admit(stock, client, other, allow=("GET /x",))
+        assert await status(client) == await status(other) == 200
+        assert (await client.http.post("/x")).status_code == 403
+        answer = await client.http.get("/x", headers={"X-Attestgate-Identity": "spoofed"})
+        assert client.issued is not None
+        assert dict(answer.json()["headers"])["x-attestgate-identity"] == client.issued.identity
+        await stock.withdraw(client.key)
+        assert await status(client) == 403
+        assert await status(other) == 200
+        now = int(time.time())
+        await stock.say(Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown"))
+        await stock.reported(HOST, "withdrawn", 2)
+        assert await status(other) == 403
+
+
+@pytest.mark.stack
+async def test_every_spelling_is_judged_as_with_njs(stock: Deployment) -> None:
+    client = stock.gate.client()
+    async with at_work(stock.worker(nginx_map=stock.gate.config.map)):
+        await admit(stock, client, allow=ONE_SUBTREE)
+        passed = [(m, t) for m, t in REFUSED if await send(client, stock.gate, m, t) not in {400, 403, 405}]
+        assert passed == [] == stock.gate.upstream.requests
+        for method, target in ALLOWED:
+            assert await send(client, stock.gate, method, target) == 200, (method, target)
+
+
+@pytest.mark.stack
+async def test_a_lapsed_lease_goes_and_a_new_worker_goes_on(stock: Deployment) -> None:
+    client, brief = stock.gate.client(), stock.gate.client(app="a2")
+    path = stock.gate.config.map
+    async with at_work(stock.worker(nginx_map=path)):
+        await admit(stock, client, allow=("GET /x",))
+        await admit(stock, brief, allow=("GET /x",), lease_s=2)
+
+        async def answer() -> int:
+            return await status(brief)
+
+        await until(answer, lambda code: code == 403)
+        assert await status(client) == 200
+    before = set((await MapFile(path).contents()).entries)
+    assert before == {client.key, HOST}
+    async with at_work(stock.worker(nginx_map=path)):
+        await stock.told("admitted", lambda data: data["key"] == client.key)
+        assert await status(client) == 200
+    assert set((await MapFile(path).contents()).entries) == before
+
+
+@pytest.mark.parametrize("rule", ["GET /a+b$c", "* /a.b/**", "GET,PUT /"])
+def test_a_rule_as_an_expression_means_what_it_says(rule: str) -> None:
+    methods, path = rule.split(" ")
+    method = "GET" if methods == "*" else methods.split(",")[-1]
+    found = re.compile(f"^{expression(rule)}")
+    assert found.search(f"{method} {path.removesuffix('/**')}")
+    assert not found.search(f"{method} {path.removesuffix('/**').replace('+', 'aa').replace('.', 'x')}y/..")
+    assert not found.search(f"{method} {path.removesuffix('/**')}//x")
