@@ -225,12 +225,13 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str, 
     """One attempt to connect."""
     client = Client()
     bus = NatsBus(client, ROLES[who.role])
-    dialling = True
+    connected = given_up = False
 
     async def problem(error: Exception) -> None:
-        if dialling:
+        if connected:
+            log.warning("bus.error", error=str(error) or type(error).__name__)
+        elif not given_up:
             raise error  # the client would go on trying by itself, and for ever
-        log.warning("bus.error", error=str(error) or type(error).__name__)
 
     try:
         async with asyncio.timeout(DIAL_S):
@@ -248,11 +249,11 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str, 
                 closed_cb=bus.closed,
             )
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        dialling = False
+        given_up = True  # what goes wrong while it closes adds nothing to the error below
         await client.close()
         text = f"no connection to {', '.join(servers)}: {error or type(error).__name__}"
         if "authorization violation" in str(error).lower():
             raise BusError(f"{text}: the server does not take the credential {credentials}") from None
         raise Unanswered(text) from None
-    dialling = False
+    connected = True
     return bus

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import struct
 from base64 import urlsafe_b64decode
 from pathlib import Path
 
@@ -125,6 +128,27 @@ def test_any_other_file_is_refused(tmp_path: Path, text: str) -> None:
 async def refused(server: EmbeddedServer, path: Path) -> None:
     with pytest.raises(BusError, match="does not take the credential"):
         await connect([server.url], path)
+
+
+async def test_a_server_that_refuses_and_resets_is_one_error_and_no_log_line(
+    keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the operator of a wrong credential reads is the refusal alone, however the connection ends."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id": "x", "version": "2.15.1", "max_payload": 1024, "nonce": "n"}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.write(b"-ERR 'Authorization Violation'\r\n")
+        writer.transport.abort()
+
+    credentials = tmp_path / "x.creds"
+    issue(keys, "operator", "operator", credentials)
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(BusError, match="does not take the credential"):
+            await connect([f"nats://127.0.0.1:{port}"], credentials)
+    assert "bus.error" not in "".join(capsys.readouterr())
 
 
 def credential(path: Path, token: str, seed: bytes) -> Path:

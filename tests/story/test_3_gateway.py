@@ -81,8 +81,8 @@ async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
     assert await stack.saw("app-5", "read flows", 403) is not None  # no rule allows that
     await child.stop()
     added = [line for line in stack.log("controller")[said:].splitlines() if '"method": "POST"' in line]
-    assert len(added) == 1
-    assert "spiffe://attestgate.test/host/host-1/app/app-5" in added[0] and IDENTITY not in added[0]
+    assert added  # once or twice: after its 403 the program tries again
+    assert all("spiffe://attestgate.test/host/host-1/app/app-5" in line and IDENTITY not in line for line in added)
 
 
 def _spoofing_code(folder: Path) -> None:
