@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -78,8 +79,8 @@ class Internal:
         await handler(session, self._vault.open(Work, WORK, subject, data).data)
 
     async def keep(self) -> None:
-        """What no message asks for: revocation lists that do not lapse. Runs for ever."""
-        await self._certificates.keep_lists()
+        """What no message asks for: revocation lists that do not lapse, policies at hand. Runs for ever."""
+        await asyncio.gather(self._certificates.keep_lists(), self._registry.follow())
 
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""

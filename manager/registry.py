@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TypeVar
 import structlog
 
 from bus.api import Bus, Conflict, Entry
+from bus.recent import Recent
 from manager.high_water import HighWater
 from manager.verification.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
 from manager.verification.policy_dsse import PolicyKey
@@ -84,12 +86,17 @@ class Registry:
     ) -> None:
         self._enrolment = bus.bucket("enrolment")
         self._policies = bus.bucket("policies")
+        self._newest = {key: Recent(self._policies, key) for key in (MANIFEST, TRIAL)}
         self._operators = operators
         self._high_water = high_water
         self._policy_keys = policy_keys
         self._in_force: InForce | None = None
         self._manifests: dict[bytes, PolicyManifest] = {}
         self._trial: InForce | None = None
+
+    async def follow(self) -> None:
+        """Hear of manifests put in force or on trial, for ever."""
+        await asyncio.gather(*(manifest.follow() for manifest in self._newest.values()))
 
     def identities(self, role: OperatorRole) -> set[bytes]:
         """The public keys of everyone with a role."""
@@ -209,7 +216,7 @@ class Registry:
 
     async def policies(self) -> InForce:
         """The policies in force by the newest manifest. Raises Refusal (`policy.*`, `rollback`)."""
-        entry = await self._policies.get(MANIFEST)
+        entry = await self._newest[MANIFEST].get()
         if entry is None or entry.value is None:
             raise Refusal.because(
                 "policy.none",
@@ -237,7 +244,7 @@ class Registry:
 
     async def _on_trial(self, in_force: PolicyManifest) -> InForce | None:
         """The policies on trial. One that cannot be read is none: a trial decides nothing, so it refuses nothing."""
-        entry = await self._policies.get(TRIAL)
+        entry = await self._newest[TRIAL].get()
         if entry is None or entry.value is None:
             return None
         try:
