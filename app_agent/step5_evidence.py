@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bus.agent import AgentSession
 from enclave.api import Enclave
-from schemas.binding import recheck_report_data, report_data
+from schemas.binding import enclave_key_hash, recheck_report_data, report_data
 from schemas.evidence import app_evidence_hash
 from schemas.messages import AppEvidence, AppHello, AppRecheckEvidence, Challenge, Recheck
 
@@ -67,7 +67,7 @@ def recheck_evidence(enclave: Enclave, session: AgentSession, question: Recheck,
         app,
         question.nonce,
         session.channel.opened_chain,
-        session.public_key,
+        enclave_key_hash(session.public_key),
         app_evidence_hash(),
     )
     return AppRecheckEvidence(nonce=question.nonce, quote=enclave.quote(data))

@@ -8,7 +8,7 @@ from bus.agent import AgentSession
 from enclave.api import Enclave
 from host_agent.tpm_client import TpmClient
 from schemas.base import Refusal
-from schemas.binding import recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
+from schemas.binding import enclave_key_hash, recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
 from schemas.evidence import host_evidence_hash, pack_measurements
 from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
 
@@ -69,7 +69,7 @@ def recheck_evidence(
         host,
         question.nonce,
         session.channel.opened_chain,
-        session.public_key,
+        enclave_key_hash(session.public_key),
         host_evidence_hash(measurements, quoted),
     )
     return HostRecheckEvidence(nonce=question.nonce, quote=enclave.quote(data), measurements=measurements, tpm=quoted)

@@ -160,7 +160,7 @@ class Judge:
             raise AssertionError(f"no question under way in {record.state}")
         role: Role = record.role
         return recheck_report_data(
-            role, record.session, record.subject, question.nonce, question.chain, record.enclave_key, evidence
+            role, record.session, record.subject, question.nonce, question.chain, record.enclave_key_hash, evidence
         )
 
 

@@ -1,8 +1,8 @@
 """Transitions: load the record, take a pure step, compare-and-set it with its outbox, publish the outbox.
 
 Killed anywhere, the message that caused it comes again and the transition comes to the same end: the step is taken
-once, since the record has moved on, and its outbox stands in the record until the next step, with ids that make a
-repeat harmless.
+once, since the record has moved on, and its outbox stands in the record until it is known to be published or the next
+step is taken, with ids that make a repeat harmless.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from bus.api import Bus, Conflict
@@ -65,8 +66,7 @@ class SessionStore:
             record, revision = await self._load(type(record), key)
         else:
             self._stored(record)
-        await self._outbox.publish(record)
-        self._remember(key, revision)
+        await self._publish(key, record, revision)
 
     async def change(self, kind: type[R], session: str, step: Callable[[R], Awaitable[R]]) -> R:
         """Take one step. A step that returns its record unchanged stores nothing.
@@ -85,7 +85,7 @@ class SessionStore:
     async def _change(self, kind: type[R], key: str, step: Callable[[R], Awaitable[R]]) -> R:
         for _ in range(MAX_CONFLICTS):
             record, revision = await self._load(kind, key)
-            if (key, revision) not in self._published:
+            if record.outbox and (key, revision) not in self._published:
                 await self._outbox.publish(record)
                 self._remember(key, revision)
             context = self._context()
@@ -100,8 +100,7 @@ class SessionStore:
             except Conflict:
                 continue
             self._stored(following)
-            await self._outbox.publish(following)
-            self._remember(key, stored)
+            await self._publish(key, following, stored)
             if not late:
                 return following
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
@@ -128,6 +127,15 @@ class SessionStore:
                 action="say hello again",
             )
         return self._vault.open(kind, BUCKET, key, entry.value), entry.revision
+
+    async def _publish(self, key: str, record: HostRecord | AppRecord, revision: int) -> None:
+        """Publish the outbox of the newest record. One that now rests is kept without it: most are at rest."""
+        await self._outbox.publish(record)
+        self._remember(key, revision)
+        if record.resting and record.outbox:
+            at_rest = record.model_copy(update={"outbox": []})
+            with suppress(Conflict):  # it rests no more
+                await self._bucket.update(key, self._vault.seal(BUCKET, key, record.revision, at_rest), revision)
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
         """Let what this transition tells be counted: once, by the worker that made it, however often it is sent."""

@@ -70,11 +70,16 @@ def report_data(
     return digest("report data", role, session, subject, nonce, t1, enclave_key, evidence)
 
 
+def enclave_key_hash(enclave_key: bytes) -> bytes:
+    """What is remembered of the key that a session's first quote named."""
+    return digest("enclave key", enclave_key)
+
+
 def recheck_report_data(
-    role: Role, session: str, subject: str, nonce: bytes, chain: bytes, enclave_key: bytes, evidence: bytes
+    role: Role, session: str, subject: str, nonce: bytes, chain: bytes, key_hash: bytes, evidence: bytes
 ) -> bytes:
     """The 64 bytes a recheck's quote must carry; `chain` is the manager's, up to and with the recheck message."""
-    return digest("recheck report data", role, session, subject, nonce, chain, enclave_key, evidence)
+    return digest("recheck report data", role, session, subject, nonce, chain, key_hash, evidence)
 
 
 def evidence_hash(*parts: bytes) -> bytes:

@@ -14,7 +14,16 @@ from manager.sessions.draft import Context, Draft, Judgement, R
 from manager.sessions.record import Handshake
 from manager.sessions.states import Input
 from schemas.base import Refusal, Secret, pack, unpack
-from schemas.binding import PROOF_STEP, Role, canonical, digest, first_transcript, hello_hash, next_transcript
+from schemas.binding import (
+    PROOF_STEP,
+    Role,
+    canonical,
+    digest,
+    enclave_key_hash,
+    first_transcript,
+    hello_hash,
+    next_transcript,
+)
 from schemas.messages import Challenge, EvidenceKind, Proof, Rejected, Sealed
 from schemas.signing import sign
 
@@ -82,11 +91,12 @@ def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: by
     return envelope.open_sealed(suite, handshake.session_private, info, sealed.ciphertext)
 
 
-def accept_evidence(draft: Draft[R], data: bytes) -> bytes:
-    """Move T1 to T2 over accepted evidence; the challenge has been heard. Returns T2."""
+def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
+    """Move T1 to T2 over accepted evidence, whose quote names the key; the challenge has been heard. Returns T2."""
     handshake = _handshake(draft)
     t2 = next_transcript(handshake.transcript, "up", "evidence", data)
-    draft.set(handshake=handshake.model_copy(update={"transcript": t2}), unheard=[])
+    following = handshake.model_copy(update={"transcript": t2, "enclave_key": enclave_key})
+    draft.set(handshake=following, enclave_key_hash=enclave_key_hash(enclave_key), unheard=[])
     return t2
 
 
@@ -105,7 +115,7 @@ def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_n
     """Seal the grant to the enclave's key, sign it, move T2 to T3."""
     handshake, record = _handshake(draft), draft.record
     t2 = handshake.transcript
-    ciphertext = envelope.seal(record.suite, record.enclave_key, canonical("grant", t2), pack(model))
+    ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant", t2), pack(model))
     signed = sign(draft.context.identity, "grant", Sealed(session=record.session, ciphertext=ciphertext), t2)
     data = pack(signed)
     draft.set(

@@ -60,6 +60,8 @@ class Handshake(Model):
     session_private: Secret
     transcript: Bytes64
     """T1 when challenged, T3 when granted."""
+    enclave_key: bytes = b""
+    """The key in the quote, which the grant is sealed to; known from T2 on."""
     channel_secret: Secret | None = None
     challenge_nonce: Bytes32 | None = None
     """n1 or n2."""
@@ -97,7 +99,7 @@ class SessionRecord(Model):
     handshake: Handshake | None = None
     channel: Channel | None = None
     question: Question | None = None
-    enclave_key: bytes = b""
+    enclave_key_hash: bytes = b""
     outcome: Outcome | None = None
     platform: dict[str, str] = {}
     """Salted hashes that name the SGX platform (see schemas.sgx)."""
@@ -110,6 +112,11 @@ class SessionRecord(Model):
     def over(self) -> bool:
         """True in a final state."""
         return self.state in ENDS
+
+    @property
+    def resting(self) -> bool:
+        """True where nothing is under way: over, or trusted until the next recheck."""
+        return self.over or self.state in (State.TRUSTED, State.ADMITTED)
 
     @property
     def simulated(self) -> bool:

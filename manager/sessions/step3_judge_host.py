@@ -28,9 +28,8 @@ def take_host_evidence(
     if judgement.given is Input.EVIDENCE_BAD:
         end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons, judgement)
         return draft.finish()
-    accept_evidence(draft, data)
+    accept_evidence(draft, data, evidence.enclave_key)
     draft.set(
-        enclave_key=evidence.enclave_key,
         list_size=judgement.list_size,
         list_digest=judgement.list_digest,
         replay=judgement.replay,

@@ -62,9 +62,8 @@ def take_application_evidence(
     if host_session is None:
         raise AssertionError("good evidence without a trusted host")
     draft.move(Input.EVIDENCE_GOOD)
-    t2 = accept_evidence(draft, data)
+    t2 = accept_evidence(draft, data, evidence.enclave_key)
     draft.set(
-        enclave_key=evidence.enclave_key,
         certificate_request=evidence.certificate_request,
         proxy=evidence.proxy,
         host_session=host_session,

@@ -71,7 +71,13 @@ def handshake(role: Role) -> dict[str, Any]:
             "chain_down": binding.first_chain(t4, "down").hex(),
             "chain_down_after_recheck": down.hex(),
             "recheck_report_data": binding.recheck_report_data(
-                role, session, subject, nonce, down, key, evidence if role == "host" else nothing
+                role,
+                session,
+                subject,
+                nonce,
+                down,
+                binding.enclave_key_hash(key),
+                evidence if role == "host" else nothing,
             ).hex(),
         },
     }

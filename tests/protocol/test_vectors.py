@@ -70,7 +70,11 @@ def test_a_second_implementation_agrees(role: str) -> None:
     assert made["proof"] == proof
     down = sha512("chain", t[4], "down")
     assert (made["chain_up"], made["chain_down"]) == (sha512("chain", t[4], "up"), down)
-    assert made["chain_down_after_recheck"] == sha512("chain step", down, bytes.fromhex(given["recheck"]))
+    chain = sha512("chain step", down, bytes.fromhex(given["recheck"]))
+    assert made["chain_down_after_recheck"] == chain
+    beside = evidence if role == "host" else sha512("evidence", b"")
+    asked = sha512("recheck report data", role, session, subject, nonce, chain, sha512("enclave key", key), beside)
+    assert made["recheck_report_data"] == asked
 
 
 def test_a_second_implementation_opens_the_frames() -> None:
