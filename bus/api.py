@@ -47,8 +47,8 @@ class Bucket(Protocol):
         """Remove a key; a missing one is no error."""
         ...
 
-    async def keys(self) -> list[str]:
-        """Every key with a value."""
+    async def keys(self, pattern: str = ">") -> list[str]:
+        """Every key with a value that fits the pattern (`*` one token, `>` one or more at the end), sorted."""
         ...
 
     def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:

@@ -66,12 +66,12 @@ class NatsBucket:
         """See `bus.api.Bucket.delete`. Leaves a mark for watchers, for `DELETED_FOR_S`."""
         await self._write(key, b"", {OPERATION: "DEL", "Nats-TTL": f"{DELETED_FOR_S}s"})
 
-    async def keys(self) -> list[str]:
+    async def keys(self, pattern: str = ">") -> list[str]:
         """See `bus.api.Bucket.keys`."""
         present: dict[str, bool] = {}
         last, more = 0, True
         while more:
-            page, more = await self._page(last, ">")
+            page, more = await self._page(last, pattern)
             present |= {entry.key: entry.value is not None for entry in page}
             last = page[-1].revision if page else last
         return sorted(key for key, there in present.items() if there)

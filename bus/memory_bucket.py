@@ -54,9 +54,10 @@ class MemoryBucket:
         """See `bus.api.Bucket.delete`."""
         self._write(key, None)
 
-    async def keys(self) -> list[str]:
+    async def keys(self, pattern: str = ">") -> list[str]:
         """See `bus.api.Bucket.keys`."""
-        return sorted(key for key, entry in self._entries.items() if entry.value is not None)
+        present = (key for key, entry in self._entries.items() if entry.value is not None)
+        return sorted(key for key in present if subjects.matches(pattern, key))
 
     async def watch(self, pattern: str = ">") -> AsyncGenerator[Entry | None]:
         """See `bus.api.Bucket.watch`."""

@@ -15,6 +15,7 @@ from manager.outbox import Outbox
 from manager.registry import Registry
 from manager.sessions.draft import Context
 from manager.sessions.handshake import session_id
+from manager.sessions.record import pending_key
 from manager.sessions.step1_attest_host import challenge_host
 from manager.sessions.step5_attest_application import challenge_application
 from manager.store import SessionStore
@@ -61,7 +62,7 @@ class HelloDesk:
         wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
-        await self._outbox.point(f"pending.host.{id}", session, "replaced")
+        await self._outbox.point(pending_key("host", id, id), session, "replaced")
 
     async def app(self, id: str, data: bytes) -> None:
         """An application's hello. Raises Refusal."""
@@ -76,7 +77,7 @@ class HelloDesk:
         session = self._admit(f"app.{id}.{hello.host}", "app", id, data)
         record = challenge_application(session, hello, data, self._context(), self._suite)
         await self._store.create(record)
-        await self._outbox.point(f"pending.app.{id}.{hello.host}", session, "replaced")
+        await self._outbox.point(pending_key("app", id, hello.host), session, "replaced")
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""

@@ -60,7 +60,6 @@ class Operators:
     ) -> None:
         self._high_water = high_water
         self._quarantine = quarantine
-        self._bus = bus
         self._registry = registry
         self._outbox = outbox
         self._emit = emit
@@ -132,14 +131,12 @@ class Operators:
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
         """Tell every session of a subject, also one that is only on its way to trust."""
-        ours = (f"current.{role}.{id}", f"pending.{role}.{id}")
-        for key in await self._bus.bucket("sessions").keys():
-            if key in ours or key.startswith(tuple(f"{prefix}." for prefix in ours)):
-                session = await self._outbox.pointer(key)
-                if session is not None:
-                    order = Order(reasons=[reason] if reason else [])
-                    once = f"{command.operator}-{command.sequence}-{session}"
-                    await self._outbox.work(role, session, what, order, message_id=once)
+        for key in await self._outbox.pointers(role, id):
+            session = await self._outbox.pointer(key)
+            if session is not None:
+                order = Order(reasons=[reason] if reason else [])
+                once = f"{command.operator}-{command.sequence}-{session}"
+                await self._outbox.work(role, session, what, order, message_id=once)
 
 
 def _check(command: Command, name: str, applied: int, now: int) -> None:

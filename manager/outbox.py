@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from bus import subjects
 from bus.api import Bus, Conflict
-from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key
+from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key, pending_key
 from manager.sessions.work import WORK, Order, Work
 from manager.vault import Vault
 from schemas.base import Model, Reason, SessionId, pack
@@ -62,6 +62,13 @@ class Outbox:
         elif record.serial:
             await self._admissions.delete(f"cert.{record.serial}")
         await self._summaries.delete(summary_key(record))
+
+    async def pointers(self, role: Role, id: str) -> list[str]:
+        """Where a subject's sessions are named: a host's at two keys, an application's at two for each host."""
+        if role == "host":
+            return [current_key("host", id, id), pending_key("host", id, id)]
+        patterns = (current_key("app", id, "*"), pending_key("app", id, "*"))
+        return [key for pattern in patterns for key in await self._sessions.keys(pattern)]
 
     async def pointer(self, key: str) -> str | None:
         """The session that a pointer names, or None."""

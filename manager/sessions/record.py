@@ -182,4 +182,13 @@ def record_key(role: Role, session: str) -> str:
 
 def current_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the session that speaks for a subject (an application: on one host)."""
-    return f"current.{role}.{subject}" if role == "host" else f"current.{role}.{subject}.{host}"
+    return f"current.{_place(role, subject, host)}"
+
+
+def pending_key(role: Role, subject: str, host: str) -> str:
+    """The key of the pointer to the session that a subject opened last, trusted or not."""
+    return f"pending.{_place(role, subject, host)}"
+
+
+def _place(role: Role, subject: str, host: str) -> str:
+    return f"{role}.{subject}" if role == "host" else f"{role}.{subject}.{host}"

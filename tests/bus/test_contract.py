@@ -210,6 +210,7 @@ async def test_a_bucket_keeps_the_newest_value(world: World) -> None:
     await bucket.put("c", b"")
     assert await bucket.get("c") == Entry("c", b"", second + 1)
     assert await bucket.keys() == ["a.b", "c"]
+    assert [await bucket.keys(pattern) for pattern in ("a.*", "*", "b.>")] == [["a.b"], ["c"], []]
 
 
 async def test_compare_and_set_has_one_winner(world: World) -> None:
