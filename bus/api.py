@@ -134,10 +134,6 @@ class Bus(Protocol):
         """
         ...
 
-    async def cancel(self, subject: str) -> None:
-        """Forget the schedule of `subject`; a missing one is no error."""
-        ...
-
     def bucket(self, name: str) -> Bucket:
         """A bucket of `bus.layout` by its name."""
         ...

@@ -87,10 +87,6 @@ class MemoryServer:
             self._schedules[subject] = _Scheduled(at, data)
             self.tick()
 
-    def cancel(self, subject: str) -> None:
-        """Forget a schedule."""
-        self._schedules.pop(subject, None)
-
     def notify(self) -> None:
         """Wake every waiting consumer."""
         self._changed.set()
@@ -152,12 +148,6 @@ class MemoryBus:
         self._check_open()
         subjects.due(subject)  # refuses what is no deadline
         self._server.schedule(subject, data, at, message_id)
-
-    async def cancel(self, subject: str) -> None:
-        """See `bus.api.Bus.cancel`."""
-        self._check_open()
-        subjects.due(subject)  # refuses what is no deadline
-        self._server.cancel(subject)
 
     def bucket(self, name: str) -> MemoryBucket:
         """See `bus.api.Bus.bucket`."""

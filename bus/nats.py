@@ -119,12 +119,6 @@ class NatsBus:
         headers = {"Nats-Schedule": f"@at {when}", "Nats-Schedule-Target": subjects.due(subject)}
         await self.store(subject, data, message_id=message_id, headers=headers)
 
-    async def cancel(self, subject: str) -> None:
-        """See `bus.api.Bus.cancel`. The message that does it lives for a second where no consumer looks."""
-        subjects.due(subject)  # refuses what is no deadline
-        headers = {"Nats-Scheduler": subject, "Nats-Schedule-Next": "purge", "Nats-TTL": "1s"}
-        await self.store(subjects.CANCELLED, b"", headers=headers)
-
     def bucket(self, name: str) -> NatsBucket:
         """See `bus.api.Bus.bucket`."""
         return NatsBucket(self, layout.BUCKETS[name])

@@ -26,8 +26,6 @@ WORK = f"{ROOT}.work"
 SCHEDULE = f"{ROOT}.schedule"
 DUE = f"{ROOT}.due"
 COPY = f"{ROOT}.copy"
-CANCELLED = f"{SCHEDULE}.cancelled"
-"""Where the message that cancels a schedule is stored for a second; no consumer reads it."""
 
 STEPS: dict[str, tuple[str, ...]] = {
     "host": ("hello", "evidence", "key_proof", "recheck_evidence", "key_delivered", "resume"),
@@ -92,7 +90,7 @@ def deadline(session: str) -> str:
 
 def due(subject: str) -> str:
     """Where the server publishes what waited under `deadline(...)`."""
-    if not subject.startswith(f"{SCHEDULE}.") or subject == CANCELLED:
+    if not subject.startswith(f"{SCHEDULE}."):
         raise ValueError(f"{subject!r} is no deadline")
     return f"{DUE}{subject.removeprefix(SCHEDULE)}"
 

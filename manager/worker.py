@@ -26,6 +26,7 @@ from manager.limits import Limiter
 from manager.observer import Observer
 from manager.operators import Operators
 from manager.quarantine import Quarantine
+from manager.sessions.recheck import TooSoon
 from manager.sessions.states import NoMove
 from schemas.base import Reason, Refusal
 
@@ -120,6 +121,9 @@ class Worker:
             await self._dropped(subject, delivery.data, (_no_move(none),))
         except Stale:
             await self._dropped(subject, delivery.data, (_repeat(),))
+        except TooSoon as early:
+            await delivery.again(early.delay_s)
+            return "again"
         except Early:
             if delivery.attempt <= ATTEMPTS:
                 await delivery.again(0.05 * delivery.attempt)

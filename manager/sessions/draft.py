@@ -185,21 +185,16 @@ class Draft(Generic[R]):
 
     def finish(self) -> R:
         """The record to store: its outbox filled, its next waking set."""
-        record, context = self.record, self.context
-        if record.state in ENDS:
+        now = self.context.now
+        if self.record.over:
             self.forget_secrets()
             if self.before not in ENDS:
-                self.set(deadline=context.now + KEPT_S)
-            marks = [self.record.deadline]
-        elif record.question is not None:
-            marks = [record.deadline, record.question.window_end]
-        else:
-            marks = [record.deadline, record.next_recheck or record.deadline]
-        at = max(min(marks), context.now + 1)
-        key = record_key(record.role, record.session)
+                self.set(deadline=now + KEPT_S)
+        record = self.record
+        at, key = max(record.wakes_at, now + 1), record_key(record.role, record.session)
         self._put(how="wake", subject=subjects.deadline(record.session), data=key.encode(), at=at)
         self._put(how="summary")
-        self.set(outbox=self._outbox, revision=self.record.revision + 1)
+        self.set(outbox=self._outbox, revision=record.revision + 1)
         return self.record
 
     def _put(self, **fields: Any) -> None:

@@ -19,6 +19,14 @@ from schemas.enrolment import AppEnrolment
 from schemas.messages import Recheck
 
 
+class TooSoon(Exception):
+    """A waking that came before its time: to be heard again after `delay_s` seconds."""
+
+    def __init__(self, delay_s: int) -> None:
+        super().__init__(f"{delay_s} s too soon")
+        self.delay_s = delay_s
+
+
 def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
     """The session with a fresh question under way. Raises NoMove where there is no trust to renew.
 
@@ -106,17 +114,15 @@ def unjudged_answer(record: R, context: Context, channel: Channel, refusal: Refu
 def wake(record: R, context: Context, policy: dict[str, str]) -> R:
     """What the clock says to a session: over, ask again, or nothing (the record unchanged).
 
-    A scheduled message is a hint only: each load compares the record's own times with the clock.
+    A scheduled message is a hint only: each load compares the record's own times with the clock. Raises TooSoon where
+    the bus's clock is ahead of this one.
     """
-    if record.over:
+    early_s = record.wakes_at - context.now
+    if 0 < early_s <= context.timing.skew_s:
+        raise TooSoon(early_s)
+    if record.over or early_s > 0:
         return record
-    if context.now >= record.deadline:
-        return expire(record, context)
-    asked_in_vain = record.question is not None and context.now >= record.question.window_end
-    due = record.next_recheck is not None and context.now >= record.next_recheck
-    if asked_in_vain or due:
-        return ask_again(record, context, policy)
-    return record
+    return expire(record, context) if context.now >= record.deadline else ask_again(record, context, policy)
 
 
 def expire(record: R, context: Context) -> R:

@@ -114,6 +114,15 @@ class SessionRecord(Model):
         return self.state in ENDS
 
     @property
+    def wakes_at(self) -> int:
+        """When the clock next has something to say to this session, Unix seconds."""
+        if self.over:
+            return self.deadline
+        if self.question is not None:
+            return min(self.deadline, self.question.window_end)
+        return min(self.deadline, self.next_recheck or self.deadline)
+
+    @property
     def resting(self) -> bool:
         """True where nothing is under way: over, or trusted until the next recheck."""
         return self.over or self.state in (State.TRUSTED, State.ADMITTED)

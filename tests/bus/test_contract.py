@@ -335,19 +335,6 @@ async def test_a_deadline_in_the_past_fires(world: World) -> None:
     assert delivery.data == b"late"
 
 
-async def test_a_cancelled_deadline_does_not_fire(world: World) -> None:
-    at = world.now() + 1
-    await world.manager.schedule(subjects.deadline(SESSION), b"cancelled", at=at)
-    await world.manager.schedule(subjects.deadline(OTHER), b"stands", at=at + 1)
-    await world.manager.cancel(subjects.deadline(SESSION))
-    await world.manager.cancel(subjects.deadline("ef" * 16))  # was never there
-    await world.pass_time(3)
-    (delivery,) = await take(world.manager, "workers")
-    assert delivery.data == b"stands"
-    await delivery.done()
-    await nothing_waits(world.manager, "workers", MARK_WORK)
-
-
 async def test_a_new_deadline_replaces_the_old(world: World) -> None:
     at = world.now()
     await world.manager.schedule(subjects.deadline(SESSION), b"old", at=at + 1)
@@ -362,8 +349,6 @@ async def test_a_new_deadline_replaces_the_old(world: World) -> None:
 async def test_only_a_deadline_can_be_scheduled(world: World) -> None:
     with pytest.raises(ValueError, match="no deadline"):
         await world.manager.schedule(HELLO, b"", at=world.now())
-    with pytest.raises(ValueError, match="no deadline"):
-        await world.manager.cancel(subjects.CANCELLED)
 
 
 async def test_after_the_close_everything_is_an_error(world: World) -> None:

@@ -56,10 +56,6 @@ class MortalBus:
         self._counter.count()
         await self._bus.schedule(subject, data, at=at, message_id=message_id)
 
-    async def cancel(self, subject: str) -> None:
-        self._counter.count()
-        await self._bus.cancel(subject)
-
     def bucket(self, name: str) -> Any:
         return MortalBucket(self._bus.bucket(name), self._counter)
 

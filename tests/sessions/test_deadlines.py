@@ -1,0 +1,112 @@
+"""Deadlines: none is left of a session that has moved on, and one that comes too soon is heard in time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from bus import layout, subjects
+from manager.sessions.draft import KEPT_S
+from manager.sessions.record import AppRecord, HostRecord, record_key
+from manager.sessions.states import State
+from schemas.enrolment import Revoke
+from tests.sessions.harness import LISTS, Deployment
+
+Story = Callable[[Deployment], Awaitable[None]]
+
+
+async def revoked(site: Deployment) -> None:
+    await site.admitted()
+    await site.order(Revoke(kind="host", id="h1", reason="test"))
+    await site.until("app", "a1", "untrusted")
+
+
+async def superseded(site: Deployment) -> None:
+    host, _ = await site.admitted()
+    await host.stop()
+    await site.advance(2)
+    await site.host()
+    await site.until("host", "h1", "superseded")
+
+
+async def expired(site: Deployment) -> None:
+    for agent in await site.admitted():
+        await agent.stop()
+    for _ in range(5):
+        await site.advance(10)
+
+
+async def untrusted(site: Deployment) -> None:
+    await site.admitted()
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.advance(10)
+    await site.until("host", "h1", "untrusted")
+
+
+async def refused(site: Deployment) -> None:
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.enrol_host()
+    await site.host()
+    await site.until("host", "h1", "refused")
+
+
+def scheduled(site: Deployment) -> dict[str, int]:
+    """What waits in the server: when, by session."""
+    return {subject.rsplit(".", 1)[1]: waiting.at for subject, waiting in site.wire._schedules.items()}
+
+
+async def records(site: Deployment) -> list[HostRecord | AppRecord]:
+    return [*await site.records(HostRecord), *await site.records(AppRecord)]
+
+
+@pytest.mark.parametrize("story", [revoked, superseded, expired, untrusted, refused])
+async def test_of_a_session_that_is_over_only_its_clearing_away_is_left(site: Deployment, story: Story) -> None:
+    await story(site)
+    await site.quiet()
+    there = await records(site)
+    assert State[story.__name__.upper()] in [record.state for record in there]
+    assert scheduled(site) == {record.session: record.wakes_at for record in there}
+    for record in there:
+        assert not record.over or record.wakes_at == record.deadline
+    for agent in site.agents:
+        await agent.stop()
+    while there:
+        await site.advance(KEPT_S + 60)
+        there = await records(site)
+    assert scheduled(site) == {}
+
+
+async def trusted(site: Deployment) -> HostRecord:
+    await site.enrol_host()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.quiet()
+    (host,) = await site.records(HostRecord)
+    return host
+
+
+def fire(site: Deployment, host: HostRecord) -> None:
+    """What a server does whose clock has come to the session's deadline."""
+    subject = subjects.deadline(host.session)
+    del site.wire._schedules[subject]
+    site.wire.inject(subjects.due(subject), record_key("host", host.session).encode())
+
+
+async def test_a_bus_whose_clock_is_ahead_delays_no_recheck(site: Deployment) -> None:
+    host = await trusted(site)
+    await site.advance(host.wakes_at - site.clock() - site.timing.skew_s)
+    fire(site, host)
+    await site.quiet()
+    assert "rechecking" not in site.what("host", "h1")
+    await site.advance(site.timing.skew_s)
+    await site.until("host", "h1", "rechecked")
+
+
+async def test_a_waking_long_before_its_time_is_none(site: Deployment) -> None:
+    host = await trusted(site)
+    await site.advance(1)
+    fire(site, host)
+    await site.settled()
+    assert site.wire.stored(layout.WORK.name) == []
+    assert (await site.record(HostRecord, host.session)).state is State.TRUSTED
