@@ -60,6 +60,7 @@ class BucketLayout:
     name: str
     max_bytes: int
     max_value: int = 256 * 1024
+    duplicate_window_s: int = 60
 
     @property
     def stream(self) -> str:

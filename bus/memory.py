@@ -15,7 +15,7 @@ import structlog
 
 from bus import layout, subjects
 from bus.api import BusError, Message
-from bus.memory_bucket import BucketState, MemoryBucket
+from bus.memory_bucket import KEY_VALUE, BucketState, MemoryBucket
 from bus.memory_stream import MemoryConsumer, MemoryStream
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ class MemoryServer:
             name: MemoryConsumer(consumer, self.streams[consumer.stream], now)
             for name, consumer in layout.CONSUMERS.items()
         }
-        self.buckets = {name: MemoryBucket(bucket) for name, bucket in layout.BUCKETS.items()}
+        self.buckets = {name: MemoryBucket(bucket, now) for name, bucket in layout.BUCKETS.items()}
         self.listeners: list[MemorySubscription] = []
         self._schedules: dict[str, _Scheduled] = {}
         self._changed = asyncio.Event()
@@ -68,11 +68,17 @@ class MemoryServer:
         self.buckets[bucket].restore(state)
 
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> None:
-        """Store in the stream that takes the subject, and tell who listens. Raises BusError."""
+        """Store in the stream or bucket that takes the subject, and tell who listens. Raises BusError."""
         stream = next((stream for stream in self.streams.values() if stream.takes(subject)), None)
-        if stream is None:
+        name, _, key = subject.removeprefix(KEY_VALUE).partition(".")
+        bucket = self.buckets.get(name) if subject.startswith(KEY_VALUE) else None
+        if stream is not None:
+            stored = stream.store(subject, data, headers, message_id)
+        elif bucket is not None:
+            stored = bucket.publish(key, data, headers, message_id)
+        else:
             raise BusError(f"store {subject}: no stream takes it")
-        if stream.store(subject, data, headers, message_id):
+        if stored:
             self.deliver(Message(subject, data, dict(headers)))
             self.notify()
 

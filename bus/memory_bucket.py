@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
 from bus import layout, subjects
 from bus.api import BusError, Conflict, Entry
+from bus.memory_stream import MessageIds
+
+KEY_VALUE = "$KV."
+DELETIONS = ("DEL", "PURGE")
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,9 @@ class BucketState:
 class MemoryBucket:
     """A `bus.api.Bucket`."""
 
-    def __init__(self, bucket: layout.BucketLayout) -> None:
+    def __init__(self, bucket: layout.BucketLayout, now: Callable[[], float]) -> None:
         self._layout = bucket
+        self._ids = MessageIds(bucket.duplicate_window_s, now)
         self._entries: dict[str, Entry] = {}
         self._revision = 0
         self._watchers: list[tuple[str, asyncio.Queue[Entry]]] = []
@@ -72,6 +77,14 @@ class MemoryBucket:
                 yield await watcher[1].get()
         finally:
             self._watchers.remove(watcher)
+
+    def publish(self, key: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> bool:
+        """What is published to a key's subject is its value (ADR-8); False if its id was seen within the window."""
+        if not self._ids.fresh(message_id):
+            return False
+        self._write(key, None if headers.get("KV-Operation") in DELETIONS else data)
+        self._ids.note(message_id)
+        return True
 
     def snapshot(self) -> BucketState:
         """See `MemoryServer.snapshot`."""

@@ -13,16 +13,36 @@ Taken = tuple[int, Message, int]
 """Sequence, message, attempt (from 1)."""
 
 
+class MessageIds:
+    """The message ids (Nats-Msg-Id) that a stream has seen within its window."""
+
+    def __init__(self, window_s: int, now: Callable[[], float]) -> None:
+        self._window_s = window_s
+        self._now = now
+        self._seen: dict[str, float] = {}
+
+    def fresh(self, message_id: str | None) -> bool:
+        """Whether an id is new; no id always is."""
+        oldest = self._now() - self._window_s
+        while self._seen and next(iter(self._seen.values())) <= oldest:
+            del self._seen[next(iter(self._seen))]
+        return message_id not in self._seen
+
+    def note(self, message_id: str | None) -> None:
+        """Remember an id."""
+        if message_id is not None:
+            self._seen.setdefault(message_id, self._now())
+
+
 class MemoryStream:
     """Messages by sequence; one that is gone from here was acknowledged, or gave way to a limit."""
 
     def __init__(self, stream: layout.Stream, now: Callable[[], float]) -> None:
         self._layout = stream
-        self._now = now
         self._last = 0
         self._stored: dict[int, Message] = {}
         self._by_subject: defaultdict[str, list[int]] = defaultdict(list)
-        self._ids: dict[str, float] = {}
+        self._ids = MessageIds(stream.duplicate_window_s, now)
 
     def takes(self, subject: str) -> bool:
         """Whether a subject belongs to this stream."""
@@ -30,7 +50,7 @@ class MemoryStream:
 
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> bool:
         """Store a message; False if its id was seen within the window. Raises BusError at a limit."""
-        if message_id is not None and not self._fresh(message_id):
+        if not self._ids.fresh(message_id):
             return False
         limit = self._layout.max_msgs_per_subject
         same = self._by_subject[subject]
@@ -44,14 +64,13 @@ class MemoryStream:
         all_headers = dict(headers) | ({"Nats-Msg-Id": message_id} if message_id else {})
         self._stored[self._last] = Message(subject, data, all_headers)
         same.append(self._last)
-        if message_id is not None:
-            self._ids[message_id] = self._now()
+        self._ids.note(message_id)
         return True
 
     def first_sight(self, message_id: str) -> bool:
         """Whether an id is new within the duplicate window; it is not new the next time."""
-        fresh = self._fresh(message_id)
-        self._ids.setdefault(message_id, self._now())
+        fresh = self._ids.fresh(message_id)
+        self._ids.note(message_id)
         return fresh
 
     def messages(self) -> list[Message]:
@@ -67,12 +86,6 @@ class MemoryStream:
         message = self._stored.pop(sequence, None)
         if message is not None:
             self._by_subject[message.subject].remove(sequence)
-
-    def _fresh(self, message_id: str) -> bool:
-        oldest = self._now() - self._layout.duplicate_window_s
-        while self._ids and next(iter(self._ids.values())) <= oldest:
-            del self._ids[next(iter(self._ids))]
-        return message_id not in self._ids
 
 
 @dataclass

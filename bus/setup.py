@@ -89,7 +89,7 @@ def _bucket_config(bucket: layout.BucketLayout, replicas: int) -> StreamConfig:
         max_bytes=bucket.max_bytes,
         max_msgs_per_subject=1,
         max_msg_size=bucket.max_value,
-        duplicate_window=60,
+        duplicate_window=bucket.duplicate_window_s,
         storage=StorageType.FILE,
         num_replicas=replicas,
         deny_delete=True,

@@ -241,6 +241,21 @@ async def test_a_deleted_key_is_free_again(world: World) -> None:
     assert await bucket.get("k") == Entry("k", b"1", again)
 
 
+async def test_what_is_published_to_a_keys_subject_is_its_value(world: World) -> None:
+    bucket, subject = world.manager.bucket("admissions"), layout.ADMISSIONS.subject("serial.1")
+    first = await bucket.put("serial.1", b"put")
+    for _ in range(2):
+        await world.manager.publish(subject, b"published", message_id="an-id")
+    assert await bucket.get("serial.1") == Entry("serial.1", b"published", first + 1)
+    await bucket.put("serial.1", b"newer")
+    await world.manager.publish(subject, b"published", message_id="an-id")
+    assert await bucket.get("serial.1") == Entry("serial.1", b"newer", first + 2)
+    await world.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
+    assert await bucket.get("serial.1") is None
+    with pytest.raises(BusError):
+        await world.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
+
+
 @pytest.mark.parametrize("key", ["", "*", ">", "a.*", "a..b", ".a", "a.", "a b", "a\r\n"])
 async def test_what_is_no_key_is_refused(world: World, key: str) -> None:
     bucket = world.manager.bucket("sessions")

@@ -12,7 +12,6 @@ from bus import subjects
 from bus.api import Message
 from bus.memory import MemoryBus, MemoryDelivery, MemoryServer
 
-KEY_VALUE = "$KV."
 Held = tuple[str, bytes]
 Meddle = Callable[[str, bytes], Iterable[tuple[str, bytes]]]
 
@@ -35,14 +34,10 @@ class Wire(MemoryServer):
         self.meddle: Meddle | None = None
         self.seen: list[tuple[str, bytes]] = []
         self._holds: list[tuple[str, asyncio.Future[Held]]] = []
-        self._bucket_ids: set[str] = set()
         self.takers: dict[str, list[MemoryBus]] = {}
 
     def store(self, subject: str, data: bytes, headers: Any, message_id: str | None) -> None:
         self.seen.append((subject, data))
-        if subject.startswith(KEY_VALUE):
-            self._store_value(subject, data, message_id)
-            return
         for where, what in self._changed_by_operator(subject, data):
             if (where, what) == (subject, data):
                 super().store(where, what, headers, message_id)
@@ -56,13 +51,6 @@ class Wire(MemoryServer):
         self.seen.append((message.subject, message.data))
         for where, what in self._changed_by_operator(message.subject, message.data):
             self.inject(where, what)
-
-    def _store_value(self, subject: str, data: bytes, message_id: str | None) -> None:
-        """A bucket is a stream on the real server too, and has its window for repeated ids."""
-        bucket, key = subject.removeprefix(KEY_VALUE).split(".", 1)
-        if message_id not in self._bucket_ids:
-            self._bucket_ids |= {message_id} if message_id else set()
-            self.buckets[bucket]._write(key, data)
 
     def inject(self, subject: str, data: bytes) -> None:
         """Put a message on the bus unseen by `meddle`."""
