@@ -16,7 +16,8 @@ from manager import doctor as checks
 from manager.doctor import Finding
 from schemas.base import Refusal
 from schemas.nginx import NginxConfig
-from schemas.settings import GatewaySettings, HostSettings, ManagerSettings, load_part, load_settings
+from schemas.settings import GatewaySettings, HostSettings, ManagerSettings, load_settings
+from schemas.settings_file import load_part
 
 
 def register(app: typer.Typer) -> None:

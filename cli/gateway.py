@@ -21,7 +21,8 @@ from schemas.admission import serial_hex
 from schemas.base import pack
 from schemas.break_glass import LABEL, BreakGlass
 from schemas.nginx import NginxConfig
-from schemas.settings import OperatorFile, load_part, load_settings
+from schemas.settings import OperatorFile, load_settings
+from schemas.settings_file import load_part
 from schemas.signing import sign
 
 _SPANS = {"s": 1, "m": 60, "h": 3600}

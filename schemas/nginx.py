@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from schemas.settings import FilePath, Part
+from schemas.settings_file import FilePath, Part
 
 FORWARDED = (
     "Accept",

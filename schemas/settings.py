@@ -6,48 +6,22 @@ measurement; the environment cannot override it. docs/settings.md maps the proto
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.base import Hex32, Id, Reason, Refusal
+from schemas.base import Hex32, Id
 from schemas.enrolment import OperatorRole
+from schemas.settings_file import FilePath, Part, load_part
+from schemas.settings_file import load_settings as load_settings
 
 Profile = Literal["production", "development"]
 SuiteSetting = Literal["mlkem768-x25519", "x25519"]
 
-
-_folder: ContextVar[Path] = ContextVar("folder", default=Path())
-"""Folder of the settings file that is being read."""
-
-
-def _beside_file(path: Path) -> Path:
-    return _folder.get() / path
-
-
-FilePath = Annotated[Path, AfterValidator(_beside_file)]
-"""A path; a relative one counts from the folder of the settings file."""
-
-
 MetricsAddress = Annotated[str, Field(pattern=r"^[0-9.]{7,15}:[0-9]{1,5}$")] | None
 """An IPv4 address and a port; nobody is asked who he is there, so keep it on loopback or a network of its own."""
-
-
-class Part(BaseModel):
-    """A table within a settings file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Timing(Part):
@@ -341,70 +315,6 @@ class Measured(Part):
     """Take a certificate whose private key the manager made, as in the prototype."""
 
 
-S = TypeVar("S", bound=ProcessSettings)
-P = TypeVar("P", bound=Part)
-
-
-def load_settings(kind: type[S], path: Path) -> S:
-    """A process's settings from its TOML file, then the environment. Raises Refusal (`settings.*`)."""
-
-    class FromFile(kind):  # type: ignore[misc, valid-type]
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (sources["env_settings"], TomlConfigSettingsSource(settings_cls, toml_file=path))
-
-    with _reading(kind, path):
-        settings: S = FromFile()
-        return settings
-
-
 def load_measured(path: Path) -> Measured:
     """The measured settings. Nothing overrides them. Raises Refusal (`settings.*`)."""
     return load_part(Measured, path)
-
-
-def load_part(kind: type[P], path: Path) -> P:
-    """Settings from a TOML file alone, whatever the environment says. Raises Refusal (`settings.*`)."""
-    with _reading(kind, path):
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def _reading(kind: type[BaseModel], path: Path) -> Iterator[None]:
-    """Turn what can be wrong with a settings file into a refusal that names the file and the key."""
-    token = _folder.set(path.parent.absolute())
-    try:
-        path.read_bytes()  # a missing file is an error here, an empty source to pydantic-settings
-        yield
-    except OSError as error:
-        raise Refusal.because(
-            "settings.read",
-            str(path),
-            expected="a readable TOML file",
-            found=error.strerror or type(error).__name__,
-            action="check the path and its permissions",
-        ) from None
-    except ValidationError as error:
-        raise Refusal(*_wrong_keys(kind, path, error)) from None
-    except ValueError as error:  # tomllib and undecodable text
-        raise Refusal.because(
-            "settings.toml", str(path), expected="TOML in UTF-8", found=str(error), action="correct the file"
-        ) from None
-    finally:
-        _folder.reset(token)
-
-
-def _wrong_keys(kind: type[BaseModel], path: Path, error: ValidationError) -> list[Reason]:
-    """Each problem, by its key; never the value, which may be secret."""
-    return [
-        Reason(
-            code="settings.key",
-            field=f"{path}: {'.'.join(map(str, problem['loc'])) or '(whole)'}",
-            expected=f"the keys of {kind.__name__}",
-            found=problem["msg"],
-            action="correct that key; docs/settings.md lists them all",
-        )
-        for problem in error.errors(include_input=False, include_url=False)
-    ]

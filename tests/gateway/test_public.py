@@ -22,7 +22,7 @@ from manager.sessions.work import Revoked
 from schemas.admission import crl_key
 from schemas.base import Refusal
 from schemas.nginx import NginxConfig
-from schemas.settings import load_part
+from schemas.settings_file import load_part
 from tests.gateway.support import Gate, running
 
 RUNNER = CliRunner()
