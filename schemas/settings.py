@@ -50,11 +50,17 @@ def _number(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _together(value: object) -> object:
+    """Addresses as the environment has them: with commas between."""
+    several = isinstance(value, list) and value and all(isinstance(address, str) for address in value)
+    return ",".join(value) if several else value  # type: ignore[arg-type]  # a list, as was just seen
+
+
 class BusSettings(Part):
     """Where the bus is, and the credentials file for it."""
 
-    url: str
-    """`nats://` or `tls://` address; several with commas between."""
+    url: Annotated[str, BeforeValidator(_together)]
+    """`nats://` or `tls://` address; several as a list, or with commas between."""
     credentials: FilePath
     """The credentials file (`attestgate keys credentials`)."""
     replicas: Annotated[Literal[1, 3], BeforeValidator(_number)] = 1

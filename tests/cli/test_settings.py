@@ -12,7 +12,10 @@ import tomli_w
 
 import app_agent.main
 import host_agent.main
+from cli.config import MODELS, Process
 from compose.plan import Plan
+from schemas.base import Refusal
+from schemas.settings import OperatorFile, load_measured, load_settings
 from tests.cli.conftest import Run
 
 FILES: dict[str, tuple[str, list[str]]] = {
@@ -141,6 +144,20 @@ def test_a_file_that_is_no_toml_is_named(attestgate: Run, tmp_path: Path, text: 
     assert f"settings.toml: {path}:" in ran.line
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_several_servers_are_a_list_or_have_commas_between(deployed: Plan, changed: Write, kind: str) -> None:
+    first, second = "nats://127.0.0.1:4222", "nats://127.0.0.1:4223"
+    for url in ([first, second], f"{first},{second}"):
+        settings = load_settings(MODELS[Process(kind)], changed(kind, _put("bus.url", url)))  # type: ignore[type-var]
+        assert settings.bus.url == f"{first},{second}"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("url", [[], [1], [["nats://127.0.0.1:4222"]], 4222], ids=str)
+def test_servers_that_are_no_addresses_are_refused(deployed: Plan, changed: Write, url: object) -> None:
+    with pytest.raises(Refusal, match=r"bus\.url"):
+        load_settings(OperatorFile, changed("operator", _put("bus.url", url)))
+
+
 def test_an_environment_variable_that_does_not_fit_is_named(
     attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,8 +252,6 @@ def test_measured_settings_that_do_not_fit_are_named(
 def test_the_environment_cannot_override_what_is_measured(
     deployed: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from schemas.settings import load_measured
-
     before = load_measured(deployed.settings("host.measured"))
     for name in ("MANAGER_IDENTITY", "SUITES", "GATEWAY_CA", "GATEWAY_NAME", "SEALING", "PROGRAM"):
         monkeypatch.setenv(f"ATTESTGATE_{name}", "[]")
