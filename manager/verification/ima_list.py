@@ -33,8 +33,8 @@ MAX_DATA = 1024 * 1024
 MAX_PATH = 4096
 """PATH_MAX, in bytes, the final NUL included."""
 
-_HEADER = 28
-_VIOLATION = bytes(20)
+HEADER = 28
+VIOLATION = bytes(20)
 _U32 = {"little": struct.Struct("<I").unpack_from, "big": struct.Struct(">I").unpack_from}
 _HEAD = {"little": struct.Struct("<I20sI").unpack_from, "big": struct.Struct(">I20sI").unpack_from}
 
@@ -103,7 +103,7 @@ class Entry(NamedTuple):
 
 def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
     """The byte order of a list, told by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
-    length = data[24:_HEADER]
+    length = data[24:HEADER]
     if not data or (len(length) == 4 and length[0] and not any(length[1:])):
         return "little"
     if len(length) == 4 and length[3] and not any(length[:3]):
@@ -124,12 +124,12 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
     u32 = _U32[order]
     start, index = 0, first
     while start < end:
-        if end - start < _HEADER:
-            raise malformed("ima.truncated", index, f"a header of {_HEADER} bytes", f"{end - start} bytes")
+        if end - start < HEADER:
+            raise malformed("ima.truncated", index, f"a header of {HEADER} bytes", f"{end - start} bytes")
         (name,) = u32(data, start + 24)
         if not 0 < name <= MAX_NAME:
             raise malformed("ima.size", index, f"a template name of 1 to {MAX_NAME} bytes", f"{name} bytes")
-        place = start + _HEADER + name
+        place = start + HEADER + name
         if name == 3 and data[place - 3 : place] == b"ima":
             place += 20
         if end - place < 4:
@@ -151,8 +151,8 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
     All in one function, for this is where judging a new list spends its time.
     """
     pcr, template_hash, size = _HEAD[order](frame)
-    data_at = _HEADER + size
-    template = frame[_HEADER:data_at]
+    data_at = HEADER + size
+    template = frame[HEADER:data_at]
     layout = _BUILTIN.get(template) or _layout(template)
     if layout is None:
         raise malformed("ima.template", index, "a template with one digest and one name", readable(template))
@@ -174,7 +174,7 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
     raw = values[digest_at]
     head, _, digest = raw.partition(b":\0") if heads is not _BARE else (_bare_head(raw), b"", raw)
     algorithm, length, verity = heads.get(head, _NO_DIGEST)
-    violation = template_hash == _VIOLATION
+    violation = template_hash == VIOLATION
     if len(digest) != length and not violation:
         raise malformed("ima.digest", index, "a digest of its algorithm's length", _cut(raw))
     if violation and (any(digest) or not algorithm):

@@ -6,13 +6,15 @@ up by its bytes and only replayed; a new one is parsed, its template hash comput
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha1 as _sha1
 from itertools import islice
 from typing import Protocol
 
-from manager.verification.ima_list import BANK_HASHES, ByteOrder, Entry, byte_order, entries, frames, parse, readable
+from manager.verification.ima_list import BANK_HASHES, Entry, byte_order, entries, frames, readable
 from manager.verification.ima_list import replay as replayed
 from manager.verification.ima_memory import MAX_KEPT, TRIM_EVERY, Memory
+from manager.verification.ima_usual import reader
 from manager.verification.runtime_policy import BOOT_AGGREGATE, Judgement, Known
 from manager.verification.tpm import QuotedPcrs
 from schemas.base import Reason, Refusal, shown
@@ -79,8 +81,9 @@ class Reading:
             self.anchored = first
         try:
             order = byte_order(data, first=first)
+            parse = reader(order)
             for frame in frames(data, order, first=first):
-                template = recall(frame) or self._first_time(frame, index, order)
+                template = recall(frame) or self._first_time(frame, index, parse)
                 if template:
                     value = extend(value + template).digest()
                 index += 1
@@ -113,12 +116,12 @@ class Reading:
             return banks[0], None
         return self.quoted.bank, self.quoted.values[IMA_PCR]
 
-    def _first_time(self, frame: bytes, index: int, order: ByteOrder) -> bytes:
+    def _first_time(self, frame: bytes, index: int, parse: Callable[[bytes, int], Entry]) -> bytes:
         """What an entry not known to be good extends PCR 10 with (nothing if it is not of PCR 10), once judged."""
         if self._excluded and (template := self._excluded.get(frame)):
             self.excluded += 1
             return template
-        entry = parse(frame, index, order)
+        entry = parse(frame, index)
         if entry.pcr != IMA_PCR:
             self.fault("ima.pcr", _where(entry), f"PCR {IMA_PCR}", f"PCR {entry.pcr}", "measure into PCR 10 only")
             return b""
