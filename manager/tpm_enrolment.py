@@ -16,7 +16,7 @@ from manager.verification.tpm_ek import check_ek
 from manager.verification.tpm_public import attestation_key
 from schemas.base import Refusal
 from schemas.binding import same
-from schemas.host_policy import BOOT_PCRS, GoldenPcrs
+from schemas.host_policy import GoldenPcrs
 from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription, TpmEnrolment, TpmKept
 
 
@@ -50,9 +50,10 @@ def golden_from(message: bytes, pcrs: bytes) -> GoldenPcrs:
     operator's word: the quote's signature would not make it so.
     """
     quoted = quoted_values(parse_attest(message), pcrs)
-    if not quoted.values.keys() >= set(BOOT_PCRS):
-        raise refused("tpm.selection", "pcrSelect", "PCR 0-9 at least", quoted.attest.pcrs, "quote PCR 0-10")
-    return GoldenPcrs(bank=quoted.bank, values=[quoted.values[index].hex() for index in BOOT_PCRS])
+    boot = quoted.boot(quoted.bank)
+    if boot is None:
+        raise refused("tpm.selection", "pcrSelect", "PCR 0-9 at least", quoted.attest.selection, "quote PCR 0-10")
+    return GoldenPcrs(bank=quoted.bank, values=boot)
 
 
 def read_bundle(files: Sequence[bytes]) -> bytes:

@@ -18,7 +18,7 @@ from manager.verification.ima_reading import MAX_SHOWN, Reading
 from manager.verification.runtime_policy import Judgement, Known, LoadedPolicy
 from manager.verification.tpm import QuotedPcrs
 from schemas.base import Reason, shown
-from schemas.host_policy import BOOT_PCRS, Bank, BootState, GoldenPcrs, HostPolicy, ListVerdict, Replay
+from schemas.host_policy import Bank, BootState, GoldenPcrs, HostPolicy, ListVerdict, Replay
 
 
 def appraise_list(
@@ -43,8 +43,9 @@ def appraise_list(
     reading.read(data)
     if host.runtime_policy != policy.sha256:
         reading.fault("policy.hash", "host policy", host.runtime_policy, policy.sha256, "load the policy it names")
-    if quoted is not None and quoted.bank != host.bank:
-        reading.fault("tpm.bank", "TPM quote, bank", host.bank, quoted.bank, "quote the bank that was asked for")
+    if quoted is not None and host.bank not in quoted.banks:
+        found = ", ".join(quoted.banks)
+        reading.fault("tpm.bank", "TPM quote, bank", host.bank, found, "quote the bank that was asked for")
     return _conclude(reading, host, golden, policy=policy.sha256, at=at)
 
 
@@ -78,12 +79,10 @@ class _Anything:
 
 
 def _boot_state(quoted: QuotedPcrs | None, golden: Sequence[GoldenPcrs]) -> BootState:
-    """The quoted PCR 0-9 against every enrolled boot."""
-    if quoted is None or not golden:
+    """The quoted PCR 0-9 against every enrolled boot; not judged where they are not quoted."""
+    if quoted is None or not golden or not any(map(quoted.boot, quoted.banks)):
         return "not_judged"
-    found = [quoted.values.get(index, b"").hex() for index in BOOT_PCRS]
-    same_boot = any(boot.bank == quoted.bank and list(boot.values) == found for boot in golden)
-    return "golden" if same_boot else "mismatch"
+    return "golden" if any(boot.values == quoted.boot(boot.bank) for boot in golden) else "mismatch"
 
 
 def _conclude(
@@ -91,7 +90,7 @@ def _conclude(
 ) -> ListVerdict:
     """The verdict: faults, then what the host policy makes of the rest."""
     boot = _boot_state(reading.quoted, golden)
-    faults, findings = list(reading.faults.values()), _findings(reading, host, boot)
+    faults, findings = list(reading.faults.values()), _findings(reading, host, boot, golden)
     return ListVerdict(
         accepted=not faults and not findings,
         admitted=not faults and (not findings or host.mode == "observe-only"),
@@ -110,7 +109,7 @@ def _conclude(
     )
 
 
-def _findings(reading: Reading, host: HostPolicy, boot: BootState) -> list[Reason]:
+def _findings(reading: Reading, host: HostPolicy, boot: BootState, golden: Sequence[GoldenPcrs]) -> list[Reason]:
     """What the policies do not accept in evidence that may well be genuine."""
     found: list[Reason] = []
 
@@ -150,7 +149,15 @@ def _findings(reading: Reading, host: HostPolicy, boot: BootState) -> list[Reaso
             "no quote",
             "enrol the host's TPM, or say `accept_unanchored` in the host policy",
         )
-    if not host.accept_unanchored and not host.accept_unjudged_boot and reading.quoted and boot == "not_judged":
+    if boot == "not_judged" and reading.quoted and golden:
+        refuse(
+            "tpm.boot_not_judged",
+            "TPM quote, PCR 0-9",
+            "values to compare with the enrolled boots",
+            "none quoted",
+            "quote PCR 0-10",
+        )
+    elif boot == "not_judged" and reading.quoted and not (host.accept_unanchored or host.accept_unjudged_boot):
         refuse(
             "tpm.boot_not_judged",
             "TPM quote, PCR 0-9",

@@ -109,9 +109,9 @@ class Reading:
         banks = tuple(self._before.pcr10)
         if self.quoted is None:
             return banks[0], None
-        if self.quoted.bank not in banks or IMA_PCR not in self.quoted.values:
+        if not self.quoted.banks.keys() <= set(banks) or IMA_PCR not in self.quoted.values:
             expected = f"PCR {IMA_PCR} of {' or '.join(banks)}"
-            found = f"{self.quoted.bank}: {', '.join(map(str, self.quoted.values))}"
+            found = "; ".join(f"{bank} {', '.join(map(str, pcrs))}" for bank, pcrs in self.quoted.attest.selection)
             self.fault("tpm.selection", "TPM quote, pcrSelect", expected, found, "quote PCR 0-10 of that bank")
             return banks[0], None
         return self.quoted.bank, self.quoted.values[IMA_PCR]
@@ -163,7 +163,7 @@ class Reading:
     def _judge_boot_aggregate(self, entry: Entry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""
         self._started = self._started or entry.number == 0
-        quoted = self.quoted.boot_aggregate() if self.quoted and self.quoted.bank == entry.algorithm else None
+        quoted = self.quoted.boot_aggregate(entry.algorithm) if self.quoted else None
         if quoted is None:
             if self._rules.judge(entry) == "unknown":
                 self._note_unknown(entry)
@@ -182,20 +182,41 @@ class Reading:
 
     def _finish(self, data: bytes, value: bytes) -> None:
         """Where the reading ended, in each bank; and what only shows there: no beginning, or a quote never met."""
-        read = islice(entries(data, first=self._before.entries), self.entries - self._before.entries)
-        others = {bank: value for bank, value in self._before.pcr10.items() if bank != self._bank}
-        ended = replayed(Replay(entries=self._before.entries, pcr10=others), read).pcr10 if others else {}
+        at_quote, ended = self._other_banks(data)
         ended[self._bank] = value.hex()
         self.replay = Replay(entries=self.entries, pcr10={bank: ended[bank] for bank in self._before.pcr10})
+        wanted = self._quoted_elsewhere()
+        if any(at_quote.get(bank) != value for bank, value in wanted.items()):
+            self.anchored = 0
         if not self._started and not self.anchored:
             action = "send the list from its beginning"
             self.fault("ima.start", "measurement list, entry 0", "boot_aggregate", "no such entry", action)
         if self.quoted is not None and not self.anchored:
-            wanted = self.quoted.values.get(IMA_PCR, b"").hex() or "a value"
-            found = ", ".join(f"{bank} {value}" for bank, value in self.replay.pcr10.items())
+            wanted[self._bank] = self._target.hex() if self._target else "a value"
             action = "the list was changed, cut, or read before the quote was made"
-            expected = f"{self.quoted.bank} {wanted} after one of the entries"
-            self.fault("ima.replay", f"measurement list, PCR {IMA_PCR}", expected, f"at the end {found}", action)
+            expected = f"{_values(wanted)} after one of the entries"
+            found = f"at the end {_values(self.replay.pcr10)}"
+            self.fault("ima.replay", f"measurement list, PCR {IMA_PCR}", expected, found, action)
+
+    def _other_banks(self, data: bytes) -> tuple[dict[Bank, str], dict[Bank, str]]:
+        """PCR 10 of the banks not replayed yet, where the quote was met and at the end."""
+        start = self._before.entries
+        others = {bank: value for bank, value in self._before.pcr10.items() if bank != self._bank}
+        if not others:
+            return {}, {}
+        read = entries(data, first=start)
+        at_quote = replayed(Replay(entries=start, pcr10=others), islice(read, max(self.anchored - start, 0)))
+        return at_quote.pcr10, replayed(at_quote, islice(read, self.entries - at_quote.entries)).pcr10
+
+    def _quoted_elsewhere(self) -> dict[Bank, str]:
+        """PCR 10 as quoted in banks beside the one replayed entry by entry."""
+        banks = self.quoted.banks if self.quoted else {}
+        quoted = {bank: values[IMA_PCR].hex() for bank, values in banks.items() if IMA_PCR in values}
+        return {bank: value for bank, value in quoted.items() if bank != self._bank}
+
+
+def _values(banks: dict[Bank, str]) -> str:
+    return ", ".join(f"{bank} {value}" for bank, value in banks.items())
 
 
 def _where(entry: Entry) -> str:

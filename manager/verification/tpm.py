@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from schemas.base import Refusal
 from schemas.binding import same
-from schemas.host_policy import BOOT_PCRS, Bank, GoldenPcrs
+from schemas.host_policy import BANKS, BOOT_PCRS, IMA_PCR, Bank, GoldenPcrs
 
 AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+Selection = tuple[tuple[Bank, tuple[int, ...]], ...]
+"""The PCRs that a quote is over, bank by bank in the order of their values."""
 
 MAGIC = 0xFF544347
 ATTEST_QUOTE = 0x8018
@@ -51,25 +53,39 @@ class Attest:
     restart_count: int
     safe: bool
     firmware_version: int
-    bank: Bank
-    pcrs: tuple[int, ...]
+    selection: Selection
     pcr_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class QuotedPcrs:
-    """PCR values that a verified quote vouches for, and the quote."""
+    """PCR values by bank that a verified quote vouches for, and the quote. `bank` is the strongest that has PCR 10."""
 
-    bank: Bank
-    values: dict[int, bytes]
+    banks: dict[Bank, dict[int, bytes]]
     attest: Attest
 
-    def boot_aggregate(self) -> bytes | None:
-        """The hash of PCR 0-9 in this bank as IMA computes it (PCR 0-7 for SHA-1), or None if they are not quoted."""
-        covered = range(8 if self.bank == "sha1" else 10)
-        if not self.values.keys() >= set(covered):
-            return None
-        return hashlib.new(self.bank, b"".join(self.values[index] for index in covered)).digest()
+    @property
+    def bank(self) -> Bank:
+        """The bank that a measurement list is replayed in first."""
+        return max(self.banks, key=lambda bank: (IMA_PCR in self.banks[bank], BANKS.index(bank)))
+
+    @property
+    def values(self) -> dict[int, bytes]:
+        """The PCR values of that bank."""
+        return self.banks[self.bank]
+
+    def boot_aggregate(self, bank: str) -> bytes | None:
+        """The hash of PCR 0-9 in a bank as IMA computes it (PCR 0-7 for SHA-1), or None if they are not quoted."""
+        covered = range(8 if bank == "sha1" else 10)
+        for quoted, values in self.banks.items():
+            if quoted == bank and values.keys() >= set(covered):
+                return hashlib.new(bank, b"".join(values[index] for index in covered)).digest()
+        return None
+
+    def boot(self, bank: Bank) -> list[str] | None:
+        """PCR 0-9 of a bank in hexadecimal, as golden values are kept; None if they are not all quoted."""
+        values = self.banks.get(bank, {})
+        return [values[index].hex() for index in BOOT_PCRS] if values.keys() >= set(BOOT_PCRS) else None
 
 
 def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: AttestationKey, nonce: bytes) -> QuotedPcrs:
@@ -87,17 +103,18 @@ def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: Attestation
 
 def quoted_values(attest: Attest, pcrs: bytes) -> QuotedPcrs:
     """The values behind a quote's digest, from their bytes end to end in selection order. Raises Refusal (`tpm.*`)."""
-    size = hashlib.new(attest.bank).digest_size
-    if len(pcrs) != size * len(attest.pcrs):
-        expected = f"{len(attest.pcrs)} values of {size} bytes"
+    sizes = [(bank, hashlib.new(bank).digest_size, selected) for bank, selected in attest.selection]
+    if len(pcrs) != sum(size * len(selected) for _, size, selected in sizes):
+        expected = " and ".join(f"{len(selected)} values of {size} bytes" for _, size, selected in sizes)
         raise refused("tpm.pcr_values", "PCR values", expected, f"{len(pcrs)} bytes", "send the values of this quote")
     digest = _HASH_BY_SIZE[len(attest.pcr_digest)]
     if not same(hashlib.new(digest.name, pcrs).digest(), attest.pcr_digest):
         raise refused(
             "tpm.pcr_digest", "pcrDigest", attest.pcr_digest, "another digest", "send the values that were quoted"
         )
-    values = {index: pcrs[place * size : (place + 1) * size] for place, index in enumerate(attest.pcrs)}
-    return QuotedPcrs(bank=attest.bank, values=values, attest=attest)
+    reader = Reader(pcrs, "PCR values")
+    banks = {bank: {index: reader.take(size) for index in selected} for bank, size, selected in sizes}
+    return QuotedPcrs(banks=banks, attest=attest)
 
 
 def golden_pcrs(values: bytes, bank: Bank) -> GoldenPcrs:
@@ -125,7 +142,7 @@ def read_key(pem: bytes) -> AttestationKey:
 
 
 def parse_attest(message: bytes) -> Attest:
-    """Read a TPMS_ATTEST that is a quote over PCRs of one bank. Raises Refusal (`tpm.*`)."""
+    """Read a TPMS_ATTEST that is a quote. Raises Refusal (`tpm.*`)."""
     read = Reader(message, "TPMS_ATTEST")
     magic = read.number(4)
     if magic != MAGIC:
@@ -138,28 +155,31 @@ def parse_attest(message: bytes) -> Attest:
     if safe > 1:
         raise refused("tpm.clock", "clockInfo.safe", "0 or 1", safe, "send what the TPM signed")
     firmware = read.number(8)
-    bank, pcrs = _selection(read)
+    selection = _selection(read)
     digest = read.sized()
     read.end()
     if len(digest) not in _HASH_BY_SIZE:
         raise refused("tpm.hash", "pcrDigest", "SHA-256, SHA-384 or SHA-512", f"{len(digest)} bytes", "use another AK")
-    return Attest(signer, nonce, clock, resets, restarts, bool(safe), firmware, bank, pcrs, digest)
+    return Attest(signer, nonce, clock, resets, restarts, bool(safe), firmware, selection, digest)
 
 
-def _selection(read: Reader) -> tuple[Bank, tuple[int, ...]]:
-    """TPML_PCR_SELECTION with exactly one bank."""
+def _selection(read: Reader) -> Selection:
+    """TPML_PCR_SELECTION: some PCRs, each bank once."""
     field, action = "pcrSelect", "quote PCR 0-10 of one bank"
     count = read.number(4)
-    if count != 1:
-        raise refused("tpm.selection", field, "one bank", f"{count} banks", action)
-    bank = _BANKS.get(algorithm := read.number(2))
-    if bank is None:
-        raise refused("tpm.bank", field, "SHA-1, SHA-256 or SHA-384", hex(algorithm), action)
-    bitmap = int.from_bytes(read.take(read.number(1)), "little")
-    pcrs = tuple(index for index in range(bitmap.bit_length()) if bitmap >> index & 1)
-    if not pcrs or pcrs[-1] >= PCR_COUNT:
-        raise refused("tpm.selection", field, f"some PCRs below {PCR_COUNT}", pcrs, action)
-    return bank, pcrs
+    if not 1 <= count <= len(_BANKS):
+        raise refused("tpm.selection", field, f"one to {len(_BANKS)} banks", f"{count} banks", action)
+    selection: dict[Bank, tuple[int, ...]] = {}
+    for _ in range(count):
+        bank = _BANKS.get(algorithm := read.number(2))
+        if bank is None:
+            raise refused("tpm.bank", field, "SHA-1, SHA-256 or SHA-384", hex(algorithm), action)
+        bitmap = int.from_bytes(read.take(read.number(1)), "little")
+        pcrs = tuple(index for index in range(bitmap.bit_length()) if bitmap >> index & 1)
+        if bank in selection or not pcrs or pcrs[-1] >= PCR_COUNT:
+            raise refused("tpm.selection", field, f"some PCRs below {PCR_COUNT}, each bank once", pcrs, action)
+        selection[bank] = pcrs
+    return tuple(selection.items())
 
 
 def _check_signature(message: bytes, signature: bytes, key: AttestationKey, digest_size: int) -> None:

@@ -39,8 +39,8 @@ def judge_quote(
     key = attestation_key(enrolled.ak).key
     quoted = verify_quote(given.message, given.signature, given.pcrs, key, nonce)
     attest = quoted.attest
-    if attest.pcrs != SELECTION or attest.bank != bank:
-        found = f"{attest.bank} {', '.join(map(str, attest.pcrs))}"
+    if attest.selection != ((bank, SELECTION),):
+        found = "; ".join(f"{other} {', '.join(map(str, pcrs))}" for other, pcrs in attest.selection)
         raise refused("tpm.selection", "pcrSelect", f"{bank}: PCR 0 to {IMA_PCR}", found, "quote what was asked for")
     if before is not None:
         check_clock(before, clock(quoted))

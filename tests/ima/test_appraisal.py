@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from manager.verification import ima_reading
 from manager.verification.ima import appraise_list, inspect_list
-from manager.verification.ima_list import entries
+from manager.verification.ima_list import entries, replay
 from manager.verification.ima_memory import MAX_KEPT, Memory
 from manager.verification.runtime_policy import LoadedPolicy
 from manager.verification.tpm import QuotedPcrs
 from schemas.base import pack, unpack
-from schemas.host_policy import GoldenPcrs, ListVerdict, Replay
+from schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
 from tests.ima.lists import (
     ANCHORED,
     ENTRIES,
@@ -144,7 +144,7 @@ def test_a_list_older_than_the_quote_is_refused(cut: int) -> None:
 
 def test_a_list_of_another_host_is_refused() -> None:
     quoted = quote("clean")
-    other = replace(quoted, values={**quoted.values, 0: bytes(32)})
+    other = replace(quoted, banks={"sha256": {**quoted.values, 0: bytes(32)}})
     assert codes(judge(CLEAN, quoted=other)) == ["ima.boot_aggregate"]
 
 
@@ -166,7 +166,7 @@ def test_boot_aggregate_without_a_quote_is_judged_like_any_entry() -> None:
 def test_boot_aggregate_in_another_bank_than_the_quote_is_judged_by_the_policy() -> None:
     sha1 = frame(b"ima-ng", ng(b"\x02" * 20, b"sha1"), b"boot_aggregate\0")
     value = hashlib.sha256(bytes(32) + hashlib.sha256(sha1[38:]).digest()).digest()
-    quoted = replace(quote("clean"), values={**quote("clean").values, 10: value})
+    quoted = replace(quote("clean"), banks={"sha256": {**quote("clean").values, 10: value}})
     assert judge(sha1, loaded(sha1), quoted=quoted).anchored_entries == 1
     assert codes(judge(sha1, loaded(boot_aggregate()), quoted=quoted)) == ["ima.unknown"]
 
@@ -211,9 +211,48 @@ def test_golden_values_of_another_bank_do_not_fit() -> None:
 def test_the_quote_must_be_over_the_bank_and_pcr_asked_for() -> None:
     quoted = quote("clean")
     assert "tpm.bank" in codes(judge(CLEAN, quoted=quoted, bank="sha384"))
-    without = replace(quoted, values={index: quoted.values[index] for index in range(10)})
+    without = replace(quoted, banks={"sha256": {index: quoted.values[index] for index in range(10)}})
     assert codes(judge(CLEAN, quoted=without)) == ["tpm.selection", "ima.replay"]
     assert "tpm.selection" in codes(judge(CLEAN, quoted=quoted, before=Replay.start("sha1")))
+
+
+def test_a_quote_over_several_banks_has_to_be_met_in_each_of_them() -> None:
+    quoted, anchored = quote("clean"), b"".join(framed("clean")[: ANCHORED["clean"]])
+    sha1 = {index: bytes(20) for index in range(10)} | {10: bytes.fromhex(replayed_to(anchored, "sha1"))}
+    both = replace(quoted, banks={"sha1": sha1, "sha256": quoted.values})
+    verdict = judge(CLEAN, quoted=both, before=Replay.start())
+    assert verdict.accepted and verdict.anchored_entries == ANCHORED["clean"]
+    early = {**sha1, 10: bytes.fromhex(replayed_to(framed("clean")[0], "sha1"))}
+    verdict = judge(CLEAN, quoted=replace(both, banks={**both.banks, "sha1": early}), before=Replay.start())
+    assert codes(verdict) == ["ima.replay"] and verdict.anchored_entries == 0
+    assert early[10].hex() in verdict.reasons[0].expected and quoted.values[10].hex() in verdict.reasons[0].expected
+    assert "tpm.selection" in codes(judge(CLEAN, quoted=both)), "a bank that is not replayed vouches for nothing"
+    boot_only = replace(both, banks={"sha1": {0: bytes(20)}, "sha256": quoted.values})
+    assert judge(CLEAN, quoted=boot_only, before=Replay.start()).accepted
+
+
+def replayed_to(data: bytes, bank: Bank) -> str:
+    return replay(Replay.start(bank), entries(data)).pcr10[bank]
+
+
+def test_a_recheck_meets_every_bank_where_it_goes_on() -> None:
+    frames, quoted = framed("clean"), quote("clean")
+    anchored = b"".join(frames[: ANCHORED["clean"]])
+    first = judge(b"".join(frames[:100]), before=Replay.start())
+    sha1 = {10: bytes.fromhex(replayed_to(anchored, "sha1"))}
+    both = replace(quoted, banks={"sha1": sha1, "sha256": quoted.values})
+    assert judge(b"".join(frames[100:]), before=first.replay, quoted=both).anchored_entries == ANCHORED["clean"]
+    whole = judge(anchored, before=Replay.start(), quoted=both)
+    assert judge(b"", before=whole.replay, quoted=both).anchored_entries == ANCHORED["clean"]
+
+
+def test_golden_values_are_not_met_by_a_quote_that_leaves_them_out() -> None:
+    quoted = quote("clean")
+    partial = replace(quoted, banks={"sha256": {index: quoted.values[index] for index in (0, 7, 10)}})
+    verdict = judge(CLEAN, quoted=partial, golden=[golden_of(quoted)], accept_unjudged_boot=True)
+    assert verdict.boot_state == "not_judged" and codes(verdict) == ["tpm.boot_not_judged"]
+    assert verdict.integrity == "unanchored" and verdict.anchored_entries == ANCHORED["clean"]
+    assert judge(CLEAN, quoted=partial).accepted, "boot_aggregate is then judged by the policy, like any entry"
 
 
 def test_a_recheck_sends_only_what_is_new() -> None:

@@ -91,7 +91,7 @@ def test_recorded_quotes_verify_and_their_boot_aggregate_is_the_lists(name: str)
     quoted = quote(name)
     assert (quoted.bank, sorted(quoted.values)) == ("sha256", list(range(11)))
     assert quoted.attest.nonce == NONCES[name] and quoted.attest.reset_count == 6 and quoted.attest.safe
-    aggregate = quoted.boot_aggregate()
+    aggregate = quoted.boot_aggregate("sha256")
     assert aggregate is not None and aggregate.hex().startswith("24f5d38d7bb02cb7")
 
 
@@ -99,8 +99,10 @@ def test_boot_aggregate_needs_its_pcrs_and_sha1_takes_eight() -> None:
     values = {index: bytes([index]) * 20 for index in range(8)}
     attest_of = quote("clean").attest
     aggregate = hashlib.sha1(b"".join(values.values())).digest()
-    assert QuotedPcrs("sha1", values, attest_of).boot_aggregate() == aggregate
-    assert QuotedPcrs("sha256", values, attest_of).boot_aggregate() is None
+    quoted = QuotedPcrs({"sha1": values, "sha256": values}, attest_of)
+    assert quoted.boot_aggregate("sha1") == aggregate
+    assert quoted.boot_aggregate("sha256") is None and quoted.boot_aggregate("sha384") is None
+    assert quoted.boot("sha1") is None and quoted.boot("sha384") is None
 
 
 def rsa_signature(scheme: int, message: bytes) -> bytes:
@@ -132,6 +134,20 @@ def test_other_banks_and_selections() -> None:
     selection = pack(">IHB", 1, SHA384, 2) + b"\x01\x00"
     message = attest(selection=selection, digest=hashlib.sha256(bytes(48)).digest())
     assert check(message, pcrs=bytes(48)).bank == "sha384"
+
+
+def test_values_of_several_banks_follow_the_order_of_the_selection() -> None:
+    selection = pack(">IHB", 2, SHA256, 3) + b"\x01\x04\x00" + pack(">HB", SHA1, 3) + b"\x00\x05\x00"
+    values = b"a" * 32 + b"b" * 32 + b"c" * 20 + b"d" * 20
+    message = attest(selection=selection, digest=hashlib.sha256(values).digest())
+    quoted = check(message, pcrs=values)
+    assert quoted.banks == {"sha256": {0: b"a" * 32, 10: b"b" * 32}, "sha1": {8: b"c" * 20, 10: b"d" * 20}}
+    assert (quoted.bank, quoted.values[10]) == ("sha256", b"b" * 32)
+    assert code(message, pcrs=values[64:] + values[:64]) == "tpm.pcr_digest"
+    assert code(message, pcrs=values[:-1]) == "tpm.pcr_values"
+    only_sha1 = pack(">IHB", 2, SHA256, 3) + b"\x01\x00\x00" + pack(">HB", SHA1, 3) + b"\x00\x04\x00"
+    message = attest(selection=only_sha1, digest=hashlib.sha256(bytes(52)).digest())
+    assert check(message, pcrs=bytes(52)).bank == "sha1", "the bank that PCR 10 is quoted in"
 
 
 @pytest.mark.parametrize(
