@@ -70,7 +70,8 @@ class Role:
         return [*self.subscribe, f"{self.inbox}.>"]
 
 
-MANAGER, VIEWER = "manager", "viewer"
+MANAGER, VIEWER, GATEWAY = "manager", "viewer", "gateway"
+GATEWAY_EVENTS = f"{subjects.EVENTS}.{GATEWAY}"
 
 
 def _says(role: str) -> tuple[str, ...]:
@@ -161,8 +162,8 @@ ROLES = {
         _agent("host", MAX_MESSAGE),
         _agent("app", 64 * 1024),
         Role(
-            "gateway",
-            publish=(*_says("gateway"), f"{subjects.EVENTS}.gateway.{NAME}.*"),
+            GATEWAY,
+            publish=(*_says(GATEWAY), f"{GATEWAY_EVENTS}.{NAME}.*"),
             subscribe=_changes(layout.ADMISSIONS),
             calls=_reads(layout.ADMISSIONS),
             max_payload=256 * 1024,
@@ -190,13 +191,19 @@ class Import:
 
 
 def imports(role: Role) -> list[Import]:
-    """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by."""
+    """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by.
+
+    A message that reached the manager's account by a service is not passed on by its stream exports (the server sees to
+    it that nothing goes round), so whoever hears events imports the gateways' own from where they are said.
+    """
     if role.name == MANAGER:
         return [Import(VIEWER, f"{API}.{call}", f"{VIEWER_API}.{call}", "service") for call in SETS_UP_COPIES]
     services = [Import(MANAGER, s, s, "service") for s in dict.fromkeys(map(_any_name, role.publish))]
     calls = [Import(MANAGER, f"{API}.{call}", f"{EDGE_API}.{call}", "service") for call in role.calls]
     streams = [Import(MANAGER, s, s, "stream") for s in dict.fromkeys(map(_any_name, role.subscribe))]
-    return [*services, *calls, *streams, *(_follows() if role.name == VIEWER else ())]
+    hears = f"{subjects.EVENTS}.>" in role.subscribe
+    said = [Import(GATEWAY, f"{GATEWAY_EVENTS}.>", f"{GATEWAY_EVENTS}.>", "stream")] if hears else []
+    return [*services, *calls, *streams, *said, *(_follows() if role.name == VIEWER else ())]
 
 
 def exports(role: str) -> dict[str, Literal["service", "stream"]]:

@@ -226,6 +226,30 @@ async def test_each_role_can_do_its_work(join: Join) -> None:
     assert info.state.messages == 2
 
 
+async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join: Join) -> None:
+    """By way of its own account: the manager's stream exports do not pass on what came in by a service."""
+    gateway, other = await join("gateway", "g1"), await join("gateway", "g2")
+    heard: dict[str, asyncio.Queue[Message]] = {}
+    for role in ("operator", VIEWER, MANAGER, "host", "app"):
+        heard[role], watcher = asyncio.Queue(), await join(role, "w")
+        for subject in (f"{subjects.EVENTS}.>", f"{subjects.EVENTS}.gateway.g1.*", "attest.v1.in.gateway.>"):
+            await watcher.listen(subject, heard[role].put)
+        await watcher.flush()
+    heard["gateway"] = asyncio.Queue()
+    await other.listen(f"{subjects.EVENTS}.>", heard["gateway"].put)
+    await other.flush()
+    await gateway.publish(subjects.inbound("gateway", "g1", "report"), b"a report is the manager's alone")
+    await gateway.publish(subjects.event("gateway", "g1", "admitted"), b"{}")
+    await gateway.send(subjects.event("gateway", "g2", "admitted"), b"another's name is refused")
+    async with asyncio.timeout(5):
+        # Two subscriptions of theirs fit: one copy for each.
+        for role in ("operator", VIEWER):
+            assert [(await heard[role].get()).data for _ in range(2)] == [b"{}", b"{}"]
+    await gateway.flush()
+    await other.flush()
+    assert all(queue.empty() for queue in heard.values())
+
+
 async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bus.nats.PATIENCE_S", 0.1)
     monkeypatch.setattr("bus.nats.ANSWER_S", 0.2)
