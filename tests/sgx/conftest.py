@@ -24,6 +24,7 @@ from schemas.base import parse_json
 from schemas.sgx import SgxPolicy, SgxVerdict
 
 NOW = int(time.time()) + 3600
+"""Ahead of the clock: what a service issues while the tests run, by the real clock, is valid then."""
 REPORT_DATA = bytes(range(64))
 ENCLAVE = EnclaveIdentity(mrenclave=b"\x11" * 32, mrsigner=b"\x22" * 32, isv_prod_id=7, isv_svn=3, debug=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,9 @@ from manager.verification.collateral_client import PAUSE_S, Cached, CollateralCl
 from manager.verification.fetch import ATTEMPTS
 from manager.verification.pcs import Pcs
 from schemas.base import Refusal, pack, unpack
-from tests.sgx.conftest import Site
+from tests.sgx.conftest import NOW, Site
 
-AT = int(time.time())
+AT = NOW
 
 
 @dataclass
