@@ -64,7 +64,7 @@ def test_jetstream_is_the_managers_and_bounded_with_the_viewers(keys: Path) -> N
         assert isinstance(nats, dict)
         limits = nats["limits"]
         assert ("disk_storage" in limits) is (account.role in ("manager", "viewer"))
-        assert bool(nats.get("exports")) is (account.role in ("manager", "viewer"))
+        assert bool(nats.get("exports")) is (account.role in ("manager", "viewer", "gateway"))
         assert bool(nats.get("imports")) is (account.role != SYSTEM)
         if account.role == "viewer":
             assert limits["streams"] == len(COPIED)

@@ -42,7 +42,7 @@ class Deployment:
         self.events.append((what, data))
 
     def worker(self, bus: object = None, **more: Any) -> GatewayWorker:
-        values: dict[str, Any] = {"longest_lease_s": 60, "reconcile_s": 3600}
+        values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600}
         settings = GatewaySettings(
             bus=BusSettings(url="nats://unused", credentials=Path("unused")),
             id="g1",
@@ -58,7 +58,7 @@ class Deployment:
         for statement in statements:
             await self.bus.put(statement.key, post(signer or self.manager, statement))
 
-    async def admit(self, *clients: Client, lease_s: int = 30, sequence: int = 1) -> None:
+    async def admit(self, *clients: Client, lease_s: int = 300, sequence: int = 1) -> None:
         now = int(time.time())
         await self.say(host_lease(now, lease_s=lease_s, sequence=sequence))
         await self.say(*(lease(c, now, lease_s=lease_s, sequence=sequence) for c in clients))
@@ -67,7 +67,7 @@ class Deployment:
 
     async def withdraw(self, key: str, sequence: int = 2) -> None:
         now = int(time.time())
-        await self.say(Withdrawal(key=key, issued_at=now, until=now + 30, sequence=sequence, reason="app.revoked"))
+        await self.say(Withdrawal(key=key, issued_at=now, until=now + 300, sequence=sequence, reason="app.revoked"))
         await self.reported(key, "withdrawn", sequence)
 
     def reports(self) -> list[Applied]:

@@ -201,7 +201,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def lease(
-    client: Client, at: int, *, lease_s: int = 30, sequence: int = 1, gateways: str = "sdn", **more: Any
+    client: Client, at: int, *, lease_s: int = 300, sequence: int = 1, gateways: str = "sdn", **more: Any
 ) -> Lease:
     assert client.issued is not None
     values: dict[str, Any] = {
@@ -224,7 +224,7 @@ def lease(
     return Lease(**values | more)
 
 
-def host_lease(at: int, *, lease_s: int = 30, sequence: int = 1) -> HostLease:
+def host_lease(at: int, *, lease_s: int = 300, sequence: int = 1) -> HostLease:
     return HostLease(host="h1", host_session=HOST_SESSION, issued_at=at, expires_at=at + lease_s, sequence=sequence)
 
 
