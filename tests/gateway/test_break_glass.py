@@ -100,7 +100,7 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: Deployment, folder:
         put(folder, said(client, now))
         await deployment.told("break-glass")
         await deployment.say(
-            Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="operator.revoked")
+            Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="operator.revoked")
         )
         await deployment.reported(client.key, "withdrawn", 2)
         await answers(client, 403)

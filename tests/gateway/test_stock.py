@@ -42,7 +42,7 @@ async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: Depl
         assert await status(client) == 403
         assert await status(other) == 200
         now = int(time.time())
-        await stock.say(Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown"))
+        await stock.say(Withdrawal(key=HOST, issued_at=now, until=now + 300, sequence=2, reason="ima.unknown"))
         await stock.reported(HOST, "withdrawn", 2)
         assert await status(other) == 403
 

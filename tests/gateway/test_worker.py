@@ -160,7 +160,7 @@ async def test_a_new_worker_goes_on_where_the_old_one_fell(deployment: Deploymen
         await deployment.admit(client, gone)
     deployment.bus.published.clear()
     now = int(time.time())
-    await deployment.say(Withdrawal(key=gone.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+    await deployment.say(Withdrawal(key=gone.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked"))
     answers = []
     async with at_work(deployment.worker()):
         while not {r.key for r in deployment.reports()} >= {HOST, client.key, gone.key}:
@@ -189,7 +189,7 @@ async def test_a_lost_bus_is_followed_again(working: Deployment) -> None:
     working.bus.down = True
     working.bus.break_watches()
     now = int(time.time())
-    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked"))
     assert await status(client) == 200, "nothing is known of it yet"
     working.bus.down = False
     await working.reported(client.key, "withdrawn", 2)
@@ -201,7 +201,7 @@ async def test_a_bus_that_takes_no_reports_and_events_holds_up_nothing(working: 
     await working.admit(client)
     working.bus.down, working.emit_fails = True, True
     now = int(time.time())
-    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked"))
+    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked"))
 
     async def answer() -> int:
         return await status(client)
@@ -224,7 +224,7 @@ async def test_a_full_zone_still_lets_withdrawals_through(tmp_path: Path) -> Non
             problem = await deployment.told("nginx-failed")
             assert "full" in str(problem["problem"])
             await deployment.say(
-                Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+                Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked")
             )
             await until(gate.contents, lambda contents: client.key not in contents)
             assert await status(client) == 403
@@ -250,7 +250,7 @@ async def test_a_report_is_of_what_nginx_was_asked_and_not_of_what_came_meanwhil
                 for _ in range(20):  # turns of the loop in which the worker takes it in
                     await asyncio.sleep(0)
 
-    statement = Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+    statement = Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked")
     gone = post(deployment.manager, statement)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manager.gateway.worker.Dictionary", Interrupted)
@@ -281,7 +281,7 @@ async def test_a_bucket_rolled_back_gains_nothing(deployment: Deployment) -> Non
             await bucket.put(statement.key, post(deployment.manager, statement))
         await deployment.reported(client.key, "admitted", 1)
         good_times = server.snapshot("admissions")
-        gone = Withdrawal(key=client.key, issued_at=now, until=now + 30, sequence=2, reason="app.revoked")
+        gone = Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked")
         await bucket.put(gone.key, post(deployment.manager, gone))
         await deployment.reported(client.key, "withdrawn", 2)
         server.restore("admissions", good_times)
@@ -291,7 +291,7 @@ async def test_a_bucket_rolled_back_gains_nothing(deployment: Deployment) -> Non
     async with at_work(deployment.worker(bus)):
         # A new worker cannot know better than the bus it reads; the lease's own end still holds.
         contents = await until(deployment.gate.contents, lambda found: client.key in found)
-        assert f'"until":{now + 30}' in contents[client.key]
+        assert f'"until":{now + 300}' in contents[client.key]
     manager.cancel()
     await asyncio.wait([manager])
 
