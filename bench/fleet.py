@@ -39,6 +39,8 @@ from tests.sessions.harness import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OP
 
 MACHINE = "machine-a"
 ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})
+RETRY_S = 10
+"""Agents that are only slow, since the machine is, do not ask for everything again."""
 CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certificate_s=3600)
 """Windows that a busy machine keeps to."""
 
@@ -158,7 +160,7 @@ class Fleet:
             measured=Path("none"),
             measurement_list=self.list,
             volumes=[self._volume(id)],
-            retry_s=1,
+            retry_s=RETRY_S,
         )
         link = Link(await self.join("host", id), "host", id)
         await link.listen()
@@ -174,7 +176,7 @@ class Fleet:
             measured=Path("none"),
             host=host,
             volume=self._volume(host),
-            retry_s=1,
+            retry_s=RETRY_S,
         )
         link = Link(await self.join("app", id), "app", id)
         await link.listen()

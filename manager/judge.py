@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from manager.attestation import AttestationService, Wanted
@@ -33,6 +34,8 @@ from schemas.messages import (
 )
 from schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 
+IN_PLACE = 32 * 1024
+"""A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
 Verdict: TypeAlias = SgxVerdict | IasVerdict
 
 
@@ -87,7 +90,8 @@ class Judge:
             return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
         tpm = enrolled.enrolled_tpm
         try:
-            found = await asyncio.to_thread(judge_integrity, record, evidence, tpm, policies, now)
+            judge = partial(judge_integrity, record, evidence, tpm, policies, now)
+            found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
             if tpm is not None and found.clock is not None:
                 self._registry.check_tpm(tpm, found.clock)
         except Refusal as refusal:
