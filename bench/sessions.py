@@ -39,8 +39,8 @@ from bus.channel import Channel
 from bus.nats import NatsBus, connect
 from bus.server import EmbeddedServer
 from compose.children import Child, Children
-from manager.outbox import summary, summary_key
-from manager.sessions.record import HostRecord, record_key
+from manager.outbox import Pointer, summary, summary_key
+from manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from manager.sessions.states import State
 from schemas.base import Secret
 from schemas.messages import Outcome
@@ -138,7 +138,6 @@ def trusted(number: int, now: int) -> HostRecord:
         revision=4,
         channel=Channel.start(session, Secret(token_bytes(32)), token_bytes(64), "down"),
         outcome=outcome,
-        boot_id="0" * 36,
         k=Secret(token_bytes(32)),
         list_size=60_000,
         list_digest=bytes(32),
@@ -164,8 +163,7 @@ async def due(bus: NatsBus, records: Sequence[HostRecord], at: int) -> None:
 
     async def one(record: HostRecord) -> None:
         async with room:
-            key = record_key("host", record.session)
-            await bus.schedule(subjects.deadline(record.session), key.encode(), at=at)
+            await bus.schedule(subjects.deadline(record.session), b"host", at=at)
 
     await asyncio.gather(*map(one, records))
 
@@ -310,10 +308,7 @@ async def measure_idle(sizes: Sequence[int]) -> None:
             await fleet.enrol_host("host-x")
             await fleet.host("host-x")
             await fleet.until("host", "host-x", "trusted", 60)
-            key = next(k for k in await bus.bucket("sessions").keys() if k.startswith("host."))
-            entry = await bus.bucket("sessions").get(key)
-            assert entry is not None and entry.value is not None
-            record = place.world.vault.open(HostRecord, "sessions", key, entry.value)
+            record = await _at_rest(place, bus)
             others = {name: await _newest(bus, name) for name in ("enrolment", "admissions")}
         base, made = await _bytes(bus), 0
         print(f"worker with one host: {memory_mib(worker):.0f} MiB")
@@ -329,8 +324,19 @@ async def measure_idle(sizes: Sequence[int]) -> None:
         await bus.close()
 
 
+async def _at_rest(place: Site, bus: NatsBus) -> HostRecord:
+    """The only host's record, once all that it had to send is sent."""
+    (key,) = await bus.bucket("sessions").keys("host.*")
+    while True:
+        entry = await bus.bucket("sessions").get(key)
+        assert entry is not None and entry.value is not None
+        record = place.world.vault.open(HostRecord, "sessions", key, entry.value)
+        if not record.outbox:
+            return record
+
+
 async def _newest(bus: NatsBus, bucket: str) -> tuple[str, bytes]:
-    key = next(k for k in await bus.bucket(bucket).keys() if k.startswith("host."))
+    (key,) = await bus.bucket(bucket).keys("host.*")
     entry = await bus.bucket(bucket).get(key)
     assert entry is not None and entry.value is not None
     return key, entry.value
@@ -346,11 +352,14 @@ async def _copies(
         own = record.model_copy(update={"session": session, "subject": id, "host": id})
         key = record_key("host", session)
         async with room:
-            await bus.bucket("sessions").put(key, place.world.vault.seal("sessions", key, 1, own))
+            await bus.bucket("sessions").create(key, place.world.vault.seal("sessions", key, 1, own))
+            for named in (current_key("host", id, id), pending_key("host", id, id)):
+                pointer = Pointer(session=session, counter=1)
+                await bus.bucket("sessions").create(named, place.world.vault.seal("sessions", named, 1, pointer))
             await bus.bucket("summaries").put(summary_key(own), summary(own))
             await bus.bucket("enrolment").put(f"host.{id}", others["enrolment"][1])
             await bus.bucket("admissions").put(f"host.{session}", others["admissions"][1])
-            await bus.schedule(subjects.deadline(session), key.encode(), at=4_000_000_000)
+            await bus.schedule(subjects.deadline(session), b"host", at=4_000_000_000)
 
     await asyncio.gather(*map(one, numbers))
 

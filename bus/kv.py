@@ -161,7 +161,7 @@ class NatsBucket:
     async def _set(self, key: str, value: bytes, revision: int) -> int:
         """Write if `revision` is the newest (0: none). The server compares before it looks for a repeated id, so a
         write whose answer was lost loses against itself when it is repeated: its id tells."""
-        message_id = secrets.token_hex(16)
+        message_id = secrets.token_urlsafe(16)
         try:
             return await self._write(key, value, {EXPECTED: str(revision)}, message_id)
         except Conflict:

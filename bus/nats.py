@@ -65,7 +65,7 @@ class NatsBus:
     ) -> int:
         """Publish and return the stream's sequence. Repeated under one id until answered: stored at most once."""
         self._check_size(subject, data)
-        sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_hex(16)}
+        sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_urlsafe(16)}
         try:
             return await self._store(subject, data, sent)
         except Unanswered:  # seldom; setting up the repetition costs more than a store itself

@@ -96,7 +96,7 @@ class Internal:
             return wake(record, self._context(), policy)
 
         record: HostRecord | AppRecord
-        if data.startswith(b"host."):
+        if data == b"host":
             record = await self._store.change(HostRecord, session, step)
         else:
             record = await self._store.change(AppRecord, session, step)

@@ -132,7 +132,7 @@ class Judge:
         reasons += _weaker(enrolled, policies.manifest, proxy)
         apart: tuple[Reason, ...] = ()
         if verdict.platform is not None:
-            apart = same_platform(PlatformIdentity(**host.platform), verdict.platform, policies.sgx)
+            apart = same_platform(PlatformIdentity(**_shown(host.platform)), verdict.platform, policies.sgx)
         tied = _tied(verdict, enrolled.mrenclaves, expected, None) and not apart
         outcome = _outcome(verdict, policies)
         if host.outcome is not None:
@@ -222,8 +222,8 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     """Measurement and platform may not change within a session."""
     if record.question is None or record.outcome is None:
         return []
-    before = {"mrenclave": record.outcome.mrenclave, **record.platform}
-    after = {"mrenclave": verdict.mrenclave or "", **_platform(verdict)}
+    before = {"mrenclave": record.outcome.mrenclave, **_shown(record.platform)}
+    after = {"mrenclave": verdict.mrenclave or "", **_shown(_platform(verdict))}
     return [
         Reason(
             code=f"recheck.{name}",
@@ -237,8 +237,13 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     ]
 
 
-def _platform(verdict: Verdict) -> dict[str, str]:
-    return verdict.platform.model_dump() if verdict.platform is not None else {}
+def _platform(verdict: Verdict) -> dict[str, bytes]:
+    parts = verdict.platform.model_dump() if verdict.platform is not None else {}
+    return {name: bytes.fromhex(part) for name, part in parts.items()}
+
+
+def _shown(platform: dict[str, bytes]) -> dict[str, str]:
+    return {name: part.hex() for name, part in platform.items()}
 
 
 def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:

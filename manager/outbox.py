@@ -53,7 +53,7 @@ class Outbox:
     async def resend(self, record: HostRecord | AppRecord) -> None:
         """Send what the agent has not been seen to have heard, as it was."""
         for message in record.unheard:
-            await self._bus.send(message.subject, message.data)
+            await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
         """Delete what stands beside a record. A gateway that misses it loses nothing: no lease outlives its end."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from secrets import token_bytes
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
+import msgpack
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, Field, StringConstraints
 
-from schemas.base import Bytes32, Hex32, Model, Refusal, Secret, pack, unpack
+from schemas.base import Bytes32, Hex32, Model, Refusal, Secret, unpack
 from schemas.binding import canonical, derive
 
 M = TypeVar("M", bound=BaseModel)
@@ -33,12 +34,31 @@ class StorageKeys(Model):
 
 
 class Stored(Model):
-    """A sealed record."""
+    """A sealed record. In the bucket it is an array: names would be a tenth of it."""
 
     epoch: int
     salt: Bytes32
     counter: Annotated[int, Field(ge=0)]
     ciphertext: bytes
+
+    def body(self) -> bytes:
+        """The bytes for the bucket."""
+        return bytes(msgpack.packb([self.epoch, self.salt, self.counter, self.ciphertext]))
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        """What `body` made. Raises Refusal `record.open`."""
+        try:
+            epoch, salt, counter, ciphertext = msgpack.unpackb(data)
+            return cls(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext)
+        except Exception as error:  # noqa: BLE001  msgpack raises ValueError, TypeError, UnicodeError and its own kinds
+            raise Refusal.because(
+                "record.open",
+                "record",
+                expected="a sealed record: epoch, salt, counter, ciphertext",
+                found=type(error).__name__,
+                action="the bus was tampered with, or workers of two versions run",
+            ) from None
 
 
 class Vault:
@@ -68,12 +88,13 @@ class Vault:
         """A record's bytes for the bucket. `counter` is the record's own revision."""
         salt, epoch = token_bytes(32), self.newest
         cipher = self._cipher(epoch, bucket, key, salt)
-        ciphertext = cipher.encrypt(_NONCE, pack(record), canonical("record data", bucket, key, counter))
-        return pack(Stored(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext))
+        plaintext = msgpack.packb(record.model_dump(exclude_defaults=True))  # there are many, and most of it is at rest
+        ciphertext = cipher.encrypt(_NONCE, plaintext, canonical("record data", bucket, key, counter))
+        return Stored(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
         """The record. Raises Refusal `record.open`: one that does not open is as good as absent."""
-        stored = unpack(Stored, data)
+        stored = Stored.read(data)
         if stored.epoch not in self._keys:
             self._refresh()
         try:
@@ -94,5 +115,5 @@ class Vault:
 
 
 def epoch_of(data: bytes) -> int:
-    """The epoch that a record was sealed in; not authenticated. Raises Refusal (`message.*`)."""
-    return unpack(Stored, data).epoch
+    """The epoch that a record was sealed in; not authenticated. Raises Refusal `record.open`."""
+    return Stored.read(data).epoch

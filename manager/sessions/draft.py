@@ -17,7 +17,7 @@ from bus import subjects
 from bus.channel import Channel
 from bus.layout import ADMISSIONS
 from manager import ear
-from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard, record_key
+from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
 from manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from schemas.admission import Statement, post
 from schemas.base import Reason, pack
@@ -66,7 +66,7 @@ class Judgement:
     own: bool
     reasons: tuple[Reason, ...]
     outcome: Outcome
-    platform: dict[str, str]
+    platform: dict[str, bytes]
     list_size: int = 0
     list_digest: bytes = b""
     replay: bytes = b""
@@ -112,7 +112,7 @@ class Draft(Generic[R]):
     def send(self, step: str, data: bytes, counter: int = 0) -> None:
         """A message to the agent, kept until it has been heard."""
         subject = subjects.outbound(self.record.role, self.record.subject, step)
-        kept = [*self.record.unheard, Unheard(counter=counter, subject=subject, data=data)]
+        kept = [*self.record.unheard, Unheard(counter=counter, step=step, data=data)]
         self.set(unheard=kept)
         self._put(how="send", subject=subject, data=data)
 
@@ -191,8 +191,8 @@ class Draft(Generic[R]):
             if self.before not in ENDS:
                 self.set(deadline=now + KEPT_S)
         record = self.record
-        at, key = max(record.wakes_at, now + 1), record_key(record.role, record.session)
-        self._put(how="wake", subject=subjects.deadline(record.session), data=key.encode(), at=at)
+        at = max(record.wakes_at, now + 1)
+        self._put(how="wake", subject=subjects.deadline(record.session), data=record.role.encode(), at=at)
         self._put(how="summary")
         self.set(outbox=self._outbox, revision=record.revision + 1)
         return self.record

@@ -47,7 +47,7 @@ class Unheard(Model):
     """A message to the agent that it has not been seen to have. `counter` is 0 within the handshake."""
 
     counter: int
-    subject: str
+    step: str
     data: bytes
 
 
@@ -101,7 +101,7 @@ class SessionRecord(Model):
     question: Question | None = None
     enclave_key_hash: bytes = b""
     outcome: Outcome | None = None
-    platform: dict[str, str] = {}
+    platform: dict[str, bytes] = {}
     """Salted hashes that name the SGX platform (see schemas.sgx)."""
     reasons: list[Reason] = []
     """Why it ended."""
@@ -137,7 +137,6 @@ class HostRecord(SessionRecord):
     """A host's session. The measurement list is remembered by its length, hash and replay, not by its bytes."""
 
     role: Literal["host"] = "host"
-    boot_id: str
     k: Secret | None = None
     list_size: int = 0
     list_digest: bytes = b""

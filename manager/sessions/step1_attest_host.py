@@ -30,7 +30,6 @@ def challenge_host(
         issued_at=context.now,
         deadline=handshake.window_end + context.timing.skew_s,
         handshake=handshake,
-        boot_id=hello.boot_id,
     )
     draft = Draft(record, context)
     draft.move(Input.HELLO)

@@ -13,7 +13,7 @@ from bus.memory import MemoryServer
 from manager.high_water import HighWater
 from manager.outbox import Outbox
 from manager.vault import StorageKeys, Stored, Vault
-from schemas.base import Model, Refusal, Secret, pack, parse_json, unpack
+from schemas.base import Model, Refusal, Secret, parse_json
 
 
 class Thing(Model):
@@ -50,9 +50,9 @@ def test_a_record_elsewhere_does_not_open(place: tuple[str, str]) -> None:
     "change", [{"epoch": 1}, {"epoch": 9}, {"salt": bytes(32)}, {"counter": 4}, {"ciphertext": bytes(40)}]
 )
 def test_a_record_with_another_field_does_not_open(change: dict[str, object]) -> None:
-    stored = unpack(Stored, vault().seal("sessions", "a", 3, THING)).model_copy(update=change)
+    stored = Stored.read(vault().seal("sessions", "a", 3, THING)).model_copy(update=change)
     with pytest.raises(Refusal, match=r"record\.open"):
-        vault().open(Thing, "sessions", "a", pack(stored))
+        vault().open(Thing, "sessions", "a", stored.body())
 
 
 @given(st.binary(max_size=200))
@@ -65,7 +65,7 @@ def test_nothing_of_a_record_is_readable_and_no_two_are_alike() -> None:
     one, two = (vault().seal("sessions", "a", 3, THING) for _ in range(2))
     assert b"hello" not in one
     assert b"ssss" not in one
-    assert unpack(Stored, one).salt != unpack(Stored, two).salt
+    assert Stored.read(one).salt != Stored.read(two).salt
 
 
 def test_a_destroyed_epoch_takes_its_records_with_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bus import layout, subjects
 from manager.sessions.draft import KEPT_S
-from manager.sessions.record import AppRecord, HostRecord, record_key
+from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import State
 from schemas.enrolment import Revoke
 from tests.sessions.harness import LISTS, Deployment
@@ -90,7 +90,7 @@ def fire(site: Deployment, host: HostRecord) -> None:
     """What a server does whose clock has come to the session's deadline."""
     subject = subjects.deadline(host.session)
     del site.wire._schedules[subject]
-    site.wire.inject(subjects.due(subject), record_key("host", host.session).encode())
+    site.wire.inject(subjects.due(subject), b"host")
 
 
 async def test_a_bus_whose_clock_is_ahead_delays_no_recheck(site: Deployment) -> None:
