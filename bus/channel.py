@@ -8,6 +8,7 @@ return the next state, so that a compare-and-set that loses leaves nothing behin
 
 from __future__ import annotations
 
+import hashlib
 from secrets import token_bytes
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from schemas.binding import Direction, canonical, derive, first_chain, next_chai
 Counter = Annotated[int, Field(ge=0, lt=2**48)]
 _NONCE = bytes(12)
 """A constant nonce: each key seals one message."""
+REPEATS = 16
+"""Messages of the peer that it may say again without being told of."""
 
 
 class Frame(Model):
@@ -34,7 +37,11 @@ class Frame(Model):
 
 
 class Stale(Exception):
-    """A message that was opened before: a repeat, to be ignored."""
+    """A message that was opened before, which its sender may not have heard: it says the same bytes again."""
+
+
+class Replayed(Stale):
+    """A message under an old number that no honest sender says again: it knows better, or said other bytes."""
 
 
 class Early(Exception):
@@ -54,6 +61,12 @@ class Channel(Model):
     opened_chain: Bytes64
     acknowledged: Counter = 0
     """Highest of our counters that the peer says it has opened."""
+    acks: list[Counter] = []
+    """What we said to have opened, in each of our messages above `acknowledged`."""
+    known: Counter = 0
+    """Highest of the peer's counters that it knows we have opened."""
+    heard: list[bytes] = []
+    """SHA-256 of its messages above `known` that we have opened; of the newest, where there are many."""
 
     @classmethod
     def start(cls, session: str, secret: Secret, t4: bytes, sends: Direction) -> Channel:
@@ -82,25 +95,32 @@ class Channel(Model):
             chain=self.sent_chain,
             ack=self.opened,
         )
-        following = self.model_copy(update={"sent": counter, "sent_chain": next_chain(self.sent_chain, data)})
-        return following, data
+        chain, acks = next_chain(self.sent_chain, data), [*self.acks, self.opened]
+        return self.model_copy(update={"sent": counter, "sent_chain": chain, "acks": acks}), data
 
     def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
-        """The next state and the plaintext. Raises Stale, Early, or Refusal for what does not open."""
+        """The next state and the plaintext. Raises Stale, Replayed, Early, or Refusal for what does not open."""
         frame = unpack(Frame, data)
         if frame.counter <= self.opened:
-            raise Stale
+            raise Stale if hashlib.sha256(data).digest() in self.heard else Replayed
         if frame.counter > self.opened + 1:
             raise Early
         direction: Direction = "down" if self.sends == "up" else "up"
         plaintext = open_frame(
             frame, self.session, self.secret, step, base=self.base, direction=direction, chain=self.opened_chain
         )
+        acknowledged = max(self.acknowledged, min(frame.ack, self.sent))
+        confirmed = acknowledged - self.acknowledged
+        known = max([self.known, *self.acks[:confirmed]])
+        heard = [*self.heard, hashlib.sha256(data).digest()][-min(frame.counter - known, REPEATS) :]
         following = self.model_copy(
             update={
                 "opened": frame.counter,
                 "opened_chain": next_chain(self.opened_chain, data),
-                "acknowledged": max(self.acknowledged, min(frame.ack, self.sent)),
+                "acknowledged": acknowledged,
+                "acks": self.acks[confirmed:],
+                "known": known,
+                "heard": heard,
             }
         )
         return following, plaintext

@@ -86,7 +86,7 @@ class Inbound:
         }
 
     async def take(self, subject: str, data: bytes) -> None:
-        """Handle one message. Raises Refusal, NoMove, Stale, Early, BusError."""
+        """Handle one message. Raises Refusal, NoMove, Stale, Replayed, Early, BusError."""
         role, id, step = subjects.parse_inbound(subject)
         handler = self._handlers.get((role, step))
         if handler is None:

@@ -55,7 +55,8 @@ class ManagerMetrics(Observer):
         )
         self._messages = Counter(
             "attestgate_messages",
-            "Messages settled: handled, dropped (changed nothing), again (the bus could not), fault (of this worker)",
+            "Messages settled: handled, repeated (by bus or agent), dropped (changed nothing), "
+            "again (the bus could not), fault (of this worker)",
             ["result"],
             registry=self.registry,
         )

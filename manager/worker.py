@@ -1,8 +1,9 @@
 """The loop that joins the session machines to the bus. Any number of workers run it; each takes any message.
 
-A message ends in one of four ways. Handled: acknowledged. It changes nothing (it does not fit, does not open, repeats
-something): acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come:
-put back. A fault of ours: put back a few times, then put into quarantine, so that it never blocks the others.
+A message ends in one of five ways. Handled: acknowledged. Repeated, by the bus or by an agent that did not hear that
+it was heard: acknowledged and counted. It changes nothing (it does not fit, does not open, replays something):
+acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come: put back. A
+fault of ours: put back a few times, then put into quarantine, so that it never blocks the others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import JsonValue
 
 from bus import subjects
 from bus.api import Bus, BusError, Delivery
-from bus.channel import Early, Stale
+from bus.channel import Early, Replayed, Stale
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.limits import Limiter
@@ -111,16 +112,14 @@ class Worker:
         self._observer.handled(delivery.subject, time.monotonic() - started, result)
 
     async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> str:
-        """What came of it: handled, dropped, again or fault."""
+        """What came of it: handled, repeated, dropped, again or fault."""
         subject, result = delivery.subject, "dropped"
         try:
             await handle(subject, delivery.data)
         except Refusal as refusal:
             await self._dropped(subject, delivery.data, refusal.reasons)
-        except NoMove as none:
-            await self._dropped(subject, delivery.data, (_no_move(none),))
-        except Stale:
-            await self._dropped(subject, delivery.data, (_repeat(),))
+        except (NoMove, Stale) as moot:
+            result = await self._moot(delivery, moot)
         except TooSoon as early:
             await delivery.again(early.delay_s)
             return "again"
@@ -145,6 +144,17 @@ class Worker:
             result = "handled"
         await delivery.done()
         return result
+
+    async def _moot(self, delivery: Delivery, moot: NoMove | Stale) -> str:
+        """A message whose step was taken: what the bus delivers again, or an agent says again, is nothing to tell."""
+        agents_own = isinstance(moot, Stale) and not isinstance(moot, Replayed)
+        if delivery.attempt > 1 or agents_own:
+            log.info("repeated", subject=delivery.subject, attempt=delivery.attempt)
+            self.counts["repeated"] += 1
+            return "repeated"
+        reason = _no_move(moot) if isinstance(moot, NoMove) else _replay()
+        await self._dropped(delivery.subject, delivery.data, (reason,))
+        return "dropped"
 
     async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
         """Into quarantine, with an event that says under which name."""
@@ -202,17 +212,17 @@ def _no_move(none: NoMove) -> Reason:
         field="session",
         expected=f"a message that fits the state {none.state}",
         found=f"one for {none.given}",
-        action="nothing, if the bus repeated it; otherwise somebody replays this subject's messages",
+        action="nothing, if the session ended meanwhile; otherwise somebody replays this subject's messages",
     )
 
 
-def _repeat() -> Reason:
+def _replay() -> Reason:
     return Reason(
         code="channel.repeat",
         field="counter",
         expected="a message that was not opened before",
-        found="a repeat",
-        action="nothing, if the bus repeated it; otherwise somebody replays this subject's messages",
+        found="an old number: bytes that its sender knows were opened, or others in their place",
+        action="find out who else uses this subject's credential, or writes to the bus",
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from bus import envelope
-from bus.channel import Channel, Early, Frame, Stale
+from bus.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
 from bus.envelope import SUITES, SuiteName
 from manager.vault import Stored
 from schemas import messages
@@ -160,6 +160,41 @@ def test_any_order_of_delivery_gives_the_right_plaintexts_or_none(deliveries: li
         assert which == opened
         assert plaintext == b"%d" % which
         opened += 1
+
+
+def test_only_what_its_sender_knows_was_opened_is_replayed() -> None:
+    manager, agent = ends()
+    agent, first = agent.seal("step", b"1")
+    manager, _ = manager.open("step", first)
+    with pytest.raises(Stale) as own:
+        manager.open("step", first)
+    assert not isinstance(own.value, Replayed), "nothing has told the agent that it was heard"
+    manager, answer = manager.seal("step", b"heard")
+    agent, second = agent.seal("step", b"2")
+    manager, _ = manager.open("step", second)
+    with pytest.raises(Stale) as crossed:
+        manager.open("step", first)
+    assert not isinstance(crossed.value, Replayed), "the second message was under way before the answer came"
+    agent, _ = agent.open("step", answer)
+    agent, third = agent.seal("step", b"3")
+    manager, _ = manager.open("step", third)
+    with pytest.raises(Replayed):
+        manager.open("step", first)
+    with pytest.raises(Stale) as later:
+        manager.open("step", second)
+    assert not isinstance(later.value, Replayed), "the answer was to the first"
+    assert (manager.known, manager.acks) == (1, [])
+    forged = pack(unpack(Frame, third).model_copy(update={"counter": 2}))
+    with pytest.raises(Replayed):
+        manager.open("step", forged)
+
+
+def test_what_may_be_said_again_is_bounded() -> None:
+    manager, agent = ends()
+    for number in range(REPEATS + 4):
+        agent, data = agent.seal("step", b"%d" % number)
+        manager, _ = manager.open("step", data)
+    assert len(manager.heard) == REPEATS
 
 
 CHANGES: list[dict[str, Any]] = [

@@ -153,7 +153,7 @@ async def test_a_proof_is_accepted_once(site: Deployment) -> None:
         (proof,) = site.wire.said(subjects.inbound(role, id, step))
         site.wire.inject(subjects.inbound(role, id, step), proof)
     await site.dropped(2)
-    assert set(site.codes()) == {"session.move"}
+    assert set(site.codes()) == {"session.move"}, "in messages of their own: somebody replays them, and it is told"
     assert site.what("app", "a1").count("proven") == 1
 
 

@@ -1,0 +1,88 @@
+"""What bus and agents repeat by themselves is no attack, and is not told as one; what somebody replays is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bus import layout, subjects
+from bus.memory import MemoryDelivery
+from schemas.enrolment import RecheckNow
+from tests.sessions.harness import LONG, Deployment, World, deployed
+
+ACKNOWLEDGED = [
+    ("host", "evidence"),
+    ("host", "key_proof"),
+    ("host", "key_delivered"),
+    ("host", "recheck_evidence"),
+    ("app", "evidence"),
+    ("app", "colocation_proof"),
+    ("app", "recheck_evidence"),
+]
+
+
+async def recheck(site: Deployment, kind: str, id: str) -> None:
+    since = len(site.events)
+    await site.order(RecheckNow(kind=kind, id=id))  # type: ignore[arg-type]
+    await site.until(kind, id, "rechecked", since=since)
+
+
+def repeated(site: Deployment) -> int:
+    return sum(worker.counts["repeated"] for worker in site.workers)
+
+
+@pytest.mark.parametrize(("role", "step"), ACKNOWLEDGED)
+async def test_what_was_handled_and_not_acknowledged_comes_again_and_is_not_told(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, step: str
+) -> None:
+    """As after a worker that died between its last write and the acknowledgement."""
+    acknowledge = MemoryDelivery.done
+    lost: list[str] = []
+
+    async def forget_once(self: MemoryDelivery) -> None:
+        if not lost and self.subject == subjects.inbound(role, "h1" if role == "host" else "a1", step):
+            lost.append(self.subject)
+        else:
+            await acknowledge(self)
+
+    monkeypatch.setattr(MemoryDelivery, "done", forget_once)
+    async with deployed(world, tmp_path, timing=LONG) as site:
+        await site.enrol_host()
+        await site.enrol_app()
+        await site.host()
+        await site.until("host", "h1", "trusted")
+        await site.app()
+        await site.until("app", "a1", "admitted")
+        await recheck(site, "host", "h1")
+        await recheck(site, "app", "a1")
+        site.clock.at += layout.MANAGERS.ack_wait_s + 1
+        site.wire.tick()
+        await site.settled()
+        assert lost
+        assert repeated(site) == 1
+        assert site.codes() == []
+        assert site.gateway.passes("a1")
+
+
+async def test_an_agent_that_was_not_answered_says_it_again_and_is_not_told_of(site: Deployment) -> None:
+    """The answer is lost; the same bytes come once more, as a message of their own."""
+    await site.admitted()
+    site.wire.hold(subjects.outbound("host", "h1", "accepted"))
+    await recheck(site, "host", "h1")
+    (said,) = site.wire.said(subjects.inbound("host", "h1", "recheck_evidence"))
+    site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
+    await site.quiet()
+    assert repeated(site) == 1
+    assert site.codes() == []
+
+
+async def test_what_its_sender_knows_was_heard_is_told_as_a_replay(site: Deployment) -> None:
+    await site.admitted()
+    await recheck(site, "host", "h1")
+    (said,) = site.wire.said(subjects.inbound("host", "h1", "recheck_evidence"))
+    await recheck(site, "host", "h1")  # its answer says that the first one's was heard
+    site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
+    await site.dropped(1)
+    assert site.codes() == ["channel.repeat"]
+    assert repeated(site) == 0
