@@ -121,12 +121,16 @@ class Deployment(Witness):
         self.gateway = Gateway(self.wire.connect(), self.clock, self.world.gateway, {identity})
         self._tasks.append(asyncio.create_task(self.gateway.run()))
         await self.order(self.world.policies.command(self.world.author, version=1))
+        await self.enrol_gateway()
+
+    async def enrol_gateway(self) -> None:
+        """Enrol the gateway."""
         public = self.world.gateway.public_key().public_bytes_raw()
         await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=public)))
 
-    def assemble(self, bus: Any) -> Worker:
-        """A worker that does not run yet, with a state of its own."""
-        name = f"manager-{len(self.workers)}"
+    def assemble(self, bus: Any, name: str = "") -> Worker:
+        """A worker that does not run yet, with the local state of its name, or one of its own."""
+        name = name or f"manager-{len(self.workers)}"
         settings = self.world.manager_settings(self.folder / name, name, self.timing, self.suite)
         worker = assemble(settings, bus, self.http, self.clock)
         # Its clock is the real one; a test that replays everything is to be refused for what it says, not for haste.
@@ -138,9 +142,9 @@ class Deployment(Witness):
         """One more worker."""
         return self.run(self.wire.connect())
 
-    def run(self, bus: Any) -> Worker:
+    def run(self, bus: Any, name: str = "") -> Worker:
         """One more worker, on a connection of its own kind."""
-        worker = self.assemble(bus)
+        worker = self.assemble(bus, name)
         self._running.append(asyncio.create_task(worker.run()))
         return worker
 
@@ -161,15 +165,21 @@ class Deployment(Witness):
 
     async def enrol_host(self, id: str = "h1", machine: str = "machine-a") -> None:
         """Enrol a host on a machine."""
-        subject = HostEnrolment(id=id, mrenclaves=[HOST_ENCLAVE.mrenclave.hex()], platform=self.world.ppid(machine))
-        await self.order(Enrol(subject=subject))
+        await self.order(self.host_enrolment(id, machine))
+
+    def host_enrolment(self, id: str, machine: str) -> Enrol:
+        """What enrols a host on a machine."""
+        mrenclaves = [HOST_ENCLAVE.mrenclave.hex()]
+        return Enrol(subject=HostEnrolment(id=id, mrenclaves=mrenclaves, platform=self.world.ppid(machine)))
 
     async def enrol_app(self, id: str = "a1", host: str = "h1") -> None:
         """Enrol an application on a host."""
-        subject = AppEnrolment(
-            id=id, mrenclaves=[APP_ENCLAVE.mrenclave.hex()], placements=[Placement(host=host, volume=0)]
-        )
-        await self.order(Enrol(subject=subject))
+        await self.order(self.app_enrolment(id, host))
+
+    def app_enrolment(self, id: str, host: str) -> Enrol:
+        """What enrols an application on a host."""
+        mrenclaves, placements = [APP_ENCLAVE.mrenclave.hex()], [Placement(host=host, volume=0)]
+        return Enrol(subject=AppEnrolment(id=id, mrenclaves=mrenclaves, placements=placements))
 
     @property
     def volume(self) -> Path:
@@ -204,7 +214,12 @@ class Deployment(Witness):
         return self._agent(agent.run(), bus)
 
     async def app(
-        self, id: str = "a1", host: str = "h1", machine: str = "machine-a", identity: EnclaveIdentity = APP_ENCLAVE
+        self,
+        id: str = "a1",
+        host: str = "h1",
+        machine: str = "machine-a",
+        identity: EnclaveIdentity = APP_ENCLAVE,
+        retry_s: int = 1,
     ) -> Agent:
         """Start an application's agent."""
         settings = AppSettings(
@@ -212,7 +227,7 @@ class Deployment(Witness):
             bus=BusSettings(url="memory", credentials=Path("none")),
             id=id,
             measured=Path("none"),
-            retry_s=1,
+            retry_s=retry_s,
             host=host,
             volume=self.volume,
         )
@@ -237,6 +252,10 @@ class Deployment(Witness):
 
     async def order(self, action: Action, **changes: Any) -> Event:
         """Have an operator's command applied, and return the event that answers it."""
+        return await self.send_command(self.command(action, **changes))
+
+    def command(self, action: Action, **changes: Any) -> bytes:
+        """An operator's next command."""
         self._sequence += 1
         fields: dict[str, Any] = {
             "operator": OPERATOR,
@@ -244,7 +263,7 @@ class Deployment(Witness):
             "expires_at": int(self.clock()) + 60,
             "action": action,
         }
-        return await self.send_command(pack(sign(self.world.operator, "command", Command(**fields | changes))))
+        return pack(sign(self.world.operator, "command", Command(**fields | changes)))
 
     async def send_command(self, data: bytes, name: str = OPERATOR) -> Event:
         """Publish a command and wait for its answer."""

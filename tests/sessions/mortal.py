@@ -25,6 +25,10 @@ class Counter:
         self._dies_before = dies_before
         self._fails = fails
 
+    def die_in(self, operations: int | None) -> None:
+        """Let the worker do so many more operations; None: as many as it likes."""
+        self._dies_before = None if operations is None else self.done + operations
+
     def count(self, *, reads: bool = False) -> None:
         if reads and self._fails is Killed:
             return
