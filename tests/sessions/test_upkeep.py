@@ -16,9 +16,12 @@ from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, 
 from manager.vault import Vault, epoch_of
 from manager.worker import ATTEMPTS
 from schemas.base import Refusal, unpack
-from schemas.enrolment import Drop, RecheckNow, Retry
+from schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry
 from schemas.quarantine import LIMIT, Quarantined
-from tests.sessions.harness import PATIENCE_S, Deployment, World, code_of, deployed
+from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
+
+BEGUN = 2
+"""Commands that set a deployment up: its policy, its gateway."""
 
 
 async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -122,3 +125,39 @@ def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
     assert not limiter.take("a", 10.5)
     assert [limiter.take("a", 1000.0) for _ in range(4)] == [True, True, True, False], "no more than a burst is saved"
     assert not limiter.take("a", 5.0), "a clock that goes back gives nothing"
+
+
+async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(site: Deployment) -> None:
+    """One enrols a fleet: what is above the rate is put back, and is applied later, in its order."""
+    (worker,) = site.workers
+    worker._limiter = Limiter(rate=0.0, burst=2)
+    commands = [site.command(Enrol(subject=_host(f"h{number}"))) for number in range(4)]
+    for command in commands:
+        await site.bus.publish(subjects.operator(OPERATOR, "command"), command)
+    async with asyncio.timeout(PATIENCE_S):
+        while site.what("op", OPERATOR).count("applied") < 2 + BEGUN:
+            await site.wire.changed()
+    await site.quiet()
+    assert site.what("op", OPERATOR).count("applied") == 2 + BEGUN
+    assert len(site.wire.stored("ATTEST_IN")) == 2, "the others wait where they are"
+    worker._limiter = Limiter(rate=0.0, burst=1000)
+    await site.settled()
+    assert site.what("op", OPERATOR).count("applied") == 4 + BEGUN
+    assert site.codes() == []
+    assert "refused" not in site.what("op", OPERATOR)
+
+
+async def test_a_host_that_is_too_fast_is_dropped_and_told_of_once(site: Deployment) -> None:
+    (worker,) = site.workers
+    await site.admitted()
+    worker._limiter = Limiter(rate=0.0, burst=3)
+    for _ in range(12):
+        site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), b"garbage")
+        await site.quiet()
+    assert site.codes() == ["message.encoding"] * 3 + ["message.rate"]
+    assert worker.counts["dropped message.rate"] == 9
+    assert site.gateway.passes("a1")
+
+
+def _host(id: str) -> HostEnrolment:
+    return HostEnrolment(id=id, mrenclaves=["ab" * 32], platform="cd" * 32)

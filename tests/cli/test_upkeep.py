@@ -1,0 +1,139 @@
+"""`attestgate quarantine` and `attestgate keys rotate` against a real server and a worker that goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from bench.fleet import Fleet
+from bus import credentials, subjects
+from bus.logs import set_up_logs
+from bus.server import EmbeddedServer
+from manager.quarantine import Quarantine
+from manager.storage_keys import read
+from manager.vault import epoch_of
+from schemas.base import Reason, pack
+from schemas.enrolment import RecheckNow
+from schemas.messages import HostHello
+from tests.cli.conftest import Run
+from tests.cli.support import Ran
+from tests.sessions.harness import OPERATOR, World
+
+pytestmark = pytest.mark.stack
+WITHIN_S = 60.0
+FAULT = Reason(code="worker.fault", field="message", expected="one that can be handled", found="KeyError", action="-")
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    set_up_logs()  # the worker's and the agents' lines are not the command's
+    world = await asyncio.to_thread(World, tmp_path / "world")
+    async with (
+        EmbeddedServer(tmp_path / "bus", credentials.load(world.keys / "bus")) as server,
+        Fleet(world, server.url, tmp_path / "fleet") as fleet,
+    ):
+        await fleet.worker("manager-0")
+        await fleet.gateway()
+        yield fleet
+
+
+def settings_file(fleet: Fleet, name: str, table: dict[str, Any], role: str) -> Path:
+    """A settings file beside the fleet, with the bus and this role's credentials in it."""
+    credential = fleet.folder / f"{name}.creds"
+    credentials.issue(fleet.world.keys / "bus", role, name, credential)
+    path = fleet.folder / f"{name}.toml"
+    path.write_text(tomli_w.dumps(table | {"bus": {"url": [fleet.url], "credentials": str(credential)}}))
+    return path
+
+
+@pytest.fixture
+def operator(fleet: Fleet) -> Path:
+    key = fleet.world.keys / "operators" / f"{OPERATOR}.pem"
+    return settings_file(fleet, OPERATOR, {"name": OPERATOR, "identity": str(key)}, "operator")
+
+
+async def put_aside(fleet: Fleet, host: str) -> str:
+    """A host's hello, in quarantine as a worker would have put it there; its name."""
+    hello = HostHello(host=host, random=bytes(32), boot_id="boot", agent_version="1.0", can_give=["sgx", "ima"])
+    bus = await fleet.join("manager", f"aside-{host}")
+    quarantine = Quarantine(bus, "manager-9", _nobody)
+    name = await quarantine.put(subjects.inbound("host", host, "hello"), pack(hello), 5, FAULT, int(time.time()))
+    assert name is not None
+    return name
+
+
+async def _nobody(subject: str, data: bytes) -> None:
+    raise AssertionError("only a worker retries")
+
+
+async def test_messages_put_aside_are_listed_shown_retried_and_dropped(
+    fleet: Fleet, operator: Path, attestgate: Run
+) -> None:
+    async def quarantine(*arguments: str) -> Ran:
+        return await asyncio.to_thread(attestgate, "quarantine", *arguments, "-O", operator)
+
+    assert (await quarantine("list")).out == "nothing in quarantine\n"
+    await fleet.enrol_host("h1")
+    good, bad = await put_aside(fleet, "h1"), await put_aside(fleet, "h2")
+
+    listed = json.loads((await quarantine("list", "--json")).out)
+    assert {(m["message"], m["subject"], m["attempts"], m["worker"]) for m in listed} == {
+        (good, subjects.inbound("host", "h1", "hello"), 5, "manager-9"),
+        (bad, subjects.inbound("host", "h2", "hello"), 5, "manager-9"),
+    }
+    assert not any("data" in message for message in listed)
+    table = (await quarantine("list")).out
+    assert good[:16] in table and bad[:16] in table and "worker.fault" in table
+    shown = (await quarantine("show", good[:12])).out
+    assert f"message: {good}" in shown and "worker.fault" in shown and "attempts: 5" in shown
+
+    retried = await quarantine("retry", good[:12])
+    assert (retried.status, retried.out) == (0, "retry: applied\n")
+    await fleet.until("host", "h1", "challenged", WITHIN_S)
+    refused = await quarantine("retry", bad[:12])  # nobody enrolled h2
+    assert refused.status == 1 and "enrolment.unknown" in refused.err
+    assert [m["message"] for m in json.loads((await quarantine("list", "--json")).out)] == [bad]
+
+    dropped = await quarantine("drop", bad[:12])
+    assert (dropped.status, dropped.out) == (0, "drop: applied\n")
+    gone = await quarantine("show", bad[:12])
+    assert gone.status == 1 and "quarantine.unknown" in gone.err
+
+
+async def test_storage_keys_are_rotated_while_sessions_live(fleet: Fleet, attestgate: Run) -> None:
+    keys = fleet.world.keys / "manager" / "storage-keys.json"
+    manager = fleet.world.manager_settings(fleet.folder / "rotates", "rotates", fleet.timing, "mlkem768-x25519")
+    table = manager.model_dump(mode="json", exclude_none=True)
+    settings = settings_file(fleet, "rotates", table, "manager")
+    bucket = (await fleet.join("manager", "looks")).bucket("sessions")
+
+    async def epochs() -> set[int]:
+        entries = [await bucket.get(key) for key in await bucket.keys()]
+        return {epoch_of(entry.value) for entry in entries if entry is not None and entry.value is not None}
+
+    async def rotate(*arguments: str) -> str:
+        ran = await asyncio.to_thread(attestgate, "keys", "rotate", "-s", settings, *arguments)
+        assert ran.status == 0, ran.err
+        return ran.out
+
+    await fleet.enrol_host("h1")
+    await fleet.host("h1")
+    await fleet.until("host", "h1", "trusted", WITHIN_S)
+    assert await epochs() == {1}
+    said = await rotate()
+    assert said.startswith(f"added epoch 2 to {keys}\nsealed ") and said.endswith("destroyed epochs [1]\n")
+    assert (await epochs(), set(read(keys).epochs)) == ({2}, {"2"})
+    await fleet.order(RecheckNow(kind="host", id="h1"))
+    await fleet.until("host", "h1", "rechecked", WITHIN_S)
+
+    assert await rotate("--no-destroy") == f"added epoch 3 to {keys}\n"
+    assert (await epochs(), set(read(keys).epochs)) == ({2}, {"2", "3"})
+    assert (await rotate("--no-add")).endswith("destroyed epochs [2]\n")
+    assert (await epochs(), set(read(keys).epochs)) == ({3}, {"3"})
