@@ -13,10 +13,7 @@ from tests.sessions.harness import LONG, Deployment, World, deployed
 
 ACKNOWLEDGED = [
     ("host", "evidence"),
-    ("host", "key_proof"),
     ("host", "key_delivered"),
-    ("host", "recheck_evidence"),
-    ("app", "evidence"),
     ("app", "colocation_proof"),
     ("app", "recheck_evidence"),
 ]
