@@ -13,7 +13,7 @@ from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evid
 from app_agent.step6_colocation import prove_colocation
 from app_agent.step7_certificate import Credential, accept_certificate
 from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, healthy_until, lease_over, tell
+from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
 from bus.api import BusError
 from bus.nats import connect
 from enclave.api import Enclave, EnclaveError
@@ -27,7 +27,6 @@ PATIENCE_S = 15.0
 """How long an answer within the handshake is waited for: the host has to answer in between."""
 GRACE_S = 0.5
 """Between telling the program that trust has ended, and cancelling it."""
-BACK_OFF_S = 60.0
 
 
 class AppAgent:
@@ -45,29 +44,20 @@ class AppAgent:
         self._module = importlib.import_module(measured.program)
 
     async def run(self) -> None:
-        """Sessions without end, until cancelled: a refused application keeps asking, ever more slowly."""
-        wait_s = float(self._settings.retry_s)
-        while True:
-            started = time.monotonic()
-            try:
-                await self._session()
-            except SessionOver as over:
-                tell("session over", over.reasons, state=over.by_manager)
-                await self._stop(over.reasons)
-            except Refusal as refusal:
-                tell("cannot prove", list(refusal.reasons))
-                await self._stop(list(refusal.reasons))
-            except (BusError, EnclaveError) as error:
-                log.warning("trouble", error=str(error))
-                await self._stop([])
-            finally:
-                await self._stop([])
-            if time.monotonic() - started > BACK_OFF_S:
-                wait_s = float(self._settings.retry_s)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 1.5, BACK_OFF_S)
+        """Sessions without end, until cancelled. With each ends the program that it let through."""
+        await sessions_without_end(self._session, self._settings.retry_s, EnclaveError)
 
     async def _session(self) -> None:
+        reasons: list[Reason] = []
+        try:
+            await self._admission()
+        except (SessionOver, Refusal) as over:
+            reasons = list(over.reasons)
+            raise
+        finally:
+            await self._stop(reasons)
+
+    async def _admission(self) -> None:
         settings, managers = self._settings, {bytes.fromhex(i) for i in self._measured.manager_identity}
         session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
         challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)

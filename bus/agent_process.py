@@ -1,16 +1,19 @@
-"""An agent as a process: its argument, its signals, its exit code."""
+"""An agent as a process: its argument, its signals, its exit code; and one session after another in it."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
+from bus.agent import SessionOver
+from bus.api import BusError
 from bus.logs import reload_level, set_up_from, set_up_logs
 from schemas.base import Reason, Refusal
 from schemas.settings import AgentSettings, load_settings
@@ -18,6 +21,8 @@ from schemas.settings import AgentSettings, load_settings
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=AgentSettings)
 OK, TROUBLE, WRONG_SETTINGS = 0, 1, 2
+BACK_OFF_S = 60.0
+"""The longest pause between two sessions; one that lasted longer begins with the shortest again."""
 
 
 def agent_main(
@@ -47,6 +52,30 @@ def agent_main(
         sys.stderr.write(f"{error}\n")
         return TROUBLE
     return OK
+
+
+async def sessions_without_end(
+    session: Callable[[], Awaitable[None]], retry_s: float, trouble: type[Exception]
+) -> None:
+    """Sessions until cancelled: an agent that is not trusted keeps asking, ever more slowly.
+
+    `retry_s` is the first pause in seconds, `trouble` what the platform raises when it cannot now.
+    """
+    wait_s = retry_s
+    while True:
+        started = time.monotonic()
+        try:
+            await session()
+        except SessionOver as over:
+            tell("session over", over.reasons, state=over.by_manager)
+        except Refusal as refusal:
+            tell("cannot prove", list(refusal.reasons))
+        except (BusError, trouble) as error:
+            log.warning("trouble", error=str(error))
+        if time.monotonic() - started > BACK_OFF_S:
+            wait_s = retry_s
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, BACK_OFF_S)
 
 
 async def _until_told(work: Awaitable[None], reload: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ import time
 import structlog
 
 from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, healthy_until, lease_over, tell
+from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
 from bus.api import BusError
 from bus.nats import connect
 from enclave.api import Enclave, EnclaveError
@@ -25,7 +25,6 @@ from schemas.settings import HostSettings, Measured, load_measured
 log = structlog.get_logger("host_agent")
 PATIENCE_S = 10.0
 """How long an answer within the handshake is waited for."""
-BACK_OFF_S = 60.0
 
 
 class HostAgent:
@@ -39,22 +38,8 @@ class HostAgent:
         self._tpm = TpmClient(settings.tpm) if settings.tpm else None
 
     async def run(self) -> None:
-        """Sessions without end, until cancelled: a host that is not trusted keeps asking, ever more slowly."""
-        wait_s = float(self._settings.retry_s)
-        while True:
-            started = time.monotonic()
-            try:
-                await self._session()
-            except SessionOver as over:
-                tell("session over", over.reasons, state=over.by_manager)
-            except Refusal as refusal:
-                tell("cannot give evidence", list(refusal.reasons))
-            except (BusError, EnclaveError) as error:
-                log.warning("trouble", error=str(error))
-            if time.monotonic() - started > BACK_OFF_S:
-                wait_s = float(self._settings.retry_s)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 1.5, BACK_OFF_S)
+        """Sessions without end, until cancelled."""
+        await sessions_without_end(self._session, self._settings.retry_s, EnclaveError)
 
     async def _session(self) -> None:
         managers = {bytes.fromhex(identity) for identity in self._measured.manager_identity}

@@ -75,7 +75,7 @@ async def test_an_application_that_nobody_enrolled(stack: Stack) -> None:
 async def test_a_host_whose_list_is_missing_says_so(stack: Stack) -> None:
     missing = stack.plan.folder / "no-such-list"
     child = await stack.start_host("host-2", "machine-b", missing, [])
-    line = await stack.children.line(child, "cannot give evidence", 20.0)
+    line = await stack.children.line(child, "cannot prove", 20.0)
     assert str(missing) in line and "No such file" in line
     assert child.running
     await child.stop()
