@@ -42,9 +42,8 @@ function pass(r) {
 // refusal too.
 function judge(r, v) {
     const live = ngx.shared.live;
-    const known = ngx.shared.connections.get(v.connection);
-    let who = known === undefined ? undefined : known.split('\n');
-    if (who === undefined || live.get(who[KEY]) !== Number(who[SEQUENCE])) {
+    let who = remembered(v);
+    if (who === undefined || live.get(who[KEY]) !== +who[SEQUENCE]) {
         if (v.ssl_client_verify !== 'SUCCESS') {
             return 'no certificate';
         }
@@ -61,7 +60,6 @@ function judge(r, v) {
     v.attestgate_host_key = who[HOST_KEY];
     v.attestgate_integrity = who[INTEGRITY];
     v.attestgate_marks = who[MARKS];
-    v.attestgate_certificate = who[CERTIFICATE];
     const method = r.method;
     if (r.headersIn.Upgrade !== undefined || method === 'CONNECT' || method === 'TRACE') {
         return 'method not allowed';
@@ -69,9 +67,21 @@ function judge(r, v) {
     return permitted(who, method, v.request_uri);
 }
 
-// What is remembered of a connection, one line each; the rules follow. Without session reuse and renegotiation its
-// certificate cannot change, and no number of a connection comes twice. A newer lease has another sequence.
-const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, CERTIFICATE = 6, RULES = 7;
+// What is remembered of a connection, one line each; the rules follow. The certificate, which is long, stands by itself.
+// Without session reuse and renegotiation it cannot change, and no number of a connection comes twice. A newer lease has
+// another sequence.
+const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, RULES = 6;
+
+// What is known of a connection, its certificate put into the variable; undefined if either has given way.
+function remembered(v) {
+    const known = ngx.shared.connections.get(v.connection);
+    const certificate = ngx.shared.connections.get(`${v.connection} certificate`);
+    if (known === undefined || certificate === undefined) {
+        return undefined;
+    }
+    v.attestgate_certificate = certificate;
+    return known.split('\n');
+}
 
 // Look a connection's certificate up, and remember it; or why it does not pass.
 function look(v) {
@@ -88,8 +98,9 @@ function look(v) {
         return 'other certificate';
     }
     const who = [key, String(lease.sequence), lease.host_key, lease.identity, lease.integrity, lease.marks];
-    who.push(`:${base64}:`);
     const known = who.concat(lease.allow);
+    v.attestgate_certificate = `:${base64}:`;
+    ngx.shared.connections.set(`${v.connection} certificate`, v.attestgate_certificate);
     ngx.shared.connections.set(v.connection, known.join('\n'));
     return known;
 }
@@ -100,7 +111,7 @@ function look(v) {
 function permitted(who, method, target) {
     const end = target.indexOf('?');
     const path = end < 0 ? target : target.slice(0, end);
-    const plain = /^\/(?:(?:[\w~!$&'()*+,=:@-]|%(?:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))(?:[\w.~!$&'()*+,=:@-]|%(?:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))*(?:\/|$))*$/i;
+    const plain = /^\/(?:(?![.\/])[\w.~!$&'()*+,=:@-]*(?:%(?:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d])[\w.~!$&'()*+,=:@-]*)*(?:\/|$))*$/i;
     if (!plain.test(path)) {
         return 'target not in plain form';
     }
@@ -116,16 +127,14 @@ function permitted(who, method, target) {
 // that ends in `/**`.
 function allows(rule, method, path) {
     const space = rule.indexOf(' ');
-    const methods = rule.slice(0, space);
-    if (methods !== '*' && methods.split(',').indexOf(method) < 0) {
+    if (rule[0] !== '*' && rule.slice(0, space).split(',').indexOf(method) < 0) {
         return false;
     }
-    const tree = rule.slice(space + 1);
-    if (!tree.endsWith('/**')) {
-        return path === tree;
+    if (!rule.endsWith('/**')) {
+        return path === rule.slice(space + 1);
     }
-    const root = tree.slice(0, -3);
-    return path === root || path.startsWith(`${root}/`);
+    const below = rule.slice(space + 1, -2);
+    return path.startsWith(below) || `${path}/` === below;
 }
 
 // For the gateway worker, which tells of it: how often whom, and why. The oldest give way where there are too many.
@@ -142,12 +151,12 @@ function count(r, verdict) {
 // Without the verdict `admitted` nothing was asked of upstream: that is an error page of nginx's own.
 function bound(r, data, flags) {
     const v = r.variables;
-    const live = ngx.shared.live;
-    if (v.attestgate_verdict !== 'admitted') {
+    if (data.length === 0 || v.attestgate_verdict !== 'admitted') {
         r.sendBuffer(data, flags);
         return;
     }
-    if (Number(v.request_time) > Number(v.attestgate_response_s)) {
+    const live = ngx.shared.live;
+    if (+v.request_time > +v.attestgate_response_s) {
         v.attestgate_verdict = 'cut: response took too long';
     } else if (!live.has(v.attestgate_key) || !live.has(v.attestgate_host_key)) {
         v.attestgate_verdict = 'cut: no longer admitted';
