@@ -29,6 +29,11 @@ from schemas.nginx import NginxConfig, quotable
 _FILES = Path(__file__).parent / "nginx"
 _START_S = 15.0
 _STOP_S = 5.0
+_WEBSOCKET = ("Origin", *(f"Sec-WebSocket-{name}" for name in ("Key", "Version", "Protocol", "Extensions")))
+_NO_UPGRADE = '            proxy_set_header Connection "";'
+_UPGRADE = """            proxy_set_header Connection $attestgate_connection;
+            proxy_set_header Upgrade $attestgate_upgrade;
+            proxy_set_header X-Attestgate-Admission "$attestgate_key $attestgate_host_key";"""
 _SOCKET_PATH_MAX = 107
 """Longest path of a unix socket (sun_path less its closing zero byte)."""
 
@@ -40,8 +45,9 @@ class _ConfigTemplate(Template):
 def render(config: NginxConfig) -> str:
     """The text of nginx.conf."""
     upstream = f'"unix:{config.controller}"' if isinstance(config.controller, Path) else config.controller
+    names = config.forwarded if config.relay is None else (*config.forwarded, *_WEBSOCKET)
     forwarded = "\n".join(
-        f"            proxy_set_header {name} $http_{name.lower().replace('-', '_')};" for name in config.forwarded
+        f"            proxy_set_header {name} $http_{name.lower().replace('-', '_')};" for name in names
     )
     name = "nginx.conf.template" if config.mode == "njs" else "stock.conf.template"
     return _ConfigTemplate((_FILES / name).read_text(encoding="utf-8")).substitute(
@@ -62,7 +68,31 @@ def render(config: NginxConfig) -> str:
         map=config.map,
         crl=f'        ssl_crl "{config.crl}";' if config.crl else "",
         forwarded=forwarded,
+        websockets=_websockets(config),
+        backend="controller" if config.relay is None else "$attestgate_upstream",
+        connection=_NO_UPGRADE if config.relay is None else _UPGRADE,
     )
+
+
+def _websockets(config: NginxConfig) -> str:
+    """Where a WebSocket goes: to the gateway worker, which ends it with its admission."""
+    if config.relay is None:
+        return ""
+    return f"""
+    upstream relay {{
+        server "unix:{config.relay}";
+    }}
+    map $http_upgrade $attestgate_upstream {{
+        ~*^websocket$ relay;
+        default controller;
+    }}
+    map $attestgate_upstream $attestgate_upgrade {{
+        relay websocket;
+    }}
+    map $attestgate_upstream $attestgate_connection {{
+        relay upgrade;
+    }}
+"""
 
 
 def _outside(config: NginxConfig) -> str:

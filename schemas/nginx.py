@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from schemas.settings_file import FilePath, Part
 
@@ -79,12 +79,20 @@ class NginxConfig(Part):
     """Request headers that go upstream as the application sent them."""
     tls12: bool = False
     """Take TLS 1.2 too, with forward-secret AEAD suites only."""
+    relay: QuotablePath | None = None
+    """The gateway worker's `relay.socket`: WebSockets go by it. Without it every upgrade is refused."""
     public_port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """Port for plain HTTP: `/health`, for a load balancer, and revocation lists under `/crl/`. Off by default."""
     crl: QuotablePath | None = None
     """Revocation lists of all CAs of the chain, the root's too, PEM: for a stock nginx; reload it when they change."""
     mode: Literal["njs", "stock"] = "njs"
     """`stock` does without njs: a map file, revocation lists and reloads. Slower, and weaker: see docs/gateway.md."""
+
+    @model_validator(mode="after")
+    def _relay_needs_njs(self) -> Self:
+        if self.relay is not None and self.mode == "stock":
+            raise ValueError('relay needs mode = "njs"')
+        return self
 
     @property
     def admin(self) -> Path:

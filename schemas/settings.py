@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.base import Hex32, Id
@@ -208,6 +208,17 @@ class BreakGlassSettings(Part):
     """No such admission is longer."""
 
 
+class RelaySettings(Part):
+    """WebSockets: they go through the gateway worker, which ends each with its admission."""
+
+    socket: FilePath
+    """Where nginx hands them over: `relay` of its settings, in a folder that only the two can enter."""
+    controller: Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")] | FilePath
+    """The SDN controller, as nginx's settings have it."""
+    longest_s: Annotated[int, Field(ge=1, le=86400)] = 3600
+    """No WebSocket lives longer."""
+
+
 class GatewaySettings(ProcessSettings):
     """A gateway worker, beside one nginx."""
 
@@ -227,6 +238,8 @@ class GatewaySettings(ProcessSettings):
     """For an nginx without njs: its `admitted.map`, which then takes the place of `nginx_socket`."""
     break_glass: BreakGlassSettings | None = None
     """Whether operators may admit a certificate by hand while nobody else can. Off by default."""
+    relay: RelaySettings | None = None
+    """Whether applications may open WebSockets. Off by default."""
     longest_lease_s: Annotated[int, Field(ge=2, le=3600)] = 60
     """No admission is longer, whatever a lease says."""
     reconcile_s: Annotated[int, Field(ge=1, le=3600)] = 30

@@ -61,8 +61,12 @@ function judge(r, v) {
     v.attestgate_integrity = who[INTEGRITY];
     v.attestgate_marks = who[MARKS];
     const method = r.method;
-    if (r.headersIn.Upgrade !== undefined || method === 'CONNECT' || method === 'TRACE') {
+    if (method === 'CONNECT' || method === 'TRACE') {
         return 'method not allowed';
+    }
+    // Not h2c, whose requests nobody would judge. nginx hands a WebSocket to whoever can end it with its admission.
+    if (v.http_upgrade && (v.attestgate_upstream !== 'relay' || method !== 'GET')) {
+        return 'upgrade not allowed';
     }
     return permitted(who, method, v.request_uri);
 }

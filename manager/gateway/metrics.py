@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -36,6 +36,7 @@ class GatewayMetrics:
             "When nginx last agreed with the ledger",
             registry=self.registry,
         )
+        self._websockets = Gauge("attestgate_gateway_websockets", "WebSockets under way", registry=self.registry)
         self._refused = Counter(
             "attestgate_gateway_requests_refused",
             "Requests that nginx refused, by verdict",
@@ -45,6 +46,10 @@ class GatewayMetrics:
         self._events = Counter(
             "attestgate_gateway_events", "Events of this gateway, by what happened", ["event"], registry=self.registry
         )
+
+    def websockets(self, count: Callable[[], float]) -> None:
+        """How many WebSockets are under way is asked of `count`."""
+        self._websockets.set_function(count)
 
     def refused(self, verdict: str, times: int) -> None:
         """Requests that nginx refused; the rules at the end of a verdict are no label."""

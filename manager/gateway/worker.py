@@ -24,6 +24,7 @@ from manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, dif
 from manager.gateway.map_file import MapFile
 from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.public import publish
+from manager.gateway.relay import Relay
 from manager.gateway.telling import Emit, Telling, complain
 from schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
 from schemas.base import Refusal
@@ -63,6 +64,8 @@ class GatewayWorker:
         self._admitted: set[str] = set()
         self._by_hand = self._break_glass()
         self._broken: dict[str, Entry] = {}
+        self._relay = Relay(settings.relay, self._ends, clock) if settings.relay else None
+        self._metrics.websockets(lambda: len(self._relay or ()))
 
     async def run(self) -> None:
         """Work until cancelled. Neither a lost bus nor a lost nginx ends it."""
@@ -75,6 +78,8 @@ class GatewayWorker:
             tasks.create_task(self._keep(nginx))
             tasks.create_task(self._telling.reports())
             tasks.create_task(self._telling.events())
+            if self._relay is not None:
+                tasks.create_task(self._relay.run())
 
     # Statements
 
@@ -96,6 +101,11 @@ class GatewayWorker:
                     # A deletion is not signed: it ends nothing, the lease's own end does.
                 raise BusError("the watch ended")
 
+    def _changed(self, key: str) -> None:
+        self._dirty.add(key)
+        if self._relay is not None:
+            self._relay.changed(key)
+
     def _publish(self, key: str, der: bytes) -> None:
         if self._settings.nginx_public is None:
             return
@@ -115,7 +125,7 @@ class GatewayWorker:
             return
         if changed:
             self._metrics.heard(key)
-            self._dirty.add(key)
+            self._changed(key)
             self._wake.set()
         # A long first load must not keep a withdrawal from being applied.
         await asyncio.sleep(0)
@@ -200,6 +210,10 @@ class GatewayWorker:
             return self._ledger.entry(key, at)
         return self._broken.get(key)
 
+    def _ends(self, key: str) -> float:
+        entry = self._entry(key, int(self._clock()))
+        return entry.until if entry else 0.0
+
     def _break_glass(self) -> BreakGlassFolder | None:
         if self._settings.break_glass is None:
             return None
@@ -216,7 +230,9 @@ class GatewayWorker:
     def _look_for_glass(self, at: int) -> None:
         if self._by_hand is not None:
             before, self._broken = self._broken, self._by_hand.entries(at)
-            self._dirty |= {key for key in {*before, *self._broken} if before.get(key) != self._broken.get(key)}
+            for key in {*before, *self._broken}:
+                if before.get(key) != self._broken.get(key):
+                    self._changed(key)
 
     def _tell(self, changes: Changes) -> None:
         for key in changes.remove:
