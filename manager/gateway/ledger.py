@@ -53,6 +53,8 @@ class _Record:
     """When the lease ends for this gateway; for a withdrawal, when it is forgotten."""
     forget_at: int
     """From here on no statement about this key that was taken so far can be alive."""
+    session: str | None
+    """Whose lease it is or was: a withdrawal does not say."""
 
 
 class Ledger(Mapping[str, Statement]):
@@ -93,7 +95,7 @@ class Ledger(Mapping[str, Statement]):
             withdrawal.issued_at + self._longest_s + self._skew_s,
             held.forget_at if held else 0,
         )
-        return _Record(withdrawal, ends, ends)
+        return _Record(withdrawal, ends, ends, held.session if held else None)
 
     def _leased(self, lease: Lease | HostLease, held: _Record | None, at: int) -> _Record:
         if isinstance(lease, Lease) and lease.gateways != self._set:
@@ -107,7 +109,8 @@ class Ledger(Mapping[str, Statement]):
             expected = f"a sequence above {held.statement.sequence}"
             raise _refused("sequence", lease, expected, lease.sequence, "find out who plays old statements again")
         ends = min(lease.expires_at, lease.issued_at + self._longest_s)
-        return _Record(lease, ends, max(ends, held.forget_at if held else 0))
+        session = lease.app_session if isinstance(lease, Lease) else lease.host_session
+        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session)
 
     def entry(self, key: str, at: int) -> Entry | None:
         """What nginx must hold under a key now; None for nothing."""
@@ -128,10 +131,17 @@ class Ledger(Mapping[str, Statement]):
             )
         return HostEntry(sequence=lease.sequence, until=record.ends, host=lease.host)
 
-    def forget(self, at: int) -> list[str]:
-        """Drop what is over for good. Returns the keys whose lease lapsed without a withdrawal."""
-        over = [key for key, record in self._records.items() if record.forget_at <= at]
-        return [key for key in over if not isinstance(self._records.pop(key).statement, Withdrawal)]
+    def session(self, key: str) -> str | None:
+        """The session that a key's lease is or was of, as far as this gateway has heard."""
+        record = self._records.get(key)
+        return record.session if record else None
+
+    def forget(self, at: int) -> dict[str, str | None]:
+        """Drop what is over for good. Returns the keys whose lease lapsed without a withdrawal, and their sessions."""
+        over = {key: record for key, record in self._records.items() if record.forget_at <= at}
+        for key in over:
+            del self._records[key]
+        return {key: r.session for key, r in over.items() if not isinstance(r.statement, Withdrawal)}
 
 
 @dataclass(frozen=True)

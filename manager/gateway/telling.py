@@ -48,9 +48,9 @@ class Telling:
         if self._untold:
             self._something.set()
 
-    def event(self, what: GatewayWhat, data: dict[str, object]) -> None:
-        """Have an event of this gateway published."""
-        _log.info(what, gateway=self._gateway, **data)
+    def event(self, what: GatewayWhat, data: dict[str, object], session: str | None = None) -> None:
+        """Have an event of this gateway published; the log also names the session that it is about."""
+        _log.info(what, gateway=self._gateway, **data, **({"session": session} if session else {}))
         try:
             self._events.put_nowait((what, data))
         except asyncio.QueueFull:

@@ -121,7 +121,8 @@ class GatewayWorker:
         except Refusal as refusal:
             # Leases that are over stay in the bucket until they are cleared away; a start reads them all.
             if self._loaded or refusal.reasons[0].code != "admission.expired":
-                self._telling.event("refused", {"key": key, "reason": refusal.reasons[0].model_dump()})
+                reason = refusal.reasons[0].model_dump()
+                self._telling.event("refused", {"key": key, "reason": reason}, self._ledger.session(key))
             return
         if changed:
             self._metrics.heard(key)
@@ -144,17 +145,18 @@ class GatewayWorker:
                     await self._agree(dictionary)
             await self._pause(_PROBE_S)
             await self._tell_refusals(dictionary)
-            for key in self._ledger.forget(int(self._clock())):
+            for key, session in self._ledger.forget(int(self._clock())).items():
                 # nginx has dropped it by itself.
                 self._admitted.discard(key)
-                self._telling.event("lapsed", {"key": key})
+                self._telling.event("lapsed", {"key": key}, session)
 
     async def _tell_refusals(self, dictionary: Nginx) -> None:
         """Requests that nginx has refused since it was last asked, whoever they came from."""
         with suppress(NginxError):  # the next agreement will say so
             for refusal in await dictionary.refusals():
                 self._metrics.refused(refusal.verdict, refusal.times)
-                self._telling.event("request-refused", refusal.model_dump())
+                session = self._ledger.session(f"cert.{refusal.serial.lower()}")
+                self._telling.event("request-refused", refusal.model_dump(), session)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the next statement: a withdrawal is tried at once."""
@@ -237,20 +239,19 @@ class GatewayWorker:
     def _tell(self, changes: Changes) -> None:
         for key in changes.remove:
             self._admitted.discard(key)
-            held = self._ledger.get(key)
+            session, held = self._ledger.session(key), self._ledger.get(key)
             if isinstance(held, Withdrawal):
                 # The decision is timed in whole seconds: what is told is at most one too long.
                 after = max(round(self._clock() - held.issued_at, 3), 0.0)
-                self._telling.event("withdrawn", {"key": key, "reason": held.reason, "after_s": after})
+                self._telling.event("withdrawn", {"key": key, "reason": held.reason, "after_s": after}, session)
             else:
-                self._telling.event("withdrawn", {"key": key, "reason": "not leased"})
+                self._telling.event("withdrawn", {"key": key, "reason": "not leased"}, session)
         for key, entry in changes.put.items():
             if key not in self._admitted:
                 self._admitted.add(key)
                 who = entry.identity if isinstance(entry, CertificateEntry) else entry.host
-                self._telling.event(
-                    "admitted", {"key": key, "who": who, "sequence": entry.sequence, "until": entry.until}
-                )
+                data: dict[str, object] = {"key": key, "who": who, "sequence": entry.sequence, "until": entry.until}
+                self._telling.event("admitted", data, self._ledger.session(key))
 
 
 def _applied(statement: Statement, *, admitted: bool) -> Applied:

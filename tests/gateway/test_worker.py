@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import structlog.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.memory import MemoryServer
@@ -15,7 +16,7 @@ from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import Entry, HostEntry
 from schemas.admission import Withdrawal, post
 from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import APP_SESSION, Gate, host_lease, lease, running, until
+from tests.gateway.support import APP_SESSION, HOST_SESSION, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -228,6 +229,29 @@ async def test_a_full_zone_still_lets_withdrawals_through(tmp_path: Path) -> Non
             )
             await until(gate.contents, lambda contents: client.key not in contents)
             assert await status(client) == 403
+
+
+async def test_the_log_names_the_session(working: Deployment) -> None:
+    """Of an admission, of its end by either way, and of a refused request."""
+    client, lapsing = working.gate.client(), working.gate.client(app="a2")
+    with structlog.testing.capture_logs() as lines:
+        await working.admit(lapsing, lease_s=1)
+        await working.admit(client, sequence=2)
+        await working.withdraw(client.key, sequence=3)
+        assert await status(client) == 403
+        await working.told("request-refused")
+        await working.withdraw(HOST, sequence=3)
+        await working.told("lapsed")
+    named = {(line["event"], str(line.get("key", ""))[:4]): line.get("session") for line in lines if "gateway" in line}
+    del named["reconciled", ""]
+    assert named == {
+        ("admitted", "host"): HOST_SESSION,
+        ("admitted", "cert"): APP_SESSION,
+        ("withdrawn", "cert"): APP_SESSION,
+        ("request-refused", ""): APP_SESSION,
+        ("withdrawn", "host"): HOST_SESSION,
+        ("lapsed", "cert"): APP_SESSION,
+    }
 
 
 async def test_lapsed_leases_are_told(working: Deployment) -> None:
