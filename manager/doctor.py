@@ -21,6 +21,7 @@ from cryptography import x509
 from bus import credentials
 from bus.api import BusError
 from bus.nats import connect
+from bus.rights import Rights, try_rights
 from manager.gateway.dictionary import Dictionary, NginxError
 from manager.keyfiles import read_identity, read_secret
 from manager.listening import listening
@@ -60,21 +61,32 @@ def clock() -> Finding:
     )
 
 
-async def bus(settings: BusSettings, role: str) -> Finding:
-    """Whether the bus takes the credential, and whether it is of the right role."""
+async def bus(settings: BusSettings, role: str) -> list[Finding]:
+    """Whether the bus takes the credential, whether it is of the right role, and whether it may what it should."""
     try:
         holder = credentials.holder(settings.credentials)
         connection = await connect([settings.url], settings.credentials)
         await connection.close()
+        rights = await try_rights(settings.url, settings.credentials)
     except (Refusal, BusError) as error:
         found = error.reasons[0].sentence() if isinstance(error, Refusal) else str(error)
-        return Finding(check="bus", good=False, found=found, action=f"start nats-server at {settings.url}; see: keys")
-    return Finding(
+        return [Finding(check="bus", good=False, found=found, action=f"start nats-server at {settings.url}; see: keys")]
+    taken = Finding(
         check="bus",
         good=holder.role == role,
         found=f"{settings.url} takes {settings.credentials.name}, of role {holder.role}",
         action=f"use a credential of role {role}: attestgate keys credentials",
     )
+    return [taken, _rights(rights)]
+
+
+def _rights(rights: Rights) -> Finding:
+    differ = [f"may not {what}" for what in rights.missing] + [f"may {what}" for what in rights.excess]
+    action = "start nats-server with the trust.json of these keys; if it is, have the credential issued anew"
+    if rights.excess:
+        action = "stop using the bus: somebody signed an account or a credential that may more; make new bus keys"
+    found = "; ".join(differ) or f"{rights.tried} subjects tried: allowed and refused as the role's table says"
+    return Finding(check="bus rights", good=not differ, found=found, action=action)
 
 
 async def pccs(url: str) -> list[Finding]:
@@ -247,14 +259,14 @@ def identity(path: Path) -> Finding:
 async def of_manager(settings: ManagerSettings) -> list[Finding]:
     """A manager worker's needs."""
     service = await pccs(settings.attestation.pccs_url)
-    return [await bus(settings.bus, "manager"), identity(settings.identity), pki(settings), *service]
+    return [*await bus(settings.bus, "manager"), identity(settings.identity), pki(settings), *service]
 
 
 async def of_gateway(settings: GatewaySettings) -> list[Finding]:
     """A gateway worker's needs."""
-    return [await bus(settings.bus, "gateway"), identity(settings.identity), *await nginx(settings)]
+    return [*await bus(settings.bus, "gateway"), identity(settings.identity), *await nginx(settings)]
 
 
 async def of_host(settings: HostSettings) -> list[Finding]:
     """A host agent's needs."""
-    return [await bus(settings.bus, "host"), *await asyncio.to_thread(lambda: list(host(settings)))]
+    return [*await bus(settings.bus, "host"), *await asyncio.to_thread(lambda: list(host(settings)))]

@@ -78,7 +78,7 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
 async def test_what_is_not_reached_is_a_finding(tmp_path: Path) -> None:
     (finding,) = await doctor.pccs("http://127.0.0.1:1")
     assert not finding.good and "pccs_url" in finding.action
-    finding = await doctor.bus(BusSettings(url="nats://127.0.0.1:1", credentials=tmp_path / "none"), "gateway")
+    (finding,) = await doctor.bus(BusSettings(url="nats://127.0.0.1:1", credentials=tmp_path / "none"), "gateway")
     assert not finding.good and "none" in finding.found
     assert not doctor.identity(tmp_path / "none").good
 

@@ -1,0 +1,60 @@
+"""What `attestgate doctor` tries of a credential: as the table says, without a trace, and a difference is found."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bus import layout
+from bus.credentials import create, issue, load
+from bus.permissions import MANAGER, ROLES
+from bus.rights import try_rights
+from bus.server import EmbeddedServer
+from manager import doctor
+from schemas.settings import BusSettings
+from tests.bus.conftest import Join
+
+
+async def test_every_role_may_what_its_table_says_and_trying_leaves_no_trace(
+    join: Join, server: EmbeddedServer, keys: Path, tmp_path: Path
+) -> None:
+    manager = await join(MANAGER, "m")
+
+    async def stored() -> list[int]:
+        names = [*layout.STREAMS, *(bucket.stream for bucket in layout.BUCKETS.values())]
+        return [(await manager.jetstream.stream_info(name)).state.last_seq for name in names]
+
+    before = await stored()
+    for role in ROLES:
+        path = tmp_path / f"{role}.creds"
+        issue(keys, role, "me", path)
+        found = await try_rights(server.url, path)
+        assert (found.missing, found.excess) == ([], []), role
+        assert found.tried > 25
+    assert await stored() == before
+
+
+async def test_a_server_with_other_accounts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's accounts were made when a gateway's credential could do more, and a host's less."""
+    gateway, host = ROLES["gateway"], ROLES["host"]
+    other = {
+        "gateway": dataclasses.replace(gateway, publish=(*gateway.publish, "attest.v1.in.host.*.hello")),
+        "host": dataclasses.replace(host, subscribe=()),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr("bus.credentials.ROLES", {**ROLES, **other})
+        create(tmp_path / "keys")
+    async with EmbeddedServer(tmp_path / "server", load(tmp_path / "keys")) as server:
+        for role in other:
+            path = tmp_path / f"{role}.creds"
+            issue(tmp_path / "keys", role, "g1", path)
+            taken, found = await doctor.bus(BusSettings(url=server.url, credentials=path), role)
+            assert taken.good and not found.good
+            if role == "gateway":
+                assert "may publish attest.v1.in.host.g1.hello; may publish attest.v1.in.host.another" in found.found
+                assert "new bus keys" in found.action
+            else:
+                assert "may not subscribe attest.v1.out.host.g1.>" in found.found
+                assert "trust.json" in found.action
