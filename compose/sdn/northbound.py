@@ -4,8 +4,6 @@ It listens on a unix socket that only its own user can open, so that nothing but
 loopback.
 """
 
-# mypy: disable-error-code="import-not-found"
-
 from __future__ import annotations
 
 import asyncio

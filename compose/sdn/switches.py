@@ -3,8 +3,6 @@
 Every flow that it adds carries a cookie of its own, by which it is listed and deleted; other flows are left alone.
 """
 
-# mypy: disable-error-code="import-not-found"
-
 from __future__ import annotations
 
 import secrets

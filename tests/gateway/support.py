@@ -253,6 +253,10 @@ class FakeBus:
         for watcher in self._watchers:
             watcher.put_nowait(Entry(key, None, 1))
 
+    def waiting(self) -> bool:
+        """Whether a watcher has yet to take something."""
+        return any(not watcher.empty() for watcher in self._watchers)
+
     def break_watches(self) -> None:
         for watcher in self._watchers:
             watcher.put_nowait(BusError("connection lost"))

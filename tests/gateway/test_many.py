@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.memory import MemoryServer
 from compose.nginx import Nginx
+from manager.gateway.dictionary import Dictionary
+from manager.gateway.ledger import Entry
 from schemas.admission import Withdrawal, open_report, post
 from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import Client, Gate, host_lease, lease, running, until
@@ -63,6 +66,47 @@ async def test_fifty_under_way_and_ten_withdrawn(deployment: Deployment) -> None
     for application in others:
         assert application.failures == []
         assert {code for _, code in application.answers} == {200}
+
+
+async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(deployment: Deployment) -> None:
+    """What has come while nginx was asked goes to it in one request; what the manager has not signed is left out."""
+    puts: list[dict[str, Entry]] = []
+    gate, late = deployment.gate, asyncio.Event()
+
+    class Counted(Dictionary):
+        async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+            puts.append(dict(entries))
+            await super().put(epoch, entries)
+            if late.is_set():
+                late.clear()
+                await renew()
+
+    clients = [gate.client(app=f"a{i}") for i in range(60)]
+    forged, now = clients[30], int(time.time())
+
+    async def renew() -> None:
+        for client in clients:
+            signer = Ed25519PrivateKey.generate() if client is forged else None
+            await deployment.say(lease(client, now, sequence=3, lease_s=40), signer=signer)
+        while deployment.bus.waiting():
+            await asyncio.sleep(0)
+        for _ in range(20):  # turns of the loop in which the worker takes the last one in
+            await asyncio.sleep(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manager.gateway.worker.Dictionary", Counted)
+        async with at_work(deployment.worker()):
+            await deployment.admit(*clients)
+            late.set()
+            await deployment.say(host_lease(now, sequence=2))
+            for client in clients:
+                if client is not forged:
+                    await deployment.reported(client.key, "admitted", 3)
+            refused = await deployment.told("refused")
+    assert refused["key"] == forged.key
+    renewals = [entries for entries in puts if any(e.sequence == 3 for e in entries.values())]
+    assert [set(entries) for entries in renewals] == [{c.key for c in clients} - {forged.key}]
+    assert {await status(client) for client in clients[::10]} == {200}
 
 
 def beside(gate: Gate, folder: Path) -> Gate:
