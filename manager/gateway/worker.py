@@ -134,6 +134,7 @@ class GatewayWorker:
     # nginx
 
     async def _keep(self, dictionary: Nginx) -> None:
+        look_at = 0.0
         while True:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NginxError),
@@ -143,12 +144,18 @@ class GatewayWorker:
             ):
                 with attempt:
                     await self._agree(dictionary)
+            if time.monotonic() >= look_at:
+                # Not at every batch: a whole fleet's renewals come as hundreds of them.
+                look_at = time.monotonic() + _PROBE_S
+                await self._tell_refusals(dictionary)
+                self._forget()
             await self._pause(_PROBE_S)
-            await self._tell_refusals(dictionary)
-            for key, session in self._ledger.forget(int(self._clock())).items():
-                # nginx has dropped it by itself.
-                self._admitted.discard(key)
-                self._telling.event("lapsed", {"key": key}, session)
+
+    def _forget(self) -> None:
+        for key, session in self._ledger.forget(int(self._clock())).items():
+            # nginx has dropped it by itself.
+            self._admitted.discard(key)
+            self._telling.event("lapsed", {"key": key}, session)
 
     async def _tell_refusals(self, dictionary: Nginx) -> None:
         """Requests that nginx has refused since it was last asked, whoever they came from."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.api import Bus, BusError
 from bus.subjects import inbound
+from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.worker import GatewayWorker
 from schemas.admission import Applied, Statement, Withdrawal, open_report, post
 from schemas.settings import BusSettings, GatewaySettings
@@ -41,7 +42,7 @@ class Deployment:
             raise BusError("not connected")
         self.events.append((what, data))
 
-    def worker(self, bus: object = None, **more: Any) -> GatewayWorker:
+    def worker(self, bus: object = None, metrics: GatewayMetrics | None = None, **more: Any) -> GatewayWorker:
         values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600}
         settings = GatewaySettings(
             bus=BusSettings(url="nats://unused", credentials=Path("unused")),
@@ -52,7 +53,8 @@ class Deployment:
             nginx_socket=self.gate.config.admin,
             **values | more,
         )
-        return GatewayWorker(settings, bus=cast(Bus, bus or self.bus), identity=self.identity, emit=self.emit)
+        bus = cast(Bus, bus or self.bus)
+        return GatewayWorker(settings, bus=bus, identity=self.identity, emit=self.emit, metrics=metrics)
 
     async def say(self, *statements: Statement, signer: Ed25519PrivateKey | None = None) -> None:
         for statement in statements:

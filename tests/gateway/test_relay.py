@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from schemas.admission import Withdrawal
 from schemas.nginx import NginxConfig
 from tests.gateway.deployment import HOST, Deployment, at_work
 from tests.gateway.support import Client, Gate, host_lease, lease, until
@@ -158,16 +159,20 @@ async def test_it_ends_with_a_withdrawal_also_while_nginx_answers_no_worker(here
     stream = await here.websocket(client)
     here.gate.config.admin.rename(here.gate.config.folder / "away.sock")
     now = int(time.time())
-    await here.deployment.say(host_lease(now, sequence=2, lease_s=1))
+    gone = Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown")
+    await here.deployment.say(gone)
     assert await cut(stream)
+    assert HOST not in {r.key for r in here.deployment.reports() if r.state == "withdrawn"}
 
 
 async def test_it_ends_with_the_lease_and_lives_on_with_a_renewed_one(here: Relayed) -> None:
     client, lapsing = here.gate.client(), here.gate.client(app="a2")
-    await here.deployment.admit(client, lapsing, lease_s=2)
+    await here.deployment.admit(client, lapsing)
     stream, ends = await here.websocket(client), await here.websocket(lapsing)
     now = int(time.time())
-    await here.deployment.say(host_lease(now, sequence=2), lease(client, now, sequence=2))
+    for short in (client, lapsing):
+        await here.deployment.say(lease(short, now, sequence=2, lease_s=4))
+    await here.deployment.say(lease(client, now, sequence=3))
     assert await cut(ends)
     await here.echoes(stream)
     stream[1].transport.abort()
@@ -176,10 +181,12 @@ async def test_it_ends_with_the_lease_and_lives_on_with_a_renewed_one(here: Rela
 async def test_it_ends_with_its_time_and_with_the_worker(tmp_path: Path) -> None:
     async with relayed(tmp_path) as here:
         client = here.gate.client()
-        async with at_work(here.deployment.worker(relay={**here.relay, "longest_s": 1})):
+        async with at_work(here.deployment.worker(relay={**here.relay, "longest_s": 2})):
             await until(socket_there(here), bool)
             await here.deployment.admit(client)
-            assert await cut(await here.websocket(client))
+            stream = await here.open(client)
+            assert (await stream[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            assert await cut(stream)
         async with at_work(here.deployment.worker(relay=here.relay)):
             await until(socket_there(here), bool)
             await here.deployment.admit(client, sequence=2)

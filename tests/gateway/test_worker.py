@@ -235,7 +235,7 @@ async def test_the_log_names_the_session(working: Deployment) -> None:
     """Of an admission, of its end by either way, and of a refused request."""
     client, lapsing = working.gate.client(), working.gate.client(app="a2")
     with structlog.testing.capture_logs() as lines:
-        await working.admit(lapsing, lease_s=1)
+        await working.admit(lapsing, lease_s=3)
         await working.admit(client, sequence=2)
         await working.withdraw(client.key, sequence=3)
         assert await status(client) == 403
@@ -256,7 +256,7 @@ async def test_the_log_names_the_session(working: Deployment) -> None:
 
 async def test_lapsed_leases_are_told(working: Deployment) -> None:
     client = working.gate.client()
-    await working.admit(client, lease_s=1)
+    await working.admit(client, lease_s=3)
     await working.told("lapsed", lambda data: data["key"] == client.key)
 
 
