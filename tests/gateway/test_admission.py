@@ -158,6 +158,29 @@ async def test_a_certificate_of_another_ca(gate: Gate, tmp_path: Path) -> None:
     assert gate.upstream.requests == []
 
 
+async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
+    """Of a foreign one, and of one that nginx trusts too (both are, while the issuing CA is replaced)."""
+    gate = Gate(tmp_path, time.time)
+    authorities = {}
+    for name in ("foreign", "trusted"):
+        create_ca(tmp_path / name, "sdn.example.org", PASSPHRASE, int(time.time()))
+        authorities[name] = load_authority(tmp_path / name, PASSPHRASE)
+    with gate.config.client_ca.open("a") as file:
+        file.write((tmp_path / "trusted" / "client-ca.pem").read_text())
+    async with running(gate):
+        client = gate.client()
+        await gate.admit(client)
+        assert client.issued is not None
+        for authority in authorities.values():
+            gate.authority = authority
+            twin = signed_by(
+                gate, serial=int(client.issued.serial, 16), start=-9, end=99, usage=ExtendedKeyUsageOID.CLIENT_AUTH
+            )
+            assert refused(await twin.http.get("/x"))
+        assert verdicts(gate) == ["certificate not valid", "other certificate"]
+        assert (await client.http.get("/x")).status_code == 200
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -218,9 +241,17 @@ async def test_ways_to_outlive_or_confuse_the_check_are_refused(gate: Gate, requ
     assert gate.upstream.requests == []
 
 
-async def test_no_session_is_resumed(gate: Gate) -> None:
-    client = gate.client()
-    await gate.admit(client)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_is_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    async with running(Gate(tmp_path, time.time, tls12=True)) as gate:
+        client = gate.client()
+        client.context.maximum_version = version
+        await gate.admit(client)
+        await no_session(gate, client)
+
+
+async def no_session(gate: Gate, client: Client) -> None:
+    """The session of each connection is offered at the next, and not taken."""
 
     def shake(session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool | None]:
         plain = socket.create_connection(("localhost", gate.config.port))

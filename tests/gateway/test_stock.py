@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from manager.gateway.map_file import MapFile, expression
+from manager.pki import crl
+from manager.sessions.work import Revoked
 from schemas.admission import Withdrawal
 from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import Client, Gate, host_lease, lease, running, until
@@ -45,6 +49,24 @@ async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: Depl
         await stock.say(Withdrawal(key=HOST, issued_at=now, until=now + 300, sequence=2, reason="ima.unknown"))
         await stock.reported(HOST, "withdrawn", 2)
         assert await status(other) == 403
+
+
+@pytest.mark.stack
+async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_has_it(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, time.time, mode="stock", crl=tmp_path / "crl.pem")
+    revoked, other = gate.client(), gate.client(app="a2")
+    assert revoked.issued is not None
+    entry = Revoked(issuer="", serial=revoked.issued.serial, at=int(time.time()), state="REVOKED")
+    der = crl.extend(gate.authority, None, [entry], at=int(time.time()), longest_s=3600)
+    (tmp_path / "crl.pem").write_bytes(
+        x509.load_der_x509_crl(der).public_bytes(Encoding.PEM) + (tmp_path / "ca" / "root-ca.crl.pem").read_bytes()
+    )
+    async with running(gate):
+        stock = Deployment(gate)
+        async with at_work(stock.worker(nginx_map=gate.config.map)):
+            await admit(stock, revoked, other, allow=("GET /x",))
+            assert await status(revoked) == 403
+            assert await status(other) == 200
 
 
 @pytest.mark.stack
