@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
@@ -34,7 +33,7 @@ class Counted(Dictionary):
 
     changes = 0
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+    async def _ask(self, method: str, path: str, body: str | None = None) -> bytes:
         Counted.changes += method != "GET"
         return await super()._ask(method, path, body)
 

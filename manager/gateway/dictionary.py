@@ -7,9 +7,9 @@ memory, and is refused in another.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import httpx
 from pydantic import Field, ValidationError
@@ -18,8 +18,8 @@ from manager.gateway.ledger import Entry
 from schemas.admission import Epoch
 from schemas.base import Model
 
-BATCH = 2000
-"""Entries in one request: well under the 16 MiB that nginx takes there."""
+MAX_BODY = 1_000_000
+"""Bytes in one request: nginx keeps 1 MiB in memory, and a longer one on disk."""
 _TIMEOUT_S = 5.0
 
 
@@ -94,17 +94,17 @@ class Dictionary:
             {"key": key, "until": entry.until, "sequence": entry.sequence, "value": entry.model_dump_json()}
             for key, entry in entries.items()
         ]
-        for start in range(0, len(rows), BATCH):
-            await self._ask("PUT", "/entries", {"epoch": epoch, "entries": rows[start : start + BATCH]})
+        for body in _bodies(epoch, "entries", rows):
+            await self._ask("PUT", "/entries", body)
 
     async def remove(self, epoch: str, keys: Sequence[str]) -> None:
         """Remove keys; a missing one is no error."""
-        for start in range(0, len(keys), BATCH):
-            await self._ask("DELETE", "/entries", {"epoch": epoch, "keys": list(keys[start : start + BATCH])})
+        for body in _bodies(epoch, "keys", keys):
+            await self._ask("DELETE", "/entries", body)
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+    async def _ask(self, method: str, path: str, body: str | None = None) -> bytes:
         try:
-            response = await self._client.request(method, path, content=json.dumps(body) if body else None)
+            response = await self._client.request(method, path, content=body)
         except httpx.HTTPError as error:
             raise NginxError(f"{method} {path}: {type(error).__name__}: {error}") from error
         match response.status_code:
@@ -129,3 +129,20 @@ class Dictionary:
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
+
+
+def _bodies(epoch: str, name: str, items: Iterable[object]) -> Iterator[str]:
+    """Requests of at most `MAX_BODY` bytes that carry all the items (one item is far shorter)."""
+    batch, size = list[str](), 0
+    for text in map(json.dumps, items):
+        if size + len(text) > MAX_BODY - 100:
+            yield _body(epoch, name, batch)
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text) + 1
+    if batch:
+        yield _body(epoch, name, batch)
+
+
+def _body(epoch: str, name: str, items: list[str]) -> str:
+    return f'{{"epoch":"{epoch}","{name}":[{",".join(items)}]}}'

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from manager.gateway.dictionary import Dictionary, NginxError, OtherEpoch, ZoneFull
-from manager.gateway.ledger import HostEntry
+from manager.gateway.dictionary import MAX_BODY, Dictionary, NginxError, OtherEpoch, ZoneFull
+from manager.gateway.ledger import CertificateEntry, HostEntry
 from manager.pki.authority import create_ca, load_authority
 from schemas.nginx import NginxConfig
 from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, running, until
@@ -377,6 +377,29 @@ async def test_a_full_zone_refuses_new_ones_and_evicts_nobody(tmp_path: Path) ->
             assert (await client.http.get("/x")).status_code == 200
             await dictionary.remove(epoch, list(many))
             assert set(await gate.contents()) == {client.key, HOST}
+
+
+async def test_many_of_the_largest_leases_go_in_several_requests(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time)) as gate:
+        allow = [f"GET,HEAD,POST /{'x' * 230}/{i}/**" for i in range(32)]
+        entry = CertificateEntry(
+            sequence=1,
+            until=2**33,
+            sha256="ab" * 32,
+            identity="spiffe://sdn.example.org/host/h1/app/a1",
+            host_key=HOST,
+            integrity="unanchored",
+            marks="simulated",
+            allow=allow,
+        )
+        async with Dictionary(gate.config.admin) as dictionary:
+            health = await dictionary.health()
+            entries = {f"cert.7f{i:030x}": entry for i in range(2000)}
+            assert len(entry.model_dump_json()) * len(entries) > 16 * MAX_BODY
+            await dictionary.put(health.epoch, entries)
+            assert (await dictionary.health()).entries == health.entries + len(entries)
+            await dictionary.remove(health.epoch, list(entries))
+            assert (await dictionary.health()).entries == health.entries
 
 
 async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Gate) -> None:
