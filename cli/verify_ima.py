@@ -89,6 +89,8 @@ def verify_ima(
         raise typer.Exit(WRONG) from None
     verdict = judge_files(data, policy=known, host=host, quote=quote, golden=boots, at=second)
     notes = ([] if known else [NO_POLICY]) + ([] if boots else [NO_GOLDEN])
+    if len(verdict.unknown) < verdict.unknown_entries:
+        notes.append(f"only the first {len(verdict.unknown)} of {verdict.unknown_entries} unknown entries are listed")
     _show(verdict, notes, only_json=as_json)
     if not verdict.accepted:
         raise typer.Exit(REFUSED)

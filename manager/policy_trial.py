@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manager.verification.ima import appraise_list
 from manager.verification.ima_ascii import is_ascii, to_binary
-from manager.verification.ima_offline import EVERY_ENTRY
+from manager.verification.ima_offline import MAX_LISTED
 from manager.verification.runtime_policy import LoadedPolicy
 from schemas.base import Model, Refusal
 from schemas.host_policy import HostPolicy, Replay, UnknownEntry
@@ -32,7 +32,7 @@ def try_on(policy: LoadedPolicy, name: str, data: bytes) -> Trial:
         binary = to_binary(data) if is_ascii(data) else data
     except Refusal as refusal:
         return Trial(name=name, entries=0, unknown=[], problem=refusal.reasons[0].sentence())
-    verdict = appraise_list(binary, policy, host, before=Replay.start("sha256"), at=0, room=EVERY_ENTRY)
+    verdict = appraise_list(binary, policy, host, before=Replay.start("sha256"), at=0, room=MAX_LISTED)
     faults = [reason for reason in verdict.reasons if reason.code != "ima.unknown"]
     problem = faults[0].sentence() if faults else ""
     return Trial(name=name, entries=verdict.entries, unknown=verdict.unknown, problem=problem)

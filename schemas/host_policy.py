@@ -101,7 +101,7 @@ class ListVerdict(Model):
     accepted: bool
     admitted: bool
     mode: Mode
-    at: Seconds
+    at: int
     policy: Hex32 | None
     integrity: HostIntegrity
     boot_state: BootState

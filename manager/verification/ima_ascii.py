@@ -2,17 +2,18 @@
 
 The ASCII list is for reading: a path may hold a newline, which looks like the end of its line. So each line is built
 back into the entry it must have come from, and its template hash computed again: a line that does not come out the
-same was cut by a newline, changed, or written by a big-endian kernel, and is refused by its number, never guessed.
-One thing cannot be seen here: nothing covers the path of a violation. Source: Linux ima_fs.c, ima_template_lib.c.
+same was cut by a newline or changed, and is refused by its number, never guessed. The hash covers lengths in the
+kernel's byte order, so it also tells that. One thing cannot be seen here: nothing covers the path of a violation.
+Source: Linux ima_fs.c, ima_template_lib.c.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from struct import pack
+from contextlib import suppress
 
-from manager.verification.ima_list import BUILTIN_TEMPLATES, parse
+from manager.verification.ima_list import BUILTIN_TEMPLATES, ByteOrder, parse
 from schemas.base import Refusal
 from schemas.messages import MAX_LIST
 
@@ -25,15 +26,26 @@ def is_ascii(data: bytes) -> bool:
 
 
 def to_binary(text: bytes) -> bytes:
-    """The same list in little-endian binary. Raises Refusal (`ima.ascii`) that names the line."""
+    """The same list in binary, in its kernel's byte order. Raises Refusal (`ima.*`) that names the line or entry."""
     if len(text) > MAX_LIST:
         raise ambiguous(0, f"at most {MAX_LIST} bytes", f"{len(text)} bytes")
     if not text.endswith(b"\n"):
         raise ambiguous(text.count(b"\n") + 1, "a newline at the end", "the end of the list")
-    return b"".join(_frame(line, number) for number, line in enumerate(text[:-1].split(b"\n"), 1))
+    lines = text[:-1].split(b"\n")
+    try:
+        return _framed(lines, "little")
+    except Refusal:
+        # a few machines are big-endian; if that does not fit either, what is said of the usual order is what helps
+        with suppress(Refusal):
+            return _framed(lines, "big")
+        raise
 
 
-def _frame(line: bytes, number: int) -> bytes:
+def _framed(lines: list[bytes], order: ByteOrder) -> bytes:
+    return b"".join(_frame(line, number, order) for number, line in enumerate(lines, 1))
+
+
+def _frame(line: bytes, number: int, order: ByteOrder) -> bytes:
     matched = _LINE.fullmatch(line)
     if matched is None:
         raise ambiguous(number, "PCR, template hash, template name and fields", "another line")
@@ -42,40 +54,43 @@ def _frame(line: bytes, number: int) -> bytes:
     if len(names) != len(shown) or not _FIELDS.keys() >= set(names):
         raise ambiguous(number, f"{len(names)} known fields, one space between them", f"{len(shown)} fields")
     try:
-        fields = [_FIELDS[name](value) if value else b"" for name, value in zip(names, shown, strict=True)]
+        fields = [_FIELDS[name](value, order) if value else b"" for name, value in zip(names, shown, strict=True)]
     except (ValueError, OverflowError):
         raise ambiguous(number, "hexadecimal and decimal fields", "something else") from None
     if template == b"ima":
         # the old template has a bare digest, and a name without its NUL
-        data = fields[0] + pack("<I", len(fields[1]) - 1) + fields[1][:-1]
+        data = fields[0] + _sized(fields[1][:-1], order)
     else:
-        data = b"".join(pack("<I", len(value)) + value for value in fields)
-        data = pack("<I", len(data)) + data
-    frame = pack("<I", int(pcr)) + bytes.fromhex(template_hash.decode()) + pack("<I", len(template)) + template + data
-    entry = parse(frame, number - 1, "little")
+        data = _sized(b"".join(_sized(value, order) for value in fields), order)
+    frame = int(pcr).to_bytes(4, order) + bytes.fromhex(template_hash.decode()) + _sized(template, order) + data
+    entry = parse(frame, number - 1, order)
     if not entry.violation and entry.extends("sha1") != entry.template_hash:
         raise ambiguous(number, "the template hash of what the line shows", template_hash.decode())
     return frame
 
 
-def _digest(value: bytes) -> bytes:
-    kind, _, digest = value.rpartition(b":")
+def _sized(value: bytes, order: ByteOrder) -> bytes:
+    return len(value).to_bytes(4, order) + value
+
+
+def _digest(value: bytes, _: ByteOrder) -> bytes:
+    kind, _colon, digest = value.rpartition(b":")
     return kind + b":\0" + bytes.fromhex(digest.decode())
 
 
-def _hex(value: bytes) -> bytes:
+def _hex(value: bytes, _: ByteOrder) -> bytes:
     return bytes.fromhex(value.decode())
 
 
-def _string(value: bytes) -> bytes:
+def _string(value: bytes, _: ByteOrder) -> bytes:
     return value + b"\0"
 
 
-def _uint(size: int) -> Callable[[bytes], bytes]:
-    return lambda value: int(value).to_bytes(size, "little")
+def _uint(size: int) -> Callable[[bytes, ByteOrder], bytes]:
+    return lambda value, order: int(value).to_bytes(size, order)
 
 
-_FIELDS: dict[bytes, Callable[[bytes], bytes]] = {
+_FIELDS: dict[bytes, Callable[[bytes, ByteOrder], bytes]] = {
     b"d": _hex,
     **dict.fromkeys((b"d-ng", b"d-ngv2", b"d-modsig"), _digest),
     **dict.fromkeys((b"n", b"n-ng", b"xattrnames"), _string),

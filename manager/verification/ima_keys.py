@@ -41,7 +41,7 @@ _HASHES: dict[int, hashes.HashAlgorithm] = {
 
 
 class KeyringDocument(Model):
-    """Keylime's keyring as JSON. `keyids` belong to `pubkeys` in order; a missing one is computed from the key."""
+    """Keylime's keyring as JSON. `keyids` belong to `pubkeys` in order; one that is missing or 0 is computed."""
 
     meta: dict[str, int] = {}
     keyids: list[Annotated[int, Field(ge=0, lt=2**32)]]
@@ -68,7 +68,8 @@ def read_keys(text: str, *, source: str) -> Keys:
                 found="something else",
                 action="export the key as SubjectPublicKeyInfo",
             )
-        keys[document.keyids[number] if number < len(document.keyids) else key_id(key)] = key
+        named = document.keyids[number] if number < len(document.keyids) else 0
+        keys[named or key_id(key)] = key
     return keys
 
 

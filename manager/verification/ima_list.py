@@ -213,10 +213,8 @@ def replay(before: Replay, measured: Iterable[Entry]) -> Replay:
 
 def readable(path: bytes) -> str:
     """A path for people: printable text as it is, everything else as `\\xNN`, a backslash doubled."""
-    text = path.decode("utf-8", "surrogateescape")
-    return "".join(
-        "\\\\" if c == "\\" else c if c.isprintable() else _escaped(c.encode("utf-8", "surrogateescape")) for c in text
-    )
+    text = path.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c.encode()) for c in text)
 
 
 def _escaped(raw: bytes) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from manager.verification.ima import appraise_list, inspect_list
 from manager.verification.ima_ascii import is_ascii, to_binary
 from manager.verification.runtime_policy import LoadedPolicy
+from manager.verification.sgx import LAST_SECOND, time_out_of_range
 from manager.verification.tpm import QuotedPcrs, golden_pcrs, read_key, verify_quote
 from schemas.base import Reason, Refusal
 from schemas.host_policy import Bank, GoldenPcrs, HostPolicy, ListVerdict, Replay
 
-EVERY_ENTRY = 2**40
-"""Room for every unknown entry: a file's verdict goes to a person, not into a message."""
+MAX_LISTED = 16 * 1024 * 1024
+"""Bytes, about, in which unknown entries are listed (50,000 or so): a verdict goes to a person, not into a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ def judge_files(
     must be anchored in a quote. `golden` are PCR values of good boots, end to end from PCR 0 to 9 or beyond; without
     any the boot is not judged, and need not be.
     """
+    if not 0 <= at <= LAST_SECOND:
+        return refused([time_out_of_range(at)], at)
     quoted, refusals = _quoted(quote)
     try:
         boots = [golden_pcrs(values, quoted.bank) for values in golden] if quoted else []
@@ -97,4 +100,4 @@ def _judge(
         return inspect_list(data, before=before, quoted=quoted, golden=golden, at=at)
     bank: Bank = quoted.bank if quoted else "sha256"
     by = host or HostPolicy(version=1, runtime_policy=policy.sha256, accept_unjudged_boot=True, bank=bank)
-    return appraise_list(data, policy, by, before=before, quoted=quoted, golden=golden, at=at, room=EVERY_ENTRY)
+    return appraise_list(data, policy, by, before=before, quoted=quoted, golden=golden, at=at, room=MAX_LISTED)

@@ -21,6 +21,7 @@ from pydantic import Field
 from schemas.base import Model, Refusal, parse_json
 
 PAYLOAD_TYPE = "application/vnd.keylime+json"
+_STANDARD = str.maketrans("-_", "+/")
 PolicyKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -33,7 +34,7 @@ class Signature(Model):
 
 
 class Envelope(Model):
-    """A DSSE envelope: `payload` and `sig` are base64."""
+    """A DSSE envelope: `payload` and `sig` are base64, standard or URL-safe."""
 
     payload: str
     payload_type: Annotated[str, Field(alias="payloadType")]
@@ -134,7 +135,7 @@ def _verifies(key: PolicyKey, signature: bytes, message: bytes) -> bool:
 
 def _bytes(text: str, field: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text.translate(_STANDARD), validate=True)
     except (binascii.Error, ValueError):
         raise _refused("policy.signature", field, "base64", "something else", "sign the policy again") from None
 

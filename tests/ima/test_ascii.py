@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from manager.verification.ima_ascii import is_ascii, to_binary
 from manager.verification.ima_list import entries
 from schemas.base import Refusal
-from tests.ima.lists import VECTORS, frame, ng, old_frame, recorded, sized
+from tests.ima.lists import VECTORS, frame, framed_data, ng, old_frame, recorded, sized
 
 DIGEST = bytes(range(32)).hex()
 OLD = "07" * 20
@@ -57,6 +57,24 @@ def test_the_old_template() -> None:
     binary = old_frame(b"\x07" * 20, b"/bin/a")
     text = f"10 {binary[4:24].hex()} ima {OLD} /bin/a\n".encode()
     assert to_binary(text) == binary
+
+
+def test_a_list_of_a_big_endian_kernel_is_known_by_its_hashes() -> None:
+    lines = [
+        (f"sha256:{DIGEST} boot_aggregate", "ima-ng", sized(ng(), b"boot_aggregate\0", order=">")),
+        (
+            f"sha256:{DIGEST} /e 05 security.ima 00000004 aa 0 1000 33188",
+            "evm-sig",
+            sized(
+                *(ng(), b"/e\0", b"\x05", b"security.ima\0", b"\0\0\0\x04", b"\xaa"),
+                *(pack(">I", 0), pack(">I", 1000), pack(">H", 33188)),
+                order=">",
+            ),
+        ),
+    ]
+    binary = to_binary(b"".join(line(*one) for one in lines))
+    assert binary == b"".join(framed_data(kind.encode(), data, order=">") for _, kind, data in lines)
+    assert [entry.hashed for entry in entries(binary)] == [data for _, _, data in lines]
 
 
 HASH = "ab" * 20

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from cli.policy import app as policy_app
 from cli.verify_ima import ImaCommand, verify_ima
+from manager.verification import ima_offline
 from manager.verification.policy_dsse import sign
 from schemas.host_policy import HostPolicy
 from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
@@ -196,6 +197,18 @@ def test_paths_are_escaped_without_loss_and_every_unknown_entry_is_listed(tmp_pa
     assert [unescaped(path) for path in paths] == names
 
 
+def test_a_hostile_list_lists_a_bounded_part_of_its_unknown_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ima_offline, "MAX_LISTED", 10_000)
+    bombs = b"".join(frame(b"ima-ng", ng(), b"\xff" * 1000 + b"%d\0" % number) for number in range(50))
+    (tmp_path / "list").write_bytes(boot_aggregate() + bombs)
+    (tmp_path / "policy").write_text(document(boot_aggregate()).text())
+    shown = run(tmp_path / "list", "--policy", tmp_path / "policy", status=1)
+    assert (shown["unknown_entries"], len(shown["unknown"])) == (50, 3)
+    assert "only the first 3 of 50 unknown entries are listed" in shown["notes"]
+
+
 def unescaped(path: str) -> bytes:
     """The raw bytes behind an escaped path."""
     return re.sub(
@@ -207,6 +220,9 @@ def unescaped(path: str) -> bytes:
 
 def test_the_time_is_the_one_given() -> None:
     assert run(VECTORS / "clean.bin", "--at", "2026-11-24T08:00:00Z", status=1)["at"].startswith("2026-11-24T08:00:00")
+    for early in ("1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"):
+        shown = run(VECTORS / "clean.bin", *quote_of("clean"), "--at", early, status=1)
+        assert [reason["code"] for reason in shown["reasons"]] == ["time.range"]
 
 
 def test_learn_then_verify_then_add(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def test_the_envelope_is_dsse_as_keylime_writes_it() -> None:
         "signatures": [{"keyid": "anything", "sig": base64.b64encode(made).decode()}],
     }
     assert opened(json.dumps(envelope).encode(), [EC_KEY.public_key()], source="policy") == POLICY
+    url_safe = envelope | {"signatures": [{"sig": base64.urlsafe_b64encode(made).decode()}]}
+    assert opened(json.dumps(url_safe).encode(), [EC_KEY.public_key()], source="policy") == POLICY
     changes: list[dict[str, Any]] = [
         {"payload": base64.b64encode(POLICY + b" ").decode()},
         {"payloadType": "text/plain"},
