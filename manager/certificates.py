@@ -14,7 +14,7 @@ import structlog
 from bus.api import Bus, BusError, Conflict
 from manager.pki import crl
 from manager.pki.authority import Authority, Issuer, key_id
-from manager.pki.issue import PROXY, Issued, issue, issue_with_key
+from manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
 from manager.sessions.record import AppRecord
 from manager.sessions.work import Revoked
 from schemas.admission import BUCKET, crl_key
@@ -36,7 +36,8 @@ class Certificates:
 
     def issue(self, record: AppRecord, enrolled: AppEnrolment) -> Issued:
         """The next certificate of a session, for the key that its enrolment asks for. Raises Refusal (`pki.*`)."""
-        marks = [PROXY] if record.proxy else []
+        observed = record.outcome is not None and record.outcome.observe_only
+        marks = [mark for mark, holds in ((PROXY, record.proxy), (OBSERVE_ONLY, observed)) if holds]
         at = int(self._now())
         if enrolled.certificate_key == "manager":
             return issue_with_key(

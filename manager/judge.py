@@ -250,7 +250,7 @@ def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = N
     return Outcome(
         simulated=verdict.simulated,
         integrity=listed.integrity if listed is not None else "unanchored",
-        observe_only=listed is not None and not listed.accepted,
+        observe_only=listed is not None and listed.admitted and not listed.accepted,
         quote_id=verdict.quote_id or "00" * 32,
         mrenclave=verdict.mrenclave or "00" * 32,
         tcb_status=verdict.status or "none",

@@ -34,7 +34,7 @@ _EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 MARKS = x509.ObjectIdentifier("2.25.326183947711027684411917366187264170871")
 """Extension, not critical: a UTF8String with words and commas between them (`proxy,manager-key`). The object identifier
 is made from a random UUID (X.667), so that nobody had to be asked for it."""
-PROXY, MANAGER_KEY = "proxy", "manager-key"
+PROXY, MANAGER_KEY, OBSERVE_ONLY = "proxy", "manager-key", "observe-only"
 
 
 @dataclass(frozen=True)
