@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-tpm test-sdn check up setup clean wheels stack stack-down test-stack
+.PHONY: demo demo-tpm setup-tpm test test-tpm test-sdn check up setup clean wheels stack stack-down test-stack
 
 demo: setup
 	$(VENV)/bin/attestgate demo
@@ -14,18 +14,23 @@ up: setup
 test: setup check
 	$(VENV)/bin/pytest --cov --cov-report=term:skip-covered
 
-# Hosts with a TPM: installs Debian's packages (as root), builds tpm2-pytss in an environment of its own, tests on swtpm.
+# Hosts with a TPM: installs Debian's packages (as root), builds tpm2-pytss in an environment of its own; swtpm plays it.
 TPM_VENV := build/venv-tpm
 TPM_PACKAGES := gcc libtss2-dev libtss2-tcti-swtpm0 pkg-config python3-dev swtpm swtpm-tools
 
-test-tpm:
+test-tpm: setup-tpm
+	$(TPM_VENV)/bin/pytest tests/tpm
+
+demo-tpm: setup-tpm
+	$(TPM_VENV)/bin/attestgate demo
+
+setup-tpm:
 	@dpkg -s $(TPM_PACKAGES) >/dev/null 2>&1 || { apt-get -q update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $(TPM_PACKAGES); }
 	@test -x $(TPM_VENV)/bin/python || $(PYTHON) -m venv $(TPM_VENV)
 	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements.lock -r requirements-tpm.lock
 	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(TPM_VENV)/bin/pytest tests/tpm
 
 # A real SDN controller and switch: installs Debian's Open vSwitch (as root), os-ken in an environment of its own.
 SDN_VENV := build/venv-sdn

@@ -104,13 +104,15 @@ async def second_instance(stack: Stack, narrator: Narrator) -> None:
     await second.stop()
 
 
-async def claimed_host(stack: Stack, narrator: Narrator) -> None:
-    """Stolen credentials of host-1, used on another machine."""
+async def claimed_host(stack: Stack, narrator: Narrator, tpm: str = "") -> None:
+    """Stolen credentials of host-1, used on another machine; `tpm` is the address of host-1's own TPM service."""
     narrator.scene("Another machine claims host-1's id, with host-1's stolen credentials")
+    if tpm:
+        narrator.line("even quotes of host-1's own TPM are relayed to it")
     listed = stack.plan.folder / "claimed-list"
     shutil.copy(CLEAN, listed)
     mark = stack.events.mark
-    child = await stack.start_host("host-1", "machine-b", listed, [])
+    child = await stack.start_host("host-1", "machine-b", listed, [], tpm)
     rejected = await stack.until("host", "host-1", "evidence-rejected", since=mark)
     narrator.refused("machine-b as host-1", reasons_of(rejected), "host.platform")
     await child.stop()

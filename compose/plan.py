@@ -152,8 +152,10 @@ class Plan:
             },
         )
 
-    def write_host(self, bus: str, id: str, machine: str, measurement_list: Path, volumes: list[str]) -> Path:
-        """A host agent's settings; the index of a volume is its place in `volumes`."""
+    def write_host(
+        self, bus: str, id: str, machine: str, measurement_list: Path, volumes: list[str], tpm: str = ""
+    ) -> Path:
+        """A host agent's settings; the index of a volume is its place in `volumes`, `tpm` its TPM service."""
         for app in volumes:
             self.volume(app).mkdir(parents=True, exist_ok=True)
         return self.write(
@@ -164,6 +166,7 @@ class Plan:
                 "measured": str(self.settings("host.measured")),
                 "measurement_list": str(measurement_list),
                 "volumes": [str(self.volume(app)) for app in volumes],
+                **({"tpm": tpm} if tpm else {}),
                 "retry_s": 1,
                 "bus": self._bus(bus, "host", id),
                 "platform": {"kind": "simulated", "socket": str(self.socket(machine))},

@@ -24,11 +24,11 @@ class Policies:
     runtime: bytes
 
     @classmethod
-    def learn(cls, measurement_list: Path) -> Policies:
-        """Everything on this list is good; a list that no TPM vouches for is accepted, which verdicts then say."""
+    def learn(cls, measurement_list: Path, *, accept_unanchored: bool = True) -> Policies:
+        """Everything on this list is good; a list that no TPM vouches for is accepted or not (verdicts say so)."""
         known, _ = learn([entries(measurement_list.read_bytes())])
         runtime = known.text().encode()
-        host = {"version": 1, "runtime_policy": policy_name(runtime), "accept_unanchored": True}
+        host = {"version": 1, "runtime_policy": policy_name(runtime), "accept_unanchored": accept_unanchored}
         sgx = {"version": 1, "isv_prod_id": 1, "min_isv_svn": 1}
         return cls(sgx=json.dumps(sgx).encode(), host=json.dumps(host).encode(), runtime=runtime)
 

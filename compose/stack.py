@@ -30,6 +30,7 @@ from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, Hos
 from schemas.events import Event
 from schemas.settings import Timing
 from schemas.sgx import PlatformIdentity
+from schemas.tpm import TpmEnrolment
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 MACHINES = ("machine-a", "machine-b")
@@ -173,10 +174,10 @@ class Stack:
         key = read_identity(self.plan.keys / "operators" / f"{OPERATOR}.pem")
         return await order(self.bus, OPERATOR, key, action, 15.0)
 
-    async def put_policy(self, learned_from: Path) -> Policies:
+    async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> Policies:
         """Learn a policy from a good host's list, sign its manifest, put it in force."""
         author = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
-        policies = Policies.learn(learned_from)
+        policies = Policies.learn(learned_from, accept_unanchored=accept_unanchored)
         await self.order(policies.command(author, version=1))
         return policies
 
@@ -185,12 +186,12 @@ class Stack:
         identity = bytes.fromhex(self.plan.public()["gateways"][GATEWAY])
         await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=identity)))
 
-    async def enrol_host(self, id: str, machine: str) -> None:
-        """Enrol a host on one of the simulated machines."""
+    async def enrol_host(self, id: str, machine: str, tpm: TpmEnrolment | None = None) -> None:
+        """Enrol a host on one of the simulated machines, and its TPM if it has one."""
         facts = platform.read_facts(self.plan.machine(machine))
         salt = read_secret(self.plan.keys / "manager" / "salt").reveal()
         identity = PlatformIdentity.salted(salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
-        subject = HostEnrolment(id=id, mrenclaves=[self.measurement("host")], platform=identity.ppid)
+        subject = HostEnrolment(id=id, mrenclaves=[self.measurement("host")], platform=identity.ppid, tpm=tpm or "none")
         await self.order(Enrol(subject=subject))
 
     async def enrol_app(self, id: str, host: str, volume: int) -> None:
@@ -208,10 +209,17 @@ class Stack:
         manifest = CODE_ROOT / f"{kind}_agent" / "enclave.toml"
         return measure(manifest, CODE_ROOT, self.plan.settings(f"{kind}.measured")).mrenclave.hex()
 
-    async def start_host(self, id: str, machine: str, measurement_list: Path, volumes: list[str]) -> Child:
-        """Start a host's agent on a machine."""
-        settings = self.plan.write_host(self.url, id, machine, measurement_list, volumes)
+    async def start_host(
+        self, id: str, machine: str, measurement_list: Path, volumes: list[str], tpm: str = ""
+    ) -> Child:
+        """Start a host's agent on a machine; `tpm` is the address of its TPM's service."""
+        settings = self.plan.write_host(self.url, id, machine, measurement_list, volumes, tpm)
         return await self.children.start(f"{id}@{machine}", "host", "run", "-s", str(settings))
+
+    async def start_tpm(self, tcti: str) -> str:
+        """Start the service that quotes a TPM, and return its address."""
+        ready = await self._ready("tpm", "tpm", "serve", "--port", "0", "--tcti", tcti)
+        return str(json.loads(ready)["address"])
 
     async def start_app(
         self,

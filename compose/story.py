@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from compose import intruders
+from compose.kernel import Kernel, enrolled
+from compose.software_tpm import SoftwareTpm, missing
 from compose.stack import Stack
 from compose.telling import Narrator, reasons_of
-from compose.vectors import CLEAN, CLEAN_ENTRIES, DRIFT
+from compose.vectors import CLEAN_ENTRIES
 from schemas.base import Refusal
 from schemas.enrolment import Revoke
 from schemas.events import Event
@@ -32,42 +35,70 @@ async def tell_story(folder: Path, say: Callable[[str], None]) -> int:
 
 async def _tell(folder: Path, narrator: Narrator) -> None:
     narrator.scene("The stack starts: every process on loopback, everything under one temporary folder")
-    async with Stack(folder, tell=narrator.event, say=narrator.line) as stack:
-        measurement_list = folder / "measurement-list"
-        shutil.copy(CLEAN, measurement_list)
-        await enrol(stack, narrator, measurement_list)
-        await attest_host(stack, narrator, measurement_list)
+    stacked = Stack(folder, tell=narrator.event, say=narrator.line)
+    async with booted(folder, narrator) as kernel, stacked as stack:
+        if kernel.tpm is not None:
+            kernel.tpm_service = await stack.start_tpm(kernel.tpm.tcti)
+        await enrol(stack, narrator, kernel)
+        await attest_host(stack, narrator, kernel)
         await admit_applications(stack, narrator)
         await intruders.outsiders(stack, narrator)
         await intruders.changed_code(stack, narrator)
         await intruders.drifted_host(stack, narrator)
         await intruders.other_platform(stack, narrator)
         await intruders.second_instance(stack, narrator)
-        await intruders.claimed_host(stack, narrator)
+        await intruders.claimed_host(stack, narrator, kernel.tpm_service)
         await intruders.replayed_proof(stack, narrator)
         await revoke_one(stack, narrator)
-        await host_drifts(stack, narrator, measurement_list)
+        await host_drifts(stack, narrator, kernel)
         await explain(stack, narrator)
         await manager_dies(stack, narrator)
     narrator.check("nothing is left running", not stack.children.running())
 
 
-async def enrol(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+@asynccontextmanager
+async def booted(folder: Path, narrator: Narrator) -> AsyncIterator[Kernel]:
+    """The host's kernel, with a software TPM where there is one to be had."""
+    measurement_list = folder / "measurement-list"
+    if lacking := missing():
+        narrator.line(f"no TPM: {', '.join(lacking)} not found; `make demo-tpm` gets them, and tells this with a TPM")
+        kernel = Kernel(measurement_list)
+        await kernel.boot()
+        yield kernel
+        return
+    (folder / "tpm").mkdir()
+    tpm = await asyncio.to_thread(SoftwareTpm.made, folder / "tpm")
+    try:
+        kernel = Kernel(measurement_list, tpm)
+        await kernel.boot()
+        narrator.line("software TPM (swtpm): its PCR 10 holds the recorded list, whose entry 0, boot_aggregate, is")
+        narrator.line("made again for this TPM's PCR 0-9; everything else on the list is as a real kernel wrote it")
+        yield kernel
+    finally:
+        tpm.stop()
+
+
+async def enrol(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
     """The operator says who may be who, and which policies are in force."""
     narrator.scene("The operator puts a signed policy in force and enrols host and applications")
-    await stack.put_policy(measurement_list)
-    narrator.line("policy: everything on the recorded list of a good host is known; a list without a TPM is accepted")
-    await stack.enrol_host(HOST, "machine-a")
+    await stack.put_policy(kernel.measurement_list, accept_unanchored=kernel.tpm is None)
+    without = "accepted" if kernel.tpm is None else "refused"
+    narrator.line(f"policy: everything on the recorded list of a good host is known; a list without a TPM is {without}")
+    if kernel.tpm is None:
+        await stack.enrol_host(HOST, "machine-a")
+    else:
+        await stack.enrol_host(HOST, "machine-a", await asyncio.to_thread(enrolled, kernel.tpm))
+        narrator.line("host-1's TPM: its EK chains to the vendor's root, and opened a credential made for its AK")
     for index, app in enumerate(APPS):
         await stack.enrol_app(app, HOST, index)
     narrator.line(f"host agent MRENCLAVE  {stack.measurement('host')}")
     narrator.line(f"application MRENCLAVE {stack.measurement('app')}")
 
 
-async def attest_host(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+async def attest_host(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
     """Steps 1 to 4."""
     narrator.scene("Steps 1-4: the host's enclave is attested, its measurement list judged, K granted and proven")
-    await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
+    await start_host(stack, kernel)
     granted = await stack.until("host", HOST, "granted")
     trusted = await stack.until("host", HOST, "trusted")
     outcome = trusted.data["outcome"]
@@ -75,7 +106,10 @@ async def attest_host(stack: Stack, narrator: Narrator, measurement_list: Path) 
         raise AssertionError("an outcome is an object")
     narrator.check("the host is trusted", trusted.state == "TRUSTED", found=trusted.state)
     narrator.check("its list was judged whole", granted.data.get("entries") == CLEAN_ENTRIES, found=granted.data)
-    narrator.check("the verdict says that no TPM anchors it", outcome["integrity"] == "unanchored", found=outcome)
+    if kernel.tpm is None:
+        narrator.check("the verdict says that no TPM anchors it", outcome["integrity"] == "unanchored", found=outcome)
+    else:
+        narrator.check("its TPM anchors it, in a golden boot", outcome["integrity"] == "anchored", found=outcome)
     narrator.check("the verdict says that the platform is simulated", outcome["simulated"] is True, found=outcome)
 
 
@@ -114,13 +148,18 @@ async def revoke_one(stack: Stack, narrator: Narrator) -> None:
     )
 
 
-async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) -> None:
+async def start_host(stack: Stack, kernel: Kernel) -> None:
+    """Start host-1's agent, which finds its TPM where there is one."""
+    await stack.start_host(HOST, "machine-a", kernel.measurement_list, list(APPS), kernel.tpm_service)
+
+
+async def host_drifts(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
     """An unknown program runs on the host; then the host is rebooted."""
     narrator.scene(
         "An unknown program runs on host-1: the next recheck finds it, both applications are cut off at once"
     )
     mark, drifted = stack.events.mark, time.time()
-    _replace(measurement_list, DRIFT)
+    await kernel.drift()
     untrusted = await stack.until("host", HOST, "untrusted", since=mark)
     narrator.refused("host-1's recheck", reasons_of(untrusted), "ima.")
     verdict = stack.events.heard_at[untrusted.id]
@@ -133,8 +172,8 @@ async def host_drifts(stack: Stack, narrator: Narrator, measurement_list: Path) 
     narrator.scene("host-1 is rebooted clean: a new session, and its applications follow by themselves")
     mark = stack.events.mark
     await stack.agent(HOST).stop()
-    _replace(measurement_list, CLEAN)
-    await stack.start_host(HOST, "machine-a", measurement_list, list(APPS))
+    await kernel.boot()
+    await start_host(stack, kernel)
     await stack.until("host", HOST, "trusted", since=mark)
     for app in APPS:
         await stack.until("app", app, "admitted", since=mark, within_s=60)
@@ -169,10 +208,3 @@ async def manager_dies(stack: Stack, narrator: Narrator) -> None:
 
 def _lease_ends(events: list[Event]) -> list[int]:
     return [end for event in events if isinstance(end := event.data.get("lease_end"), int)]
-
-
-def _replace(path: Path, source: Path) -> None:
-    """Put another list in place in one move, as a reader sees it."""
-    new = path.with_suffix(".new")
-    shutil.copy(source, new)
-    new.replace(path)

@@ -19,8 +19,8 @@ from schemas.tpm import TpmChallenge, TpmDescription, TpmQuote
 
 os.environ.setdefault("TSS2_LOG", "all+NONE")  # its errors are raised; it need not print them as well
 try:
-    import tpm2_pytss as tss  # type: ignore[import-not-found]
-    from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template  # type: ignore[import-not-found]
+    import tpm2_pytss as tss
+    from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
 except ImportError:
     tss = None
 

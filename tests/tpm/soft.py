@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from manager.verification.ima_list import entries, frames, replay
+from compose.kernel import with_boot
+from manager.verification.ima_list import entries, replay
 from manager.verification.tpm_public import FIXED_PARENT, FIXED_TPM, RESTRICTED, SENSITIVE_DATA_ORIGIN, SIGN
 from schemas.host_policy import Bank, GoldenPcrs, Replay
 from schemas.tpm import TpmEnrolment, TpmQuote
-from tests.ima.lists import frame, recorded
+from tests.ima.lists import recorded
 
 AK_ATTRIBUTES = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | 1 << 6 | RESTRICTED | SIGN
 ALG_NULL, ECC, SHA256, ECDSA, P256 = 0x0010, 0x0023, 0x000B, 0x0018, 0x0003
@@ -43,10 +44,8 @@ def ecc_area(
 
 
 def remade(name: str, boot: tuple[bytes, ...] = BOOT) -> bytes:
-    """A recorded list as a host with these PCR 0-9 would have it: entry 0, boot_aggregate, is made again for them."""
-    aggregate = hashlib.sha256(b"".join(boot)).digest()
-    first = frame(b"ima-sig", b"sha256:\0" + aggregate, b"boot_aggregate\0", b"")
-    return first + b"".join(list(frames(recorded(name), "little"))[1:])
+    """A recorded list as a host with these PCR 0-9 would have it."""
+    return with_boot(recorded(name), boot)
 
 
 @dataclass

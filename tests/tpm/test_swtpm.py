@@ -6,7 +6,6 @@ again for this TPM's. PCR 10 is extended with every entry's template digest, as 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.tpm import app as tpm_app
+from compose.kernel import BOOTED, FIRMWARE, enrolled
+from compose.software_tpm import SoftwareTpm, missing
 from host_agent import tpm as host_tpm
 from host_agent.tpm import Tpm
 from host_agent.tpm_service import TpmService
@@ -28,48 +29,38 @@ from schemas.tpm import TpmAnswer, TpmClock, TpmEnrolment, TpmKept
 from tests.ima.lists import NOW, host, loaded, recorded
 from tests.sessions.harness import World, deployed
 from tests.tpm.soft import remade
-from tests.tpm.swtpm import Swtpm, skip_without_tpm_tools
 from tests.tpm.test_credential import OTHER
 from tests.tpm.test_sessions import enrol, recheck, start
 
-skip_without_tpm_tools()
+if missing():
+    pytest.skip("make test-tpm installs tpm2-pytss and swtpm, and runs this", allow_module_level=True)
 
-FIRMWARE = tuple(hashlib.sha256(b"firmware %d" % index).digest() for index in range(10))
-BOOT = tuple(hashlib.sha256(bytes(32) + value).digest() for value in FIRMWARE)
-"""PCR 0-9 after the firmware has extended each once."""
-CLEAN, DRIFT = remade("clean", BOOT), remade("drift", BOOT)
+CLEAN, DRIFT = remade("clean", BOOTED), remade("drift", BOOTED)
 POLICY = loaded(recorded("clean"))
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swtpm]:
-    tpm = Swtpm(tmp_path_factory.mktemp("machine"))
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SoftwareTpm]:
+    tpm = SoftwareTpm.made(tmp_path_factory.mktemp("machine"))
+    tpm.start()
     yield tpm
     tpm.stop()
 
 
 @pytest.fixture
-def booted(machine: Swtpm) -> Swtpm:
+def booted(machine: SoftwareTpm) -> SoftwareTpm:
     """The machine, just booted, with the clean list measured."""
     machine.reboot()
     machine.measure(FIRMWARE, CLEAN)
     return machine
 
 
-def enrolled(machine: Swtpm) -> TpmEnrolment:
-    with Tpm(machine.tcti) as tpm:
-        asked, kept = challenge(tpm.describe(), roots(machine), int(time.time()))
-        answer = TpmAnswer(credential=tpm.activate(asked).hex())
-        quoted = tpm.quote(b"golden", "sha256")
-    return enrolment(kept, answer, [golden_from(quoted.message, quoted.pcrs)])
-
-
-def roots(machine: Swtpm) -> bytes:
+def roots(machine: SoftwareTpm) -> bytes:
     return read_bundle([path.read_bytes() for path in machine.roots])
 
 
 def judged(
-    machine: Swtpm, record: TpmEnrolment, nonce: bytes, measured: bytes, before: TpmClock | None = None
+    machine: SoftwareTpm, record: TpmEnrolment, nonce: bytes, measured: bytes, before: TpmClock | None = None
 ) -> ListVerdict:
     with Tpm(machine.tcti) as tpm:
         quoted = judge_quote(record, tpm.quote(nonce, "sha256"), nonce, "sha256", before)
@@ -82,7 +73,7 @@ def codes(verdict: ListVerdict) -> list[str]:
     return [reason.code for reason in verdict.reasons]
 
 
-def test_enrolment_then_fresh_quotes_anchor_the_list(booted: Swtpm) -> None:
+def test_enrolment_then_fresh_quotes_anchor_the_list(booted: SoftwareTpm) -> None:
     record = enrolled(booted)
     for nonce in (b"n" * 32, b"m" * 32):
         verdict = judged(booted, record, nonce, CLEAN)
@@ -90,7 +81,7 @@ def test_enrolment_then_fresh_quotes_anchor_the_list(booted: Swtpm) -> None:
         assert (verdict.anchored_entries, verdict.boot_state) == (448, "golden")
 
 
-def test_the_attestation_key_is_the_same_after_a_reboot(machine: Swtpm) -> None:
+def test_the_attestation_key_is_the_same_after_a_reboot(machine: SoftwareTpm) -> None:
     with Tpm(machine.tcti) as tpm:
         before = tpm.describe()
     machine.reboot()
@@ -98,7 +89,7 @@ def test_the_attestation_key_is_the_same_after_a_reboot(machine: Swtpm) -> None:
         assert tpm.describe() == before
 
 
-def test_each_kind_of_endorsement_key_activates(machine: Swtpm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_endorsement_key_activates(machine: SoftwareTpm, monkeypatch: pytest.MonkeyPatch) -> None:
     certificates = set()
     for kind in ("EK-RSA2048", "EK-HIGH-ECC384"):
         monkeypatch.setattr(host_tpm, "EK_KINDS", (kind,))
@@ -109,7 +100,7 @@ def test_each_kind_of_endorsement_key_activates(machine: Swtpm, monkeypatch: pyt
         enrolled(machine)
 
 
-def test_growth_is_a_tail_until_the_next_quote_and_drift_is_seen(booted: Swtpm) -> None:
+def test_growth_is_a_tail_until_the_next_quote_and_drift_is_seen(booted: SoftwareTpm) -> None:
     record = enrolled(booted)
     with Tpm(booted.tcti) as tpm:
         quoted = judge_quote(record, tpm.quote(b"n", "sha256"), b"n", "sha256", None)
@@ -123,7 +114,7 @@ def test_growth_is_a_tail_until_the_next_quote_and_drift_is_seen(booted: Swtpm) 
     assert codes(judged(booted, record, b"o", CLEAN)) == ["ima.replay"]
 
 
-def test_a_reboot_is_a_new_list_and_another_boot_is_not_golden(booted: Swtpm) -> None:
+def test_a_reboot_is_a_new_list_and_another_boot_is_not_golden(booted: SoftwareTpm) -> None:
     record = enrolled(booted)
     with Tpm(booted.tcti) as tpm:
         quoted = judge_quote(record, tpm.quote(b"n", "sha256"), b"n", "sha256", None)
@@ -139,7 +130,7 @@ def test_a_reboot_is_a_new_list_and_another_boot_is_not_golden(booted: Swtpm) ->
     assert "tpm.boot_state" in codes(judged(booted, record, b"m", CLEAN))
 
 
-def test_a_clock_that_was_set_back_is_refused(booted: Swtpm) -> None:
+def test_a_clock_that_was_set_back_is_refused(booted: SoftwareTpm) -> None:
     record = enrolled(booted)
     with Tpm(booted.tcti) as tpm:
         quoted = judge_quote(record, tpm.quote(b"n", "sha256"), b"n", "sha256", None)
@@ -149,8 +140,9 @@ def test_a_clock_that_was_set_back_is_refused(booted: Swtpm) -> None:
         judged(booted, record, b"m", CLEAN, ahead)
 
 
-def test_another_machines_tpm_is_refused_at_every_step(booted: Swtpm, tmp_path: Path) -> None:
-    other = Swtpm(tmp_path)
+def test_another_machines_tpm_is_refused_at_every_step(booted: SoftwareTpm, tmp_path: Path) -> None:
+    other = SoftwareTpm.made(tmp_path)
+    other.start()
     try:
         record = enrolled(booted)
         with pytest.raises(Refusal, match=r"tpm\.signature"):
@@ -174,7 +166,7 @@ def test_another_machines_tpm_is_refused_at_every_step(booted: Swtpm, tmp_path: 
         other.stop()
 
 
-def test_the_commands_in_the_order_that_their_help_gives(booted: Swtpm, tmp_path: Path) -> None:
+def test_the_commands_in_the_order_that_their_help_gives(booted: SoftwareTpm, tmp_path: Path) -> None:
     described, asked, kept, answer = (tmp_path / f"{name}.json" for name in ("described", "asked", "kept", "answer"))
     vendor = [part for path in booted.roots for part in ("--ek-roots", str(path))]
     for arguments in (
@@ -196,7 +188,7 @@ def test_a_tpm_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
         Tpm(f"swtpm:path={tmp_path / 'nothing'}")
 
 
-async def test_a_host_is_trusted_on_its_tpm_through_the_service(booted: Swtpm, tmp_path: Path) -> None:
+async def test_a_host_is_trusted_on_its_tpm_through_the_service(booted: SoftwareTpm, tmp_path: Path) -> None:
     world = World(tmp_path / "world")
     record = enrolled(booted)
     async with deployed(world, tmp_path / "site") as site:

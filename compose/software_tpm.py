@@ -1,28 +1,40 @@
-"""A software TPM of the test's own (Debian's swtpm), made with an EK certificate, on unix sockets in a folder."""
+"""A software TPM (Debian's swtpm), made with an EK certificate, on unix sockets in a folder."""
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from bus.server import die_with_parent
 from manager.verification.ima_list import entries
+from schemas.host_policy import IMA_PCR
 
-HINT = "make test-tpm installs tpm2-pytss and swtpm, and runs this"
+try:
+    import tpm2_pytss as tss
+except ImportError:
+    tss = None
+
+PROGRAMS = ("swtpm", "swtpm_setup", "swtpm_localca")
+SWTPM, SETUP = ("swtpm", "socket", "--tpm2"), ("swtpm_setup", "--tpm2")
+DRIVER = "libtss2-tcti-swtpm.so.0"
 
 
-def skip_without_tpm_tools() -> None:
-    """Skip a module where there is no swtpm, or no way to talk to one."""
-    pytest.importorskip("tpm2_pytss", reason=HINT)
-    if not all(map(shutil.which, ("swtpm", "swtpm_setup", "swtpm_localca"))):
-        pytest.skip(HINT, allow_module_level=True)
+def missing() -> list[str]:
+    """What a software TPM would need here and does not find."""
+    found = [program for program in PROGRAMS if shutil.which(program) is None]
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        found.append(DRIVER)
+    return found if tss is not None else [*found, "tpm2-pytss"]
 
 
-class Swtpm:
+class SoftwareTpm:
     """One machine's TPM. `reboot` is a power cycle: its PCRs start from zero and its resetCount rises."""
 
     def __init__(self, folder: Path) -> None:
@@ -30,8 +42,13 @@ class Swtpm:
         self._state, self._ca = folder / "state", folder / "ca"
         self._socket, self._control = folder / "tpm.sock", folder / "tpm.sock.ctrl"
         self._process: subprocess.Popen[bytes] | None = None
-        self._manufacture()
-        self.start()
+
+    @classmethod
+    def made(cls, folder: Path) -> SoftwareTpm:
+        """A new one, off, with an EK and its certificate."""
+        tpm = cls(folder)
+        tpm._manufacture()
+        return tpm
 
     @property
     def tcti(self) -> str:
@@ -44,14 +61,15 @@ class Swtpm:
         return [self._ca / "swtpm-localca-rootca-cert.pem", self._ca / "issuercert.pem"]
 
     def start(self) -> None:
-        """Switch it on; its sockets are there before it is, so nothing has to be waited for."""
+        """Switch it on, from the main thread; its sockets are there before it is, so nothing has to be waited for."""
         listening = [_listen(path) for path in (self._socket, self._control)]
         server, control = (f"type=unixio,fd={one.fileno()}" for one in listening)
         where = ["--tpmstate", f"dir={self._state}", "--server", server, "--ctrl", control]
         self._process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", *where, "--flags", "startup-clear", "--log", f"file={self._folder / 'log'}"],
+            [*SWTPM, *where, "--flags", "startup-clear", "--log", f"file={self._folder / 'log'}"],
             pass_fds=[one.fileno() for one in listening],
             stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
         )
         for one in listening:
             one.close()
@@ -68,15 +86,13 @@ class Swtpm:
         self.stop()
         self.start()
 
-    def measure(self, boot: tuple[bytes, ...], measured: bytes) -> None:
+    def measure(self, firmware: Iterable[bytes], measured: bytes) -> None:
         """Play firmware and kernel: extend PCR 0-9 with one value each, PCR 10 with every entry of a list."""
-        import tpm2_pytss as tss  # type: ignore[import-not-found]
-
         with tss.ESAPI(self.tcti) as esys:
-            for index, value in enumerate(boot):
-                _extend(tss, esys, index, value)
+            for index, value in enumerate(firmware):
+                _extend(esys, index, value)
             for entry in entries(measured):
-                _extend(tss, esys, 10, entry.extends("sha256"))
+                _extend(esys, IMA_PCR, entry.extends("sha256"))
 
     def _manufacture(self) -> None:
         for folder in (self._state, self._ca):
@@ -99,13 +115,13 @@ class Swtpm:
         )
         where = ["--tpmstate", str(self._state), "--config", str(self._folder / "setup.conf")]
         subprocess.run(
-            ["swtpm_setup", "--tpm2", *where, "--create-ek-cert", "--pcr-banks", "sha1,sha256", "--overwrite"],
+            [*SETUP, *where, "--create-ek-cert", "--pcr-banks", "sha1,sha256", "--overwrite"],
             check=True,
             capture_output=True,
         )
 
 
-def _extend(tss: Any, esys: Any, index: int, digest: bytes) -> None:
+def _extend(esys: Any, index: int, digest: bytes) -> None:
     values = tss.TPML_DIGEST_VALUES([tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))])
     esys.pcr_extend(tss.ESYS_TR(index), values)
 
