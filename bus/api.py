@@ -65,6 +65,20 @@ class Message:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """One message as a stream keeps it."""
+
+    subject: str
+    sequence: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
+"""Headers of a message that is stored only if there is none on its subject; `publish` raises Conflict if there is."""
+
+
 class Delivery(Protocol):
     """One message of a stream, to be acknowledged. `attempt` counts from 1."""
 
@@ -125,6 +139,10 @@ class Bus(Protocol):
 
     def history(self, subject: str) -> AsyncIterator[Message]:
         """Every message now stored on `subject` (wildcards allowed) of a stream, oldest first; then it ends."""
+        ...
+
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+        """What a stream has on `pattern` after a sequence, oldest first, and whether there is more. Raises BusError."""
         ...
 
     async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:

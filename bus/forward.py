@@ -18,9 +18,9 @@ from typing import Protocol, TextIO
 import structlog
 
 from bus import layout, subjects
-from bus.api import BusError, Message
+from bus.api import BusError, Message, Stored
 from bus.nats import NatsBus
-from bus.pages import Stored, read_page
+from bus.pages import read_page
 from schemas.base import Refusal, parse_json
 from schemas.events import Event
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
-from bus.api import BusError, Conflict, Entry
+from bus.api import BusError, Conflict, Entry, Stored
 from bus.errors import translated
 from bus.layout import DELETED_FOR_S, BucketLayout
-from bus.pages import Stored, read_page
+from bus.pages import read_page
 
 if TYPE_CHECKING:
     from bus.nats import NatsBus

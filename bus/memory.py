@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import structlog
 
 from bus import layout, subjects
-from bus.api import BusError, Message
+from bus.api import BusError, Message, Stored
 from bus.memory_bucket import KEY_VALUE, BucketState, MemoryBucket
 from bus.memory_stream import MemoryConsumer, MemoryStream
+from bus.pages import PAGE
 
 log = structlog.get_logger(__name__)
 
@@ -148,6 +149,16 @@ class MemoryBus:
         for message in self._server.stored(layout.EVENTS.name):
             if subjects.matches(subject, message.subject):
                 yield message
+
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+        """See `bus.api.Bus.page`."""
+        self._check_open()
+        found = [
+            Stored(message.subject, sequence, message.headers, message.data)
+            for sequence, message in self._server.streams[stream].items()
+            if sequence > after and subjects.matches(pattern, message.subject)
+        ]
+        return found[:PAGE], len(found) > PAGE
 
     async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:
         """See `bus.api.Bus.schedule`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bus import layout, subjects
-from bus.api import BusError, Message
+from bus.api import ONCE, BusError, Conflict, Message
 
 Taken = tuple[int, Message, int]
 """Sequence, message, attempt (from 1)."""
@@ -49,7 +49,9 @@ class MemoryStream:
         return any(subjects.matches(pattern, subject) for pattern in self._layout.subjects)
 
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> bool:
-        """Store a message; False if its id was seen within the window. Raises BusError at a limit."""
+        """Store a message; False if its id was seen within the window. Raises Conflict (see ONCE), BusError."""
+        if ONCE.items() <= headers.items() and self._by_subject[subject]:
+            raise Conflict(f"store {subject}: somebody was first")
         if not self._ids.fresh(message_id):
             return False
         limit = self._layout.max_msgs_per_subject

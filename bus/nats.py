@@ -24,7 +24,7 @@ from tenacity import (
 )
 
 from bus import layout, subjects
-from bus.api import BusError, Message
+from bus.api import BusError, Message, Stored
 from bus.credentials import Holder, holder
 from bus.errors import Unanswered, translated
 from bus.kv import NatsBucket
@@ -112,6 +112,10 @@ class NatsBus:
             for stored in page:
                 last = stored.sequence
                 yield Message(stored.subject, stored.data, stored.headers)
+
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+        """See `bus.api.Bus.page`."""
+        return await read_page(self, stream, pattern, after)
 
     async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:
         """See `bus.api.Bus.schedule` (NATS ADR-51). Fires within a second after `at`; a past time fires at once."""

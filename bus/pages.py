@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
 
-from bus.api import BusError
+from bus.api import BusError, Stored
 from bus.errors import translated
 
 if TYPE_CHECKING:
@@ -21,16 +19,6 @@ PAGE_BYTES = 4 * 1024 * 1024
 ANSWER_S = 5.0
 NO_MORE = ("204", "404")
 """Status that ends a page: end of batch, and nothing there."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One message of a stream."""
-
-    subject: str
-    sequence: int
-    headers: Mapping[str, str]
-    data: bytes
 
 
 async def read_page(bus: NatsBus, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:

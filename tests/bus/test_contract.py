@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bus import layout, subjects
-from bus.api import Bus, BusError, Conflict, Delivery, Entry, Message
+from bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, Message
 from bus.memory import MemoryServer
 from tests.bus.conftest import Join
 
@@ -389,3 +389,20 @@ async def test_a_consumer_ends_with_its_connection(world: World) -> None:
 
 async def _ignore(_message: Message) -> None:
     pass
+
+
+async def test_a_message_is_stored_once_on_its_subject_and_read_back_in_pages(world: World) -> None:
+    """Whatever its id; and the pages of a stream go on after any sequence."""
+    subject, other = subjects.event("host", "h1", "trusted"), subjects.event("host", "h2", "trusted")
+    await world.manager.publish(subject, b"first", headers=ONCE)
+    for message_id in (None, "another"):
+        with pytest.raises(Conflict):
+            await world.manager.publish(subject, b"second", message_id=message_id, headers=ONCE)
+    for number in range(300):
+        await world.manager.publish(other, str(number).encode())
+    page, more = await world.manager.page(layout.EVENTS.name, 0)
+    assert (page[0].data, page[0].sequence, more) == (b"first", 1, True)
+    rest, more = await world.manager.page(layout.EVENTS.name, page[-1].sequence)
+    assert ([stored.data for stored in [*page, *rest][1:]], more) == ([str(n).encode() for n in range(300)], False)
+    assert [s.data for s in (await world.manager.page(layout.EVENTS.name, 0, subject))[0]] == [b"first"]
+    assert await world.manager.page(layout.EVENTS.name, rest[-1].sequence) == ([], False)

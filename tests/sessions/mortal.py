@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
+from bus.api import Stored
 from bus.memory import MemoryBus, MemoryDelivery
 from bus.memory_bucket import MemoryBucket
 
@@ -69,6 +70,10 @@ class MortalBus:
 
     async def listen(self, subject: str, handler: Callable[..., Any]) -> Any:
         return await self._bus.listen(subject, handler)
+
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+        self._counter.count(reads=True)
+        return await self._bus.page(stream, after, pattern)
 
     async def flush(self) -> None:
         await self._bus.flush()
