@@ -114,7 +114,19 @@ EVENTS = Stream(
     max_bytes=256 * MIB,
     readable=True,
 )
-STREAMS = {stream.name: stream for stream in (IN, WORK, EVENTS)}
+LOG = Stream(
+    name="ATTEST_LOG",
+    subjects=(f"{subjects.LOG}.*.*.*",),
+    # Decisions as they were signed, in the order in which the decision log takes them in. The oldest go first; their
+    # hashes stay in the bucket `log`.
+    retention="limits",
+    discard="old",
+    max_age_s=365 * DAY_S,
+    max_bytes=1024 * MIB,
+    max_msg_size=128 * 1024,
+    readable=True,
+)
+STREAMS = {stream.name: stream for stream in (IN, WORK, EVENTS, LOG)}
 
 MANAGERS = Consumer(name="managers", stream=IN.name, filter_subjects=IN.subjects)
 """Everything that agents, gateways and operators say."""
@@ -145,12 +157,15 @@ ADMISSIONS = BucketLayout("admissions", max_bytes=128 * MIB)
 QUARANTINE = BucketLayout("quarantine", max_bytes=64 * MIB, max_value=MAX_MESSAGE)
 """Messages that made a worker fail each time, as they came. When it is full, newer ones are dropped with an event."""
 
+TREE = BucketLayout("log", max_bytes=256 * MIB)
+"""The decision log's head, and the tree's leaf hashes, 32 bytes an entry and for good: room for eight million."""
+
 OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
 """The highest command sequence applied, by operator."""
 
 BUCKETS = {
     bucket.name: bucket
-    for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, QUARANTINE, OPERATORS)
+    for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, QUARANTINE, TREE, OPERATORS)
 }
 
 COPIED = (EVENTS.name, SUMMARIES.stream, ADMISSIONS.stream)

@@ -90,6 +90,9 @@ def _reads(*buckets: layout.BucketLayout) -> tuple[str, ...]:
 HISTORY = f"DIRECT.GET.{layout.EVENTS.name}"
 """The call to read back events."""
 
+DECISIONS = (f"DIRECT.GET.{layout.LOG.name}", *_reads(layout.TREE))
+"""The calls to read the decision log."""
+
 
 def _changes(*buckets: layout.BucketLayout) -> tuple[str, ...]:
     return tuple(bucket.subject(">") for bucket in buckets)
@@ -112,13 +115,16 @@ def _manager() -> Role:
     return Role(
         MANAGER,
         publish=(
-            *(f"{prefix}.>" for prefix in (subjects.OUT, subjects.EVENTS, subjects.WORK, subjects.SCHEDULE)),
+            *(
+                f"{prefix}.>"
+                for prefix in (subjects.OUT, subjects.EVENTS, subjects.LOG, subjects.WORK, subjects.SCHEDULE)
+            ),
             *_changes(*buckets),
             *(f"$JS.ACK.{consumer.stream}.{consumer.name}.>" for consumer in layout.CONSUMERS.values()),
             *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY),
+        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY, DECISIONS[0]),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )
@@ -136,6 +142,7 @@ def _viewer() -> Role:
             *(f"STREAM.INFO.{name}" for name in stored),
             *(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}" for consumer in layout.CONSUMERS.values()),
             HISTORY,
+            *DECISIONS,
         ),
         copies=(
             *(f"{API}.{call}" for call in ("INFO", "STREAM.NAMES", "STREAM.LIST")),
@@ -172,7 +179,7 @@ ROLES = {
             "operator",
             publish=(f"{subjects.OPERATOR}.{NAME}.*",),
             subscribe=(f"{subjects.EVENTS}.>", *_changes(layout.SUMMARIES)),
-            calls=(*_reads(layout.SUMMARIES, layout.QUARANTINE), HISTORY),
+            calls=(*_reads(layout.SUMMARIES, layout.QUARANTINE), HISTORY, *DECISIONS),
             max_payload=MAX_MESSAGE,
         ),
         _viewer(),

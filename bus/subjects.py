@@ -7,6 +7,7 @@ attest.v1.events.<kind>.<id>.<what>       what a person watches (stream ATTEST_E
 attest.v1.work.<kind>.<session>.<what>    manager to manager (stream ATTEST_WORK)
 attest.v1.schedule.<session>              a deadline that waits (stream ATTEST_WORK)
 attest.v1.due.<session>                   a deadline that has come (stream ATTEST_WORK)
+attest.v1.log.<kind>.<id>.<entry>         a decision of a manager, for the decision log (stream ATTEST_LOG)
 attest.v1.copy.<stream>                   the server to itself: from a stream to the viewers' copy of it
 """
 
@@ -25,6 +26,7 @@ EVENTS = f"{ROOT}.events"
 WORK = f"{ROOT}.work"
 SCHEDULE = f"{ROOT}.schedule"
 DUE = f"{ROOT}.due"
+LOG = f"{ROOT}.log"
 COPY = f"{ROOT}.copy"
 
 STEPS: dict[str, tuple[str, ...]] = {
@@ -71,6 +73,11 @@ def event(kind: str, id: str, what: str) -> str:
 def events_of(kind: str, id: str) -> str:
     """Every event of one subject."""
     return f"{_join(EVENTS, kind, id)}.*"
+
+
+def decision(kind: str, id: str, entry: str) -> str:
+    """Subject of one entry of the decision log."""
+    return _join(LOG, kind, id, entry)
 
 
 def operator(name: str, command: str) -> str:

@@ -13,10 +13,13 @@ from bus import credentials
 from bus.nats import connect
 from cli.common import SettingsFile, say
 from manager import deployment
-from manager.keyfiles import read_secret
+from manager.audit.intake import Intake
+from manager.audit.orders import Orders
+from manager.keyfiles import read_identity, read_secret
 from manager.pki import rotation
 from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from manager.vault import Vault
+from schemas.audit import KeyInForce
 from schemas.settings import ManagerSettings, load_settings
 
 app = typer.Typer(help="The keys of a deployment.", no_args_is_help=True)
@@ -54,19 +57,22 @@ def rotate(
     if not destroy:
         return
 
-    async def again() -> tuple[int, int]:
+    async def again() -> tuple[int, int, list[int]]:
         bus = await connect([loaded.bus.url], loaded.bus.credentials)
         try:
             vault = Vault(StorageKeyFile(loaded.storage_keys))
             sealed, deleted = await seal_again(bus, vault)
             while (more := await seal_again(bus, vault)) != (0, 0):  # a worker may have been about to store one
                 sealed, deleted = sealed + more[0], deleted + more[1]
-            return sealed, deleted
+            gone = destroy_old_epochs(loaded.storage_keys)
+            in_force = KeyInForce(key="storage-epoch", name=str(vault.newest), gone=[str(epoch) for epoch in gone])
+            orders = Orders(Intake(bus, time.time), read_identity(loaded.identity))
+            await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
+            return sealed, deleted, gone
         finally:
             await bus.close()
 
-    sealed, deleted = asyncio.run(again())
-    gone = destroy_old_epochs(loaded.storage_keys)
+    sealed, deleted, gone = asyncio.run(again())
     say(f"sealed {sealed} live records again, deleted {deleted} that had ended, destroyed epochs {gone}")
 
 

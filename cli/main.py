@@ -16,6 +16,7 @@ from cli import (
     gateway,
     inspect,
     keys,
+    log,
     policy,
     policy_set,
     processes,
@@ -55,6 +56,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
 app.add_typer(events.app, name="events")
+app.add_typer(log.app, name="log")
 verify.app.command("ima", cls=ImaCommand)(verify_ima)
 app.add_typer(verify.app, name="verify")
 app.add_typer(inspect.app, name="inspect")

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cli.config import MODELS, Process
+from manager.audit.log import Status
 from manager.gateway.metrics import GatewayMetrics
 from manager.metrics import ManagerMetrics
 from schemas.prototype import PROTOTYPE
@@ -67,6 +68,7 @@ def metrics_page() -> str:
     manager = ManagerMetrics()
     manager.certificates(dict)
     manager.collateral(dict)
+    manager.decision_log(lambda: Status(0, 0.0, True))
     parts = [METRICS.format(generated=GENERATED)]
     for process, registry in {"Manager worker": manager.registry, "Gateway worker": GatewayMetrics().registry}.items():
         parts += [f"\n## {process}\n\n", _table_of(("metric", "type", "labels", "meaning"), families(registry))]

@@ -18,6 +18,7 @@ from host_agent.step3_evidence import first_evidence, recheck_evidence
 from host_agent.step4_key import take_key
 from host_agent.step6_deliver import deliver
 from host_agent.tpm_client import TpmClient
+from host_agent.witness import Witness
 from schemas.base import Refusal, Secret, unpack
 from schemas.messages import Accepted, Challenge, DeliverKey, EvidenceKind, Recheck
 from schemas.settings import HostSettings, Measured, load_measured
@@ -36,14 +37,15 @@ class HostAgent:
         self._settings = settings
         self._measured = measured
         self._tpm = TpmClient(settings.tpm) if settings.tpm else None
+        self._managers = {bytes.fromhex(identity) for identity in measured.manager_identity}
+        self._witness = Witness(self._managers)
 
     async def run(self) -> None:
         """Sessions without end, until cancelled."""
         await sessions_without_end(self._session, self._settings.retry_s, EnclaveError)
 
     async def _session(self) -> None:
-        managers = {bytes.fromhex(identity) for identity in self._measured.manager_identity}
-        session = AgentSession(self._link, managers, list(self._measured.suites), self._settings.retry_s)
+        session = AgentSession(self._link, self._managers, list(self._measured.suites), self._settings.retry_s)
         can_give: list[EvidenceKind] = ["sgx", "ima", "tpm"] if self._tpm else ["sgx", "ima"]
         challenge = await session.open(hello(self._settings.id, can_give), PATIENCE_S)
         log.info("challenged", session=session.session, suite=session.suite)
@@ -86,6 +88,7 @@ class HostAgent:
                 healthy_until(self._settings.health_file, accepted.lease_end)
                 quiet_s = max(accepted.next_recheck - time.time(), 0.0) + self._settings.retry_s
                 log.info("accepted", lease_end=accepted.lease_end, next_recheck=accepted.next_recheck)
+                self._witness.hear(accepted.log_head)
             elif step == "recheck":
                 question = unpack(Recheck, data)
                 answer = await asyncio.to_thread(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from bus.api import Bus, BusError, Conflict
+from manager.audit.orders import Orders
 from manager.pki import crl
 from manager.pki.authority import Authority, Issuer, key_id
 from manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
@@ -28,9 +29,12 @@ REFRESH_S = crl.LIFE.total_seconds() / 4
 class Certificates:
     """Issues, and tells what was revoked. `certificate_s` is the life of a certificate in seconds."""
 
-    def __init__(self, bus: Bus, authority: Authority, certificate_s: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self, bus: Bus, authority: Authority, certificate_s: int, orders: Orders, now: Callable[[], float]
+    ) -> None:
         self._bucket = bus.bucket(BUCKET)
         self._authority = authority
+        self._orders = orders
         self._certificate_s = certificate_s
         self._now = now
 
@@ -67,13 +71,14 @@ class Certificates:
         await self._extend(issuer, [entry])
 
     async def keep_lists(self) -> None:
-        """Publish every list, and again long before it lapses, for ever."""
+        """Have the CA in the decision log, publish every list, and again long before it lapses, for ever."""
         while True:
             try:
+                await self._orders.issuing_ca(self._authority)
                 for issuer in (self._authority, *self._authority.retired):
                     await self._extend(issuer, [])
             except BusError as error:
-                log.warning("the revocation list is not published", error=str(error))
+                log.warning("the revocation lists are not published", error=str(error))
             await asyncio.sleep(REFRESH_S)
 
     async def _extend(self, issuer: Issuer, revoked: list[Revoked]) -> None:

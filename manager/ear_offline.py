@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from jwt import PyJWKSet, PyJWTError
+
 from manager.ear import read
 from manager.verification.chain import SKEW_S, utc
 from schemas.base import Reason, Refusal
@@ -28,6 +31,18 @@ def read_keys(path: Path) -> dict[str, Any]:
     raise Refusal.because(
         "cli.argument", str(path), expected="a JWK set (JSON)", found=found, action="give the manager's jwks.json"
     )
+
+
+def read_identities(path: Path) -> set[bytes]:
+    """The manager identities in a JWK set: Ed25519 public keys. Raises Refusal (`cli.argument`)."""
+    keys = read_keys(path)
+    try:
+        found = [key.key for key in PyJWKSet.from_dict(keys).keys]
+    except (PyJWTError, ValueError, AttributeError, TypeError) as error:
+        raise Refusal.because(
+            "cli.argument", str(path), expected="a JWK set", found=str(error), action="give the manager's jwks.json"
+        ) from None
+    return {key.public_bytes_raw() for key in found if isinstance(key, Ed25519PublicKey)}
 
 
 def judge_ear(token: bytes, keys: Mapping[str, Any], *, at: int, max_age_s: int | None) -> dict[str, Any]:

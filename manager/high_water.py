@@ -64,9 +64,14 @@ class HighWater:
         )
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(self._marks, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(self._path)
+        replace_file(self._path, json.dumps(self._marks, indent=1, sort_keys=True))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole and in one move; on disk when this returns. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)

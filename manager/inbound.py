@@ -13,6 +13,7 @@ from bus import subjects
 from bus.api import Bus
 from bus.channel import Channel, Frame
 from bus.envelope import SuiteName
+from manager.audit.orders import Orders
 from manager.certificates import Certificates
 from manager.hello import HelloDesk
 from manager.judge import NO_PLACEMENT, Judge
@@ -61,6 +62,7 @@ class Inbound:
         suite: SuiteName,
         trust_domain: str,
         certificates: Certificates,
+        orders: Orders,
     ) -> None:
         self._store = store
         self._outbox = outbox
@@ -69,6 +71,7 @@ class Inbound:
         self._context = context
         self._trust_domain = trust_domain
         self._certificates = certificates
+        self._orders = orders
         hello = HelloDesk(bus, store, outbox, registry, context, suite)
         self._handlers: dict[tuple[str, str], Handler] = {
             ("host", "hello"): hello.host,
@@ -204,6 +207,8 @@ class Inbound:
             if applied.state == "admitted" and applied.app_session is not None:
                 serial = applied.key.removeprefix("cert.")
                 await self._outbox.work("app", applied.app_session, "applied", Applied(gateway=id, serial=serial))
+        for signed in report.glass:
+            await self._orders.broken_glass(id, signed)
 
     async def _host_of(self, record: AppRecord, context: Context) -> HostRecord | Reason:
         """The trusted session of the application's host, or why there is none."""

@@ -11,6 +11,7 @@ from secrets import token_hex
 import httpx
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import JsonValue
 
@@ -19,6 +20,11 @@ from bus.api import Bus
 from bus.nats import connect
 from bus.setup import ensure
 from manager.attestation import AttestationService, Dcap, Epid, Root
+from manager.audit.intake import Intake
+from manager.audit.log import DecisionLog
+from manager.audit.memory import Memory
+from manager.audit.orders import Orders
+from manager.audit.telling import Telling
 from manager.certificates import Certificates
 from manager.high_water import HighWater
 from manager.inbound import Inbound
@@ -46,6 +52,7 @@ from manager.verification.offline import INTEL_IAS_ROOT, INTEL_SGX_ROOT
 from manager.verification.pcs import Pcs
 from manager.worker import Worker
 from schemas.base import Refusal
+from schemas.checkpoint import origin_of
 from schemas.events import Event
 from schemas.settings import AttestationSettings, ManagerSettings
 
@@ -103,18 +110,25 @@ def assemble(
             identity=identity,
             gateways=settings.gateways,
             source=source,
+            log_head=decisions.checkpoint,
         )
 
+    emitter = Emitter(bus, source, now, observer)
+    intake = Intake(bus, now)
+    decisions = _decision_log(settings, bus, intake, identity, emitter, now)
+    orders = Orders(intake, identity)
     if metrics is not None:
         metrics.certificates(lambda: expiries(settings.pki))
         metrics.collateral(collateral.heard)
-    outbox = Outbox(bus, vault)
+        metrics.decision_log(decisions.status)
+    outbox = Outbox(bus, vault, intake)
     store = SessionStore(bus, vault, outbox, context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     judge = Judge(registry, service, authority)
-    emitter = Emitter(bus, source, now, observer)
-    certificates = Certificates(bus, authority, settings.timing.certificate_s, now)
-    inbound = Inbound(bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain, certificates)
+    certificates = Certificates(bus, authority, settings.timing.certificate_s, orders, now)
+    inbound = Inbound(
+        bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain, certificates, orders
+    )
     internal = Internal(store, registry, context, certificates, vault)
 
     async def handle(subject: str, data: bytes) -> None:
@@ -125,11 +139,33 @@ def assemble(
         bus,
         inbound,
         internal,
-        Operators(bus, registry, outbox, quarantine, high_water, emitter.emit),
+        Operators(bus, registry, outbox, quarantine, high_water, orders, emitter.emit),
         emitter.emit,
         quarantine,
+        decisions,
         lambda: int(now()),
         observer,
+    )
+
+
+def _decision_log(
+    settings: ManagerSettings,
+    bus: Bus,
+    intake: Intake,
+    identity: Ed25519PrivateKey,
+    emitter: Emitter,
+    now: Callable[[], float],
+) -> DecisionLog:
+    former = map(bytes.fromhex, settings.former_identities)
+    return DecisionLog(
+        bus,
+        intake,
+        Memory(settings.state_dir / "decision-log.json"),
+        identity,
+        {identity.public_key().public_bytes_raw(), *former},
+        origin_of(settings.trust_domain),
+        Telling(settings.name, emitter.emit),
+        now,
     )
 
 

@@ -20,6 +20,7 @@ from bus import subjects
 from bus.api import Bus, BusError
 from bus.depth import waiting
 from bus.nats import NatsBus
+from manager.audit.log import Status
 from manager.observer import Observer
 from schemas.base import Refusal, parse_json
 from schemas.events import Event
@@ -107,6 +108,10 @@ class ManagerMetrics(Observer):
             )
         )
 
+    def decision_log(self, status: Callable[[], Status]) -> None:
+        """Have the decision log shown as this worker sees it."""
+        self.registry.register(LogStatus(status))
+
     def handled(self, subject: str, seconds: float, result: str) -> None:
         """See Observer."""
         self._steps.labels(*_step(subject)).observe(seconds)
@@ -170,6 +175,30 @@ class SessionCount(Collector):
         for (role, state), count in sorted(Tally(list(self._states.values())).items()):
             family.add_metric([role, state], count)
         yield family
+
+
+class LogStatus(Collector):
+    """The decision log, read when asked."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client's Collector."""
+        status = self._status()
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_entries", "Decisions in the tree that this worker has checked", status.size
+        )
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_pending_seconds",
+            "How long the oldest decision of this worker has not been in the tree; 0 if all are",
+            status.pending_s,
+        )
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_consistent",
+            "1 while the head on the bus goes on from the one seen before, else 0",
+            float(status.consistent),
+        )
 
 
 class Times(Collector):

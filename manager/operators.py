@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 
 from bus.api import Bucket, Bus, Conflict
+from manager.audit.orders import Orders
 from manager.high_water import HighWater
 from manager.outbox import Outbox
 from manager.quarantine import Quarantine
@@ -56,11 +57,19 @@ class Operators:
     """Takes operators' commands."""
 
     def __init__(
-        self, bus: Bus, registry: Registry, outbox: Outbox, quarantine: Quarantine, high_water: HighWater, emit: Emit
+        self,
+        bus: Bus,
+        registry: Registry,
+        outbox: Outbox,
+        quarantine: Quarantine,
+        high_water: HighWater,
+        orders: Orders,
+        emit: Emit,
     ) -> None:
         self._high_water = high_water
         self._quarantine = quarantine
         self._registry = registry
+        self._orders = orders
         self._outbox = outbox
         self._emit = emit
         self._sequences = bus.bucket("operators")
@@ -78,6 +87,7 @@ class Operators:
             if signed.signer not in self._registry.identities(MAY[type(command.action)]):
                 raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
             await self._apply(command.action, command, signed)
+            await self._orders.note(command, data)
             await _note(self._sequences, command)
             self._high_water.raise_to(f"operator.{command.operator}", command.sequence)
         message = hashlib.sha256(data).hexdigest()

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from bus import subjects
 from bus.api import Bus, Conflict
+from manager.audit.intake import Intake
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key, pending_key
 from manager.sessions.work import WORK, Order, Work
 from manager.vault import Vault
@@ -35,9 +36,10 @@ class Pointer(Model):
 class Outbox:
     """Publishes outboxes on the bus."""
 
-    def __init__(self, bus: Bus, vault: Vault) -> None:
+    def __init__(self, bus: Bus, vault: Vault, intake: Intake) -> None:
         self._bus = bus
         self._vault = vault
+        self._intake = intake
         self._sessions = bus.bucket(POINTERS)
         self._summaries = bus.bucket("summaries")
         self._admissions = bus.bucket("admissions")
@@ -129,6 +131,8 @@ class Outbox:
                 )
             case "work":
                 await self._work(outgoing.subject, outgoing.data, outgoing.id)
+            case "log":
+                await self._intake.put(outgoing.subject, outgoing.data)
             case "wake":
                 await self._bus.schedule(outgoing.subject, outgoing.data, at=outgoing.at, message_id=outgoing.id)
             case "summary":

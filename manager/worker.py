@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from bus import subjects
 from bus.api import Bus, BusError, Delivery
 from bus.channel import Early, Replayed, Stale
+from manager.audit.log import DecisionLog
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.limits import Limiter
@@ -56,11 +57,13 @@ class Worker:
         operators: Operators,
         emit: Emit,
         quarantine: Quarantine,
+        log: DecisionLog,
         now: Callable[[], int],
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
         self._quarantine = quarantine
+        self._log = log
         self._limiter = Limiter(RATE, BURST)
         self._bus = bus
         self._inbound = inbound
@@ -76,6 +79,7 @@ class Worker:
             group.create_task(self._follow("managers", self._from_outside))
             group.create_task(self._follow("workers", self._internal.take))
             group.create_task(self._internal.keep())
+            group.create_task(self._log.run())
 
     async def _follow(self, consumer: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
         room = asyncio.Semaphore(AT_ONCE)

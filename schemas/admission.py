@@ -20,6 +20,8 @@ CRL = "crl."
 """What the keys of revocation lists begin with, in the same bucket: CRLs in DER, signed by their CA."""
 MAX_APPLIED = 1000
 """Most changes that one report tells of."""
+MAX_GLASS = 16
+"""Most admissions by hand that one report tells of."""
 _MAX_STATEMENT = 16 * 1024
 _MAX_REPORT = 1024 * 1024
 
@@ -199,12 +201,16 @@ class Applied(Model):
 
 
 class GatewayReport(Model):
-    """What one gateway made its nginx do, and when (by the gateway's clock)."""
+    """What one gateway made its nginx do, and when (by the gateway's clock).
+
+    `glass`: operators' words, signed, by which certificates pass without the manager (schemas/break_glass.py).
+    """
 
     gateway: Id
     epoch: Epoch
-    applied: Annotated[list[Applied], Field(min_length=1, max_length=MAX_APPLIED)]
+    applied: Annotated[list[Applied], Field(max_length=MAX_APPLIED)]
     at: Seconds
+    glass: Annotated[list[Signed], Field(max_length=MAX_GLASS)] = []
 
 
 def sign_report(key: Ed25519PrivateKey, report: GatewayReport) -> bytes:

@@ -227,6 +227,27 @@ class CommandRefused(Model):
     reasons: list[Reason]
 
 
+class LogInconsistent(Model):
+    """How the decision log on the bus differs from what this worker has seen of it."""
+
+    reasons: list[Reason]
+
+
+class LogStranger(Model):
+    """A message in the log's stream: its SHA-256, its sequence there, and why it is no entry."""
+
+    message: Hex32
+    sequence: int
+    reasons: list[Reason]
+
+
+class LogOverdue(Model):
+    """How many of this worker's decisions are not in the tree, and the leaf hashes of the first of them."""
+
+    count: int
+    leaves: list[Hex32]
+
+
 class GatewayAdmitted(Model):
     """nginx lets a key pass: `cert.<serial>` or `host.<session>`."""
 
@@ -340,6 +361,9 @@ EVENTS = (
     Told(("op",), "applied", "an operator's command was applied", Applied),
     Told(("op",), "refused", "an operator's command was refused", CommandRefused),
     Told(("manager",), "started", "a worker began to work"),
+    Told(("manager",), "log-inconsistent", "ALARM: the decision log was set back, cut or rewritten", LogInconsistent),
+    Told(("manager",), "log-stranger", "ALARM: what no manager signed stands among the decisions", LogStranger),
+    Told(("manager",), "log-overdue", "ALARM: decisions of a minute ago are not in the log", LogOverdue),
     Told(("gateway",), "admitted", "nginx lets a key pass", GatewayAdmitted),
     Told(("gateway",), "withdrawn", "nginx lets a key pass no more", Withdrawn),
     Told(("gateway",), "lapsed", "a lease ended by itself", Lapsed),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
 from schemas.binding import Role
@@ -120,10 +120,15 @@ class Proof(Model):
 
 
 class Accepted(Model):
-    """5: the host is trusted until `lease_end`; sent again after each good recheck."""
+    """5: the host is trusted until `lease_end`; sent again after each good recheck.
+
+    `log_head`: the newest head of the decision log (schemas.checkpoint), of which every host is so a witness; empty
+    while there is none.
+    """
 
     lease_end: Seconds
     next_recheck: Seconds
+    log_head: Annotated[str, StringConstraints(max_length=4096)] = ""
 
 
 class Recheck(Model):

@@ -165,6 +165,8 @@ class ManagerSettings(ProcessSettings):
     """Folder for high-water marks: one a worker, kept over restarts."""
     identity: FilePath
     """The manager's Ed25519 key."""
+    former_identities: Annotated[list[Hex32], Field(max_length=16)] = []
+    """Public keys that the managers had before, hexadecimal: what they signed in the decision log is still believed."""
     storage_keys: FilePath
     """Keys that seal session records. Read again when the file changes."""
     salt: FilePath

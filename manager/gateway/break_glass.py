@@ -12,9 +12,10 @@ from collections.abc import Callable
 import structlog
 
 from manager.gateway.ledger import CertificateEntry, Entry, HostEntry
-from schemas.base import Refusal
+from schemas.base import Refusal, unpack
 from schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
 from schemas.settings import BreakGlassSettings
+from schemas.signing import Signed
 
 MARK = "break-glass"
 _MAX_FILES = 100
@@ -28,7 +29,7 @@ class BreakGlassFolder:
         self,
         settings: BreakGlassSettings,
         gateways: str,
-        tell: Callable[[BreakGlass], None],
+        tell: Callable[[BreakGlass, Signed], None],
         refused: Callable[[str, Refusal], None],
     ) -> None:
         self._settings = settings
@@ -62,7 +63,7 @@ class BreakGlassFolder:
                 self._refused(name, refusal)
                 return None
             self._said[digest] = said
-            self._tell(said)
+            self._tell(said, unpack(Signed, data))
         return self._said[digest]
 
 

@@ -18,8 +18,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from bus import subjects
 from bus.api import Bus, BusError
-from schemas.admission import MAX_APPLIED, Applied, GatewayReport, sign_report
+from schemas.admission import MAX_APPLIED, MAX_GLASS, Applied, GatewayReport, sign_report
 from schemas.event_data import GatewayWhat
+from schemas.signing import Signed
 
 Emit: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable[None]]
 """`emit(kind, id, what, data)`: publish an event. May raise BusError: that event is lost, and logged."""
@@ -37,6 +38,7 @@ class Telling:
         self._identity = identity
         self._emit = emit
         self._untold: dict[str, Applied] = {}
+        self._glass: list[Signed] = []
         self._epoch, self._at = "", 0
         self._something = asyncio.Event()
         self._events: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(_MAX_EVENTS)
@@ -45,8 +47,12 @@ class Telling:
         """Have it reported that nginx holds this, in an epoch of its memory, since Unix second `at`."""
         self._untold |= {item.key: item for item in applied}
         self._epoch, self._at = epoch, at
-        if self._untold:
+        if self._untold or self._glass:
             self._something.set()
+
+    def glass(self, signed: Signed) -> None:
+        """Have an operator's own word, which is followed here, told with the next report."""
+        self._glass.append(signed)
 
     def event(self, what: GatewayWhat, data: dict[str, object], session: str | None = None) -> None:
         """Have an event of this gateway published; the log also names the session that it is about."""
@@ -64,9 +70,10 @@ class Telling:
             applied = list(islice(self._untold.values(), MAX_APPLIED))
             for item in applied:
                 del self._untold[item.key]
-            if not self._untold:
+            glass, self._glass = self._glass[:MAX_GLASS], self._glass[MAX_GLASS:]
+            if not self._untold and not self._glass:
                 self._something.clear()
-            report = GatewayReport(gateway=self._gateway, epoch=self._epoch, applied=applied, at=self._at)
+            report = GatewayReport(gateway=self._gateway, epoch=self._epoch, applied=applied, at=self._at, glass=glass)
             signed, message_id = sign_report(self._identity, report), token_hex(16)
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(BusError),

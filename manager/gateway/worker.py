@@ -30,6 +30,7 @@ from schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal
 from schemas.base import Refusal
 from schemas.break_glass import BreakGlass
 from schemas.settings import GatewaySettings
+from schemas.signing import Signed
 
 Nginx: TypeAlias = Dictionary | MapFile
 _PROBE_S = 1.0
@@ -227,7 +228,8 @@ class GatewayWorker:
         if self._settings.break_glass is None:
             return None
 
-        def tell(said: BreakGlass) -> None:
+        def tell(said: BreakGlass, signed: Signed) -> None:
+            self._telling.glass(signed)
             fields = ("operator", "identity", "serial", "reason")
             self._telling.event("break-glass", {**said.model_dump(include=set(fields)), "until": said.expires_at})
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from manager.pki.authority import BACKDATED, Authority, key_id, key_usage, new_serial, signable
@@ -46,6 +46,8 @@ class Issued:
     """Lower-case hexadecimal, as `schemas.admission.Serial`."""
     sha256: str
     """Of the leaf's DER, lower-case hexadecimal."""
+    key_sha256: str
+    """Of its SubjectPublicKeyInfo in DER, likewise."""
     identity: str
     not_after: int
     issuer: str
@@ -126,6 +128,7 @@ def _issued(
         chain=_chain(authority, certificate),
         serial=serial_hex(certificate.serial_number),
         sha256=sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
+        key_sha256=sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest(),
         identity=identity,
         not_after=not_after,
         issuer=key_id(authority.certificate),

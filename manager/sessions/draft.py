@@ -20,6 +20,7 @@ from manager import ear
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
 from manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from schemas.admission import Statement, post
+from schemas.audit import Decision, Fact, sign_decision
 from schemas.base import Reason, pack
 from schemas.binding import Role
 from schemas.event_data import SessionWhat
@@ -47,6 +48,8 @@ class Context:
     identity: Ed25519PrivateKey
     gateways: GatewaySet
     source: str
+    log_head: str = ""
+    """The newest checked head of the decision log, as a signed note."""
     token: Callable[[int], bytes] = token_bytes
 
     @property
@@ -163,6 +166,23 @@ class Draft(Generic[R]):
             submods=ear.appraised(judgement.verdict, judgement.listed, judgement.reasons),
         )
         return {"ear": token}
+
+    def decide(self, fact: Fact) -> None:
+        """A decision that grants or takes away trust, for the decision log."""
+        record = self.record
+        decision = Decision(
+            id=self.context.token(16).hex(),
+            kind=record.role,
+            subject=record.subject,
+            session=record.session,
+            number=record.decisions + 1,
+            at=self.context.now,
+            by=self.context.source,
+            fact=fact,
+        )
+        self.set(decisions=decision.number)
+        subject = subjects.decision(record.role, record.subject, decision.id)
+        self._put(how="log", subject=subject, data=sign_decision(self.context.identity, decision), id=decision.id)
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
         """A message to another session (or to this one), taken up by any worker."""

@@ -10,6 +10,7 @@ from manager.sessions.draft import Draft, Judgement, R
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import Input, State
 from manager.sessions.work import HostLost, Revoked
+from schemas import audit
 from schemas.admission import Withdrawal
 from schemas.base import Reason
 from schemas.event_data import SessionWhat
@@ -43,12 +44,33 @@ def end(
     record = draft.record
     if isinstance(record, HostRecord):
         _withdraw_host(draft, record, reasons)
-    elif record.serial:
+    else:
         _withdraw_certificates(draft, record, reasons)
     verdict: dict[str, JsonValue] = draft.result(judgement) if judgement else {}
     if record.outcome is not None:
         verdict["outcome"] = record.outcome.model_dump(mode="json")
+    if state is State.REFUSED or record.decisions:  # else there was no trust to take away
+        draft.decide(_ended(record, state, step, reasons))
     draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
+
+
+def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Sequence[Reason]) -> audit.Ended:
+    """The end as the decision log has it."""
+    return audit.Ended(
+        state=state,
+        step=step,
+        reasons=list(reasons)[: audit.MAX_REASONS],
+        quote=record.outcome.quote_id if record.outcome else None,
+        certificates=[serial for _, serial in _held(record)],
+    )
+
+
+def _held(record: HostRecord | AppRecord) -> list[tuple[str, str]]:
+    """The certificates that a session has in use: issuer and serial of each."""
+    if isinstance(record, HostRecord) or not record.serial:
+        return []
+    before = record.retiring
+    return [(record.issuer, record.serial), *([(before.issuer, before.serial)] if before else [])]
 
 
 def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason]) -> None:
@@ -61,10 +83,7 @@ def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason
 
 def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence[Reason]) -> None:
     """What the session was leased, and a place in the revocation list: nobody else gets these certificates in use."""
-    held = [(record.issuer, record.serial)]
-    if record.retiring is not None:
-        held.append((record.retiring.issuer, record.retiring.serial))
-    for issuer, serial in held:
+    for issuer, serial in _held(record):
         withdraw(draft, f"cert.{serial}", _code(reasons))
         revoked = Revoked(issuer=issuer, serial=serial, at=draft.context.now, state=record.state)
         draft.work("app", record.session, "revoked-certificate", revoked)

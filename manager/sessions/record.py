@@ -32,10 +32,10 @@ class Outgoing(Model):
 
     send: to the agent, plain; publish: into a stream (events, admissions); work: to a session, sealed;
     wake: have the server wake this session at `at`; summary: the readable line beside the record;
-    current: this session now speaks for its subject.
+    current: this session now speaks for its subject; log: an entry of the decision log.
     """
 
-    how: Literal["send", "publish", "work", "wake", "summary", "current"]
+    how: Literal["send", "publish", "work", "wake", "summary", "current", "log"]
     id: str
     subject: str = ""
     data: bytes = b""
@@ -105,6 +105,8 @@ class SessionRecord(Model):
     """Salted hashes that name the SGX platform (see schemas.sgx)."""
     reasons: list[Reason] = []
     """Why it ended."""
+    decisions: int = 0
+    """Entries of the decision log so far."""
     outbox: list[Outgoing] = []
     unheard: list[Unheard] = []
 

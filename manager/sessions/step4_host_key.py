@@ -9,6 +9,7 @@ from manager.sessions.ends import end
 from manager.sessions.handshake import grant, open_channel, open_proof
 from manager.sessions.record import HostRecord
 from manager.sessions.states import Input
+from schemas import audit
 from schemas.admission import HostLease
 from schemas.base import Reason, Secret
 from schemas.binding import host_proof, same
@@ -40,6 +41,9 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     open_channel(draft, data)
     trust(draft)
     draft.current()
+    if record.outcome is None:
+        raise AssertionError(f"trust without a verdict in {record.state}")
+    draft.decide(audit.Accepted(outcome=record.outcome, measurements=record.list_digest.hex()))
     draft.event("trusted", lease_end=draft.record.lease_end, outcome=_outcome(draft))
     return draft.finish()
 
@@ -57,7 +61,10 @@ def trust(draft: Draft[HostRecord]) -> None:
         sequence=record.revision + 1,
     )
     draft.post(statement)
-    draft.say("accepted", Accepted(lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end))
+    accepted = Accepted(
+        lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end, log_head=context.log_head
+    )
+    draft.say("accepted", accepted)
 
 
 def next_recheck(context: Context) -> int:

@@ -15,6 +15,7 @@ from manager.sessions.states import Input
 from manager.sessions.step4_host_key import WRONG_PROOF
 from manager.sessions.step5_attest_application import step_deadline
 from manager.sessions.work import Deliver, Delivered, Issue
+from schemas import audit
 from schemas.base import Secret
 from schemas.binding import application_key, colocation_proof, same
 from schemas.messages import AppGrant, DeliverKey, KeyDelivered
@@ -89,5 +90,8 @@ def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: S
     open_channel(draft, data)
     draft.set(deadline=step_deadline(draft))
     draft.work("app", record.session, "issue", Issue())
+    if record.outcome is None:
+        raise AssertionError(f"trust without a verdict in {record.state}")
+    draft.decide(audit.Accepted(outcome=record.outcome, host_session=record.host_session))
     draft.event("proven", host_session=record.host_session)
     return draft.finish()

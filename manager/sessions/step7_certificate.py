@@ -16,6 +16,7 @@ from manager.sessions.states import Input, State
 from manager.sessions.step4_host_key import next_recheck
 from manager.sessions.step5_attest_application import step_deadline
 from manager.sessions.work import Applied
+from schemas import audit
 from schemas.admission import Lease
 from schemas.enrolment import AppEnrolment
 from schemas.event_data import SessionWhat
@@ -31,6 +32,7 @@ def certify(record: AppRecord, context: Context, issued: Issued, host: HostRecor
     draft.say("certificate", _message(issued))
     lease(draft, issued.identity, host, enrolled)
     draft.current()
+    draft.decide(_decided(issued))
     draft.event("certified", **_told(issued))
     return draft.finish()
 
@@ -50,6 +52,7 @@ def renew(draft: Draft[AppRecord], issued: Issued) -> None:
     _take_certificate(draft, issued)
     draft.set(retiring=retiring, gateways=[])
     draft.say("renew", _message(issued))
+    draft.decide(_decided(issued, before=retiring.serial))
     draft.event("renewing", **_told(issued), before_serial=retiring.serial)
 
 
@@ -58,6 +61,7 @@ def retire(draft: Draft[AppRecord]) -> None:
     record = draft.record
     if record.retiring is not None and record.ready == record.serial:
         withdraw(draft, f"cert.{record.retiring.serial}", "certificate.renewed")
+        draft.decide(audit.Withdrawn(serial=record.retiring.serial))
         draft.set(retiring=None)
 
 
@@ -74,6 +78,7 @@ def take_applied(record: AppRecord, context: Context, report: Applied) -> AppRec
         draft.set(deadline=record.lease_end, next_recheck=next_recheck(context))
     draft.set(ready=record.serial)
     ready(draft)
+    draft.decide(audit.Admitted(serial=record.serial, gateways=draft.record.gateways))
     what: SessionWhat = "renewed" if record.retiring else "admitted"
     draft.event(what, serial=record.serial, gateways=list(draft.record.gateways), lease_end=record.lease_end)
     return draft.finish()
@@ -140,6 +145,19 @@ def _take_certificate(draft: Draft[AppRecord], issued: Issued) -> None:
 
 def _message(issued: Issued) -> Certificate:
     return Certificate(chain=issued.chain, serial=issued.serial, not_after=issued.not_after, private_key=issued.key)
+
+
+def _decided(issued: Issued, before: str | None = None) -> audit.Issued:
+    return audit.Issued(
+        serial=issued.serial,
+        certificate=issued.sha256,
+        key=issued.key_sha256,
+        key_made_by="enclave" if issued.key is None else "manager",
+        identity=issued.identity,
+        issuer=issued.issuer,
+        not_after=issued.not_after,
+        before=before,
+    )
 
 
 def _told(issued: Issued) -> dict[str, str | int]:

@@ -174,6 +174,26 @@ def test_no_account_can_have_the_manager_make_or_change_a_consumer_or_a_stream()
     assert {verb for verb in verbs if "RESET" in verb} == {f"CONSUMER.RESET.{stream}" for stream in layout.COPIED}
 
 
+def test_managers_alone_write_the_decision_log_and_no_agent_reads_it() -> None:
+    written, read = (subjects.LOG, layout.TREE.subject("")), (f"GET.{layout.LOG.name}", f"GET.{layout.TREE.stream}")
+    for role in ROLES.values():
+        assert any(s.startswith(written) for s in role.may_publish()) is (role.name == MANAGER), role.name
+        reads = [call for call in role.calls if call.endswith(read)]
+        assert bool(reads) is (role.name in (MANAGER, VIEWER, "operator")), role.name
+
+
+async def test_viewers_and_operators_read_the_decision_log(join: Join) -> None:
+    manager = await join(MANAGER, "m")
+    await manager.publish(subjects.decision("host", "h1", SESSION), b"signed")
+    await manager.bucket(layout.TREE.name).put("head", b"head")
+    for role in (VIEWER, "operator"):
+        reader = await join(role, "r")
+        page, more = await reader.page(layout.LOG.name, 0)
+        head = await reader.bucket(layout.TREE.name).get("head")
+        assert ([stored.data for stored in page], more) == ([b"signed"], False)
+        assert head is not None and head.value == b"head"
+
+
 def test_a_viewer_makes_consumers_of_copies_only() -> None:
     for role in ROLES.values():
         makes = [subject for subject in role.copies if "CREATE" in subject or "DELETE" in subject]

@@ -33,6 +33,7 @@ from schemas.base import parse_json
 from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from schemas.events import Event
 from schemas.settings import AppSettings, BusSettings, HostSettings
+from tests.audit.support import decided, said
 from tests.sessions.harness import (
     APP_ENCLAVE,
     GATEWAY,
@@ -229,7 +230,23 @@ async def test_killed_before_every_operation(site: Site) -> None:
             await admitted
             death.cancel()
         _same_end(site, point, host, app)
+    await _log_has_all(site, [f"a{point}" for point in points])
     assert len(died) >= len(points) * 2 // 3, f"died only at {died}: OPERATIONS is too high"
+
+
+async def _log_has_all(site: Site, apps: list[str]) -> None:
+    """The decision log verifies, and has what each application's session was granted, once and in order."""
+    credentials.issue(site.world.keys / "bus", "manager", "auditor", site.folder / "auditor.creds")
+    bus = await connect([site.server.url], site.folder / "auditor.creds")
+    try:
+        decisions = await decided(bus, site.world, int(time.time()))
+    finally:
+        await bus.close()
+    for app in apps:
+        session = next(e.session for e in site.events if (e.subject, e.what) == (app, "admitted"))
+        assert session is not None
+        assert said(decisions, session)[:3] == ["accepted", "issued", "admitted"], app
+    assert len({decision.id for decision in decisions}) == len(decisions)
 
 
 def _same_end(site: Site, point: int, host: str, app: str) -> None:

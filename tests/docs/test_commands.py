@@ -46,7 +46,9 @@ async def test_an_operators_day_goes_as_the_page_says(stack: Stack, tmp_path: Pa
     assert any(line.startswith("attestgate revoke") for line in lines)
     operator = str(stack.plan.settings("operator"))
     mark = stack.events.mark
-    ran = await asyncio.to_thread(run_all, lines, tmp_path, ATTESTGATE_OPERATOR=operator)
+    environment = {"ATTESTGATE_OPERATOR": operator, "ATTESTGATE_JWKS": str(stack.plan.keys / "jwks.json")}
+    ran = await asyncio.to_thread(run_all, lines, tmp_path, **environment)
     assert ran.returncode == 0, ran.stderr
     assert "host-1" in ran.stdout and "app-1" in ran.stdout
+    assert "right: " in ran.stdout and "app app-1  issued" in ran.stdout
     await stack.until("app", "app-1", "revoked", since=mark)

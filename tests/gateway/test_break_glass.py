@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from manager.keyfiles import create_identity, read_identity
-from schemas.admission import ALL, Withdrawal
+from schemas.admission import ALL, Withdrawal, open_report
 from schemas.base import Refusal, pack
 from schemas.break_glass import LABEL, BreakGlass, read_break_glass
 from schemas.settings import BreakGlassSettings
-from schemas.signing import sign
+from schemas.signing import sign, verify
 from tests.gateway.deployment import Deployment, at_work, status
 from tests.gateway.support import Client, Gate, until
 
@@ -104,6 +104,9 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: Deployment, folder:
         )
         await deployment.reported(client.key, "withdrawn", 2)
         await answers(client, 403)
+    gateways = {deployment.identity.public_key().public_bytes_raw()}
+    told = [signed for _, data in deployment.bus.published for signed in open_report(data, gateways).glass]
+    assert [verify(signed, BreakGlass, LABEL, {PUBLIC}) for signed in told] == [said(client, now)]
 
 
 @pytest.mark.parametrize(

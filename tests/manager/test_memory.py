@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.memory import MemoryServer
+from manager.audit.intake import Intake
 from manager.high_water import HighWater
 from manager.outbox import Outbox
 from manager.vault import StorageKeys, Stored, Vault
@@ -113,7 +114,7 @@ def session(number: int) -> str:
 
 async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault())
+    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
     for number in (1, 2, 2, 3):
         await outbox.point("current.host.h1", session(number), "superseded")
     assert await outbox.pointer("current.host.h1") == session(3)
@@ -124,7 +125,7 @@ async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
 async def test_a_session_that_was_superseded_never_comes_back() -> None:
     """Its outbox may be published again by a worker that did not see it the first time."""
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault())
+    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
     for number in (1, 2, 1, 3, 1, 2):
         await outbox.point("current.app.a1.h1", session(number), "superseded")
     assert await outbox.pointer("current.app.a1.h1") == session(3)
@@ -133,7 +134,7 @@ async def test_a_session_that_was_superseded_never_comes_back() -> None:
 
 async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault())
+    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
     await server.connect().bucket("sessions").put("current.host.h1", b"\x81\xa7session\xa0")
     with pytest.raises(Refusal):
         await outbox.pointer("current.host.h1")

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from bus import channel
 from bus.channel import Channel
+from manager.audit import merkle
 from schemas import binding
+from schemas.audit import Admitted, Decision, sign_decision
 from schemas.base import Secret
 from schemas.binding import Role
+from schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[1] / "vectors" / "protocol"
 
@@ -130,6 +135,43 @@ def frames() -> dict[str, Any]:
     }
 
 
+def decision_log() -> dict[str, Any]:
+    """An entry, the leaf hash that stands for it, the tree of three like it, and that tree's signed head."""
+    key = Ed25519PrivateKey.from_private_bytes(filled("manager", 32))
+    entries = [_entry(key, number) for number in (1, 2, 3)]
+    leaves = [merkle.leaf_hash(entry) for entry in entries]
+    head = Checkpoint(origin=origin_of("sdn.example.org"), size=3, root=merkle.root_of(leaves), cursor=4, at=1800000000)
+    return {
+        "comment": "A session's entries in the decision log, as stored; the tree over them; its head after message 4.",
+        "in": {
+            "manager_key": filled("manager", 32).hex(),
+            "manager_identity": key.public_key().public_bytes_raw().hex(),
+            "entries": [entry.hex() for entry in entries],
+        },
+        "out": {
+            "leaves": [leaf.hex() for leaf in leaves],
+            "root": head.root.hex(),
+            "inclusion_of_1": [node.hex() for node in merkle.inclusion_proof(leaves, 1)],
+            "consistency_from_2": [node.hex() for node in merkle.consistency_proof(leaves, 2)],
+            "checkpoint": sign_checkpoint(key, head),
+        },
+    }
+
+
+def _entry(key: Ed25519PrivateKey, number: int) -> bytes:
+    decision = Decision(
+        id=filled(f"id {number} ", 16).hex(),
+        kind="app",
+        subject="a1",
+        session="00112233445566778899aabbccddeeff",
+        number=number,
+        at=1800000000,
+        by="attestgate/manager",
+        fact=Admitted(serial=f"{16 + number:x}", gateways=["gateway-1"]),
+    )
+    return sign_decision(key, decision)
+
+
 def vectors() -> dict[str, dict[str, Any]]:
     """Every file's content by its name."""
     return {
@@ -137,6 +179,7 @@ def vectors() -> dict[str, dict[str, Any]]:
         "host.json": handshake("host"),
         "app.json": handshake("app"),
         "channel.json": frames(),
+        "decision-log.json": decision_log(),
     }
 
 

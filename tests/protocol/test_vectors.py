@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -93,3 +95,29 @@ def test_a_second_implementation_opens_the_frames() -> None:
         associated = encode("channel data", t4, direction, frame["counter"], chain[direction], frame["ack"])
         assert AESGCM(key).decrypt(bytes(12), frame["ciphertext"], associated).hex() == made["plaintext"]
         chain[direction] = sha512("chain step", chain[direction], data)
+
+
+def test_a_second_implementation_of_the_decision_log_agrees() -> None:
+    """RFC 9162, section 2.1, and C2SP signed-note, written out for three entries."""
+    content = load("decision-log.json")
+    given, made = content["in"], content["out"]
+    identity = Ed25519PublicKey.from_public_bytes(bytes.fromhex(given["manager_identity"]))
+    entries = [bytes.fromhex(entry) for entry in given["entries"]]
+    for entry in entries:
+        signed = msgpack.unpackb(entry)
+        identity.verify(signed["signature"], encode("decision", signed["payload"]))
+    one, two, three = (hashlib.sha256(b"\x00" + entry).digest() for entry in entries)
+    both = hashlib.sha256(b"\x01" + one + two).digest()
+    root = hashlib.sha256(b"\x01" + both + three).digest()
+    assert made["leaves"] == [leaf.hex() for leaf in (one, two, three)]
+    assert made["root"] == root.hex()
+    assert made["inclusion_of_1"] == [one.hex(), three.hex()]
+    assert made["consistency_from_2"] == [three.hex()]
+    body, signature = made["checkpoint"].split("\n\n")
+    origin, size, shown, cursor, at = body.split("\n")
+    assert (origin, size, base64.b64decode(shown)) == ("sdn.example.org/attestgate/decisions", "3", root)
+    assert (cursor, at) == ("cursor 4", "time 1800000000")
+    mark, name, raw = signature.rstrip("\n").split(" ")
+    key_id = hashlib.sha256(origin.encode() + b"\n\x01" + bytes.fromhex(given["manager_identity"])).digest()[:4]
+    assert (mark, name, base64.b64decode(raw)[:4]) == ("—", origin, key_id)
+    identity.verify(base64.b64decode(raw)[4:], f"{body}\n".encode())

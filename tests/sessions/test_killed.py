@@ -11,6 +11,7 @@ from bus.api import BusError
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import State
 from schemas.enrolment import RecheckNow, Revoke
+from tests.audit.support import decided, said
 from tests.sessions.harness import LONG, Deployment, World, deployed
 from tests.sessions.mortal import Counter, Killed, MortalBus
 
@@ -67,6 +68,11 @@ async def one_run(
         assert not site.gateway.passes("a1")
         for kind, id, once in (("host", "h1", "granted"), ("host", "h1", "trusted"), ("app", "a1", "certified")):
             assert len({e.id for e in site.events if (e.kind, e.subject, e.what) == (kind, id, once)}) == 1
+        decisions = await decided(site.bus, world, int(site.clock.at))
+        assert said(decisions, host.session) == ["accepted"], dies_before
+        assert said(decisions, app.session) == ["accepted", "issued", "admitted", "ended"], dies_before
+        orders = [decision.fact.command for decision in decisions if decision.fact.did == "ordered"]
+        assert orders == ["put-policy", "enrol", "enrol", "enrol", "revoke"], dies_before
         return counter.done
 
 

@@ -1,0 +1,167 @@
+"""`attestgate log`: the decision log, read and checked with the managers' public keys alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from bus.api import Bus
+from bus.nats import connect
+from cli.common import REFUSED, Json, OperatorOption, complain, say
+from manager.audit.check import check, decisions, kept_from
+from manager.audit.copy import LogCopy, read_head, read_log
+from manager.audit.merkle import inclusion_proof
+from manager.ear_offline import read_identities
+from schemas.audit import Decision
+from schemas.base import Refusal
+from schemas.checkpoint import Checkpoint, open_checkpoint
+from schemas.settings import OperatorFile, load_settings
+
+T = TypeVar("T")
+Jwks = Annotated[
+    Path,
+    typer.Option(
+        envvar="ATTESTGATE_JWKS",
+        help="The managers' public keys (jwks.json, made by `keys init`). Also read from ATTESTGATE_JWKS.",
+    ),
+]
+app = typer.Typer(
+    help="The decision log: every decision that granted or took away trust, in a tree that only grows.",
+    no_args_is_help=True,
+)
+
+
+@app.command("head")
+def head(
+    operator: OperatorOption,
+    jwks: Jwks,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep it here, for `log verify --since`.")] = None,
+) -> None:
+    """The newest signed head: keep one where the bus's operator cannot reach it."""
+    signers = read_identities(jwks)
+    note = _read(operator, lambda bus: read_head(bus, signers))
+    if out is None:
+        say(note.rstrip("\n"))
+    else:
+        out.write_text(note, encoding="utf-8")
+
+
+@app.command("verify")
+def verify(
+    operator: OperatorOption,
+    jwks: Jwks,
+    since: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A head that was kept: the log must go on from it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the whole log: signatures, tree, every entry that is kept. Exit status 1 if anything is wrong."""
+    signers = read_identities(jwks)
+    before = [_saved(path, signers) for path in since or []]
+    copy = _read(operator, lambda bus: read_log(bus, signers))
+    findings = check(copy, signers, before, int(time.time()))
+    if as_json:
+        shown = [finding.model_dump(mode="json") for finding in findings]
+        say(json.dumps({**_plain_head(copy), "kept_from": kept_from(copy), "findings": shown}, indent=2))
+    else:
+        for finding in findings:
+            complain(finding.sentence())
+        if not findings:
+            say(_summary(copy, before))
+    if findings:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("show")
+def show(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A session, serial, subject or entry; a beginning does.")],
+    operator: OperatorOption,
+    jwks: Jwks,
+    as_json: Json = False,
+) -> None:
+    """What was decided about a session, certificate, host, application or operator, with proof that the log has it."""
+    signers = read_identities(jwks)
+    copy = _read(operator, lambda bus: read_log(bus, signers))
+    found = [(index, decision) for index, decision, _ in decisions(copy, signers) if _about(decision, text)]
+    if not found:
+        raise Refusal.because(
+            "log.unknown",
+            "decision log",
+            expected="entries about this session, serial, subject or entry",
+            found=text,
+            action=f"entries before {kept_from(copy)} are kept no longer; see: attestgate log verify",
+        )
+    if as_json:
+        entries = [_proven(copy, index, decision) for index, decision in found]
+        say(json.dumps({**_plain_head(copy), "entries": entries}, indent=2))
+        return
+    for index, decision in found:
+        when = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        facts = decision.fact.model_dump(mode="json", exclude={"did"}, exclude_none=True)
+        say(f"{index}  {when}  {decision.kind} {decision.subject}  {decision.fact.did}  by {decision.by}")
+        say(f"    {json.dumps(facts)}")
+
+
+def _about(decision: Decision, text: str) -> bool:
+    """Whether an entry is about what a person has typed: whole ids, or how a session, serial or entry begins."""
+    facts = decision.fact.model_dump(mode="json")
+    serials = [facts.get("serial"), facts.get("before"), *facts.get("certificates", [])]
+    begins = [decision.id, decision.session, *serials]
+    about = str(facts.get("about") or "").rsplit("/", 1)[-1]
+    return text in (decision.subject, about) or (
+        len(text) >= 6 and any(name is not None and name.startswith(text) for name in begins)
+    )
+
+
+def _proven(copy: LogCopy, index: int, decision: Decision) -> dict[str, Any]:
+    """An entry with its audit path (RFC 9162, section 2.1.3), hashes in base64."""
+    path = inclusion_proof(copy.leaves, index)
+    return {
+        "index": index,
+        "leaf": base64.b64encode(copy.leaves[index]).decode(),
+        "path": [base64.b64encode(node).decode() for node in path],
+        "decision": decision.model_dump(mode="json"),
+    }
+
+
+def _plain_head(copy: LogCopy) -> dict[str, Any]:
+    return {"size": copy.checkpoint.size, "root": copy.checkpoint.root.hex(), "checkpoint": copy.note}
+
+
+def _summary(copy: LogCopy, before: list[Checkpoint]) -> str:
+    kept = kept_from(copy)
+    when = datetime.fromtimestamp(copy.checkpoint.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    older = f"; of those before {kept} the hashes only" if kept else ""
+    goes_on = f"; goes on from {', '.join(str(one.size) for one in before)}" if before else ""
+    return f"right: {copy.checkpoint.size} decisions, the newest of {when}{older}{goes_on}"
+
+
+def _saved(path: Path, signers: set[bytes]) -> Checkpoint:
+    try:
+        return open_checkpoint(path.read_text(encoding="utf-8"), signers)
+    except (OSError, UnicodeDecodeError) as error:
+        found = getattr(error, "strerror", None) or type(error).__name__
+        raise Refusal.because(
+            "cli.argument", str(path), expected="a head that was kept", found=found, action="see: attestgate log head"
+        ) from None
+
+
+def _read(operator: Path, read: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
+    settings = load_settings(OperatorFile, operator)
+
+    async def run() -> T:
+        bus = await connect([settings.bus.url], settings.bus.credentials)
+        try:
+            return await read(bus)
+        finally:
+            await bus.close()
+
+    return asyncio.run(run())

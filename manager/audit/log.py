@@ -1,0 +1,236 @@
+"""The decision log, as a worker keeps it: follow its head, and make it grow by what the stream holds.
+
+No worker leads. Each checks every newer head against the one that it has seen before; each takes in what the stream
+has got since, signs the new head, and stores it by compare-and-set: of several, one wins, and the others look again.
+This goes on beside the sessions, in batches; nothing waits for it. A head that does not fit what this worker has seen
+is told of and never built upon, so no two stories get a signature of one worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import randbelow
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bus.api import Bus, BusError, Conflict, Stored
+from bus.layout import LOG, TREE
+from manager.audit.head import HEAD, Head, leaves_from, open_head, put_tiles
+from manager.audit.intake import Intake, subject_of
+from manager.audit.memory import Memory
+from manager.audit.merkle import Frontier, leaf_hash
+from manager.audit.telling import Telling
+from schemas.audit import open_decision
+from schemas.base import Refusal, pack
+from schemas.checkpoint import Checkpoint, sign_checkpoint
+
+log = structlog.get_logger(__name__)
+
+LINGER_MS = 50
+"""After the first new entry, for others to join its batch, and one to two times that, so that workers spread out."""
+LOOK_S = 2.0
+"""How often a worker without entries of its own looks: another may have died before it took in its last."""
+CERTAIN = 2
+"""Looks in a row that must find the same trouble: a cluster between two leaders may show an older head once."""
+TELL_EVERY = 30
+"""Looks after which a trouble that lasts is told of again."""
+ACTION = "docs/decision-log.md says what to do when the log does not verify"
+
+
+@dataclass(frozen=True)
+class Status:
+    """For metrics: entries in the tree, age in seconds of the oldest not yet in it, whether the head fits."""
+
+    size: int
+    pending_s: float
+    consistent: bool
+
+
+class DecisionLog:
+    """One worker's hand on the log. `signers`: whose heads and entries are believed, its own identity among them."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        intake: Intake,
+        memory: Memory,
+        identity: Ed25519PrivateKey,
+        signers: set[bytes],
+        origin: str,
+        telling: Telling,
+        now: Callable[[], float],
+    ) -> None:
+        self._bus = bus
+        self._bucket = bus.bucket(TREE.name)
+        self._intake = intake
+        self._memory = memory
+        self._identity = identity
+        self._signers = signers
+        self._origin = origin
+        self._telling = telling
+        self._now = now
+        self._head = Head(note="", leaves=b"")
+        self._value, self._revision = b"", 0
+        """The head on the bus, as it was last read or written."""
+        self._troubles = 0
+        intake.taken((), memory.seen.cursor)
+
+    @property
+    def checkpoint(self) -> str:
+        """The newest head that this worker has checked, as a signed note; empty before the first."""
+        return self._memory.seen.note
+
+    def status(self) -> Status:
+        """For metrics."""
+        return Status(self._memory.seen.size, self._intake.age_s(), self._troubles < CERTAIN)
+
+    async def run(self) -> None:
+        """Follow and grow, for ever."""
+        while True:
+            self._intake.news.clear()
+            more = await self._look()
+            if late := self._intake.overdue():
+                await self._telling.overdue(late)
+            if not more:
+                await self._pause()
+
+    async def grow(self) -> bool:
+        """Check the head that stands, and take in the next of the stream. Returns whether there may be more.
+
+        Raises Refusal for a head that does not fit what was seen before, Conflict where another was first, BusError.
+        """
+        await self._follow()
+        seen = self._memory.seen
+        page, more = await self._bus.page(LOG.name, seen.cursor)
+        if page:
+            await self._append(page)
+        return more
+
+    async def _look(self) -> bool:
+        try:
+            more = await self.grow()
+        except Conflict:
+            return True
+        except BusError as error:
+            log.warning("the decision log stands still", error=str(error))
+            return False
+        except Refusal as refusal:
+            self._troubles += 1
+            if self._troubles % TELL_EVERY == CERTAIN:
+                await self._telling.inconsistent(refusal.reasons)
+            return False
+        except Exception:  # a fault of ours, or of this machine's disk, must not end the worker
+            log.exception("fault in the decision log")
+            return False
+        self._troubles = 0
+        return more
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._intake.news.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep((LINGER_MS + randbelow(LINGER_MS)) / 1000)
+
+    async def _follow(self) -> None:
+        """Take note of a newer head, if it goes on from the one seen before. Raises Refusal (`log.*`), BusError."""
+        entry = await self._bucket.get(HEAD)
+        seen = self._memory.seen
+        if entry is None or entry.value is None:
+            if seen.note:
+                raise _went_back("the log", seen.size, "no head")
+            return
+        if entry.value == self._value:
+            self._revision = entry.revision
+            return
+        head, checkpoint = open_head(entry.value, self._signers)
+        self._check_newer(checkpoint)
+        leaves = await leaves_from(self._bus, seen.size, head, checkpoint.size)
+        frontier = seen.frontier.extended(leaves)
+        if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
+            raise _forked(seen.size, checkpoint, frontier.root())
+        self._value, self._revision = entry.value, entry.revision
+        await self._keep(head, frontier, checkpoint.cursor, leaves)
+
+    def _check_newer(self, checkpoint: Checkpoint) -> None:
+        seen = self._memory.seen
+        if checkpoint.origin != self._origin:
+            raise Refusal.because(
+                "log.origin",
+                "checkpoint",
+                expected=self._origin,
+                found=checkpoint.origin,
+                action="this is another deployment's log: check the bus, and trust_domain in the settings",
+            )
+        if checkpoint.size < seen.size:
+            raise _went_back("the log", seen.size, str(checkpoint.size))
+        if checkpoint.cursor < seen.cursor:
+            raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
+
+    async def _append(self, page: list[Stored]) -> None:
+        """Let the tree grow by the entries of a page. Raises Conflict, BusError."""
+        leaves = await self._entries(page)
+        rest = await put_tiles(self._bucket, self._head, self._memory.seen.size)
+        frontier, cursor = self._memory.seen.frontier.extended(leaves), page[-1].sequence
+        checkpoint = Checkpoint(
+            origin=self._origin, size=frontier.size, root=frontier.root(), cursor=cursor, at=int(self._now())
+        )
+        head = Head(note=sign_checkpoint(self._identity, checkpoint), leaves=rest + b"".join(leaves))
+        value = pack(head)
+        if self._revision:
+            self._revision = await self._bucket.update(HEAD, value, self._revision)
+        else:
+            self._revision = await self._bucket.create(HEAD, value)
+        self._value = value
+        await self._keep(head, frontier, cursor, leaves)
+
+    async def _keep(self, head: Head, frontier: Frontier, cursor: int, leaves: list[bytes]) -> None:
+        self._head = head
+        self._intake.taken(leaves, cursor)
+        await self._memory.keep(head.note, frontier, cursor)
+
+    async def _entries(self, page: list[Stored]) -> list[bytes]:
+        """The leaf hashes of a page's entries: what no manager signed, and what came twice, is left out."""
+        known = set(self._head.hashes)
+        leaves: list[bytes] = []
+        for stored in page:
+            try:
+                decision = open_decision(stored.data, self._signers)
+                if subject_of(decision) != stored.subject:
+                    raise _misplaced(stored.subject, subject_of(decision))
+            except Refusal as refusal:
+                await self._telling.stranger(stored, refusal)
+                continue
+            leaf = leaf_hash(stored.data)
+            if leaf not in known:
+                known.add(leaf)
+                leaves.append(leaf)
+        return leaves
+
+
+def _went_back(what: str, seen: int, found: str) -> Refusal:
+    return Refusal.because(
+        "log.rolled-back",
+        what,
+        expected=f"at least {seen}, as this worker has seen it",
+        found=found,
+        action=ACTION,
+    )
+
+
+def _forked(seen: int, checkpoint: Checkpoint, root: bytes) -> Refusal:
+    return Refusal.because(
+        "log.forked",
+        f"the tree of {checkpoint.size} entries",
+        expected=f"one that goes on from the {seen} that this worker has seen: root {root.hex()}",
+        found=f"root {checkpoint.root.hex()}",
+        action=ACTION,
+    )
+
+
+def _misplaced(found: str, expected: str) -> Refusal:
+    return Refusal.because("log.subject", "subject", expected=expected, found=found, action=ACTION)

@@ -1,0 +1,99 @@
+"""Entries of the decision log that belong to no session: operators' orders and admissions by hand, keys in force.
+
+Applied or started again after a kill, a worker makes the same bytes again, and the stream has them once: an order is
+dated by its own sequence, the issuing CA by its own certificate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from manager.audit.intake import Intake, subject_of
+from manager.pki.authority import Issuer, key_id
+from manager.registry import manifest_name
+from schemas.audit import BrokenGlass, Decision, Fact, KeyInForce, Ordered, sign_decision
+from schemas.base import unpack
+from schemas.break_glass import LABEL, BreakGlass
+from schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
+from schemas.signing import Signed, verify
+
+MANAGERS = "managers"
+"""In the place of an id, where an entry is about all managers."""
+
+
+class Orders:
+    """Hands such entries in. `identity` is the manager's key."""
+
+    def __init__(self, intake: Intake, identity: Ed25519PrivateKey) -> None:
+        self._intake = intake
+        self._identity = identity
+
+    async def note(self, command: Command, data: bytes) -> None:
+        """An operator's command that was applied, `data` as it was signed; of no weight, no entry. Raises BusError."""
+        message = hashlib.sha256(data).hexdigest()
+        ordered = _ordered(command, message)
+        if ordered is None:
+            return
+        await self._put(
+            Decision(
+                id=message[:32],
+                kind="op",
+                subject=command.operator,
+                at=command.sequence // 1_000_000,
+                by=command.operator,
+                fact=ordered,
+            )
+        )
+
+    async def issuing_ca(self, issuer: Issuer) -> None:
+        """The CA that certificates are issued under from here on. Raises BusError."""
+        name = key_id(issuer.certificate)
+        at = int(issuer.certificate.not_valid_before_utc.timestamp())
+        await self.key(f"issuing-ca {name}", KeyInForce(key="issuing-ca", name=name), at)
+
+    async def key(self, once: str, fact: KeyInForce, at: int) -> None:
+        """A key in force since Unix second `at`; `once` names what is told of once only. Raises BusError."""
+        id = hashlib.sha256(once.encode()).hexdigest()[:32]
+        await self._put(Decision(id=id, kind="manager", subject=MANAGERS, at=at, by=MANAGERS, fact=fact))
+
+    async def broken_glass(self, gateway: str, signed: Signed) -> None:
+        """An operator's admission by hand at a gateway, as it was signed. Raises Refusal (`signature.*`), BusError."""
+        said = verify(signed, BreakGlass, LABEL, {signed.signer})
+        statement = hashlib.sha256(signed.payload).hexdigest()
+        fact = BrokenGlass(
+            operator=said.operator,
+            signer=signed.signer.hex(),
+            statement=statement,
+            serial=said.serial,
+            identity=said.identity,
+            expires_at=said.expires_at,
+            reason=said.reason,
+        )
+        id = hashlib.sha256(f"{gateway} {statement}".encode()).hexdigest()[:32]
+        await self._put(
+            Decision(id=id, kind="gateway", subject=gateway, at=said.issued_at, by=said.operator, fact=fact)
+        )
+
+    async def _put(self, decision: Decision) -> None:
+        await self._intake.put(subject_of(decision), sign_decision(self._identity, decision))
+
+
+def _ordered(command: Command, message: str) -> Fact | None:
+    """What an order grants or takes away; None for one that only asks, or tries."""
+    action = command.action
+    told = Ordered(command="enrol", message=message, sequence=command.sequence)
+    match action:
+        case Enrol():
+            return told.model_copy(update={"about": f"{action.subject.kind}/{action.subject.id}"})
+        case Revoke():
+            about = f"{action.kind}/{action.id}"
+            return told.model_copy(update={"command": "revoke", "about": about, "reason": action.reason})
+        case PutPolicy():
+            manifest = manifest_name(unpack(PolicyManifest, action.manifest.payload))
+            return told.model_copy(update={"command": "put-policy", "manifest": manifest})
+        case Drop():
+            return told.model_copy(update={"command": "drop", "about": f"message/{action.message}"})
+        case _:
+            return None

@@ -1,0 +1,100 @@
+"""`attestgate log` with an operator's credential on the real server: head, verify, show, and what it says of harm."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from bus.credentials import issue
+from bus.server import EmbeddedServer
+from cli.main import app
+from manager.audit.merkle import includes
+from manager.ear import jwks
+from schemas.base import Refusal
+from schemas.checkpoint import open_checkpoint
+from tests.audit.conftest import SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.bus.conftest import Join
+
+Command = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+def command(server: EmbeddedServer, keys: Path, tmp_path: Path) -> Command:
+    """Run `attestgate log` as an operator."""
+    issue(keys, "operator", "ann", tmp_path / "ann.creds")
+    bus = {"url": server.url, "credentials": str(tmp_path / "ann.creds")}
+    (tmp_path / "operator.toml").write_text(
+        tomli_w.dumps({"name": "ann", "identity": str(tmp_path / "unread.pem"), "bus": bus})
+    )
+    (tmp_path / "jwks.json").write_text(json.dumps(jwks(SIGNERS)))
+    environment = {
+        "ATTESTGATE_OPERATOR": str(tmp_path / "operator.toml"),
+        "ATTESTGATE_JWKS": str(tmp_path / "jwks.json"),
+    }
+
+    async def run(*arguments: str) -> Any:
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, ["log", *arguments], env=environment))
+
+    return run
+
+
+async def test_a_head_is_kept_and_the_log_goes_on_from_it(command: Command, join: Join, tmp_path: Path) -> None:
+    bus = await join("manager", "m")
+    none = await command("verify")
+    assert isinstance(none.exception, Refusal) and none.exception.reasons[0].code == "log.none"
+    keeper = Keeper(bus, tmp_path / "one")
+    await keeper.decide(1, 3)
+    await keeper.grow()
+    saved = tmp_path / "head.txt"
+    assert (await command("head", "-o", str(saved))).exit_code == 0
+    assert saved.read_text(encoding="utf-8") == keeper.log.checkpoint
+    assert (await command("head")).stdout == keeper.log.checkpoint
+    await keeper.decide(4, 6)
+    await keeper.grow()
+    verified = await command("verify", "--since", str(saved))
+    assert verified.exit_code == 0 and "right: 6 decisions" in verified.stdout and "goes on from 3" in verified.stdout
+    await rewrite(bus, (await copied(bus)).stored[:4])
+    cut = await command("verify", "--since", str(saved), "--json")
+    assert cut.exit_code == 1
+    assert [finding["code"] for finding in json.loads(cut.stdout)["findings"]] == ["log.truncated"]
+    assert "log.truncated: entries 4, 5" in (await command("verify")).stderr
+    nothing = await command("verify", "--since", str(tmp_path / "none.txt"))
+    assert isinstance(nothing.exception, Refusal) and nothing.exception.reasons[0].code == "cli.argument"
+
+
+async def test_what_was_decided_comes_with_its_proof(command: Command, join: Join, tmp_path: Path) -> None:
+    keeper = Keeper(await join("manager", "m"), tmp_path / "one")
+    await keeper.decide(1, 3)
+    await keeper.decide(1, 2, session="cd" * 16)
+    await keeper.grow()
+    by_session = json.loads((await command("show", SESSION[:8], "--json")).stdout)
+    head = open_checkpoint(by_session["checkpoint"], SIGNERS)
+    assert [entry["decision"]["number"] for entry in by_session["entries"]] == [1, 2, 3]
+    for entry in by_session["entries"]:
+        path = [base64.b64decode(node) for node in entry["path"]]
+        assert includes(base64.b64decode(entry["leaf"]), entry["index"], head.size, path, head.root)
+    by_serial = await command("show", "001001")
+    assert isinstance(by_serial.exception, Refusal) and by_serial.exception.reasons[0].code == "log.unknown"
+    by_subject = (await command("show", "a1")).stdout
+    assert by_subject.count("app a1  admitted  by attestgate/w") == 5
+    assert '"serial": "1003"' in by_subject
+
+
+async def test_another_deployments_key_opens_nothing(command: Command, join: Join, tmp_path: Path) -> None:
+    keeper = Keeper(await join("manager", "m"), tmp_path / "one")
+    await keeper.decide(1, 1)
+    await keeper.grow()
+    (tmp_path / "jwks.json").write_text(json.dumps(jwks([b"\x05" * 32])))
+    refused = await command("verify")
+    assert isinstance(refused.exception, Refusal) and refused.exception.reasons[0].code == "signature.invalid"
+    (tmp_path / "jwks.json").write_text('{"keys": 1}')
+    wrong = await command("head")
+    assert isinstance(wrong.exception, Refusal) and wrong.exception.reasons[0].code == "cli.argument"

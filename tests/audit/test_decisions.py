@@ -1,0 +1,159 @@
+"""What a whole deployment leaves in the log: every grant and its end, no routine, no secret, and hosts as witnesses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bus import subjects
+from bus.layout import LOG, TREE
+from manager.audit.head import HEAD
+from manager.sessions.record import AppRecord, HostRecord
+from schemas import audit
+from schemas.admission import GatewayReport, sign_report
+from schemas.break_glass import LABEL, BreakGlass
+from schemas.enrolment import Enrol, HostEnrolment, Revoke
+from schemas.signing import sign
+from tests.audit.support import decided, said
+from tests.sessions.conftest import site, world  # noqa: F401  fixtures
+from tests.sessions.harness import GATEWAY, HOST_ENCLAVE, LISTS, Deployment
+
+
+async def log_of(site: Deployment) -> list[audit.Decision]:  # noqa: F811
+    return await decided(site.bus, site.world, int(site.clock.at))
+
+
+def facts(found: list[audit.Decision], kind: type[Any]) -> list[Any]:
+    return [decision.fact for decision in found if isinstance(decision.fact, kind)]
+
+
+async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:  # noqa: F811
+    await site.admitted()
+    (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
+    before = await log_of(site)
+    for _ in range(2):
+        since = len(site.events)
+        await site.advance(10)
+        await site.until("host", "h1", "rechecked", since=since)
+        await site.until("app", "a1", "rechecked", since=since)
+    assert await log_of(site) == before
+    await site.order(Revoke(kind="app", id="a1", reason="a test"))
+    await site.until("app", "a1", "revoked")
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.advance(10)
+    await site.until("host", "h1", "untrusted")
+    await site.quiet()
+    found = await log_of(site)
+    assert said(found, host.session) == ["accepted", "ended"]
+    assert said(found, app.session) == ["accepted", "issued", "admitted", "ended"]
+    assert [d.number for d in found if d.session == app.session] == [1, 2, 3, 4]
+    (issued,), (admitted,) = facts(found, audit.Issued), facts(found, audit.Admitted)
+    certificate = x509.load_pem_x509_certificate(app.certificate.encode())
+    public = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert (issued.serial, issued.certificate, issued.key) == (
+        app.serial,
+        app.certificate_hash,
+        hashlib.sha256(public).hexdigest(),
+    )
+    assert admitted.serial == app.serial
+    on_host, on_app = facts(found, audit.Accepted)
+    assert (on_host.measurements, on_app.host_session) == (host.list_digest.hex(), host.session)
+    revoked, drifted = facts(found, audit.Ended)
+    assert (revoked.state, revoked.certificates) == ("REVOKED", [app.serial])
+    assert (drifted.state, drifted.reasons[0].code) == ("UNTRUSTED", "ima.unknown")
+
+
+async def test_orders_and_keys(site: Deployment) -> None:  # noqa: F811
+    await site.enrol_host()
+    await site.order(Revoke(kind="host", id="h1", reason="lost"))
+    found = await log_of(site)
+    ordered = facts(found, audit.Ordered)
+    assert [(one.command, one.about) for one in ordered] == [
+        ("put-policy", None),
+        ("enrol", "gateway/gateway-1"),
+        ("enrol", "host/h1"),
+        ("revoke", "host/h1"),
+    ]
+    assert ordered[0].manifest is not None and ordered[3].reason == "lost"
+    assert {d.by for d in found if d.kind == "op"} == {"operator"}
+    (key,) = facts(found, audit.KeyInForce)
+    assert key.key == "issuing-ca"
+
+
+async def test_who_was_refused_is_there_and_who_only_knocked_is_not(site: Deployment) -> None:  # noqa: F811
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.enrol_host()
+    agent = await site.host()
+    await site.until("host", "h1", "refused")
+    await agent.stop()
+    await site.order(
+        Enrol(
+            subject=HostEnrolment(
+                id="h2", mrenclaves=[HOST_ENCLAVE.mrenclave.hex()], platform=site.world.ppid("machine-b")
+            )
+        )
+    )
+    agent = await site.host("h2", "machine-a")
+    await site.until("host", "h2", "evidence-rejected")
+    await agent.stop()
+    await site.advance(20)
+    await site.until("host", "h2", "expired")
+    (refused,) = facts(await log_of(site), audit.Ended)
+    assert (refused.state, refused.reasons[0].code) == ("REFUSED", "ima.unknown")
+
+
+async def test_no_entry_holds_a_secret(site: Deployment) -> None:  # noqa: F811
+    await site.admitted()
+    (host,) = await site.records(HostRecord)
+    assert host.k is not None
+    stored = [message.data for message in site.wire.stored(LOG.name)]
+    assert len(stored) > 5
+    assert not any(host.k.reveal() in data for data in stored)
+
+
+async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    async with asyncio.timeout(20), aclosing(site.bus.bucket(TREE.name).watch(HEAD)) as heads:
+        async for entry in heads:
+            if entry is not None:
+                break
+    await site.enrol_host()
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    await site.quiet()
+    shown = [line for line in capsys.readouterr().out.splitlines() if "] decision log" in line]
+    assert shown and "test.example/attestgate/decisions" in shown[0]
+    assert said(await log_of(site), (await site.records(HostRecord))[0].session) == ["accepted"]
+
+
+async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:  # noqa: F811
+    """As often as it is told, once; and not where its operator has not signed it."""
+    operator = Ed25519PrivateKey.generate()
+    glass = BreakGlass(
+        operator="ann",
+        gateways="gateways",
+        serial="4d01",
+        certificate="ab" * 32,
+        identity="spiffe://test.example/host/h1/app/a1",
+        allow=[],
+        issued_at=1_800_000_000,
+        expires_at=1_800_000_060,
+        reason="the managers are down",
+    )
+    signed = sign(operator, LABEL, glass)
+    forged = signed.model_copy(update={"payload": signed.payload[:-1] + b"!"})
+    subject = subjects.inbound("gateway", GATEWAY, "report")
+    for said_by in ([signed], [signed], [forged]):
+        report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
+        await site.bus.publish(subject, sign_report(site.world.gateway, report))
+    await site.until("gateway", GATEWAY, "dropped")
+    await site.quiet()
+    (broken,) = facts(await log_of(site), audit.BrokenGlass)
+    public = operator.public_key().public_bytes_raw().hex()
+    assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")
