@@ -90,7 +90,7 @@ def show(
     """What was decided about a session, certificate, host, application or operator, with proof that the log has it."""
     signers = read_identities(jwks)
     copy = _read(operator, lambda bus: read_log(bus, signers))
-    found = [(index, decision) for index, decision, _ in decisions(copy, signers) if _about(decision, text)]
+    found = [entry for entry in decisions(copy, signers) if _about(entry[1], text)]
     if not found:
         raise Refusal.because(
             "log.unknown",
@@ -100,10 +100,10 @@ def show(
             action=f"entries before {kept_from(copy)} are kept no longer; see: attestgate log verify",
         )
     if as_json:
-        entries = [_proven(copy, index, decision) for index, decision in found]
+        entries = [_proven(copy, *entry) for entry in found]
         say(json.dumps({**_plain_head(copy), "entries": entries}, indent=2))
         return
-    for index, decision in found:
+    for index, decision, _ in found:
         when = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
         facts = decision.fact.model_dump(mode="json", exclude={"did"}, exclude_none=True)
         say(f"{index}  {when}  {decision.kind} {decision.subject}  {decision.fact.did}  by {decision.by}")
@@ -121,12 +121,12 @@ def _about(decision: Decision, text: str) -> bool:
     )
 
 
-def _proven(copy: LogCopy, index: int, decision: Decision) -> dict[str, Any]:
-    """An entry with its audit path (RFC 9162, section 2.1.3), hashes in base64."""
+def _proven(copy: LogCopy, index: int, decision: Decision, entry: bytes) -> dict[str, Any]:
+    """An entry, its bytes and its audit path (RFC 9162, section 2.1.3), in base64."""
     path = inclusion_proof(copy.leaves, index)
     return {
         "index": index,
-        "leaf": base64.b64encode(copy.leaves[index]).decode(),
+        "entry": base64.b64encode(entry).decode(),
         "path": [base64.b64encode(node).decode() for node in path],
         "decision": decision.model_dump(mode="json"),
     }

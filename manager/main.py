@@ -94,13 +94,7 @@ def assemble(
     registry = Registry(bus, operators_from(settings.operators), high_water, policy_keys)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     root = root_of(settings.attestation)
-    collateral = CollateralClient(
-        Pcs(http, settings.attestation.pccs_url),
-        bus.bucket("collateral"),
-        high_water,
-        root_der=root.der,
-        when_down=settings.attestation.when_down,
-    )
+    collateral = _collateral(settings.attestation, bus, http, high_water, root)
     source = f"attestgate/{settings.name}"
 
     def context() -> Context:
@@ -118,9 +112,7 @@ def assemble(
     decisions = _decision_log(settings, bus, intake, identity, emitter, now)
     orders = Orders(intake, identity)
     if metrics is not None:
-        metrics.certificates(lambda: expiries(settings.pki))
-        metrics.collateral(collateral.heard)
-        metrics.decision_log(decisions.status)
+        _show(metrics, settings, collateral, decisions)
     outbox = Outbox(bus, vault, intake)
     store = SessionStore(bus, vault, outbox, context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
@@ -146,6 +138,21 @@ def assemble(
         lambda: int(now()),
         observer,
     )
+
+
+def _collateral(
+    settings: AttestationSettings, bus: Bus, http: httpx.AsyncClient, high_water: HighWater, root: Root
+) -> CollateralClient:
+    pcs, cache = Pcs(http, settings.pccs_url), bus.bucket("collateral")
+    return CollateralClient(pcs, cache, high_water, root_der=root.der, when_down=settings.when_down)
+
+
+def _show(
+    metrics: ManagerMetrics, settings: ManagerSettings, collateral: CollateralClient, decisions: DecisionLog
+) -> None:
+    metrics.certificates(lambda: expiries(settings.pki))
+    metrics.collateral(collateral.heard)
+    metrics.decision_log(decisions.status)
 
 
 def _decision_log(

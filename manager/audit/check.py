@@ -37,12 +37,12 @@ def check(log: LogCopy, signers: set[bytes], since: Sequence[Checkpoint], at: in
 
 
 def decisions(log: LogCopy, signers: set[bytes]) -> Iterator[tuple[int, Decision, bytes]]:
-    """The entries that are in the tree and still kept: index, what it says, leaf hash."""
+    """The entries that are in the tree and still kept: index, what it says, its bytes."""
     index = log.index()
     for stored in log.stored:
         leaf, decision = leaf_hash(stored.data), _opened(stored, signers)
         if leaf in index and decision is not None:
-            yield index[leaf], decision, leaf
+            yield index[leaf], decision, stored.data
 
 
 def kept_from(log: LogCopy) -> int:
@@ -135,15 +135,19 @@ def _strangers(log: LogCopy, opened: Opened, at: int) -> Iterator[Reason]:
 
 
 def _numbers(log: LogCopy, opened: Opened) -> Iterator[Reason]:
-    """Entries that never came as far as the tree: each session numbers its own."""
-    sessions: dict[str, set[int]] = {}
+    """Each session numbers its own entries: one that is missing never came as far as the tree; one that is there twice
+    was decided twice, by a record that the bus set back or gave to two workers."""
+    sessions: dict[str, list[int]] = {}
     for stored, decision in opened:
         if decision is not None and decision.session is not None and stored.sequence <= log.checkpoint.cursor:
-            sessions.setdefault(decision.session, set()).add(decision.number)
+            sessions.setdefault(decision.session, []).append(decision.number)
     whole = kept_from(log) == 0
     for session, numbers in sessions.items():
         first = 1 if whole else min(numbers)
-        missing = sorted(set(range(first, max(numbers) + 1)) - numbers)
+        missing = sorted(set(range(first, max(numbers) + 1)) - set(numbers))
+        twice = sorted(number for number, times in Counter(numbers).items() if times > 1)
+        if twice:
+            yield _finding("log.decided-twice", f"session {session}", f"each decision once, {twice[:NAMED]} too", "two")
         if missing:
             yield _finding(
                 "log.number", f"session {session}", f"its decisions {missing[:NAMED]} too", "only later ones"

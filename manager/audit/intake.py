@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from bus import subjects
 from bus.api import ONCE, Bus, Conflict
@@ -17,6 +18,8 @@ from schemas.audit import Decision
 
 OVERDUE_S = 60
 """Seconds after which an entry that is not in the tree is told of."""
+MAX_WAITING = 100_000
+"""Entries that are waited for: where the log stands still, the oldest say so."""
 
 
 def subject_of(decision: Decision) -> str:
@@ -31,6 +34,7 @@ class Intake:
         self._bus = bus
         self._now = now
         self._waiting: dict[bytes, float] = {}
+        """The oldest first."""
         self._told: set[bytes] = set()
         self.news = asyncio.Event()
         """Set when there is something new to take into the tree."""
@@ -41,7 +45,8 @@ class Intake:
         """Store an entry, unless it is stored already. Raises BusError."""
         leaf = leaf_hash(entry)
         # First, since another worker may have it in the tree before the bus has answered this one.
-        self._waiting.setdefault(leaf, self._now())
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.setdefault(leaf, self._now())
         try:
             await self._bus.publish(subject, entry, headers=ONCE)
         except Conflict:
@@ -63,11 +68,13 @@ class Intake:
 
     def age_s(self) -> float:
         """How long the oldest entry of this worker has been waiting, in seconds; 0 if none is."""
-        return max(self._now() - min(self._waiting.values()), 0.0) if self._waiting else 0.0
+        oldest = next(iter(self._waiting.values()), self._now())
+        return max(self._now() - oldest, 0.0)
 
     def overdue(self) -> list[bytes]:
         """Leaf hashes of entries that should be in the tree by now; each is returned once."""
         late = self._now() - OVERDUE_S
-        found = [leaf for leaf, since in self._waiting.items() if since <= late and leaf not in self._told]
+        waiting = takewhile(lambda item: item[1] <= late, self._waiting.items())
+        found = [leaf for leaf, _ in waiting if leaf not in self._told]
         self._told |= set(found)
         return found

@@ -129,6 +129,10 @@ class DecisionLog:
         return more
 
     async def _pause(self) -> None:
+        """Until there is something new; where the head does not fit, nothing new hurries the next look."""
+        if self._troubles:
+            await asyncio.sleep(LOOK_S)
+            return
         try:
             async with asyncio.timeout(LOOK_S):
                 await self._intake.news.wait()

@@ -85,10 +85,10 @@ class Keeper:
         return open_checkpoint(self.log.checkpoint, SIGNERS)
 
 
-def entry(number: int, session: str = SESSION, key: Ed25519PrivateKey = KEY) -> tuple[str, bytes]:
+def entry(number: int, session: str = SESSION, key: Ed25519PrivateKey = KEY, id: str = "") -> tuple[str, bytes]:
     """An entry of a session: subject and bytes, the same each time."""
     decision = Decision(
-        id=f"{session[:16]}{number:016x}",
+        id=id or f"{session[:16]}{number:016x}",
         kind="app",
         subject="a1",
         session=session,

@@ -16,12 +16,15 @@ from typer.testing import CliRunner
 from bus.credentials import issue
 from bus.server import EmbeddedServer
 from cli.main import app
-from manager.audit.merkle import includes
+from manager.audit.merkle import includes, leaf_hash
 from manager.ear import jwks
+from schemas.audit import KeyInForce
 from schemas.base import Refusal
 from schemas.checkpoint import open_checkpoint
-from tests.audit.conftest import SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.audit.support import decided
 from tests.bus.conftest import Join
+from tests.sessions.harness import LONG, World
 
 Command = Callable[..., Awaitable[Any]]
 
@@ -80,12 +83,32 @@ async def test_what_was_decided_comes_with_its_proof(command: Command, join: Joi
     assert [entry["decision"]["number"] for entry in by_session["entries"]] == [1, 2, 3]
     for entry in by_session["entries"]:
         path = [base64.b64decode(node) for node in entry["path"]]
-        assert includes(base64.b64decode(entry["leaf"]), entry["index"], head.size, path, head.root)
+        leaf = leaf_hash(base64.b64decode(entry["entry"]))
+        assert includes(leaf, entry["index"], head.size, path, head.root)
     by_serial = await command("show", "001001")
     assert isinstance(by_serial.exception, Refusal) and by_serial.exception.reasons[0].code == "log.unknown"
     by_subject = (await command("show", "a1")).stdout
     assert by_subject.count("app a1  admitted  by attestgate/w") == 5
     assert '"serial": "1003"' in by_subject
+
+
+async def test_a_rotated_storage_key_is_in_the_log(
+    server: EmbeddedServer, keys: Path, join: Join, tmp_path: Path
+) -> None:
+    world = World(tmp_path / "world")
+    settings = world.manager_settings(tmp_path / "state", "manager", LONG, "x25519")
+    issue(keys, "manager", "m", tmp_path / "m.creds")
+    table = settings.model_dump(mode="json", exclude_none=True)
+    table["bus"] = {"url": server.url, "credentials": str(tmp_path / "m.creds")}
+    (tmp_path / "manager.toml").write_text(tomli_w.dumps(table))
+    bus = await join("manager", "auditor")
+    rotate = ["keys", "rotate", "-s", str(tmp_path / "manager.toml")]
+    ran = await asyncio.to_thread(lambda: CliRunner().invoke(app, rotate))
+    assert ran.exit_code == 0, ran.exception
+    (decision,) = await decided(bus, world, NOW)
+    fact = decision.fact
+    assert isinstance(fact, KeyInForce)
+    assert (fact.key, fact.name, fact.gone) == ("storage-epoch", "2", ["1"])
 
 
 async def test_another_deployments_key_opens_nothing(command: Command, join: Join, tmp_path: Path) -> None:

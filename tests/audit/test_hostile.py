@@ -152,6 +152,14 @@ async def test_an_entry_lost_before_the_tree_is_missed_by_its_number(keeper: Kee
     assert await codes(bus) == ["log.number"]
 
 
+async def test_a_decision_made_twice_from_one_record_is_found(keeper: Keeper, bus: NatsBus) -> None:
+    """The bus set a session's record back, and a worker decided again: the number is the same, the entry another."""
+    await keeper.intake.put(*entry(8, id="ef" * 16))
+    await keeper.grow()
+    assert keeper.head.size == 9
+    assert await codes(bus) == ["log.decided-twice"]
+
+
 async def test_what_no_manager_signed_gets_into_no_tree_and_is_told(keeper: Keeper, bus: NatsBus) -> None:
     await bus.publish(*entry(1, key=STRANGER))
     subject, data = entry(9)
