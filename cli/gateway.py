@@ -1,4 +1,4 @@
-"""`attestgate gateway config|break-glass`: nginx's configuration, and an operator's admission by hand."""
+"""`attestgate gateway config|certificate|break-glass`: what a gateway's nginx needs, and an admission by hand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cli.common import checked, complain, say, wrong
+from cli.common import SettingsFile, checked, complain, say, wrong
 from cli.enrol import SHORTHAND
 from compose.nginx import Nginx, render
-from manager.keyfiles import read_identity
+from manager.keyfiles import read_identity, read_secret, write_private
+from manager.pki.authority import load_authority
+from manager.pki.issue import issue_server
 from schemas.admission import serial_hex
 from schemas.base import pack
 from schemas.break_glass import LABEL, BreakGlass
 from schemas.nginx import NginxConfig
-from schemas.settings import OperatorFile, load_settings
+from schemas.settings import ManagerSettings, OperatorFile, load_settings
 from schemas.settings_file import load_part
 from schemas.signing import sign
 
@@ -31,6 +33,7 @@ _SPANS = {"s": 1, "m": 60, "h": 3600}
 def register(app: typer.Typer) -> None:
     """Mount these commands."""
     app.command("config")(config)
+    app.command("certificate")(certificate)
     app.command("break-glass")(break_glass)
 
 
@@ -49,6 +52,25 @@ def config(
         say(text)
     else:
         out.write_text(text, encoding="utf-8")
+
+
+def certificate(
+    settings: SettingsFile,
+    name: Annotated[list[str], typer.Option(help="A name or address that the agents know the gateway by; repeatable.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for server.pem and server.key; none are in it yet.")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 90,
+) -> None:
+    """Issue a gateway's server certificate under the deployment's CA, with a new key. Needs a manager's settings.
+
+    Agents check it against `gateway_ca` and `gateway_name` of their measured settings.
+    """
+    manager = load_settings(ManagerSettings, settings)
+    authority = load_authority(manager.pki, read_secret(manager.pki_passphrase))
+    server = issue_server(authority, names=name, lifetime_s=days * 86400, at=int(time.time()))
+    out.mkdir(parents=True, exist_ok=True)
+    write_private(out / "server.key", server.key.reveal())
+    (out / "server.pem").write_text(server.chain, encoding="ascii")
+    say(f"made {out / 'server.pem'} for {', '.join(name)}, and its key; move both into place and reload nginx")
 
 
 def break_glass(

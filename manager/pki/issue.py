@@ -6,6 +6,7 @@ weaker about it than it should be stands in an extension of its own, `MARKS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,8 @@ from schemas.base import Refusal, Secret
 
 MAX_REQUEST = 4096
 """Largest certificate request, in bytes of DER."""
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 _EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 """PKCS #9 extensionRequest: the one attribute a request may carry (RFC 2985, section 5.4.2)."""
 MARKS = x509.ObjectIdentifier("2.25.326183947711027684411917366187264170871")
@@ -243,11 +246,10 @@ def _server_names(names: list[str]) -> list[x509.GeneralName]:
         try:
             found.append(x509.IPAddress(ip_address(name)))
         except ValueError:
-            try:
-                found.append(x509.DNSName(name))
-            except ValueError:
+            if _DNS_NAME.fullmatch(name) is None:
                 found.clear()
                 break
+            found.append(x509.DNSName(name))
     if not found:
         raise Refusal.because(
             "pki.names",
