@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from bus import subjects
 from bus.api import Bus
-from bus.nats import connect
+from bus.nats import NatsBus, connect
 from bus.setup import ensure
 from manager.attestation import AttestationService, Dcap, Epid, Root
 from manager.audit.intake import Intake
@@ -177,24 +177,33 @@ def _decision_log(
 
 
 async def run(settings: ManagerSettings) -> None:
-    """Connect, make the bus's streams and buckets agree, and work until cancelled. Raises Refusal, BusError."""
+    """Connect, and work until cancelled. Raises Refusal, told as an event too, and BusError."""
     bus = await connect([settings.bus.url], settings.bus.credentials, label=settings.name)
     try:
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
-            metrics = ManagerMetrics() if settings.metrics is not None else None
-            worker = assemble(settings, bus, http, metrics=metrics)
-            await ensure(bus, settings.bus.replicas)
-            await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "started")
-            log.info("working", worker=settings.name, simulated_allowed=settings.attestation.allow_simulated)
-            if metrics is None:
-                await worker.run()
-                return
-            with served(settings.metrics, metrics.registry):
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(worker.run())
-                    tasks.create_task(metrics.follow(bus))
+            await _work(settings, bus, http)
+    except Refusal as refusal:
+        reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
+        await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "failed", reasons=reasons)
+        raise
     finally:
         await bus.close()
+
+
+async def _work(settings: ManagerSettings, bus: NatsBus, http: httpx.AsyncClient) -> None:
+    """Make the bus's streams and buckets agree, and work."""
+    metrics = ManagerMetrics() if settings.metrics is not None else None
+    worker = assemble(settings, bus, http, metrics=metrics)
+    await ensure(bus, settings.bus.replicas)
+    await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "started")
+    log.info("working", worker=settings.name, simulated_allowed=settings.attestation.allow_simulated)
+    if metrics is None:
+        await worker.run()
+        return
+    with served(settings.metrics, metrics.registry):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run())
+            tasks.create_task(metrics.follow(bus))
 
 
 def _service(

@@ -45,6 +45,7 @@ GatewayWhat: TypeAlias = Literal[
     "break-glass",
     "reconciled",
     "nginx-failed",
+    "failed",
 ]
 """What a gateway worker tells."""
 
@@ -310,6 +311,12 @@ class NginxFailed(Model):
     problem: str
 
 
+class WorkerFailed(Model):
+    """Why a worker did not begin, or went on no longer."""
+
+    reasons: list[Reason]
+
+
 @dataclass(frozen=True)
 class Told:
     """One kind of event."""
@@ -364,6 +371,7 @@ EVENTS = (
     Told(("manager",), "log-inconsistent", "ALARM: the decision log was set back, cut or rewritten", LogInconsistent),
     Told(("manager",), "log-stranger", "ALARM: what no manager signed stands among the decisions", LogStranger),
     Told(("manager",), "log-overdue", "ALARM: decisions of a minute ago are not in the log", LogOverdue),
+    Told(("manager", "gateway"), "failed", "a worker cannot work as it was set up, and has ended", WorkerFailed),
     Told(("gateway",), "admitted", "nginx lets a key pass", GatewayAdmitted),
     Told(("gateway",), "withdrawn", "nginx lets a key pass no more", Withdrawn),
     Told(("gateway",), "lapsed", "a lease ended by itself", Lapsed),
