@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-tpm setup-tpm test test-tpm test-sdn check up setup clean wheels stack stack-down test-stack
+.PHONY: demo demo-tpm setup-tpm test test-tpm test-sdn check up setup clean wheels stack engine stack-down test-stack
 
 demo: setup
 	$(VENV)/bin/attestgate demo
@@ -47,27 +47,35 @@ test-sdn:
 # The stack in containers: docker compose v2, or docker-compose 1.29. FILES adds overrides: -f compose/compose.cluster.yaml
 RUN_FOLDER := build/stack
 FILES :=
-LOCAL_BASE := attestgate/base:bookworm
+LOCAL := ATTESTGATE_BASE=attestgate/base:bookworm ATTESTGATE_SWITCH_BASE=attestgate/switch-base:bookworm \
+	ATTESTGATE_PROMETHEUS=attestgate/prometheus:bookworm
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) \
 	-p attestgate --env-file $(RUN_FOLDER)/env -f compose/compose.yaml $(FILES)
 
-stack: setup wheels
+stack: engine setup wheels
 	@test -f $(RUN_FOLDER)/env || $(VENV)/bin/python -m compose.prepare $(RUN_FOLDER)
-	@docker image inspect $(LOCAL_BASE) >/dev/null 2>&1 && export ATTESTGATE_BASE=$(LOCAL_BASE); \
+	@docker image inspect attestgate/base:bookworm >/dev/null 2>&1 && export $(LOCAL); \
 		$(COMPOSE) build && $(COMPOSE) up -d
 	@echo "running: docker ps; attestgate's events: docs/observing.md; to end it: make stack-down"
+
+engine:
+	@docker info >/dev/null 2>&1 \
+		|| { echo "no Docker engine answers: start Docker; on Debian: apt-get install docker.io docker-compose" >&2; exit 2; }
+	@docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null \
+		|| { echo "no docker compose: on Debian apt-get install docker-compose" >&2; exit 2; }
 
 stack-down:
 	$(COMPOSE) down --volumes --remove-orphans
 	rm -rf $(RUN_FOLDER)
 
 # Uses the Docker engine that runs, or starts one of its own in a network namespace; without either it is skipped.
-test-stack: setup wheels
-	ATTESTGATE_TEST_STACK=1 $(VENV)/bin/pytest tests/stack/test_containers.py
+test-stack: engine setup wheels
+	ATTESTGATE_TEST_STACK=1 $(VENV)/bin/pytest tests/stack
 
 wheels: setup
 	@rm -rf build/wheels
-	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --require-hashes -r requirements.lock -w build/wheels
+	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --require-hashes -r requirements.lock \
+		-r requirements-sdn.lock -w build/wheels
 	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w build/wheels
 
 check: setup

@@ -101,7 +101,10 @@ def run_controller(
 @app.command("sdn")
 def run_sdn(
     socket: Annotated[Path, typer.Option(help="Unix socket to listen on: only nginx gets there.")],
-    openflow: Annotated[int, typer.Option(help="Port on loopback for the switches.")],
+    openflow: Annotated[int, typer.Option(help="Port for the switches.")],
+    address: Annotated[
+        str, typer.Option(help="Address for the switches; another than loopback within a container.")
+    ] = ("127.0.0.1"),
     name: Annotated[list[str], typer.Option(help="A switch's name: NAME=DATAPATH_ID (hexadecimal).")] = [],  # noqa: B006
 ) -> None:
     """Run os-ken with a small northbound until Ctrl-C, for real switches. Needs requirements-sdn.lock."""
@@ -117,7 +120,7 @@ def run_sdn(
         ) from None
     set_up_logs(LogFormat.JSON)
     names = {text.partition("=")[0]: int(text.partition("=")[2], 16) for text in name}
-    until_told(northbound.run(socket, openflow, names, ready=lambda: say("ready")))
+    until_told(northbound.run(socket, (address, openflow), names, ready=lambda: say("ready")))
     os._exit(0)  # nothing tells the threads with which os-ken listens to end
 
 

@@ -1,7 +1,7 @@
 """The northbound of the os-ken controller: the same REST as compose/controller.py, with real switches behind it.
 
-It listens on a unix socket that only its own user can open, so that nothing but nginx reaches it; OpenFlow listens on
-loopback.
+It listens on a unix socket that only its own user can open, so that nothing but nginx reaches it; OpenFlow listens
+where only switches are: on loopback, or on a network of their own.
 """
 
 from __future__ import annotations
@@ -82,11 +82,15 @@ class Northbound:
             raise HTTPException(404) from None
 
 
-async def run(socket: Path, openflow_port: int, names: dict[str, int], ready: Callable[[], None]) -> None:
-    """Serve until cancelled. os-ken's threads go on then: whoever calls this has to end the process."""
+async def run(socket: Path, openflow: tuple[str, int], names: dict[str, int], ready: Callable[[], None]) -> None:
+    """Serve until cancelled, switches at the address and port `openflow`.
+
+    os-ken's threads go on then: whoever calls this has to end the process.
+    """
     cfg.CONF(args=[], project="os_ken")
-    cfg.CONF.set_override("ofp_listen_host", "127.0.0.1")
-    cfg.CONF.set_override("ofp_tcp_listen_port", openflow_port)
+    address, port = openflow
+    cfg.CONF.set_override("ofp_listen_host", address)
+    cfg.CONF.set_override("ofp_tcp_listen_port", port)
     manager = AppManager.get_instance()
     manager.load_apps(["compose.sdn.switches", "os_ken.controller.ofp_handler"])
     manager.instantiate_apps(**manager.create_contexts())

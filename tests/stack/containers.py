@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from compose.prepare import prepare
+from bus.credentials import holder
+from compose.prepare import APPS, prepare
+from compose.vectors import CLEAN, DRIFT
 from tests.stack.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = "attestgate/base:bookworm"
+LOCAL = {
+    "ATTESTGATE_BASE": "attestgate/base:bookworm",
+    "ATTESTGATE_SWITCH_BASE": "attestgate/switch-base:bookworm",
+    "ATTESTGATE_PROMETHEUS": "attestgate/prometheus:bookworm",
+}
+"""The images that compose/local-images makes."""
+BRIDGE = "unix:/run/openvswitch/br0.mgmt"
+LAST_EVENT = """
+import asyncio, sys, nats
+from nats.js.errors import NotFoundError
+
+async def main(server, credentials, subject):
+    bus = await nats.connect(server, user_credentials=credentials, inbox_prefix=sys.argv[4])
+    try:
+        print((await bus.jetstream().get_last_msg("ATTEST_EVENTS", subject)).data.decode())
+    except NotFoundError:
+        print("null")
+    finally:
+        await bus.close()
+
+asyncio.run(main(*sys.argv[1:4]))
+"""
 EVERY_S = 0.25
 
 
@@ -26,14 +52,16 @@ class Containers:
         self.engine = engine
         self.folder = folder
         self.project = project
-        self.nats_port, self.gateway_port = _free_port(), _free_port()
+        self.nats_port, self.gateway_port, self.prometheus_port = _free_port(), _free_port(), _free_port()
         self._volumes = self._all_volumes()
         files = [argument for name in ("compose.yaml", *overrides) for argument in ("-f", str(ROOT / "compose" / name))]
         self._command = [*engine.compose, "-p", project, "--env-file", str(folder / "env"), *files]
         self._environment = {
-            "ATTESTGATE_BASE": BASE,
+            **LOCAL,
+            "COMPOSE_PROFILES": "prometheus",
             "ATTESTGATE_NATS_PORT": str(self.nats_port),
             "ATTESTGATE_GATEWAY_PORT": str(self.gateway_port),
+            "ATTESTGATE_PROMETHEUS_PORT": str(self.prometheus_port),
         }
 
     def compose(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -86,6 +114,42 @@ class Containers:
         """Return once an application's last status is this one."""
         self.until(lambda: self.last_status(app) == status, f"{app} gets {status}", within_s)
 
+    def drift(self) -> None:
+        """Have the host's measurement list grow by what no policy knows."""
+        with (self.folder / "measurement-list").open("ab") as file:
+            file.write(DRIFT.read_bytes()[len(CLEAN.read_bytes()) :])
+
+    def reboot_clean(self) -> None:
+        """Have the host start anew with the list that it had."""
+        os.truncate(self.folder / "measurement-list", len(CLEAN.read_bytes()))
+        self.done("restart", "host-1")
+        self.until_healthy("host-1", *APPS)
+
+    def flows(self) -> list[str]:
+        """The switch's flow table, as the switch itself says it."""
+        said = self.done("exec", "-T", "switch", "ovs-ofctl", "-O", "OpenFlow13", "dump-flows", BRIDGE)
+        return [line.strip() for line in said.splitlines() if "cookie=" in line]
+
+    def last_event(self, kind: str, id: str, what: str) -> Any:
+        """The newest event of its kind about somebody, as a viewer reads it; None if there is none."""
+        server = f"nats://127.0.0.1:{self.nats_port}"
+        credentials = self.folder / "keys" / "credentials" / "viewer-viewer.creds"
+        subject = f"attest.v1.events.{kind}.{id}.{what}"
+        inbox = holder(credentials).inbox
+        asked = self.python(LAST_EVENT, server, str(credentials), subject, inbox)
+        assert asked.returncode == 0, asked.stderr
+        return json.loads(asked.stdout)
+
+    def prometheus(self, path: str) -> Any:
+        """What Prometheus answers at /api/v1/`path`; None where it does not."""
+        url = f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}"
+        asked = self.python("import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())", url)
+        return json.loads(asked.stdout)["data"] if asked.returncode == 0 else None
+
+    def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python where the published ports are."""
+        return self.engine.reach(sys.executable, "-c", code, *arguments, timeout_s=60)
+
     @contextmanager
     def instead(self, service: str, variable: str, value: str) -> Iterator[str]:
         """Another container of a service in its place, with one setting changed; its id. Then the first one again."""
@@ -137,9 +201,9 @@ def up(engine: Engine, folder: Path, project: str, overrides: tuple[str, ...] = 
         shutil.rmtree(folder)
 
 
-def base_image(engine: Engine) -> str | None:
-    """Have the base image made where there is none; what is wrong, if it cannot be."""
-    ran = engine.run(str(ROOT / "compose" / "local-images"), timeout_s=600)
+def base_images(engine: Engine) -> str | None:
+    """Have the base images made where there are none; what is wrong, if they cannot be."""
+    ran = engine.run(str(ROOT / "compose" / "local-images"), timeout_s=1800)
     return None if ran.returncode == 0 else ran.stderr.strip() or f"local-images ended with {ran.returncode}"
 
 

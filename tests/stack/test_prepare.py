@@ -24,6 +24,14 @@ from tests.stack.containers import ROOT
 
 NAMES = {"manager": "manager", "gateway": "gateway", "operator": "operator", HOST: "host"} | dict.fromkeys(APPS, "app")
 SECRET_FILE = re.compile(r"file: \"\$\{ATTESTGATE_RUN\}/([^\"]+)\"")
+GIVEN = {
+    "ATTESTGATE_TPM_IMAGE": "attestgate-tpm",
+    "ATTESTGATE_TPM_GROUP": "100",
+    "ATTESTGATE_SGX_GROUP": "100",
+    "ATTESTGATE_GRAMINE_BASE": "gramine",
+    "ATTESTGATE_ENCLAVE_KEY": "/enclave-key.pem",
+}
+"""What the overrides ask for."""
 MOUNTED = re.compile(r"- \$\{ATTESTGATE_RUN\}/([^:]+):")
 
 
@@ -83,22 +91,26 @@ def test_keys_that_are_there_are_not_overwritten(folder: Path) -> None:
         prepare(folder)
 
 
-@pytest.mark.parametrize("override", [None, "compose.cluster.yaml", "compose.tpm.yaml"])
-def test_the_files_load_in_the_compose_that_is_here(folder: Path, override: str | None) -> None:
-    command = shutil.which("docker-compose")
-    if command is None:
-        pytest.skip("no docker-compose: apt-get install docker-compose")
+@pytest.mark.parametrize("override", [None, "compose.cluster.yaml", "compose.tpm.yaml", "compose.sgx.yaml"])
+@pytest.mark.parametrize("command", [("docker", "compose"), ("docker-compose",)], ids=" ".join)
+def test_the_files_load_in_the_compose_that_is_here(
+    folder: Path, command: tuple[str, ...], override: str | None
+) -> None:
+    if shutil.which(command[0]) is None or subprocess.run([*command, "version"], capture_output=True).returncode != 0:
+        pytest.skip(f"no {' '.join(command)}")
+    if command == ("docker-compose",) and override == "compose.sgx.yaml":
+        pytest.skip("it is for docker compose v2.24 or newer")
     files = [
         argument for name in ("compose.yaml", override) if name for argument in ("-f", str(ROOT / "compose" / name))
     ]
     ran = subprocess.run(
-        [command, "--env-file", str(folder / "env"), *files, "config", "--services"],
-        env={**os.environ, "ATTESTGATE_TPM_IMAGE": "attestgate-tpm", "ATTESTGATE_TPM_GROUP": "100"},
-        capture_output=True, text=True, check=False,
+        [*command, "--env-file", str(folder / "env"), *files, "config", "--services"],
+        env={**os.environ, **GIVEN}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     services = set(ran.stdout.split())
-    assert {"nats", "manager", "gateway", "nginx", "controller", "pccs", "machine", HOST, *APPS} <= services
+    assert {"nats", "manager", "gateway", "nginx", "controller", "switch", HOST, "app-1"} <= services
+    assert {"pccs", "machine", "app-2"} <= services or override == "compose.sgx.yaml"
     assert ("nats-3" in services) == (override == "compose.cluster.yaml")
     assert ("tpm" in services) == (override == "compose.tpm.yaml")
 
