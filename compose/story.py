@@ -186,10 +186,15 @@ async def explain(stack: Stack, narrator: Narrator) -> None:
     drifted = [event for event in stack.events.seen if (event.kind, event.what) == ("host", "untrusted")]
     session = drifted[-1].session
     status, output = await stack.command("explain", str(session))
-    steps = [line for line in output.splitlines() if " host " in line and "  recheck" not in line]
-    for line in [*steps, *output.splitlines()[-10:]]:
+    head, *entries = output.rstrip().split("\n\n")
+    told = [entry.splitlines() for entry in entries]
+    for line in [*head.splitlines(), *(lines[0] for lines in told if " recheck" not in lines[0])]:
         narrator.line(line)
-    narrator.check("explain tells the session's end", status == 0 and "untrusted" in output, found=output[-300:])
+    end = next((lines for lines in told if " untrusted " in lines[0]), [])
+    for line in end[1:]:
+        narrator.line(line)
+    expected_and_found = any("found" in line for line in end)
+    narrator.check("explain tells the session's end", status == 0 and expected_and_found, found=output[-300:])
 
 
 async def manager_dies(stack: Stack, narrator: Narrator) -> None:
