@@ -37,7 +37,7 @@ class EventWatch:
             self._tell(event)
         self._more.set()
 
-    async def wait(self, what: str, fits: Callable[[Event], bool], *, since: int = 0, within_s: float = 30.0) -> Event:
+    async def wait(self, what: str, fits: Callable[[Event], bool], *, since: int = 0, within_s: float = 60.0) -> Event:
         """The first event from index `since` on that fits. Raises Refusal `stack.event` if none comes in time."""
         try:
             async with asyncio.timeout(within_s):

@@ -166,7 +166,7 @@ class Stack:
     async def start_manager(self, name: str = "manager") -> Child:
         """Start a manager worker, and return once it works."""
         self.manager = await self.children.start(name, "manager", "run", "-s", str(self.plan.settings("manager")))
-        await self.children.line(self.manager, '"event": "working"', 30.0)
+        await self.children.line(self.manager, '"event": "working"', 60.0)
         return self.manager
 
     async def order(self, action: Action) -> Event:
@@ -304,7 +304,7 @@ class Stack:
         lines = [line["status"] for line in self.status(app) if "status" in line]
         return lines[-1] if lines else None
 
-    async def until(self, kind: str, subject: str, what: str, *, since: int = 0, within_s: float = 30.0) -> Event:
+    async def until(self, kind: str, subject: str, what: str, *, since: int = 0, within_s: float = 60.0) -> Event:
         """Wait for an event of a subject."""
         return await self.events.wait(
             f"{kind} {subject} {what}", is_event(kind, subject, what), since=since, within_s=within_s
@@ -313,4 +313,4 @@ class Stack:
     async def _ready(self, name: str, *arguments: str) -> str:
         """Start a child and return the line with which it says that it is ready."""
         child = await self.children.start(name, *arguments)
-        return await self.children.line(child, "ready", 30.0)
+        return await self.children.line(child, "ready", 60.0)

@@ -142,7 +142,7 @@ async def revoke_one(stack: Stack, narrator: Narrator) -> None:
     narrator.refused("app-1 asking again", reasons_of(again), "enrolment.revoked")
     mark = stack.events.mark
     await stack.enrol_app(APPS[0], HOST, 0)
-    await stack.until("app", APPS[0], "admitted", since=mark, within_s=40)
+    await stack.until("app", APPS[0], "admitted", since=mark, within_s=60)
     narrator.check(
         "enrolled again, app-1 is admitted again by itself", await stack.saw(APPS[0], "read flows", 200) is not None
     )

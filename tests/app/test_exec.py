@@ -103,7 +103,7 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     controller = stack.log("controller")
     assert "/app/app-1" in controller
     await stack.order(Revoke(kind="app", id="app-1", reason="a test of stopping"))
-    errors = (await asyncio.wait_for(process.stderr.read(), 30)).decode()
+    errors = (await asyncio.wait_for(process.stderr.read(), 60)).decode()
     assert await process.wait() == 1
     for words in ("asked by the manager for evidence", "admitted at the gateway", "not admitted", "a test of stopping"):
         assert words in errors, errors

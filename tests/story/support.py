@@ -115,4 +115,4 @@ async def restart(stack: Stack, *apps: str) -> None:
     for app in apps:
         await stack.start_app(app, HOST, MACHINE)
     for app in apps:
-        await stack.until("app", app, "admitted", since=mark, within_s=40)
+        await stack.until("app", app, "admitted", since=mark, within_s=60)

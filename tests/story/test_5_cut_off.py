@@ -40,7 +40,7 @@ async def test_a_revoked_application_is_out_and_stays_out(stack: Stack) -> None:
     assert stack.last_status("app-2") == 200
     mark = stack.events.mark
     await stack.enrol_app("app-1", HOST, 0)
-    await stack.until("app", "app-1", "admitted", since=mark, within_s=40)
+    await stack.until("app", "app-1", "admitted", since=mark, within_s=60)
     await through(stack, *APPS)
 
 

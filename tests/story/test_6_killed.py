@@ -35,7 +35,7 @@ async def test_another_manager_worker_takes_over(stack: Stack) -> None:
     stack.plan.write("manager-2", table)
     first = stack.manager
     second = await stack.children.start("manager-2", "manager", "run", "-s", str(stack.plan.settings("manager-2")))
-    await stack.children.line(second, '"event": "working"', 30.0)
+    await stack.children.line(second, '"event": "working"', 60.0)
     killed = time.time()
     await first.kill()
     stack.manager = second
