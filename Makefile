@@ -1,6 +1,7 @@
 # make demo: the whole story on this machine. make test: every test. Both set up .venv first, from the lock file.
 PYTHON ?= python3
 VENV := .venv
+# A lock file names every package there is; what came out since must not be looked at: hence --no-deps.
 STAMP := $(VENV)/.installed
 
 .PHONY: demo demo-tpm setup-tpm test test-tpm test-sdn check up setup clean wheels stack engine stack-down test-stack
@@ -28,7 +29,7 @@ setup-tpm:
 	@dpkg -s $(TPM_PACKAGES) >/dev/null 2>&1 || { apt-get -q update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $(TPM_PACKAGES); }
 	@test -x $(TPM_VENV)/bin/python || $(PYTHON) -m venv $(TPM_VENV)
-	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		-r requirements.lock -r requirements-tpm.lock
 	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 
@@ -39,7 +40,7 @@ test-sdn:
 	@dpkg -s openvswitch-switch >/dev/null 2>&1 || { apt-get -q update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install openvswitch-switch; }
 	@test -x $(SDN_VENV)/bin/python || $(PYTHON) -m venv $(SDN_VENV)
-	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		-r requirements.lock -r requirements-sdn.lock
 	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(SDN_VENV)/bin/pytest tests/app/test_northbound.py tests/app/test_sdn.py
@@ -74,7 +75,7 @@ test-stack: engine setup wheels
 
 wheels: setup
 	@rm -rf build/wheels
-	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --require-hashes -r requirements.lock \
+	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock \
 		-r requirements-sdn.lock -w build/wheels
 	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w build/wheels
 
@@ -92,7 +93,7 @@ $(STAMP): requirements.lock pyproject.toml
 		|| { echo "attestgate needs Python's venv module: apt-get install python3-venv" >&2; exit 2; }
 	@echo "setting up $(VENV): about a minute the first time"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
