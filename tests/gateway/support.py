@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -193,6 +194,15 @@ async def until(ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool]) -> 
         retry=retry_if_not_result(holds), wait=wait_fixed(0.02), stop=stop_after_delay(15), reraise=True
     )
     return await retrying(ask)
+
+
+async def logged(gate: Gate, count: int) -> list[dict[str, str]]:
+    """The access log once it has that many lines: nginx writes one after its answer."""
+
+    async def lines() -> list[dict[str, str]]:
+        return [json.loads(line) for line in (gate.config.folder / "access.log").read_text().splitlines()]
+
+    return await until(lines, lambda found: len(found) >= count)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

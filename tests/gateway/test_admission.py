@@ -20,7 +20,7 @@ from manager.gateway.dictionary import MAX_BODY, Dictionary, NginxError, OtherEp
 from manager.gateway.ledger import CertificateEntry, HostEntry
 from manager.pki.authority import create_ca, load_authority
 from schemas.nginx import NginxConfig
-from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, running, until
+from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, logged, running, until
 
 pytestmark = pytest.mark.stack
 HOST = f"host.{HOST_SESSION}"
@@ -34,9 +34,8 @@ def refused(response: httpx.Response) -> bool:
     return True
 
 
-def verdicts(gate: Gate) -> list[str]:
-    lines = (gate.config.folder / "access.log").read_text().splitlines()
-    return [json.loads(line)["verdict"] for line in lines]
+async def verdicts(gate: Gate, count: int) -> list[str]:
+    return [line["verdict"] for line in await logged(gate, count)]
 
 
 async def test_an_admitted_application_passes_and_is_named_upstream(gate: Gate) -> None:
@@ -58,9 +57,9 @@ async def test_an_admitted_application_passes_and_is_named_upstream(gate: Gate) 
     assert ssl.PEM_cert_to_DER_cert(
         f"-----BEGIN CERTIFICATE-----\n{value[1:-1]}\n-----END CERTIFICATE-----"
     ) == leaf.public_bytes(Encoding.DER)
-    (line,) = (gate.config.folder / "access.log").read_text().splitlines()
-    assert json.loads(line)["identity"] == client.issued.identity
-    assert json.loads(line)["verdict"] == "admitted"
+    (line,) = await logged(gate, 1)
+    assert line["identity"] == client.issued.identity
+    assert line["verdict"] == "admitted"
 
 
 async def test_default_is_deny(gate: Gate) -> None:
@@ -68,7 +67,7 @@ async def test_default_is_deny(gate: Gate) -> None:
     assert refused(await client.http.get("/x"))
     await gate.withdraw(HOST)
     assert gate.upstream.requests == []
-    assert verdicts(gate) == ["not admitted"]
+    assert await verdicts(gate, 1) == ["not admitted"]
 
 
 async def test_no_certificate(gate: Gate) -> None:
@@ -99,7 +98,7 @@ async def test_losing_a_host_is_one_removal(gate: Gate) -> None:
     await gate.withdraw(HOST)
     for client in clients:
         assert refused(await client.http.get("/x"))
-    assert verdicts(gate)[-3:] == ["host not trusted"] * 3
+    assert (await verdicts(gate, 6))[-3:] == ["host not trusted"] * 3
 
 
 async def test_a_lease_ends_by_itself(gate: Gate) -> None:
@@ -177,7 +176,7 @@ async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
                 gate, serial=int(client.issued.serial, 16), start=-9, end=99, usage=ExtendedKeyUsageOID.CLIENT_AUTH
             )
             assert refused(await twin.http.get("/x"))
-        assert verdicts(gate) == ["certificate not valid", "other certificate"]
+        assert await verdicts(gate, 2) == ["certificate not valid", "other certificate"]
         assert (await client.http.get("/x")).status_code == 200
 
 
@@ -330,7 +329,7 @@ async def test_a_stream_ends_with_the_admission(gate: Gate) -> None:
             await gate.withdraw(HOST)
             gate.upstream.more.set()
             assert [piece async for piece in pieces] == []
-    assert verdicts(gate) == ["cut: no longer admitted"]
+    assert await verdicts(gate, 1) == ["cut: no longer admitted"]
 
 
 async def test_a_stream_ends_with_its_time(tmp_path: Path) -> None:
@@ -343,7 +342,7 @@ async def test_a_stream_ends_with_its_time(tmp_path: Path) -> None:
                 async for _ in response.aiter_bytes():
                     gate.upstream.more.set()
         assert time.monotonic() - begun >= 0.9
-        assert verdicts(gate) == ["cut: response took too long"]
+        assert await verdicts(gate, 1) == ["cut: response took too long"]
 
 
 async def test_a_restart_forgets_everything_and_shows_another_epoch(gate: Gate) -> None:

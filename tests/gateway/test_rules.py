@@ -1,7 +1,7 @@
 """What an application may do, at the real nginx: which rule allows a request, and every spelling that tries another."""
 
 import asyncio
-import json
+from functools import partial
 
 import httpx
 import pytest
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from manager.gateway.dictionary import Dictionary
 from schemas.admission import ALL, READ_ONLY, Rule
-from tests.gateway.support import Client, Gate, until
+from tests.gateway.support import Client, Gate, logged, until
 
 RULE = TypeAdapter(Rule)
 ONE_SUBTREE = ("GET /switches/**", "POST,DELETE /switches/s1/**", "PUT /exact")
@@ -25,10 +25,6 @@ async def send(client: Client, gate: Gate, method: str, target: str) -> int:
     writer.close()
     await writer.wait_closed()
     return int(answer.split(b" ", 2)[1])
-
-
-def log(gate: Gate) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (gate.config.folder / "access.log").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -132,7 +128,7 @@ async def test_the_log_says_which_rules_there_are_and_the_stranger_learns_nothin
     refused = await client.http.post("/switches")
     assert (refused.status_code, refused.content) == (403, b"refused\n")
     await client.http.get("/switches//s1")
-    (no_rule, spelling) = log(gate)
+    (no_rule, spelling) = await logged(gate, 2)
     assert no_rule["verdict"] == f"no rule allows it: {'; '.join(ONE_SUBTREE)}"
     assert client.issued is not None
     assert no_rule["identity"] == client.issued.identity
@@ -155,7 +151,7 @@ async def test_without_a_rule_nothing_passes_and_a_new_lease_brings_new_rules(ga
     assert (await client.http.post("/switches")).status_code == 200
     await gate.admit(client, allow=("GET /other",), sequence=4)
     assert (await client.http.get("/switches")).status_code == 403
-    assert log(gate)[0]["verdict"] == "no rule allows it: there is none"
+    assert (await logged(gate, 1))[0]["verdict"] == "no rule allows it: there is none"
 
 
 @pytest.mark.parametrize("rule", [ALL, READ_ONLY, "GET /", "GET /a/b/", "GET,POST /a-b_c~/**", "GET /a:b@c=d,e/**"])
@@ -216,4 +212,4 @@ async def test_a_connection_remembers_no_longer_than_the_lease(gate: Gate) -> No
             return 0  # the lease ended while the answer was on its way
 
     await until(answer, lambda status: status == 403)
-    assert log(gate)[-1]["verdict"] == "not admitted"
+    await until(partial(logged, gate, 1), lambda lines: lines[-1]["verdict"] == "not admitted")
