@@ -88,7 +88,7 @@ class Containers:
         for service in services:
             self.until(lambda name=service: set(self.health(name)) == {"healthy"}, f"{service} healthy", within_s)
 
-    def until(self, holds: object, what: str, within_s: float = 60.0) -> None:
+    def until(self, holds: object, what: str, within_s: float = 120.0) -> None:
         """Return once `holds()` is true."""
         assert callable(holds)
         until = time.monotonic() + within_s
@@ -197,7 +197,8 @@ def up(engine: Engine, folder: Path, project: str, overrides: tuple[str, ...] = 
         containers.until_healthy("host-1", "app-1", "app-2", "gateway", "nginx", "manager")
         yield containers
     finally:
-        containers.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        everything = ("--profile", "prometheus", "--profile", "second")
+        containers.compose(*everything, "down", "--volumes", "--remove-orphans", "--timeout", "5")
         shutil.rmtree(folder)
 
 
