@@ -43,7 +43,10 @@ CLUSTER = ("nats", "nats-2", "nats-3")
 
 
 def prepare(folder: Path) -> None:
-    """Make everything. Raises Refusal (`keys.exists` where there is something already)."""
+    """Make everything, the file `env` last: where it is, all is.
+
+    Raises Refusal (`keys.exists` where there is something already).
+    """
     keys = folder / "keys"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     deployment.init(keys, trust_domain=TRUST_DOMAIN, operator=OPERATOR, policy_author=POLICY_AUTHOR, gateway=GATEWAY)
@@ -56,10 +59,10 @@ def prepare(folder: Path) -> None:
     shutil.copy(CLEAN, folder / "measurement-list")
     _settings(folder / "settings", keys)
     user, group = (CONTAINER_USER, CONTAINER_USER) if os.getuid() == 0 else (os.getuid(), os.getgid())
-    (folder / "env").write_text(f"ATTESTGATE_RUN={folder.absolute()}\nATTESTGATE_UID={user}\nATTESTGATE_GID={group}\n")
     if os.getuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, user, group)
+    (folder / "env").write_text(f"ATTESTGATE_RUN={folder.absolute()}\nATTESTGATE_UID={user}\nATTESTGATE_GID={group}\n")
 
 
 def _simulated(folder: Path) -> None:

@@ -13,9 +13,13 @@ from cli.reference import DOCS
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def commands(page: str) -> list[str]:
-    """Every command of a page, in its order."""
-    blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+def commands(page: str, section: str = "") -> list[str]:
+    """Every command of a page, or of the section under one heading, in its order."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    if section:
+        parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
+        text = parts[parts.index(section) + 1]
+    blocks = BLOCK.findall(text)
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 

@@ -42,7 +42,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def test_an_operators_day_goes_as_the_page_says(stack: Stack, tmp_path: Path) -> None:
-    lines = commands("operations.md")
+    lines = commands("operations.md", "Day by day")
     assert any(line.startswith("attestgate revoke") for line in lines)
     operator = str(stack.plan.settings("operator"))
     mark = stack.events.mark

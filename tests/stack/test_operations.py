@@ -1,0 +1,414 @@
+"""docs/operations.md rehearsed: each section's commands as they are written there, and what the page says comes of it.
+
+On a stack of child processes, since what is restarted, lost or late is named more easily there. Minutes long: runs with
+`make test-stack`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bus import credentials
+from bus.nats import connect
+from bus.server import EmbeddedServer
+from compose.children import Child
+from compose.nginx import Nginx
+from compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, Plan
+from compose.stack import Stack
+from compose.telling import reasons_of
+from compose.vectors import CLEAN
+from schemas.settings import Timing
+from tests.docs.commands import commands, run_all
+from tests.stack.conftest import WANTED
+from tests.story.support import ENDS
+
+pytestmark = pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack")
+PAGE = "operations.md"
+UNHURRIED = Timing(lease_s=20, recheck_s=4, evidence_window_s=10, skew_s=4, certificate_s=600)
+"""A lease that outlives a restart on a busy machine."""
+PATIENCE_S = 120.0
+
+
+class Site:
+    """A stack with host-1 and app-1, and the operator's desk: a folder in which the page's commands are typed."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.plan = stack.plan
+        self.desk = stack.plan.settings("manager").parent
+        for name in ("keys", "nats", "gateway"):
+            (self.desk / name).symlink_to(self.plan.folder / name)
+
+    @property
+    def listed(self) -> Path:
+        """The measurement list of host-1."""
+        return self.plan.folder / "measurement-list"
+
+    async def type(self, *lines: str, section: str = "", **environment: str) -> str:
+        """Type these lines, or a section's; what they print."""
+        ran = await asyncio.to_thread(
+            run_all,
+            list(lines) or commands(PAGE, section),
+            self.desk,
+            **{"ATTESTGATE_OPERATOR": str(self.plan.settings("operator")), **environment},
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    async def fresh_keys(self) -> Path:
+        """What a second `keys init` makes."""
+        await self.type("attestgate keys init next --trust-domain attestgate.test")
+        return self.desk / "next"
+
+    async def enrol(self, subject: str) -> None:
+        """Enrol host-1 or app-1 as at first, by its name."""
+        if subject == "host-1":
+            await self.stack.enrol_host("host-1", "machine-a")
+        else:
+            await self.stack.enrol_app("app-1", "host-1", 0)
+
+    async def start(self, *ids: str) -> None:
+        """Start the agents named."""
+        for id in ids:
+            if id == "host-1":
+                await self.stack.start_host("host-1", "machine-a", self.listed, ["app-1"])
+            else:
+                await self.stack.start_app("app-1", "host-1", "machine-a")
+
+    async def restart_agents(self) -> None:
+        """Both agents end, and start again."""
+        for id in ("app-1", "host-1"):
+            await self.stack.agent(id).stop()
+        await self.start("host-1", "app-1")
+
+    async def restart_manager(self) -> None:
+        """The worker that there is ends, and starts again with its settings."""
+        await self.stack.manager.stop()
+        self.stack.manager.log.rename(self.stack.manager.log.with_suffix(f".{time.monotonic_ns()}"))
+        await self.stack.start_manager()
+
+    async def restart_gateway(self) -> Child:
+        """The gateway worker likewise."""
+        await self.stack.gateway.stop()
+        self.stack.gateway = await self.stack.children.start(
+            "gateway", "gateway", "run", "-s", str(self.plan.settings("gateway"))
+        )
+        return self.stack.gateway
+
+    async def reload_nginx(self) -> None:
+        """`nginx -s reload`."""
+        assert self.stack.nginx.pid is not None
+        os.kill(self.stack.nginx.pid, 1)
+
+    async def through(self, after: float | None = None, within_s: float = PATIENCE_S) -> None:
+        """Return once app-1 gets through, at a connection opened after `after`."""
+        assert await self.stack.saw("app-1", "read flows", 200, since=after or 0, within_s=within_s) is not None
+
+    def undisturbed(self, mark: int) -> bool:
+        """Nobody's session ended since, and app-1's program saw nothing but 200."""
+        ended = [event for event in self.stack.events.seen[mark:] if event.what in ENDS]
+        return ended == [] and self.stack.last_status("app-1") == 200
+
+    async def rechecked(self, since: int, times: int = 2) -> None:
+        """Return once host and application were rechecked so often."""
+        for _ in range(times):
+            for kind, id in (("host", "host-1"), ("app", "app-1")):
+                await self.stack.until(kind, id, "rechecked", since=since, within_s=PATIENCE_S)
+            since = self.stack.events.mark
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    stack = Stack(tmp_path / "s")
+    stack.plan = Plan(tmp_path / "s", timing=UNHURRIED)
+    async with stack:
+        site = Site(stack)
+        shutil.copy(CLEAN, site.listed)
+        await stack.put_policy(site.listed)
+        await site.enrol("host-1")
+        await site.enrol("app-1")
+        await site.start("host-1")
+        await stack.until("host", "host-1", "trusted", within_s=PATIENCE_S)
+        await site.start("app-1")
+        await stack.until("app", "app-1", "admitted", within_s=PATIENCE_S)
+        await site.through()
+        yield site
+
+
+# Backup and restore
+
+
+async def test_a_restored_bus_is_not_believed_about_who_was_revoked(site: Site) -> None:
+    stack = site.stack
+    await stack.server.stop()
+    await site.type(section="Backup")
+    await stack.server.start()
+    await site.rechecked(stack.events.mark)
+    await site.type("attestgate revoke app app-1 --reason lost")
+    await stack.until("app", "app-1", "revoked")
+    await stack.manager.stop()
+    await stack.server.stop()
+    await site.type(section="Restore")
+    await stack.server.start()
+    mark = stack.events.mark
+    await site.restart_manager()
+    await stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
+
+    def refused() -> bool:
+        codes = {r.code for e in stack.events.seen[mark:] if e.subject == "app-1" for r in reasons_of(e)}
+        return "rollback" in codes
+
+    await wait(refused, "app-1 refused as rollback")
+    again = time.time()
+    await site.enrol("app-1")
+    await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
+    await site.through(again)
+
+
+# Keys
+
+
+async def test_storage_keys_are_rotated_and_nobody_notices(site: Site) -> None:
+    mark = site.stack.events.mark
+    said = await site.type(section="Storage keys")
+    assert "destroyed epochs [1]" in said
+    await site.rechecked(site.stack.events.mark)
+    assert site.undisturbed(mark)
+
+
+async def test_the_issuing_ca_is_replaced_and_nobody_notices(site: Site) -> None:
+    mark = site.stack.events.mark
+    await site.type(section="The issuing CA")
+    await site.restart_manager()
+    await site.reload_nginx()
+    await site.rechecked(site.stack.events.mark)
+    assert site.undisturbed(mark)
+    await site.stack.agent("app-1").stop()
+    again = time.time()
+    await site.start("app-1")
+    await site.through(again)
+    with pytest.raises(AssertionError, match=r"pki\.in_use"):
+        await site.type("attestgate keys rotate-ca -s manager.toml --finish")
+
+
+async def test_a_server_certificate_is_replaced_and_nobody_notices(site: Site) -> None:
+    mark, old = site.stack.events.mark, site.stack.nginx.config.certificate.read_text(encoding="ascii")
+    await site.type(section="A gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
+    assert site.stack.nginx.config.certificate.read_text(encoding="ascii") != old
+    await site.reload_nginx()
+    await site.rechecked(site.stack.events.mark)
+    assert site.undisturbed(mark)
+    await site.stack.agent("app-1").stop()
+    again = time.time()
+    await site.start("app-1")
+    await site.through(again)
+
+
+async def test_a_gateways_identity_is_replaced(site: Site) -> None:
+    mark = site.stack.events.mark
+    await site.fresh_keys()
+    await site.type(section="A gateway's identity")
+    await site.restart_gateway()
+    await site.rechecked(site.stack.events.mark)
+    assert site.undisturbed(mark)
+    await site.stack.agent("app-1").stop()
+    again = time.time()
+    await site.start("app-1")
+    await site.through(again)
+
+
+async def test_the_managers_identity_is_replaced(site: Site) -> None:
+    stack = site.stack
+    await site.fresh_keys()
+    lines = commands(PAGE, "The manager's identity")
+    platform_id = await site.type(
+        f"attestgate simulated ppid {site.plan.machine('machine-a')} --salt keys/manager/salt"
+    )
+    old = {"OLD": stack.measurement("host"), "OLD_APP": stack.measurement("app"), "PLATFORM": platform_id.strip()}
+    await site.type(*lines[:-1], **old)
+    assert stack.measurement("host") != old["OLD"]
+    await site.restart_gateway()
+    again = time.time()
+    await site.restart_agents()
+    await site.through(again)
+    await site.type(lines[-1])
+    again = time.time()
+    await site.restart_manager()
+    await site.restart_agents()
+    await site.through(again)
+
+
+async def test_an_operator_is_replaced(site: Site) -> None:
+    stack = site.stack
+    await site.fresh_keys()
+    await site.type(section="An operator", BUS=stack.url)
+    await site.restart_manager()
+    olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
+    said = await site.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
+    assert "host-1" in said and "revoke: applied" in said
+
+
+async def test_a_credential_is_replaced(site: Site) -> None:
+    await site.type(section="A credential for the bus")
+    await site.stack.agent("host-1").stop()
+    mark, again = site.stack.events.mark, time.time()
+    await site.start("host-1")
+    await site.stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
+    await site.stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
+    await site.through(again)
+
+
+async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(site: Site) -> None:
+    stack = site.stack
+    await site.fresh_keys()
+    for id in ("app-1", "host-1"):
+        await stack.agent(id).stop()
+    await stack.gateway.stop()
+    await stack.manager.stop()
+    await stack.bus.close()
+    await stack.server.stop()
+    await site.type(section="The bus's seeds")
+    port = int(stack.url.rsplit(":", 1)[1])
+    trust = credentials.load(site.plan.keys / "bus")
+    async with EmbeddedServer(site.plan.folder / "nats", trust, port=port):
+        await site.restart_manager()
+        stack.bus = await connect([stack.url], site.plan.credentials("operator", OPERATOR))
+        await stack.events.follow(stack.bus)
+        mark, again = stack.events.mark, time.time()
+        await stack.enrol_gateway()
+        await stack.put_policy(site.listed)
+        await site.enrol("host-1")
+        await site.enrol("app-1")
+        await site.restart_gateway()
+        await site.start("host-1", "app-1")
+        await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
+        await site.through(again)
+        for id in ("app-1", "host-1"):
+            await stack.agent(id).stop()
+        await stack.gateway.stop()
+        await stack.manager.stop()
+
+
+# Upgrades
+
+
+async def test_workers_are_replaced_one_by_one_and_nobody_notices(site: Site) -> None:
+    stack, mark = site.stack, site.stack.events.mark
+    old = stack.manager
+    await stack.start_manager("manager-2")
+    await old.stop()
+    await site.rechecked(stack.events.mark)
+    await site.restart_gateway()
+    await site.rechecked(stack.events.mark)
+    assert site.undisturbed(mark)
+    assert await site.type("attestgate quarantine list") == "nothing in quarantine\n"
+
+
+# Losses
+
+
+async def test_a_host_that_is_lost_is_revoked_and_its_applications_are_out(site: Site) -> None:
+    before = time.time()
+    await site.type("attestgate revoke host host-1 --reason stolen")
+    event = await site.stack.until("host", "host-1", "revoked")
+    refused = await site.stack.saw("app-1", "read flows", 403, since=before)
+    assert refused is not None and refused < event.at + site.plan.timing.lease_s
+
+
+async def test_a_gateway_that_is_lost_is_replaced_by_another(site: Site) -> None:
+    stack = site.stack
+    await stack.gateway.kill()
+    config = stack.nginx.config
+    await stack.nginx.stop()
+    shutil.rmtree(config.folder)
+    await site.type("attestgate keys init next --trust-domain attestgate.test --gateway gateway-2")
+    key = '"$(python3 -c \'import json; print(json.load(open("next/public.json"))["gateways"]["gateway-2"])\')"'
+    await site.type(f"attestgate enrol gateway gateway-2 --identity {key}")
+    await site.type("attestgate keys credentials keys gateway gateway-2 --out gateway-2.creds")
+    text = site.plan.settings("gateway").read_text(encoding="utf-8")
+    text = text.replace(f'id = "{GATEWAY}"', 'id = "gateway-2"')
+    text = text.replace(
+        str(site.plan.keys / "gateways" / f"{GATEWAY}.pem"), str(site.desk / "next/gateways/gateway-2.pem")
+    )
+    text = text.replace(str(site.plan.credentials("gateway", GATEWAY)), str(site.desk / "gateway-2.creds"))
+    site.plan.settings("gateway").write_text(text, encoding="utf-8")
+    again = time.time()
+    async with Nginx(config):
+        await site.restart_gateway()
+        await site.through(again)
+        await stack.gateway.stop()
+
+
+async def test_a_gateway_whose_clock_is_behind_refuses_leases_until_it_is_set(site: Site) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("no libfaketime: apt-get install faketime")
+    stack, mark, before = site.stack, site.stack.events.mark, time.time()
+    await stack.gateway.stop()
+    settings = ("gateway", "run", "-s", str(site.plan.settings("gateway")))
+    slow = {"LD_PRELOAD": str(library), "FAKETIME": "-60s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    stack.gateway = await stack.children.start("gateway", *settings, environment=slow)
+    event = await stack.until("gateway", GATEWAY, "refused", since=mark)
+    assert isinstance(event.data["reason"], dict) and event.data["reason"]["code"] == "admission.future"
+    assert await stack.saw("app-1", "read flows", 403, since=before, within_s=PATIENCE_S) is not None
+    again = time.time()
+    await site.restart_gateway()
+    await site.through(again)
+
+
+@pytest.mark.parametrize("when_down", ["cache", "refuse"])
+async def test_without_the_attestation_service_nothing_is_noticed_within_the_hour(site: Site, when_down: str) -> None:
+    """What `refuse` does after that hour is tested with a clock of its own, in tests/sgx."""
+    stack, settings = site.stack, site.plan.settings("manager")
+    await stack.children.named("pccs").stop()
+    text = settings.read_text(encoding="utf-8").replace(
+        "[attestation]\n", f'[attestation]\nwhen_down = "{when_down}"\n'
+    )
+    settings.write_text(text, encoding="utf-8")
+    mark = stack.events.mark
+    await site.restart_manager()
+    await site.rechecked(stack.events.mark)
+    assert site.undisturbed(mark)
+    await stack.agent("app-1").stop()
+    again = time.time()
+    await site.start("app-1")
+    await site.through(again)
+
+
+# Reloading
+
+
+async def test_log_level_and_policies_are_taken_up_without_a_restart(site: Site) -> None:
+    stack = site.stack
+    for child, name in ((stack.manager, "manager"), (stack.gateway, "gateway")):
+        path = site.plan.settings(name)
+        path.write_text(path.read_text(encoding="utf-8") + '\n[log]\nlevel = "warning"\n', encoding="utf-8")
+        child.process.send_signal(1)
+        line = await stack.children.line(child, '"event": "log level"', 20.0)
+        assert '"level": "warning"' in line
+    mark = stack.events.mark
+    (site.desk / "list.bin").symlink_to(site.listed)
+    lines = [line for line in commands("getting-started.md") if "policy" in line or "sgx.json" in line]
+    assert "policy learn" in lines[0] and "policy sign" in lines[-1]
+    lines = [line.replace('"version": 1, "sgx_policy"', '"version": 2, "sgx_policy"') for line in lines]
+    lines.append("attestgate policy put set.signed")
+    await site.type(*lines)
+    await site.rechecked(mark)
+    assert site.undisturbed(mark)
+    assert stack.manager.running and stack.gateway.running
+
+
+async def wait(holds: object, what: str, within_s: float = PATIENCE_S) -> None:
+    """Return once `holds()` is true."""
+    assert callable(holds)
+    until = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until, what
+        await asyncio.sleep(0.05)
