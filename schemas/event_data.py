@@ -356,7 +356,7 @@ EVENTS = (
     Told(
         ("host", "app", "gateway", "op", "unknown"),
         "dropped",
-        "a message changed nothing: it does not fit, does not open, or repeats something",
+        "a message changed nothing: it does not fit, does not open, or replays something",
         Dropped,
     ),
     Told(
