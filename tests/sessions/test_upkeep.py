@@ -134,15 +134,13 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     commands = [site.command(Enrol(subject=_host(f"h{number}"))) for number in range(4)]
     for command in commands:
         await site.bus.publish(subjects.operator(OPERATOR, "command"), command)
-    async with asyncio.timeout(PATIENCE_S):
-        while site.what("op", OPERATOR).count("applied") < 2 + BEGUN:
-            await site.wire.changed()
+    await site.told("op", OPERATOR, "applied", 2 + BEGUN)
     await site.quiet()
     assert site.what("op", OPERATOR).count("applied") == 2 + BEGUN
     assert len(site.wire.stored("ATTEST_IN")) == 2, "the others wait where they are"
     worker._limiter = Limiter(rate=0.0, burst=1000)
     await site.settled()
-    assert site.what("op", OPERATOR).count("applied") == 4 + BEGUN
+    await site.told("op", OPERATOR, "applied", 4 + BEGUN)
     assert site.codes() == []
     assert "refused" not in site.what("op", OPERATOR)
 

@@ -55,6 +55,12 @@ class Witness:
             while len(self.codes()) < count:
                 await self._news.wait()
 
+    async def told(self, kind: str, id: str, what: str, times: int) -> None:
+        """Return once an event of a subject has come so often."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.what(kind, id).count(what) < times:
+                await self._news.wait()
+
     async def answered(self, kind: type[R], session: str) -> State:
         """A session's state once it is not waiting for the answer to a recheck."""
         async with asyncio.timeout(PATIENCE_S):
