@@ -241,7 +241,7 @@ async def test_a_deleted_key_is_free_again(world: World) -> None:
     assert await bucket.get("k") == Entry("k", b"1", again)
 
 
-async def test_what_is_published_to_a_keys_subject_is_its_value(world: World) -> None:
+async def test_what_is_published_to_a_keys_subject_is_its_value(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket, subject = world.manager.bucket("admissions"), layout.ADMISSIONS.subject("serial.1")
     first = await bucket.put("serial.1", b"put")
     for _ in range(2):
@@ -252,6 +252,7 @@ async def test_what_is_published_to_a_keys_subject_is_its_value(world: World) ->
     assert await bucket.get("serial.1") == Entry("serial.1", b"newer", first + 2)
     await world.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
     assert await bucket.get("serial.1") is None
+    monkeypatch.setattr("bus.nats.PATIENCE_S", 0.1)
     with pytest.raises(BusError):
         await world.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
 
