@@ -70,7 +70,7 @@ stack-down:
 	rm -rf $(RUN_FOLDER)
 
 # Uses the Docker engine that runs, or starts one of its own in a network namespace; without either it is skipped.
-test-stack: engine setup wheels
+test-stack: setup wheels
 	ATTESTGATE_TEST_STACK=1 $(VENV)/bin/pytest tests/stack
 
 wheels: setup
