@@ -68,7 +68,7 @@ def test_an_unknown_program_on_the_host_shuts_both_out_until_it_is_rebooted_clea
     for app in APPS:
         stack.until_status(app, 403)
     stack.until(
-        lambda: [line["status"] for line in stack.seen("app-1")][-2:] == [403, 403], "app-1 tries to add a flow"
+        lambda: [line.get("status") for line in stack.seen("app-1")][-2:] == [403, 403], "app-1 tries to add a flow"
     )
     assert len(stack.flows()) == 1
     stack.reboot_clean()
