@@ -68,7 +68,7 @@ def test_every_rule_is_evaluated_on_series_that_there_are(stack: Containers) -> 
         return {name for name in named if not stack.prometheus(f"query?query={name}")["result"]}
 
     stack.until(lambda: not missing(), "a series of every metric in the rules")
-    assert firing(stack) == set()
+    stack.until(lambda: firing(stack) == set(), "no alert: what was down while the stack came up is over")
 
 
 def test_the_alerts_of_a_host_that_drifts_and_of_a_gateway_without_its_nginx_fire(stack: Containers) -> None:
