@@ -88,9 +88,9 @@ class HostAgent:
                 healthy_until(self._settings.health_file, accepted.lease_end)
                 quiet_s = max(accepted.next_recheck - time.time(), 0.0) + self._settings.retry_s
                 log.info("accepted", lease_end=accepted.lease_end, next_recheck=accepted.next_recheck)
-                self._witness.hear(accepted.log_head)
             elif step == "recheck":
                 question = unpack(Recheck, data)
+                self._witness.hear(question.log_head)
                 answer = await asyncio.to_thread(
                     recheck_evidence,
                     self._enclave,

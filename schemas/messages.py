@@ -120,24 +120,24 @@ class Proof(Model):
 
 
 class Accepted(Model):
-    """5: the host is trusted until `lease_end`; sent again after each good recheck.
-
-    `log_head`: the newest head of the decision log (schemas.checkpoint), of which every host is so a witness; empty
-    while there is none.
-    """
+    """5: the host is trusted until `lease_end`; sent again after each good recheck."""
 
     lease_end: Seconds
     next_recheck: Seconds
-    log_head: Annotated[str, StringConstraints(max_length=4096)] = ""
 
 
 class Recheck(Model):
-    """6: a fresh question within the session. `list_offset` is how much of the list the manager has seen."""
+    """6: a fresh question within the session. `list_offset` is how much of the list the manager has seen.
+
+    `log_head`: for a host, the newest head of the decision log (schemas.checkpoint), of which it is so a witness; empty
+    while there is none.
+    """
 
     nonce: Bytes32
     issued_at: Seconds
     expires_at: Seconds
     list_offset: Annotated[int, Field(ge=0, le=MAX_LIST)]
+    log_head: Annotated[str, StringConstraints(max_length=4096)] = ""
 
 
 class HostRecheckEvidence(Model):

@@ -40,6 +40,7 @@ def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
         issued_at=context.now,
         expires_at=context.now + context.timing.evidence_window_s,
         list_offset=record.list_size if isinstance(record, HostRecord) and not whole else 0,
+        log_head=context.log_head if isinstance(record, HostRecord) else "",
     )
     draft.say("recheck", question)
     if draft.record.channel is None:

@@ -61,10 +61,7 @@ def trust(draft: Draft[HostRecord]) -> None:
         sequence=record.revision + 1,
     )
     draft.post(statement)
-    accepted = Accepted(
-        lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end, log_head=context.log_head
-    )
-    draft.say("accepted", accepted)
+    draft.say("accepted", Accepted(lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end))
 
 
 def next_recheck(context: Context) -> int:

@@ -126,7 +126,8 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
     await site.enrol_host()
     await site.host()
     await site.until("host", "h1", "trusted")
-    await site.quiet()
+    await site.advance(10)
+    await site.until("host", "h1", "rechecked")
     shown = [line for line in capsys.readouterr().out.splitlines() if "] decision log" in line]
     assert shown and "test.example/attestgate/decisions" in shown[0]
     assert said(await log_of(site), (await site.records(HostRecord))[0].session) == ["accepted"]
