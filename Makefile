@@ -1,8 +1,10 @@
 # make demo: the whole story on this machine. make test: every test. Both set up .venv first, from the lock file.
 PYTHON ?= python3
 VENV := .venv
-# A lock file names every package there is; what came out since must not be looked at: hence --no-deps.
 STAMP := $(VENV)/.installed
+# Options of pip. A lock file names every package there is; what came out since must not be looked at: hence --no-deps.
+LOCKED := --quiet --disable-pip-version-check --no-deps --require-hashes
+OURS := --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
 .PHONY: demo demo-tpm setup-tpm test pytest test-tpm test-sdn check up setup clean wheels stack engine stack-down test-stack
 
@@ -33,9 +35,8 @@ setup-tpm:
 	@dpkg -s $(TPM_PACKAGES) >/dev/null 2>&1 || { apt-get -q update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $(TPM_PACKAGES); }
 	@test -x $(TPM_VENV)/bin/python || $(PYTHON) -m venv $(TPM_VENV)
-	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-		-r requirements.lock -r requirements-tpm.lock
-	@$(TPM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(TPM_VENV)/bin/pip install $(LOCKED) -r requirements.lock -r requirements-tpm.lock
+	@$(TPM_VENV)/bin/pip install $(OURS) -e .
 
 # A real SDN controller and switch: installs Debian's Open vSwitch (as root), os-ken in an environment of its own.
 SDN_VENV := build/venv-sdn
@@ -44,9 +45,8 @@ test-sdn:
 	@dpkg -s openvswitch-switch >/dev/null 2>&1 || { apt-get -q update \
 		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install openvswitch-switch; }
 	@test -x $(SDN_VENV)/bin/python || $(PYTHON) -m venv $(SDN_VENV)
-	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-		-r requirements.lock -r requirements-sdn.lock
-	@$(SDN_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(SDN_VENV)/bin/pip install $(LOCKED) -r requirements.lock -r requirements-sdn.lock
+	@$(SDN_VENV)/bin/pip install $(OURS) -e .
 	$(SDN_VENV)/bin/pytest tests/app/test_northbound.py tests/app/test_sdn.py
 
 # The stack in containers: docker compose v2, or docker-compose 1.29. FILES adds overrides: -f compose/compose.cluster.yaml
@@ -79,9 +79,8 @@ test-stack: setup wheels
 
 wheels: setup
 	@rm -rf build/wheels
-	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock \
-		-r requirements-sdn.lock -w build/wheels
-	@$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation . -w build/wheels
+	@$(VENV)/bin/pip wheel $(LOCKED) -r requirements.lock -r requirements-sdn.lock -w build/wheels
+	@$(VENV)/bin/pip wheel $(OURS) . -w build/wheels
 
 check: setup
 	$(VENV)/bin/ruff check .
@@ -97,8 +96,8 @@ $(STAMP): requirements.lock pyproject.toml
 		|| { echo "attestgate needs Python's venv module: apt-get install python3-venv" >&2; exit 2; }
 	@echo "setting up $(VENV): about a minute the first time"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(VENV)/bin/pip install $(LOCKED) -r requirements.lock
+	@$(VENV)/bin/pip install $(OURS) -e .
 	@touch $(STAMP)
 
 clean:

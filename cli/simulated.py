@@ -116,7 +116,7 @@ def run_sdn(
             "os-ken",
             expected="the packages of requirements-sdn.lock",
             found=str(error.name),
-            action="pip install --require-hashes -r requirements-sdn.lock",
+            action="pip install --no-deps --require-hashes -r requirements-sdn.lock",
         ) from None
     set_up_logs(LogFormat.JSON)
     names = {text.partition("=")[0]: int(text.partition("=")[2], 16) for text in name}
