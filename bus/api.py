@@ -75,7 +75,9 @@ class Stored:
     data: bytes
 
 
-ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+"""Header that says which sequence must be the newest on the message's subject; 0 for none."""
+ONCE = {EXPECTED: "0"}
 """Headers of a message that is stored only if there is none on its subject; `publish` raises Conflict if there is."""
 
 

@@ -11,6 +11,8 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from bus.api import BusError, Conflict
 
+ANSWER_S = 2.0
+"""How long one answer is waited for, in seconds, before the same is asked or sent again."""
 WRONG_SEQUENCE = {10071, 10164}
 """JetStream error codes: the expected last sequence is not the last one."""
 NO_LEADER = {10008, 10009, 10039}

@@ -18,9 +18,7 @@ from typing import Protocol, TextIO
 import structlog
 
 from bus import layout, subjects
-from bus.api import BusError, Message, Stored
-from bus.nats import NatsBus
-from bus.pages import read_page
+from bus.api import Bus, BusError, Message, Stored
 from schemas.base import Refusal, parse_json
 from schemas.events import Event
 
@@ -119,7 +117,7 @@ class Position:
             new.replace(self._path)
 
 
-async def follow(bus: NatsBus, sink: Sink, position: Position) -> None:
+async def follow(bus: Bus, sink: Sink, position: Position) -> None:
     """Hand events on until cancelled. What cannot be done now, at either end, is tried again, and logged."""
     more = asyncio.Event()
 
@@ -141,9 +139,9 @@ async def follow(bus: NatsBus, sink: Sink, position: Position) -> None:
         await subscription.close()
 
 
-async def _one_page(bus: NatsBus, sink: Sink, position: Position) -> bool:
+async def _one_page(bus: Bus, sink: Sink, position: Position) -> bool:
     """Hand one page on; whether there is more."""
-    page, more = await read_page(bus, layout.EVENTS.name, PATTERN, position.last)
+    page, more = await bus.page(layout.EVENTS.name, position.last, PATTERN)
     if page:
         handing = asyncio.ensure_future(asyncio.to_thread(_hand_on, page, sink, position))
         try:

@@ -19,21 +19,16 @@ from typing import TYPE_CHECKING, Any
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
-from bus.api import BusError, Conflict, Entry, Stored
-from bus.errors import translated
-from bus.layout import DELETED_FOR_S, BucketLayout
-from bus.pages import read_page
+from bus.api import EXPECTED, BusError, Conflict, Entry, Stored
+from bus.errors import ANSWER_S, translated
+from bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, BucketLayout
 
 if TYPE_CHECKING:
     from bus.nats import NatsBus
 
 LOOK_S = 1.0
 """A watch looks this often without being woken: a follower in a cluster may answer before it has the newest."""
-ANSWER_S = 2.0
 NOT_FOUND = 404
-EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-OPERATION = "KV-Operation"
-DELETIONS = ("DEL", "PURGE")
 
 
 class NatsBucket:
@@ -135,7 +130,7 @@ class NatsBucket:
 
     async def _page(self, revision: int, pattern: str) -> tuple[list[Entry], bool]:
         """The entries after a revision, marks of deletion too, and whether there are more."""
-        page, more = await read_page(self._bus, self._layout.stream, self._layout.subject(pattern), revision)
+        page, more = await self._bus.page(self._layout.stream, revision, self._layout.subject(pattern))
         prefix = self._layout.subject("")
         return [_entry(s.subject.removeprefix(prefix), s.sequence, s.headers, s.data) for s in page], more
 

@@ -53,6 +53,12 @@ class Consumer:
     max_deliver: int = 20
 
 
+KEY_VALUE = "$KV."
+"""What the subjects of all buckets begin with (ADR-8)."""
+OPERATION, DELETIONS = "KV-Operation", ("DEL", "PURGE")
+"""Header of a message that is no value but an operation on its key, and those that delete it."""
+
+
 @dataclass(frozen=True)
 class BucketLayout:
     """One key-value bucket: a stream KV_<name> with the newest value a key (history 1)."""
@@ -69,7 +75,7 @@ class BucketLayout:
 
     def subject(self, pattern: str) -> str:
         """The subjects of a pattern of keys."""
-        return f"$KV.{self.name}.{pattern}"
+        return f"{KEY_VALUE}{self.name}.{pattern}"
 
     def key_subject(self, key: str) -> str:
         """The subject of one key. Raises ValueError for what is no key (ADR-8): a wildcard would read another's."""

@@ -15,7 +15,7 @@ import structlog
 
 from bus import layout, subjects
 from bus.api import BusError, Message, Stored
-from bus.memory_bucket import KEY_VALUE, BucketState, MemoryBucket
+from bus.memory_bucket import BucketState, MemoryBucket
 from bus.memory_stream import MemoryConsumer, MemoryStream
 from bus.pages import PAGE
 
@@ -71,8 +71,8 @@ class MemoryServer:
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> None:
         """Store in the stream or bucket that takes the subject, and tell who listens. Raises BusError."""
         stream = next((stream for stream in self.streams.values() if stream.takes(subject)), None)
-        name, _, key = subject.removeprefix(KEY_VALUE).partition(".")
-        bucket = self.buckets.get(name) if subject.startswith(KEY_VALUE) else None
+        name, _, key = subject.removeprefix(layout.KEY_VALUE).partition(".")
+        bucket = self.buckets.get(name) if subject.startswith(layout.KEY_VALUE) else None
         if stream is not None:
             stored = stream.store(subject, data, headers, message_id)
         elif bucket is not None:

@@ -10,9 +10,6 @@ from bus import layout, subjects
 from bus.api import BusError, Conflict, Entry
 from bus.memory_stream import MessageIds
 
-KEY_VALUE = "$KV."
-DELETIONS = ("DEL", "PURGE")
-
 
 @dataclass(frozen=True)
 class BucketState:
@@ -82,7 +79,7 @@ class MemoryBucket:
         """What is published to a key's subject is its value (ADR-8); False if its id was seen within the window."""
         if not self._ids.fresh(message_id):
             return False
-        self._write(key, None if headers.get("KV-Operation") in DELETIONS else data)
+        self._write(key, None if headers.get(layout.OPERATION) in layout.DELETIONS else data)
         self._ids.note(message_id)
         return True
 

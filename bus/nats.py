@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import nats.errors
 import structlog
@@ -26,7 +27,7 @@ from tenacity import (
 from bus import layout, subjects
 from bus.api import BusError, Message, Stored
 from bus.credentials import Holder, holder
-from bus.errors import Unanswered, translated
+from bus.errors import ANSWER_S, Unanswered, translated
 from bus.kv import NatsBucket
 from bus.pages import read_page
 from bus.permissions import ROLES, Role
@@ -34,8 +35,6 @@ from bus.pull import NatsDelivery, pull
 
 log = structlog.get_logger(__name__)
 
-ANSWER_S = 2.0
-"""How long one answer is waited for before the same message, with the same id, is sent again."""
 PATIENCE_S = 12.0
 """How long it is sent again: a stream of a cluster that loses its leader stands still for about 5 s."""
 DIAL_S = 3.0
@@ -108,7 +107,7 @@ class NatsBus:
         """See `bus.api.Bus.history`. Of the streams, only events can be read so."""
         last, more = 0, True
         while more:
-            page, more = await read_page(self, layout.EVENTS.name, subject, last)
+            page, more = await self.page(layout.EVENTS.name, last, subject)
             for stored in page:
                 last = stored.sequence
                 yield Message(stored.subject, stored.data, stored.headers)
@@ -133,6 +132,12 @@ class NatsBus:
             # The client writes its PING ahead of what it still holds back: only a second answer comes after that.
             await self.client.flush()
             await self.client.flush()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Send what is still waiting, and end every subscription."""
@@ -211,11 +216,12 @@ async def connect(
         reraise=True,
     ):
         with attempt:
-            return await _dial(_addresses(servers), credentials, who, label or f"{who.role} {who.name}", tls)
+            return await _dial(addresses(servers), credentials, who, label or f"{who.role} {who.name}", tls)
     raise AssertionError("tenacity re-raises")
 
 
-def _addresses(servers: Sequence[str]) -> list[str]:
+def addresses(servers: Sequence[str]) -> list[str]:
+    """Each server's own URL, out of settings that name several with commas between."""
     return [address.strip() for several in servers for address in several.split(",")]
 
 

@@ -90,8 +90,9 @@ def _reads(*buckets: layout.BucketLayout) -> tuple[str, ...]:
 HISTORY = f"DIRECT.GET.{layout.EVENTS.name}"
 """The call to read back events."""
 
-DECISIONS = (f"DIRECT.GET.{layout.LOG.name}", *_reads(layout.TREE))
-"""The calls to read the decision log."""
+LOGGED = f"DIRECT.GET.{layout.LOG.name}"
+DECISIONS = (LOGGED, *_reads(layout.TREE))
+"""The calls to read the decision log: its entries, and with its tree."""
 
 
 def _changes(*buckets: layout.BucketLayout) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def _manager() -> Role:
             *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY, DECISIONS[0]),
+        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY, LOGGED),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )

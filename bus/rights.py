@@ -15,6 +15,7 @@ from nats.errors import Error
 from bus import layout, subjects
 from bus.api import BusError
 from bus.credentials import Holder, holder
+from bus.nats import addresses
 from bus.permissions import MANAGER, NAME, ROLES
 
 OTHER = "another-name"
@@ -44,7 +45,7 @@ async def try_rights(url: str, credentials: Path) -> Rights:
     client = Client()
     try:
         await client.connect(
-            [address.strip() for address in url.split(",")],
+            addresses([url]),
             user_credentials=str(credentials),
             inbox_prefix=who.inbox,
             allow_reconnect=False,

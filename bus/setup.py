@@ -11,8 +11,8 @@ from nats.js.errors import APIError, BadRequestError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from bus import layout
-from bus.errors import Unanswered, translated
-from bus.nats import ANSWER_S, NatsBus
+from bus.errors import ANSWER_S, Unanswered, translated
+from bus.nats import NatsBus
 from bus.permissions import API, EDGE_API, VIEWER_API
 
 LEADER_S = 30
