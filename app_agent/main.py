@@ -142,14 +142,11 @@ async def run(settings: AppSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_measured(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
-    bus = await connect([settings.bus.url], settings.bus.credentials)
-    try:
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
         link = Link(bus, "app", settings.id)
         await link.listen()
         log.info("application agent", app=settings.id, host=settings.host, simulated=enclave.simulated)
         await AppAgent(enclave, link, settings, measured).run()
-    finally:
-        await bus.close()
 
 
 def main(arguments: list[str]) -> int:

@@ -74,11 +74,8 @@ def command(operator: Path, action: Action) -> None:
     key = read_identity(settings.identity)
 
     async def send() -> None:
-        bus = await connect([settings.bus.url], settings.bus.credentials)
-        try:
+        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
             event = await order(bus, settings.name, key, action, settings.answer_s)
-        finally:
-            await bus.close()
         say(f"{action.do}: {event.what}")
 
     asyncio.run(send())

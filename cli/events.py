@@ -44,11 +44,8 @@ def follow_events(
     reached = Position(position)
 
     async def run() -> None:
-        bus = await connect([settings.bus.url], settings.bus.credentials)
-        try:
+        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
             await follow(bus, sink, reached)
-        finally:
-            await bus.close()
 
     until_told(run())
 

@@ -58,8 +58,7 @@ def rotate(
         return
 
     async def again() -> tuple[int, int, list[int]]:
-        bus = await connect([loaded.bus.url], loaded.bus.credentials)
-        try:
+        async with await connect([loaded.bus.url], loaded.bus.credentials) as bus:
             vault = Vault(StorageKeyFile(loaded.storage_keys))
             sealed, deleted = await seal_again(bus, vault)
             while (more := await seal_again(bus, vault)) != (0, 0):  # a worker may have been about to store one
@@ -69,8 +68,6 @@ def rotate(
             orders = Orders(Intake(bus, time.time), read_identity(loaded.identity))
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, deleted, gone
-        finally:
-            await bus.close()
 
     sealed, deleted, gone = asyncio.run(again())
     say(f"sealed {sealed} live records again, deleted {deleted} that had ended, destroyed epochs {gone}")

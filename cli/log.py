@@ -158,10 +158,7 @@ def _read(operator: Path, read: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
     settings = load_settings(OperatorFile, operator)
 
     async def run() -> T:
-        bus = await connect([settings.bus.url], settings.bus.credentials)
-        try:
+        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
             return await read(bus)
-        finally:
-            await bus.close()
 
     return asyncio.run(run())

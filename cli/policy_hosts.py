@@ -42,12 +42,11 @@ def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
 
 async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
     key = read_identity(settings.identity)
-    bus = await connect([settings.bus.url], settings.bus.credentials)
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
 
-    async def ask(action: TryPolicy | RecheckNow) -> None:
-        await order(bus, settings.name, key, action, settings.answer_s)
+        async def ask(action: TryPolicy | RecheckNow) -> None:
+            await order(bus, settings.name, key, action, settings.answer_s)
 
-    try:
         answers = Answers(manifest_name(unpack(PolicyManifest, put.manifest.payload)))
         await bus.listen(f"{subjects.EVENTS}.>", answers.hear)
         await bus.flush()
@@ -56,8 +55,6 @@ async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
         for host in hosts:
             await ask(RecheckNow(kind="host", id=host))
         return await answers.of(hosts, settings.answer_s)
-    finally:
-        await bus.close()
 
 
 class Answers:

@@ -88,10 +88,7 @@ def _plain(name: str, message: Quarantined) -> dict[str, object]:
 
 async def _read(operator: Path) -> dict[str, Quarantined]:
     settings = load_settings(OperatorFile, operator)
-    bus = await connect([settings.bus.url], settings.bus.credentials)
-    try:
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
         bucket = bus.bucket(BUCKET)
         entries = [await bucket.get(key) for key in await bucket.keys()]
         return {e.key: unpack(Quarantined, e.value, limit=LIMIT) for e in entries if e and e.value is not None}
-    finally:
-        await bus.close()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated
 
@@ -86,7 +86,7 @@ def _show(operator: Path, pattern: str, watch: bool, as_json: bool) -> None:
 
 
 async def _now(operator: Path, pattern: str) -> Rows:
-    async with _bus(operator) as bus:
+    async with await _bus(operator) as bus:
         return await _present(bus, pattern)
 
 
@@ -102,7 +102,7 @@ async def _present(bus: Bus, pattern: str) -> Rows:
 
 async def _follow(operator: Path, pattern: str, as_json: bool) -> None:
     """Show what stands, then each change. A terminal gets a table that redraws itself; a pipe gets lines."""
-    async with _bus(operator) as bus:
+    async with await _bus(operator) as bus:
         if as_json or not sys.stdout.isatty():
             await _lines(bus, pattern, _json_line if as_json else _text_line)
         else:
@@ -168,7 +168,7 @@ def _cell(row: Summary, column: str) -> str:
 
 async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:
     """A session's summary, its own events, and what gateways say of its leases, in the order of the stream."""
-    async with _bus(operator) as bus:
+    async with await _bus(operator) as bus:
         found = [row for row in (await _present(bus, ">")).values() if row.session.startswith(session)]
         if len(found) != 1:
             raise Refusal.because(
@@ -193,11 +193,6 @@ async def _events(bus: Bus, pattern: str) -> AsyncIterator[Event]:
         yield parse_json(Event, message.data, source=message.subject)
 
 
-@asynccontextmanager
-async def _bus(operator: Path) -> AsyncIterator[NatsBus]:
+async def _bus(operator: Path) -> NatsBus:
     settings = load_settings(OperatorFile, operator)
-    bus = await connect([settings.bus.url], settings.bus.credentials)
-    try:
-        yield bus
-    finally:
-        await bus.close()
+    return await connect([settings.bus.url], settings.bus.credentials)

@@ -70,13 +70,10 @@ async def enrol(path: Path) -> None:
         placement, mrenclave = Placement(host=HOST, volume=index), _measured("app", app)
         subject = AppEnrolment(id=app, mrenclaves=[mrenclave], placements=[placement], allow=ALLOWED[app])
         actions.append(Enrol(subject=subject))
-    bus = await connect([settings.bus.url], settings.bus.credentials)
-    try:
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
         for action in actions:
             event = await order(bus, settings.name, key, action, settings.answer_s)
             sys.stdout.write(f"{action.do}: {event.what}\n")
-    finally:
-        await bus.close()
 
 
 def _measured(kind: str, name: str) -> str:

@@ -117,14 +117,11 @@ async def run(settings: HostSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_measured(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
-    bus = await connect([settings.bus.url], settings.bus.credentials)
-    try:
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
         link = Link(bus, "host", settings.id)
         await link.listen()
         log.info("host agent", host=settings.id, simulated=enclave.simulated)
         await HostAgent(enclave, link, settings, measured).run()
-    finally:
-        await bus.close()
 
 
 def main(arguments: list[str]) -> int:

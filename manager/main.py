@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from secrets import token_hex
 
 import httpx
 import structlog
@@ -26,6 +24,7 @@ from manager.audit.memory import Memory
 from manager.audit.orders import Orders
 from manager.audit.telling import Telling
 from manager.certificates import Certificates
+from manager.emitter import Emitter
 from manager.high_water import HighWater
 from manager.inbound import Inbound
 from manager.internal import Internal
@@ -53,29 +52,9 @@ from manager.verification.pcs import Pcs
 from manager.worker import Worker
 from schemas.base import Refusal
 from schemas.checkpoint import origin_of
-from schemas.events import Event
 from schemas.settings import AttestationSettings, ManagerSettings
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Emitter:
-    """Publishes events that belong to no session's outbox."""
-
-    bus: Bus
-    source: str
-    now: Callable[[], float] = time.time
-    observer: Observer = field(default_factory=Observer)
-
-    async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
-        """Publish one event. Raises BusError."""
-        event = Event(
-            id=token_hex(16), kind=kind, subject=id, what=what, at=int(self.now()), source=self.source, data=data
-        )
-        subject = subjects.event(kind, id, what)
-        await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
-        self.observer.published(subject, event.body())
 
 
 def assemble(
@@ -178,16 +157,14 @@ def _decision_log(
 
 async def run(settings: ManagerSettings) -> None:
     """Connect, and work until cancelled. Raises Refusal, told as an event too, and BusError."""
-    bus = await connect([settings.bus.url], settings.bus.credentials, label=settings.name)
-    try:
-        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
-            await _work(settings, bus, http)
-    except Refusal as refusal:
-        reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
-        await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "failed", reasons=reasons)
-        raise
-    finally:
-        await bus.close()
+    async with await connect([settings.bus.url], settings.bus.credentials, label=settings.name) as bus:
+        try:
+            async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
+                await _work(settings, bus, http)
+        except Refusal as refusal:
+            reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
+            await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "failed", reasons=reasons)
+            raise
 
 
 async def _work(settings: ManagerSettings, bus: NatsBus, http: httpx.AsyncClient) -> None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from secrets import token_hex
-
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue, TypeAdapter
 
-from bus import subjects
-from bus.api import Bus, BusError
-from bus.nats import connect
+from bus.api import BusError
+from bus.nats import NatsBus, connect
+from manager.emitter import Emitter
 from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.worker import GatewayWorker
 from manager.keyfiles import read_identity
 from manager.metrics_http import served
 from schemas.base import Refusal
-from schemas.events import Event
 from schemas.settings import GatewaySettings
 
 _DATA = TypeAdapter(dict[str, JsonValue])
-
-
 TELL_S = 2.0
 """How long a worker that cannot begin tries to reach the bus to say so."""
 log = structlog.get_logger(__name__)
@@ -38,18 +32,16 @@ async def run(settings: GatewaySettings) -> None:
 
 
 async def _work(settings: GatewaySettings, identity: Ed25519PrivateKey) -> None:
-    bus = await connect([settings.bus.url], settings.bus.credentials)
     metrics = GatewayMetrics()
+    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+        emitter = _emitter(settings, bus)
 
-    async def emit(kind: str, id: str, what: str, data: dict[str, object]) -> None:
-        await _publish(bus, settings.id, kind, id, what, data)
-        metrics.event(what)
+        async def emit(kind: str, id: str, what: str, data: dict[str, object]) -> None:
+            await emitter.emit(kind, id, what, **_DATA.validate_python(data))
+            metrics.event(what)
 
-    try:
         with served(settings.metrics, metrics.registry):
             await GatewayWorker(settings, bus=bus, identity=identity, emit=emit, metrics=metrics).run()
-    finally:
-        await bus.close()
 
 
 async def _tell(settings: GatewaySettings, refusal: Refusal) -> None:
@@ -59,21 +51,10 @@ async def _tell(settings: GatewaySettings, refusal: Refusal) -> None:
     except (BusError, Refusal) as error:
         log.debug("not told as an event", error=str(error))
         return
-    try:
-        data: dict[str, object] = {"reasons": [reason.model_dump() for reason in refusal.reasons]}
-        await _publish(bus, settings.id, "gateway", settings.id, "failed", data)
-    finally:
-        await bus.close()
+    async with bus:
+        reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
+        await _emitter(settings, bus).emit("gateway", settings.id, "failed", reasons=reasons)
 
 
-async def _publish(bus: Bus, worker: str, kind: str, id: str, what: str, data: dict[str, object]) -> None:
-    event = Event(
-        id=token_hex(16),
-        kind=kind,
-        subject=id,
-        what=what,
-        at=int(time.time()),
-        source=f"attestgate/gateway/{worker}",
-        data=_DATA.validate_python(data),
-    )
-    await bus.publish(subjects.event(kind, id, what), event.body(), message_id=event.id, headers=event.headers())
+def _emitter(settings: GatewaySettings, bus: NatsBus) -> Emitter:
+    return Emitter(bus, f"attestgate/gateway/{settings.id}")

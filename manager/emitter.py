@@ -1,0 +1,34 @@
+"""Events of a worker's own, which belong to no session's outbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from secrets import token_hex
+
+from pydantic import JsonValue
+
+from bus import subjects
+from bus.api import Bus
+from manager.observer import Observer
+from schemas.events import Event
+
+
+@dataclass(frozen=True)
+class Emitter:
+    """Publishes events that belong to no session's outbox."""
+
+    bus: Bus
+    source: str
+    now: Callable[[], float] = time.time
+    observer: Observer = field(default_factory=Observer)
+
+    async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
+        """Publish one event. Raises BusError."""
+        event = Event(
+            id=token_hex(16), kind=kind, subject=id, what=what, at=int(self.now()), source=self.source, data=data
+        )
+        subject = subjects.event(kind, id, what)
+        await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
+        self.observer.published(subject, event.body())
