@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from secrets import token_hex
 
@@ -12,7 +12,13 @@ from pydantic import JsonValue
 from bus import subjects
 from bus.api import Bus
 from manager.observer import Observer
+from schemas.base import Reason
 from schemas.events import Event
+
+
+def plain(reasons: Iterable[Reason]) -> list[JsonValue]:
+    """Reasons as an event has them."""
+    return [reason.model_dump() for reason in reasons]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ in one move, is what remembers; losing it loses only that protection, not correc
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from manager.whole_file import replace_file
 from schemas.base import Refusal
 
 
@@ -65,13 +64,3 @@ class HighWater:
 
     def _write(self) -> None:
         replace_file(self._path, json.dumps(self._marks, indent=1, sort_keys=True))
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole and in one move; on disk when this returns. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

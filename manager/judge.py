@@ -223,7 +223,7 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     if record.question is None or record.outcome is None:
         return []
     before = {"mrenclave": record.outcome.mrenclave, **_shown(record.platform)}
-    after = {"mrenclave": verdict.mrenclave or "", **_shown(_platform(verdict))}
+    after = {"mrenclave": verdict.mrenclave or "", **_named(verdict)}
     return [
         Reason(
             code=f"recheck.{name}",
@@ -237,9 +237,12 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     ]
 
 
+def _named(verdict: Verdict) -> dict[str, str]:
+    return verdict.platform.model_dump() if verdict.platform is not None else {}
+
+
 def _platform(verdict: Verdict) -> dict[str, bytes]:
-    parts = verdict.platform.model_dump() if verdict.platform is not None else {}
-    return {name: bytes.fromhex(part) for name, part in parts.items()}
+    return {name: bytes.fromhex(part) for name, part in _named(verdict).items()}
 
 
 def _shown(platform: dict[str, bytes]) -> dict[str, str]:

@@ -11,7 +11,6 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import JsonValue
 
 from bus import subjects
 from bus.api import Bus
@@ -24,7 +23,7 @@ from manager.audit.memory import Memory
 from manager.audit.orders import Orders
 from manager.audit.telling import Telling
 from manager.certificates import Certificates
-from manager.emitter import Emitter
+from manager.emitter import Emitter, plain
 from manager.high_water import HighWater
 from manager.inbound import Inbound
 from manager.internal import Internal
@@ -162,8 +161,8 @@ async def run(settings: ManagerSettings) -> None:
             async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
                 await _work(settings, bus, http)
         except Refusal as refusal:
-            reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
-            await Emitter(bus, f"attestgate/{settings.name}").emit("manager", settings.name, "failed", reasons=reasons)
+            emitter = Emitter(bus, f"attestgate/{settings.name}")
+            await emitter.emit("manager", settings.name, "failed", reasons=plain(refusal.reasons))
             raise
 
 

@@ -6,8 +6,6 @@ stored sessions rests on. Where workers run on several machines, hand each the n
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from secrets import token_bytes
 
@@ -16,6 +14,7 @@ from manager.keyfiles import read_private
 from manager.outbox import POINTERS, Pointer
 from manager.sessions.record import AppRecord, HostRecord
 from manager.vault import StorageKeys, Vault, epoch_of
+from manager.whole_file import replace_file
 from schemas.base import Refusal, parse_json
 
 
@@ -53,7 +52,7 @@ def add_epoch(path: Path) -> int:
     """Add a fresh epoch to the file; records are sealed under it from now on. Returns its number."""
     keys = read(path)
     epoch = max(map(int, keys.epochs)) + 1
-    _replace(path, StorageKeys(epochs={**keys.epochs, str(epoch): token_bytes(32).hex()}))
+    replace_file(path, StorageKeys(epochs={**keys.epochs, str(epoch): token_bytes(32).hex()}).model_dump_json())
     return epoch
 
 
@@ -61,7 +60,7 @@ def destroy_old_epochs(path: Path) -> list[int]:
     """Remove every epoch but the newest from the file. Returns the numbers that are gone."""
     keys = read(path)
     newest = max(keys.epochs, key=int)
-    _replace(path, StorageKeys(epochs={newest: keys.epochs[newest]}))
+    replace_file(path, StorageKeys(epochs={newest: keys.epochs[newest]}).model_dump_json())
     return sorted(int(epoch) for epoch in keys.epochs if epoch != newest)
 
 
@@ -98,13 +97,3 @@ def _open(vault: Vault, key: str, value: bytes) -> HostRecord | AppRecord | Poin
             return vault.open(AppRecord, POINTERS, key, value)
         case _:
             return vault.open(Pointer, POINTERS, key, value)
-
-
-def _replace(path: Path, keys: StorageKeys) -> None:
-    """Write the file whole and in one move; it is never there half, nor readable by others."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # 0600
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(keys.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(path)

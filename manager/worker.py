@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import structlog
-from pydantic import JsonValue
 
 from bus import subjects
 from bus.api import Bus, BusError, Delivery
 from bus.channel import Early, Replayed, Stale
 from manager.audit.log import DecisionLog
+from manager.emitter import plain
 from manager.inbound import Inbound
 from manager.internal import Internal
 from manager.limits import Limiter
@@ -103,7 +103,7 @@ class Worker:
             await self._operators.take(name, data, self._now())
         except Refusal as refusal:
             message = hashlib.sha256(data).hexdigest()
-            await self._emit("op", name, "refused", message=message, reasons=_plain(refusal.reasons))
+            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
             raise
 
     async def _one(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
@@ -165,7 +165,7 @@ class Worker:
         name = await self._quarantine.put(subject, data, attempts, reason, self._now())
         self.counts["quarantined"] += 1
         kind, id, what = _who(subject)
-        await self._emit(kind, id, "quarantined", step=what, message=name, reasons=_plain((reason,)))
+        await self._emit(kind, id, "quarantined", step=what, message=name, reasons=plain((reason,)))
 
     async def _dropped(self, subject: str, data: bytes, reasons: tuple[Reason, ...]) -> None:
         """Count and report a message that changed nothing."""
@@ -181,7 +181,7 @@ class Worker:
             step=what,
             size=len(data),
             message=hashlib.sha256(data).hexdigest(),
-            reasons=_plain(reasons),
+            reasons=plain(reasons),
         )
 
     def _first_refusal(self, subject: str) -> bool:
@@ -204,10 +204,6 @@ def _who(subject: str) -> tuple[str, str, str]:
     tokens = ["unknown", "unknown", *subject.split(".")[2:]]
     kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
     return kind, id, what
-
-
-def _plain(reasons: tuple[Reason, ...]) -> list[JsonValue]:
-    return [dict(reason.model_dump()) for reason in reasons]
 
 
 def _no_move(none: NoMove) -> Reason:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from bus.api import Stored
 from bus.layout import LOG
 from manager.audit.copy import LogCopy
+from manager.audit.head import ACTION
 from manager.audit.intake import OVERDUE_S
 from manager.audit.merkle import consistency_proof, goes_on, leaf_hash, root_of
 from schemas.audit import Decision, open_decision
@@ -161,6 +162,3 @@ def _named(places: Sequence[int]) -> str:
 
 def _finding(code: str, field: str, expected: object, found: object) -> Reason:
     return Reason(code=code, field=field, expected=str(expected), found=str(found), action=ACTION)
-
-
-ACTION = "docs/decision-log.md says what to do when the log does not verify"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bus.api import Bus, Stored
 from bus.layout import LOG, TREE
-from manager.audit.head import HEAD, leaves_from, open_head
+from manager.audit.head import HEAD, Head, leaves_from, open_head
 from schemas.base import Refusal
 from schemas.checkpoint import Checkpoint
 
@@ -27,18 +27,13 @@ class LogCopy:
 
 async def read_head(bus: Bus, signers: set[bytes]) -> str:
     """The signed head alone. Raises Refusal (`log.*`, `signature.*`), BusError."""
-    entry = await bus.bucket(TREE.name).get(HEAD)
-    if entry is None or entry.value is None:
-        raise _none()
-    return open_head(entry.value, signers)[0].note
+    head, _ = await _head(bus, signers)
+    return head.note
 
 
 async def read_log(bus: Bus, signers: set[bytes]) -> LogCopy:
     """All of it. Raises Refusal (`log.*`, `signature.*`) for a head or tree that cannot be read, BusError."""
-    entry = await bus.bucket(TREE.name).get(HEAD)
-    if entry is None or entry.value is None:
-        raise _none()
-    head, checkpoint = open_head(entry.value, signers)
+    head, checkpoint = await _head(bus, signers)
     leaves = await leaves_from(bus, 0, head, checkpoint.size)
     stored: list[Stored] = []
     after, more = 0, True
@@ -49,11 +44,14 @@ async def read_log(bus: Bus, signers: set[bytes]) -> LogCopy:
     return LogCopy(head.note, checkpoint, leaves, stored)
 
 
-def _none() -> Refusal:
-    return Refusal.because(
-        "log.none",
-        "decision log",
-        expected="a head in the bucket log",
-        found="none",
-        action="start a manager worker; if there was a log before, docs/decision-log.md says what to do",
-    )
+async def _head(bus: Bus, signers: set[bytes]) -> tuple[Head, Checkpoint]:
+    entry = await bus.bucket(TREE.name).get(HEAD)
+    if entry is None or entry.value is None:
+        raise Refusal.because(
+            "log.none",
+            "decision log",
+            expected="a head in the bucket log",
+            found="none",
+            action="start a manager worker; if there was a log before, docs/decision-log.md says what to do",
+        )
+    return open_head(entry.value, signers)

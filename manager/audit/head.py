@@ -17,6 +17,8 @@ from schemas.base import Model, Refusal, unpack
 from schemas.checkpoint import MAX_NOTE, Checkpoint, open_checkpoint
 
 HEAD = "head"
+ACTION = "docs/decision-log.md says what to do when the log does not verify"
+"""What there is to do about whatever is wrong with the log."""
 TILE = 256
 """Leaf hashes of a full tile, as in C2SP tlog-tiles."""
 
@@ -92,5 +94,5 @@ def _wrong(what: str, expected: str, found: str) -> Refusal:
         f"bucket {TREE.name}: {what}",
         expected=expected,
         found=found,
-        action="docs/decision-log.md says what to do when the log does not verify",
+        action=ACTION,
     )

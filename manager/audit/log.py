@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.api import Bus, BusError, Conflict, Stored
 from bus.layout import LOG, TREE
-from manager.audit.head import HEAD, Head, leaves_from, open_head, put_tiles
+from manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
 from manager.audit.intake import Intake, subject_of
 from manager.audit.memory import Memory
 from manager.audit.merkle import Frontier, leaf_hash
@@ -37,7 +37,6 @@ CERTAIN = 2
 """Looks in a row that must find the same trouble: a cluster between two leaders may show an older head once."""
 TELL_EVERY = 30
 """Looks after which a trouble that lasts is told of again."""
-ACTION = "docs/decision-log.md says what to do when the log does not verify"
 
 
 @dataclass(frozen=True)

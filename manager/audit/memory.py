@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from manager.audit.merkle import Frontier
-from manager.high_water import replace_file
+from manager.whole_file import replace_file
 from schemas.base import Hex32, Model, read_json
 
 

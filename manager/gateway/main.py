@@ -8,7 +8,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from bus.api import BusError
 from bus.nats import NatsBus, connect
-from manager.emitter import Emitter
+from manager.emitter import Emitter, plain
 from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.worker import GatewayWorker
 from manager.keyfiles import read_identity
@@ -52,8 +52,7 @@ async def _tell(settings: GatewaySettings, refusal: Refusal) -> None:
         log.debug("not told as an event", error=str(error))
         return
     async with bus:
-        reasons: list[JsonValue] = [reason.model_dump() for reason in refusal.reasons]
-        await _emitter(settings, bus).emit("gateway", settings.id, "failed", reasons=reasons)
+        await _emitter(settings, bus).emit("gateway", settings.id, "failed", reasons=plain(refusal.reasons))
 
 
 def _emitter(settings: GatewaySettings, bus: NatsBus) -> Emitter:

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import TypeAdapter
 
 from manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
 from manager.gateway.ledger import CertificateEntry, Entry
+from manager.whole_file import replace_file
 
 _MARK = "# "
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
@@ -74,9 +74,7 @@ class MapFile:
 
     async def _write(self, entries: Mapping[str, Entry]) -> None:
         try:
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
-                file.writelines(_lines(entries))
-            Path(file.name).replace(self._path)
+            replace_file(self._path, "".join(_lines(entries)))
         except OSError as error:
             raise NginxError(f"{self._path}: {error.strerror}") from None
         await self._reload()

@@ -44,7 +44,7 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     if record.outcome is None:
         raise AssertionError(f"trust without a verdict in {record.state}")
     draft.decide(audit.Accepted(outcome=record.outcome, measurements=record.list_digest.hex()))
-    draft.event("trusted", lease_end=draft.record.lease_end, outcome=_outcome(draft))
+    draft.event("trusted", lease_end=draft.record.lease_end, outcome=record.outcome.model_dump(mode="json"))
     return draft.finish()
 
 
@@ -79,10 +79,6 @@ def judged(judgement: Judgement) -> dict[str, JsonValue]:
     """A host's verdict as an event shows it: the evidence by hash, and what was found in the list."""
     outcome = judgement.outcome.model_dump(mode="json")
     return {"outcome": outcome, "measurements": judgement.list_digest.hex(), **judgement.notes}
-
-
-def _outcome(draft: Draft[HostRecord]) -> JsonValue:
-    return draft.record.outcome.model_dump(mode="json") if draft.record.outcome else None
 
 
 WRONG_PROOF = Reason(
