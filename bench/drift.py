@@ -162,7 +162,8 @@ async def drift(folder: Path, rounds: int) -> None:
                 (config.folder / "access.log").write_text("")
             drifted = time.time()
             replace_list(stack, DRIFT)
-            verdict = await asyncio.wait_for(verdicts.untrusted.get(), 60)
+            async with asyncio.timeout(60):
+                verdict = await verdicts.untrusted.get()
             out = [await stack.saw(app, "read flows", 403, since=drifted) for app in APPS]
             assert None not in out
             assert [len(refused_at(config)) for config in gateways] == [1, 1], "each at another gateway"

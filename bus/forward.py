@@ -134,7 +134,8 @@ async def follow(bus: Bus, sink: Sink, position: Position) -> None:
             except (BusError, OSError) as error:
                 log.warning("events not handed on", after=position.last, error=str(error))
             with suppress(TimeoutError):
-                await asyncio.wait_for(more.wait(), LOOK_AGAIN_S)
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await more.wait()
     finally:
         await subscription.close()
 

@@ -39,7 +39,8 @@ async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, ans
     try:
         await bus.flush()
         await bus.publish(subjects.operator(name, action.do), data)
-        event = await asyncio.wait_for(answer, answer_s)
+        async with asyncio.timeout(answer_s):
+            event = await answer
     except TimeoutError:
         raise Refusal.because(
             "command.unanswered",

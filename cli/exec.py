@@ -135,7 +135,8 @@ class _Exec:
         with suppress(ProcessLookupError):
             child.terminate()
             try:
-                await asyncio.wait_for(child.wait(), GRACE_S)
+                async with asyncio.timeout(GRACE_S):
+                    await child.wait()
             except TimeoutError:
                 child.kill()
         await child.wait()

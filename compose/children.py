@@ -34,7 +34,8 @@ class Child:
         """SIGTERM, and SIGKILL if that is not heard."""
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.process.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
         except TimeoutError:
             await self.kill()
 

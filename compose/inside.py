@@ -43,7 +43,8 @@ async def run_nginx(path: Path) -> None:
         sys.stdout.flush()
         while not stop.is_set() and nginx.pid is not None:
             try:
-                await asyncio.wait_for(stop.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await stop.wait()
             except TimeoutError:
                 continue
         if not stop.is_set():

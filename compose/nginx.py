@@ -221,7 +221,8 @@ class Nginx:
         if child.returncode is None:
             child.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(child.wait(), _STOP_S)
+                async with asyncio.timeout(_STOP_S):
+                    await child.wait()
             except TimeoutError:
                 await self.kill()
         self.config.admin.unlink(missing_ok=True)

@@ -50,7 +50,8 @@ class TpmService:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with self._slots:
-                nonce = await asyncio.wait_for(reader.readexactly(NONCE_BYTES), PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    nonce = await reader.readexactly(NONCE_BYTES)
                 async with self._one:
                     quote = await asyncio.to_thread(self._tpm.quote, nonce, self._bank)
                 writer.write(pack(quote))

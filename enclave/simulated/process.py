@@ -50,7 +50,8 @@ class EnclaveProcess:
         """Ask it to end, and after a grace make it."""
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.wait(), _GRACE_S)
+            async with asyncio.timeout(_GRACE_S):
+                await self.wait()
         except TimeoutError:
             await self.kill()
 

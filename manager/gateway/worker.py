@@ -169,7 +169,8 @@ class GatewayWorker:
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the next statement: a withdrawal is tried at once."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     def _failed(self, state: RetryCallState) -> None:
         complain("nginx does not agree")(state)

@@ -335,3 +335,18 @@ async def test_refused_requests_are_told_with_the_rule(working: Deployment) -> N
         await stranger.get(working.gate.url)
     told = await working.told("request-refused", lambda data: data["verdict"] == "no certificate")
     assert (told["identity"], told["serial"], told["times"]) == ("", "", 1)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_statement_that_comes_just_before_it_keeps_no_worker_from_ending(gate: Gate, turns: int) -> None:
+    worker = Deployment(gate).worker()
+    pausing = asyncio.create_task(worker._pause(60))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    worker._wake.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    ended = pausing.done()
+    pausing.cancel()
+    await asyncio.wait([pausing])
+    assert pausing.cancelled() or ended
