@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import structlog
 import uvicorn
@@ -46,6 +46,36 @@ class Flow(Model):
     actions: Annotated[list[_Text], Field(max_length=32)]
 
 
+class Northbound(Protocol):
+    """What answers the four requests."""
+
+    async def list_switches(self, request: Request) -> Response: ...
+    async def list_flows(self, request: Request) -> Response: ...
+    async def add_flow(self, request: Request) -> Response: ...
+    async def delete_flow(self, request: Request) -> Response: ...
+
+
+def application(northbound: Northbound) -> Starlette:
+    """The REST application."""
+    flows = "/switches/{switch}/flows"
+    return Starlette(
+        routes=[
+            Route("/switches", northbound.list_switches, methods=["GET"]),
+            Route(flows, northbound.list_flows, methods=["GET"]),
+            Route(flows, northbound.add_flow, methods=["POST"]),
+            Route(flows + "/{flow:int}", northbound.delete_flow, methods=["DELETE"]),
+        ]
+    )
+
+
+async def read_flow(request: Request) -> Flow:
+    """The flow in a request's body. Raises HTTPException (422) for anything else."""
+    try:
+        return Flow.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
+
+
 class Controller:
     """The switches and their flows. Flow ids are small integers that are never used twice."""
 
@@ -53,32 +83,17 @@ class Controller:
         self._flows: dict[str, dict[int, Flow]] = {switch: {} for switch in switches}
         self._ids = count(1)
 
-    def application(self) -> Starlette:
-        """The REST application."""
-        flows = "/switches/{switch}/flows"
-        return Starlette(
-            routes=[
-                Route("/switches", self._list_switches, methods=["GET"]),
-                Route(flows, self._list_flows, methods=["GET"]),
-                Route(flows, self._add_flow, methods=["POST"]),
-                Route(flows + "/{flow:int}", self._delete_flow, methods=["DELETE"]),
-            ]
-        )
-
-    async def _list_switches(self, request: Request) -> Response:
+    async def list_switches(self, request: Request) -> Response:
         told(request)
         return JSONResponse([{"id": switch, "flows": len(flows)} for switch, flows in self._flows.items()])
 
-    async def _list_flows(self, request: Request) -> Response:
+    async def list_flows(self, request: Request) -> Response:
         told(request)
         return JSONResponse([_shown(number, flow) for number, flow in self._of(request).items()])
 
-    async def _add_flow(self, request: Request) -> Response:
+    async def add_flow(self, request: Request) -> Response:
         flows = self._of(request)
-        try:
-            flow = Flow.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
+        flow = await read_flow(request)
         if len(flows) >= MAX_FLOWS:
             raise HTTPException(507, "the flow table is full")
         number = next(self._ids)
@@ -86,7 +101,7 @@ class Controller:
         told(request, flow=number)
         return JSONResponse(_shown(number, flow), status_code=201)
 
-    async def _delete_flow(self, request: Request) -> Response:
+    async def delete_flow(self, request: Request) -> Response:
         number = request.path_params["flow"]
         if self._of(request).pop(number, None) is None:
             raise HTTPException(404)
@@ -117,7 +132,7 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-async def serve(path: Path, application: ASGIApp | None = None, ready: Callable[[], None] = lambda: None) -> None:
+async def serve(path: Path, rest: ASGIApp | None = None, ready: Callable[[], None] = lambda: None) -> None:
     """Serve on a unix socket (0600) until cancelled; a socket left behind by an earlier run is replaced.
 
     Calls `ready` when the socket listens.
@@ -131,8 +146,8 @@ async def serve(path: Path, application: ASGIApp | None = None, ready: Callable[
             os.umask(before)
         listener.listen()
         ready()
-        application = application or Controller().application()
-        server = _Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="off", ws="none"))
+        rest = rest or application(Controller())
+        server = _Server(uvicorn.Config(rest, log_config=None, access_log=False, lifespan="off", ws="none"))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await asyncio.shield(serving)

@@ -12,6 +12,23 @@ from compose.vectors import CLEAN
 from schemas.events import Event
 
 
+async def one_of_each(stack: Stack, within_s: float = 60.0) -> Path:
+    """Have host-1 trusted and app-1 admitted in a stack that runs; returns the host's measurement list.
+
+    `within_s` is for each of the two.
+    """
+    measurement_list = stack.plan.folder / "measurement-list"
+    shutil.copy(CLEAN, measurement_list)
+    await stack.put_policy(measurement_list)
+    await stack.enrol_host("host-1", "machine-a")
+    await stack.enrol_app("app-1", "host-1", 0)
+    await stack.start_host("host-1", "machine-a", measurement_list, ["app-1"])
+    await stack.until("host", "host-1", "trusted", within_s=within_s)
+    await stack.start_app("app-1", "host-1", "machine-a")
+    await stack.until("app", "app-1", "admitted", within_s=within_s)
+    return measurement_list
+
+
 async def keep_up(folder: Path, say: Callable[[str], None], *, cluster: bool = False, sync_interval: str = "2m") -> int:
     """Run until cancelled. `cluster` and `sync_interval` are the bus's: see `compose.stack.Stack`."""
 
@@ -19,15 +36,7 @@ async def keep_up(folder: Path, say: Callable[[str], None], *, cluster: bool = F
         say(f"  {event.kind:8} {event.subject:12} {event.what:18} {event.state or ''}")
 
     async with Stack(folder, tell=tell, say=say, cluster=cluster, sync_interval=sync_interval) as stack:
-        measurement_list = folder / "measurement-list"
-        shutil.copy(CLEAN, measurement_list)
-        await stack.put_policy(measurement_list)
-        await stack.enrol_host("host-1", "machine-a")
-        await stack.enrol_app("app-1", "host-1", 0)
-        await stack.start_host("host-1", "machine-a", measurement_list, ["app-1"])
-        await stack.until("host", "host-1", "trusted")
-        await stack.start_app("app-1", "host-1", "machine-a")
-        await stack.until("app", "app-1", "admitted")
+        await one_of_each(stack)
         viewer = stack.plan.keys / "viewer"
         operator = stack.plan.settings("operator")
         say(

@@ -13,61 +13,42 @@ from pathlib import Path
 from os_ken import cfg
 from os_ken.base.app_manager import AppManager
 from os_ken.controller import controller as _  # noqa: F401  registers the options for listening
-from pydantic import ValidationError
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from compose.controller import Flow, serve, told
+from compose.controller import application, read_flow, serve, told
 from compose.sdn.switches import NoAnswer, Switches
-from schemas.base import first_message, where
 
 
-class Northbound:
+class SwitchNorthbound:
     """Switches by name; one that has no name goes by its datapath id, 16 hexadecimal digits."""
 
     def __init__(self, switches: Switches, names: dict[str, int]) -> None:
         self._switches = switches
         self._names = names
 
-    def application(self) -> Starlette:
-        """The REST application."""
-        flows = "/switches/{switch}/flows"
-        return Starlette(
-            routes=[
-                Route("/switches", self._list_switches, methods=["GET"]),
-                Route(flows, self._list_flows, methods=["GET"]),
-                Route(flows, self._add_flow, methods=["POST"]),
-                Route(flows + "/{flow:int}", self._delete_flow, methods=["DELETE"]),
-            ],
-            exception_handlers={NoAnswer: _no_answer},
-        )
-
-    async def _list_switches(self, request: Request) -> Response:
+    async def list_switches(self, request: Request) -> Response:
         told(request)
         named = {number: name for name, number in self._names.items()}
         return JSONResponse([{"id": named.get(number, f"{number:016x}")} for number in self._switches.datapaths()])
 
-    async def _list_flows(self, request: Request) -> Response:
+    async def list_flows(self, request: Request) -> Response:
         told(request)
         return JSONResponse(await asyncio.to_thread(self._switches.flows, self._of(request)))
 
-    async def _add_flow(self, request: Request) -> Response:
+    async def add_flow(self, request: Request) -> Response:
+        flow = await read_flow(request)
         try:
-            flow = Flow.model_validate_json(await request.body())
             number = await asyncio.to_thread(
                 self._switches.add, self._of(request), flow.priority, flow.match, flow.actions
             )
-        except ValidationError as error:
-            raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         told(request, flow=number)
         return JSONResponse({"id": number, **flow.model_dump()}, status_code=201)
 
-    async def _delete_flow(self, request: Request) -> Response:
+    async def delete_flow(self, request: Request) -> Response:
         number = request.path_params["flow"]
         if not await asyncio.to_thread(self._switches.delete, self._of(request), number):
             raise HTTPException(404)
@@ -95,7 +76,9 @@ async def run(socket: Path, openflow: tuple[str, int], names: dict[str, int], re
     manager.load_apps(["compose.sdn.switches", "os_ken.controller.ofp_handler"])
     manager.instantiate_apps(**manager.create_contexts())
     switches = next(app for app in manager.applications.values() if isinstance(app, Switches))
-    await serve(socket, Northbound(switches, names).application(), ready)
+    rest = application(SwitchNorthbound(switches, names))
+    rest.add_exception_handler(NoAnswer, _no_answer)
+    await serve(socket, rest, ready)
 
 
 async def _no_answer(request: Request, error: Exception) -> Response:

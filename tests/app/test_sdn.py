@@ -12,7 +12,8 @@ import pytest
 
 from compose.nginx import free_port
 from compose.stack import Stack
-from compose.vectors import CLEAN, DRIFT
+from compose.up import one_of_each
+from compose.vectors import DRIFT
 from tests.app.switch import DATAPATH_ID, Switch, missing, switch
 from tests.gateway.support import until
 
@@ -36,18 +37,11 @@ async def connected(stack: Stack) -> None:
 async def test_a_flow_arrives_and_after_a_drift_none_does(tmp_path: Path) -> None:
     openflow = free_port()
     controller = ("simulated", "sdn", "--openflow", str(openflow), "--name", f"s1={DATAPATH_ID}")
-    listed = tmp_path / "list"
-    shutil.copy(CLEAN, listed)
     async with switch(tmp_path / "ovs") as bridge, Stack(tmp_path / "s", controller=controller) as stack:
         await bridge.controlled_by(openflow)
         await connected(stack)
         assert await bridge.flows() == []
-        await stack.put_policy(listed)
-        await stack.enrol_host("host-1", "machine-a")
-        await stack.enrol_app("app-1", "host-1", 0)
-        await stack.start_host("host-1", "machine-a", listed, ["app-1"])
-        await stack.until("host", "host-1", "trusted")
-        await stack.start_app("app-1", "host-1", "machine-a")
+        listed = await one_of_each(stack)
         assert await stack.saw("app-1", "add flow", 201, within_s=60) is not None
         flows = await in_table(bridge)
         drifted = time.time()

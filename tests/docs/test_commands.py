@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from compose.stack import Stack
+from compose.up import one_of_each
 from compose.vectors import CLEAN
 from tests.docs.commands import commands, run_all
 
@@ -28,16 +29,8 @@ def test_a_deployment_is_made_as_the_page_says(tmp_path: Path) -> None:
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     """A stack with host-1 trusted and app-1 admitted."""
-    measurement_list = tmp_path / "list"
-    shutil.copy(CLEAN, measurement_list)
     async with Stack(tmp_path / "s") as running:
-        await running.put_policy(measurement_list)
-        await running.enrol_host("host-1", "machine-a")
-        await running.enrol_app("app-1", "host-1", 0)
-        await running.start_host("host-1", "machine-a", measurement_list, ["app-1"])
-        await running.until("host", "host-1", "trusted")
-        await running.start_app("app-1", "host-1", "machine-a")
-        await running.until("app", "app-1", "admitted")
+        await one_of_each(running)
         yield running
 
 

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from compose.controller import MAX_FLOWS, Controller, serve
+from compose.controller import MAX_FLOWS, Controller, application, serve
 
 FLOW: dict[str, Any] = {"priority": 10, "match": {"eth_type": "0x0800"}, "actions": ["output:2"]}
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(Controller().application())
+    transport = httpx.ASGITransport(application(Controller()))
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as client:
         yield client
 
@@ -50,7 +50,7 @@ async def test_what_is_not_there(http: httpx.AsyncClient) -> None:
 
 async def test_a_table_has_an_end() -> None:
     controller = Controller(("s1",))
-    transport = httpx.ASGITransport(controller.application())
+    transport = httpx.ASGITransport(application(controller))
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
         first = (await http.post("/switches/s1/flows", json=FLOW)).json()["id"]
         flows = controller._flows["s1"]

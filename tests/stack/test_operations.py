@@ -23,7 +23,7 @@ from compose.nginx import Nginx
 from compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, Plan
 from compose.stack import Stack
 from compose.telling import reasons_of
-from compose.vectors import CLEAN
+from compose.up import one_of_each
 from schemas.settings import Timing
 from tests.docs.commands import commands, run_all
 from tests.stack.conftest import WANTED
@@ -111,6 +111,13 @@ class Site:
         """Return once app-1 gets through, at a connection opened after `after`."""
         assert await self.stack.saw("app-1", "read flows", 200, since=after or 0, within_s=within_s) is not None
 
+    async def renewed(self) -> None:
+        """app-1's agent ends and starts again, and it gets through at a new connection."""
+        await self.stack.agent("app-1").stop()
+        again = time.time()
+        await self.start("app-1")
+        await self.through(again)
+
     def undisturbed(self, mark: int) -> bool:
         """Nobody's session ended since, and app-1's program saw nothing but 200."""
         ended = [event for event in self.stack.events.seen[mark:] if event.what in ENDS]
@@ -130,14 +137,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     stack.plan = Plan(tmp_path / "s", timing=UNHURRIED)
     async with stack:
         site = Site(stack)
-        shutil.copy(CLEAN, site.listed)
-        await stack.put_policy(site.listed)
-        await site.enrol("host-1")
-        await site.enrol("app-1")
-        await site.start("host-1")
-        await stack.until("host", "host-1", "trusted", within_s=PATIENCE_S)
-        await site.start("app-1")
-        await stack.until("app", "app-1", "admitted", within_s=PATIENCE_S)
+        await one_of_each(stack, PATIENCE_S)
         await site.through()
         yield site
 
@@ -190,10 +190,7 @@ async def test_the_issuing_ca_is_replaced_and_nobody_notices(site: Site) -> None
     await site.reload_nginx()
     await site.rechecked(site.stack.events.mark)
     assert site.undisturbed(mark)
-    await site.stack.agent("app-1").stop()
-    again = time.time()
-    await site.start("app-1")
-    await site.through(again)
+    await site.renewed()
     with pytest.raises(AssertionError, match=r"pki\.in_use"):
         await site.type("attestgate keys rotate-ca -s manager.toml --finish")
 
@@ -205,10 +202,7 @@ async def test_a_server_certificate_is_replaced_and_nobody_notices(site: Site) -
     await site.reload_nginx()
     await site.rechecked(site.stack.events.mark)
     assert site.undisturbed(mark)
-    await site.stack.agent("app-1").stop()
-    again = time.time()
-    await site.start("app-1")
-    await site.through(again)
+    await site.renewed()
 
 
 async def test_a_gateways_identity_is_replaced(site: Site) -> None:
@@ -218,10 +212,7 @@ async def test_a_gateways_identity_is_replaced(site: Site) -> None:
     await site.restart_gateway()
     await site.rechecked(site.stack.events.mark)
     assert site.undisturbed(mark)
-    await site.stack.agent("app-1").stop()
-    again = time.time()
-    await site.start("app-1")
-    await site.through(again)
+    await site.renewed()
 
 
 async def test_the_managers_identity_is_replaced(site: Site) -> None:
@@ -376,10 +367,7 @@ async def test_without_the_attestation_service_nothing_is_noticed_within_the_hou
     await site.restart_manager()
     await site.rechecked(stack.events.mark)
     assert site.undisturbed(mark)
-    await stack.agent("app-1").stop()
-    again = time.time()
-    await site.start("app-1")
-    await site.through(again)
+    await site.renewed()
 
 
 # Reloading
