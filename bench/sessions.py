@@ -5,11 +5,11 @@
     python -m bench.sessions idle [--hosts N ...]
 
 `transitions`: sessions whose recheck has come due, all at once, taken by 1, 2 and 4 worker processes: load, step,
-compare-and-set, outbox, acknowledge. Beside them, in the same round, plain compare-and-set writes by as many processes,
-and what the bus alone does for a transition (bench.bus).
-`fleet`: real agents enrol one by one (latency) and all at once, then answer rechecks; one worker, whose CPU time is
-counted by itself. `idle`: records as they stand after enrolment, by the stream's own count of bytes, and the memory of
-a worker that has taken as many through a recheck.
+compare-and-set, outbox, acknowledge; and who used the cores for it. Beside them, in the same round, plain
+compare-and-set writes by as many processes, and what the bus alone does for a transition (bench.bus).
+`fleet`: real agents enrol one by one (latency) and all at once, then all are asked again at once; one worker, whose
+CPU time is counted by itself. `idle`: records as they stand after enrolment, by the stream's own count of bytes, and
+the memory of a worker that has taken as many through a recheck.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ from compose.children import Child, Children
 from manager.outbox import Pointer, summary, summary_key
 from manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from manager.sessions.states import State
-from schemas.base import Secret
+from manager.sessions.work import WORK, Order, Work
+from schemas.base import Secret, pack
 from schemas.messages import Outcome
-from schemas.settings import Timing
 from tests.sessions.harness import World
 
 TICK = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2, 4)
-LIVELY = Timing(lease_s=600, recheck_s=3, evidence_window_s=120, skew_s=5, certificate_s=3600)
-"""Rechecks as fast as settings allow in earnest, with windows that a busy machine keeps to."""
-STEADY_S = 20.0
+USERS = ("workers", "server", "bench")
+"""Who shares the cores in a round of transitions."""
+RECHECKS = 6
+"""How often the whole fleet is asked again."""
 
 
 class Site:
@@ -65,11 +66,11 @@ class Site:
         child = await self.children.start("pccs", "simulated", "pccs", "--authority", str(self.world.authority))
         self.pccs = (await self.children.line(child, "ready", 30.0)).split()[1]
 
-    async def worker(self, name: str, timing: Timing = CALM) -> Child:
+    async def worker(self, name: str) -> Child:
         """Start a manager worker; returns once it works."""
         creds = self.folder / f"{name}.creds"
         credentials.issue(self.world.keys / "bus", "manager", name, creds)
-        settings = self.world.manager_settings(self.folder / name, name, timing, "mlkem768-x25519")
+        settings = self.world.manager_settings(self.folder / name, name, CALM, "mlkem768-x25519")
         table = json.loads(settings.model_dump_json(exclude_none=True))
         table["bus"] = {"url": self.server.url, "credentials": str(creds)}
         table["attestation"]["pccs_url"] = self.pccs
@@ -99,9 +100,9 @@ async def site() -> AsyncIterator[Site]:
         yield place
 
 
-def cpu_s(child: Child) -> float:
+def cpu_s(pid: int) -> float:
     """Seconds of CPU that a process has used (proc(5), utime and stime)."""
-    fields = Path(f"/proc/{child.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
@@ -181,8 +182,8 @@ async def taken(bus: NatsBus) -> int:
     return (info.delivered.consumer_seq if info.delivered else 0) - (info.num_ack_pending or 0)
 
 
-async def transitions_a_second(place: Site, bus: NatsBus, count: int) -> float:
-    """Sessions that come due all at once, by whatever workers run."""
+async def transitions(place: Site, bus: NatsBus, count: int, pids: Sequence[int] = ()) -> tuple[float, list[float]]:
+    """Sessions that come due all at once, by whatever workers run: how many a second; CPU seconds by `pids`."""
     now = int(time.time())
     records = [trusted(number, now) for number in range(count)]
     await put(place, bus, records)
@@ -190,8 +191,9 @@ async def transitions_a_second(place: Site, bus: NatsBus, count: int) -> float:
     await due(bus, records, at)
     while await taken(bus) == before:  # noqa: ASYNC110  the server tells nobody
         await asyncio.sleep(0.005)
-    started = time.perf_counter()
-    return count / (await drained(bus, before + count) - started)
+    started, used = time.perf_counter(), [cpu_s(pid) for pid in pids]
+    ended = await drained(bus, before + count)
+    return count / (ended - started), [cpu_s(pid) - then for pid, then in zip(pids, used, strict=True)]
 
 
 async def plain_writes(place: Site, processes: int, count: int) -> float:
@@ -224,14 +226,16 @@ async def measure_transitions(rounds: int, count: int) -> None:
         figures: dict[str, list[float]] = defaultdict(list)
         workers: list[Child] = [await place.worker("manager-1")]
         bus = await place.connect()
-        await transitions_a_second(place, bus, 200)  # everything is imported and warm
+        await transitions(place, bus, 200)  # everything is imported and warm
         for processes in WORKERS:
             while len(workers) < processes:
                 workers.append(await place.worker(f"manager-{len(workers) + 1}"))
             for _ in range(rounds):
-                before = sum(map(cpu_s, workers))
-                figures[f"{processes} transitions"].append(await transitions_a_second(place, bus, count))
-                figures[f"{processes} cpu"].append((sum(map(cpu_s, workers)) - before) * 1000 / count)
+                pids = [os.getpid(), place.server.pid, *(worker.process.pid for worker in workers)]
+                many, (ours, server, *theirs) = await transitions(place, bus, count, pids)
+                figures[f"{processes} transitions"].append(many)
+                for who, cpu in zip(USERS, (sum(theirs), server, ours), strict=True):
+                    figures[f"{processes} {who}"].append(cpu * 1000 / count)
                 figures[f"{processes} writes"].append(await plain_writes(place, processes, count))
                 figures[f"{processes} bus"].append(await rate(bus, transition, count))
         await bus.close()
@@ -240,18 +244,19 @@ async def measure_transitions(rounds: int, count: int) -> None:
         done, plain, alone = (figures[f"{processes} {what}"] for what in ("transitions", "writes", "bus"))
         ratio = [t / w for t, w in zip(done, plain, strict=True)]
         of_bus = [t / b for t, b in zip(done, alone, strict=True)]
+        used = [f"{who} {statistics.median(figures[f'{processes} {who}']):.2f} ms" for who in USERS]
         print(
             f"{processes} workers: transitions {shown(done)} = {statistics.median(done) / one:.2f} x one worker; plain"
             f" writes {shown(plain)}: ratio {statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f});"
             f" the same bus operations alone, one client {shown(alone)}: ratio {statistics.median(of_bus):.2f};"
-            f" {statistics.median(figures[f'{processes} cpu']):.2f} ms of the workers' CPU each"
+            f" CPU each: {', '.join(used)}"
         )
 
 
 async def measure_fleet(hosts: int, apps: int) -> None:
     """Print latency of single enrolments, then enrolments and rechecks in bulk."""
     async with site() as place:
-        worker = await place.worker("manager-1", LIVELY)
+        worker = await place.worker("manager-1")
         async with Fleet(place.world, place.server.url, place.folder / "fleet") as fleet:
             await fleet.gateway()
             for number in range(hosts):
@@ -266,24 +271,37 @@ async def measure_fleet(hosts: int, apps: int) -> None:
             ]
             for name, times in (("host", host_s), ("application", app_s)):
                 print(f"one {name} at a time, hello to the end: p50 {_at(times, 50)} ms, p99 {_at(times, 99)} ms")
-            before = cpu_s(worker)
+            before = cpu_s(worker.process.pid)
             started = time.perf_counter()
             for n in range(alone, hosts):
                 await fleet.host(f"host-{n}")
             for n in range(alone, hosts):
                 await fleet.until("host", f"host-{n}", "trusted", 300)
-            took, used, many = time.perf_counter() - started, cpu_s(worker) - before, hosts - alone
+            took, used, many = time.perf_counter() - started, cpu_s(worker.process.pid) - before, hosts - alone
             print(f"{many} hosts at once: {many / took:,.0f}/s; {many / used:,.0f} a second of one core")
-            before, since, started = cpu_s(worker), len(fleet.events), time.perf_counter()
-            await asyncio.sleep(STEADY_S)
-            took, used = time.perf_counter() - started, cpu_s(worker) - before
-            done = sum(event.what == "rechecked" for event in fleet.events[since:])
+            rounds = [await _asked_again(place, fleet, worker, hosts) for _ in range(RECHECKS)]
+            rates, each = zip(*rounds, strict=True)
             print(
-                f"{hosts} hosts and {alone} applications, each asked again {LIVELY.recheck_s} s after its answer:"
-                f" {done / took:,.0f} re-attestations/s with their agents on the same cores;"
-                f" {done / used:,.0f} a second of one core ({used / done * 1000:.1f} ms of the worker's CPU each)"
+                f"{hosts} hosts asked again at once, {RECHECKS} times: {shown(rates)} with their agents on the same"
+                f" cores; {shown([1 / s for s in each], ' a second of one core')}"
             )
             print(f"worker {memory_mib(worker):.0f} MiB")
+
+
+async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> tuple[float, float]:
+    """All hosts' rechecks at once: how many a second, and the seconds of the worker's CPU for one."""
+    bus = await place.connect()
+    sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
+    before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
+    orders = [subjects.work("host", session, "recheck") for session in sessions]
+    data = Work(data=pack(Order(reasons=[])))
+    await asyncio.gather(*(bus.publish(to, place.world.vault.seal(WORK, to, 0, data)) for to in orders))
+    while sum(event.kind == "host" and event.what == "rechecked" for event in fleet.events[since:]) < hosts:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    rate = hosts / (time.perf_counter() - started)
+    await asyncio.sleep(1)  # what comes after the event is counted too
+    await bus.close()
+    return rate, (cpu_s(worker.process.pid) - before) / hosts
 
 
 async def _one(fleet: Fleet, kind: str, id: str, what: str, start: Coroutine[Any, Any, None]) -> float:
@@ -318,7 +336,7 @@ async def measure_idle(sizes: Sequence[int]) -> None:
             now = await _bytes(bus)
             kept = {name: (now[name] - base[name]) / made for name in now if now[name] != base[name]}
             parts = ", ".join(f"{name} {each:,.0f}" for name, each in kept.items())
-            await transitions_a_second(place, bus, size)  # as many sessions more, which count for memory only
+            await transitions(place, bus, size)  # as many sessions more, which count for memory only
             base = {name: base[name] + each - now[name] for name, each in (await _bytes(bus)).items()}
             print(f"{size} hosts: {sum(kept.values()):,.0f} bytes each ({parts}); worker {memory_mib(worker):.0f} MiB")
         await bus.close()

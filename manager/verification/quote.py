@@ -123,11 +123,8 @@ class Pck:
     """This and the two flags after it are None for a single-package platform: its certificate has none."""
     cached_keys: bool | None
     smt: bool | None
-
-    @property
-    def ca(self) -> str:
-        """`platform` or `processor`: which of Intel's PCK CAs issued the leaf, and so whose CRL speaks about it."""
-        return "platform" if "PCK Platform CA" in self.chain[0].issuer.rfc4514_string() else "processor"
+    ca: str
+    """`platform` or `processor`: which of Intel's PCK CAs issued the leaf, and so whose CRL speaks about it."""
 
 
 class Quote(NamedTuple):
@@ -278,6 +275,7 @@ def _pck(pem: bytes) -> Pck:
         dynamic_platform=_flag(extension, 1),
         cached_keys=_flag(extension, 2),
         smt=_flag(extension, 3),
+        ca="platform" if "PCK Platform CA" in chain[0].issuer.rfc4514_string() else "processor",
     )
 
 
