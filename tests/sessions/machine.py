@@ -253,6 +253,19 @@ class Chaos(RuleBasedStateMachine):
         self.deliver(10)
         self.restart(app)
 
+    @rule(id=SUBJECTS, seconds=st.sampled_from([5, 20, 31]))
+    def answer_and_stop(self, id: str, seconds: int) -> None:
+        """What a subject said before it went bad is heard only later."""
+        self.recheck(id)
+        answer = subjects.inbound(_kind(id), id, "recheck_evidence")
+        for _ in range(30):
+            if any(subject == answer for subject, _ in self.held):
+                break
+            self.deliver(1)
+        self.stop(id)
+        self.wait(seconds)
+        self.deliver(len(self.held))
+
     @rule()
     def drift(self) -> None:
         if self.drifted is None:
