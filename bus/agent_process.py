@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from bus.agent import SessionOver
 from bus.api import BusError
+from bus.lifetime import until_told
 from bus.logs import reload_level, set_up_from, set_up_logs
 from schemas.base import Reason, Refusal
 from schemas.settings import AgentSettings, load_settings
@@ -28,7 +28,7 @@ BACK_OFF_S = 60.0
 def agent_main(
     name: str,
     kind: type[S],
-    run: Callable[[S], Awaitable[None]],
+    run: Callable[[S], Coroutine[Any, Any, None]],
     trouble: tuple[type[Exception], ...],
     arguments: list[str],
 ) -> int:
@@ -44,7 +44,7 @@ def agent_main(
     try:
         settings = load_settings(kind, path)
         set_up_from(settings.log)
-        asyncio.run(_until_told(run(settings), lambda: reload_level(kind, path)))
+        until_told(run(settings), lambda: reload_level(kind, path))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return WRONG_SETTINGS
@@ -76,18 +76,6 @@ async def sessions_without_end(
             wait_s = retry_s
         await asyncio.sleep(wait_s)
         wait_s = min(wait_s * 1.5, BACK_OFF_S)
-
-
-async def _until_told(work: Awaitable[None], reload: Callable[[], None]) -> None:
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        log.info("stopped")
 
 
 def tell(what: str, reasons: list[Reason], **more: object) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
-from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import structlog
 import typer
 from pydantic import BaseModel, ValidationError
 
@@ -46,24 +42,6 @@ LogOption = Annotated[LogFormat, typer.Option("--log", help="Log lines as JSON, 
 def set_up_logs(form: LogFormat, level: str = "info") -> None:
     """Logs go to standard error, one line each."""
     logs.set_up_logs(form.value, level)
-
-
-def until_told(work: Coroutine[Any, Any, None], reload: Callable[[], None] | None = None) -> None:
-    """Run a server until it ends, or SIGTERM or SIGINT ends it in order. SIGHUP calls `reload`."""
-
-    async def guarded() -> None:
-        task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
-        if reload is not None:
-            loop.add_signal_handler(signal.SIGHUP, reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        try:
-            await task
-        except asyncio.CancelledError:
-            structlog.get_logger().info("stopped")
-
-    asyncio.run(guarded())
 
 
 def say(text: str) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from bus.forward import File, Position, Sink, Stream, Syslog, follow
+from bus.lifetime import until_told
 from bus.nats import connect
-from cli.common import LogFormat, OperatorOption, set_up_logs, until_told, wrong
+from cli.common import LogFormat, OperatorOption, set_up_logs, wrong
 from schemas.settings import OperatorFile, load_settings
 
 LOCAL_SYSLOG = Path("/dev/log")

@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from bus.lifetime import until_told
 from bus.logs import reload_level
-from cli.common import LogFormat, SettingsFile, set_up_logs, until_told
+from cli.common import LogFormat, SettingsFile, set_up_logs
 from enclave.simulated.launcher import launch
 from schemas.base import Refusal
 from schemas.settings import (

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from cli.common import LogFormat, LogOption, say, set_up_logs, until_told
+from bus.lifetime import until_told
+from cli.common import LogFormat, LogOption, say, set_up_logs
 from cli.processes import CODE_ROOT, CodeOption
 from compose import controller
 from enclave.simulated import authority as authorities

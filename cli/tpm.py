@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from cli.common import LogFormat, LogOption, say, set_up_logs, until_told, wrong
+from bus.lifetime import until_told
+from cli.common import LogFormat, LogOption, say, set_up_logs, wrong
 from host_agent.tpm import DEVICE, Tpm
 from host_agent.tpm_service import run
 from manager.tpm_enrolment import challenge as challenge_for

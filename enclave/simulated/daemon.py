@@ -23,6 +23,7 @@ from enclave.simulated.frames import (
     ENCLAVE_FD,
     MAX_FRAME,
     MEASURED,
+    RELOAD,
     Exited,
     KeyRequest,
     Launch,
@@ -128,7 +129,7 @@ class _Machine:
         await _tell(launcher, LaunchAnswer(identity=identity))
         async with asyncio.TaskGroup() as group:
             answers = group.create_task(self._answer(channel, identity, process))
-            watch = group.create_task(_stop_without(launcher, process))
+            watch = group.create_task(_heed(launcher, process))
             status = await process.wait()
             watch.cancel()
             channel.shutdown(socket.SHUT_RDWR)
@@ -187,10 +188,11 @@ def _no_start(request: Launch, error: Exception) -> Refusal:
     )
 
 
-async def _stop_without(launcher: socket.socket, process: EnclaveProcess) -> None:
-    """Wait until the launcher hangs up (or says anything: it has nothing to say), then end its enclave."""
+async def _heed(launcher: socket.socket, process: EnclaveProcess) -> None:
+    """Pass on that settings are to be read again; end the enclave when its launcher hangs up, or says anything else."""
     with suppress(ConnectionError):
-        await asyncio.get_running_loop().sock_recv(launcher, 1)
+        while await asyncio.get_running_loop().sock_recv(launcher, MAX_FRAME) == RELOAD:
+            process.reload()
     await process.stop()
 
 

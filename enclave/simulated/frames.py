@@ -23,6 +23,10 @@ MEASURED = "ATTESTGATE_MEASURED"
 """The environment variable that names the private copy of the measured settings."""
 
 
+RELOAD = b"reload"
+"""Launcher to daemon: have the enclave read its settings again, by SIGHUP."""
+
+
 class Launch(Model):
     """Launcher to daemon, with the descriptors of standard output and error beside it. Paths are absolute."""
 

@@ -1,19 +1,23 @@
 """Ask the simulated platform's daemon to launch an enclave, and stay until it ends: `attestgate host run` and the like.
 
-The launcher's life is the enclave's: when this process ends in whatever way, the daemon ends the enclave.
+The launcher's life is the enclave's: when this process ends in whatever way, the daemon ends the enclave. A SIGHUP to
+it reaches the enclave.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enclave.api import EnclaveError
 from enclave.manifest import read_manifest
-from enclave.simulated.frames import MAX_FRAME, Exited, Launch, LaunchAnswer
+from enclave.simulated.frames import MAX_FRAME, RELOAD, Exited, Launch, LaunchAnswer
 from schemas.base import M, Refusal, pack, unpack
 
 
@@ -52,7 +56,26 @@ def launch(
         answer = _receive(daemon, LaunchAnswer)
         if answer.identity is None:
             raise Refusal(*answer.refused)
-        return _until_exit(daemon)
+        with _sighup_passed_on(daemon):
+            return _until_exit(daemon)
+
+
+@contextmanager
+def _sighup_passed_on(daemon: socket.socket) -> Iterator[None]:
+    """Within, a SIGHUP is the enclave's to heed. Only a process's main thread hears signals; any other lets them be."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(*_: object) -> None:
+        with suppress(OSError):  # a daemon that is gone is found out where its answer is read
+            daemon.send(RELOAD)
+
+    before = signal.signal(signal.SIGHUP, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _until_exit(daemon: socket.socket) -> int:

@@ -46,6 +46,12 @@ class EnclaveProcess:
         """The exit status, negative for a signal; by then its whole group is gone."""
         return await asyncio.shield(self._ended)
 
+    def reload(self) -> None:
+        """Have it read its settings again; what it has started is not asked."""
+        if not self._ended.done():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGHUP)
+
     async def stop(self) -> None:
         """Ask it to end, and after a grace make it."""
         self._signal(signal.SIGTERM)

@@ -70,6 +70,11 @@ elif command == "raw":
         wire.sendall(open(rest[0], "rb").read())
         say(answer=wire.recv(100).hex())
     time.sleep(600)
+elif command == "reload":
+    signal.signal(signal.SIGHUP, lambda *_: say(reloaded=True))
+    say(pids=[os.getpid()])
+    signal.pause()
+    signal.pause()
 elif command == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     say(pids=[os.getpid()])

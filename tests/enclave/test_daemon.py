@@ -128,6 +128,17 @@ def test_launcher_gone_means_enclave_and_its_children_dead(
     assert len(pids) == 2
 
 
+def test_the_launchers_sighup_reaches_the_enclave_and_ends_nothing(world: World, code: Code) -> None:
+    with start_launcher(world.one, code, "reload") as running:
+        (pid,) = pids_of(running)
+        assert running.stdout is not None
+        for _ in range(2):
+            running.send_signal(signal.SIGHUP)
+            assert json.loads(running.stdout.readline()) == {"reloaded": True}
+        assert running.wait(30) == 0
+        wait_dead(pid)
+
+
 def test_enclave_that_ignores_the_request_to_end_is_ended(world: World, code: Code) -> None:
     with start_launcher(world.one, code, "stubborn") as running:
         (enclave,) = pids_of(running)

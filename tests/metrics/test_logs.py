@@ -114,10 +114,11 @@ def test_the_level_is_read_again_and_a_broken_file_changes_nothing(
     assert told == ["log level", "seen", "settings not read again", "seen too"]
 
 
-@pytest.mark.parametrize("kind", ["manager", "gateway"])
+@pytest.mark.parametrize("kind", ["manager", "gateway", "host-1", "app-1"])
 async def test_a_running_process_takes_sighup_and_goes_on(deployed: Plan, tmp_path: Path, kind: str) -> None:
     """It waits for a bus that is not there: that is long enough to be told."""
-    text = deployed.settings(kind).read_text(encoding="utf-8")
+    (written,) = deployed.settings("any").parent.glob(f"{kind}@*.toml" if "-" in kind else f"{kind}.toml")
+    text = written.read_text(encoding="utf-8")
     path = tmp_path / f"{kind}.toml"
     path.write_text(text, encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
@@ -144,13 +145,16 @@ async def test_a_running_process_takes_sighup_and_goes_on(deployed: Plan, tmp_pa
 STARTED = """
 import asyncio, sys
 from pathlib import Path
+from bus.agent_process import agent_main
 from cli import processes
-from schemas.settings import GatewaySettings, ManagerSettings
+from schemas.settings import AppSettings, GatewaySettings, HostSettings, ManagerSettings
 
 async def run(settings):
     print("running", flush=True)
     await asyncio.Event().wait()
 
-kind = {"manager": ManagerSettings, "gateway": GatewaySettings}[sys.argv[1]]
-processes._serve(kind, Path(sys.argv[2]), None, run)
+what, path = sys.argv[1:]
+if agent := {"host-1": HostSettings, "app-1": AppSettings}.get(what):
+    sys.exit(agent_main("agent", agent, run, (), [path]))
+processes._serve({"manager": ManagerSettings, "gateway": GatewaySettings}[what], Path(path), None, run)
 """

@@ -1,0 +1,28 @@
+"""How long a process runs: until its work ends, or it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+
+def until_told(work: Coroutine[Any, Any, None], reload: Callable[[], None] | None = None) -> None:
+    """Run a server until it ends, or SIGTERM or SIGINT ends it in order. SIGHUP calls `reload`."""
+
+    async def guarded() -> None:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        if reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            structlog.get_logger(__name__).info("stopped")
+
+    asyncio.run(guarded())
