@@ -72,7 +72,7 @@ class Plan:
         """Write a settings file."""
         path = self.settings(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(tomli_w.dumps(table), encoding="utf-8")
+        path.write_text(tomli_w.dumps(table, multiline_strings=True), encoding="utf-8")
         return path
 
     def credentials(self, role: str, name: str) -> Path:

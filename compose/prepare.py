@@ -126,7 +126,7 @@ def _settings(folder: Path, keys: Path) -> None:
     folder.mkdir(mode=0o700)
 
     def write(name: str, table: dict[str, Any]) -> None:
-        (folder / f"{name}.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        (folder / f"{name}.toml").write_text(tomli_w.dumps(table, multiline_strings=True), encoding="utf-8")
 
     write("manager", _manager(public))
     write("gateway", _gateway_worker(public))

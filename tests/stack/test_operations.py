@@ -10,17 +10,19 @@ import asyncio
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from bus import credentials
 from bus.nats import connect
 from bus.server import EmbeddedServer
 from compose.children import Child
 from compose.nginx import Nginx
-from compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, Plan
+from compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
 from compose.stack import Stack
 from compose.telling import reasons_of
 from compose.up import one_of_each
@@ -73,6 +75,20 @@ class Site:
             await self.stack.enrol_host("host-1", "machine-a")
         else:
             await self.stack.enrol_app("app-1", "host-1", 0)
+
+    async def enrolled(self) -> dict[str, str]:
+        """What is enrolled, under the names that the page has for it."""
+        machine = self.plan.machine("machine-a")
+        platform = await self.type(f"attestgate simulated ppid {machine} --salt keys/manager/salt")
+        measured = {"OLD": self.stack.measurement("host"), "OLD_APP": self.stack.measurement("app")}
+        return {**measured, "PLATFORM": platform.strip()}
+
+    def dismiss(self, name: str) -> None:
+        """Take an operator or a policy author out of the manager's settings."""
+        path = self.plan.settings("manager")
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table["operators"] = [one for one in table["operators"] if one["name"] != name]
+        path.write_text(tomli_w.dumps(table), encoding="utf-8")
 
     async def start(self, *ids: str) -> None:
         """Start the agents named."""
@@ -215,14 +231,39 @@ async def test_a_gateways_identity_is_replaced(site: Site) -> None:
     await site.renewed()
 
 
+async def test_the_root_ca_is_replaced(site: Site) -> None:
+    stack = site.stack
+    await site.fresh_keys()
+    lines = commands(PAGE, "The root CA")
+    old, root = await site.enrolled(), (site.desk / "keys/manager/pki/root-ca.pem").read_text(encoding="ascii")
+    await site.type(*lines[:5], **old)
+    assert stack.measurement("host") != old["OLD"]
+    again = time.time()
+    await site.restart_agents()
+    await site.through(again)
+    mark = stack.events.mark
+    await site.type(*lines[5:-1], GATEWAY_NAME=GATEWAY_NAME)
+    await site.reload_nginx()
+    await site.restart_manager()
+    await site.rechecked(stack.events.mark)
+    assert site.undisturbed(mark)
+    await site.renewed()
+    await site.type(lines[-1])
+    await site.reload_nginx()
+    for name in ("host", "app"):
+        path = site.plan.settings(f"{name}.measured")
+        path.write_text(path.read_text(encoding="utf-8").replace(root, ""), encoding="utf-8")
+    await site.enrol("host-1")
+    await site.enrol("app-1")
+    again = time.time()
+    await site.restart_agents()
+    await site.through(again)
+
+
 async def test_the_managers_identity_is_replaced(site: Site) -> None:
     stack = site.stack
     await site.fresh_keys()
-    lines = commands(PAGE, "The manager's identity")
-    platform_id = await site.type(
-        f"attestgate simulated ppid {site.plan.machine('machine-a')} --salt keys/manager/salt"
-    )
-    old = {"OLD": stack.measurement("host"), "OLD_APP": stack.measurement("app"), "PLATFORM": platform_id.strip()}
+    lines, old = commands(PAGE, "The manager's identity"), await site.enrolled()
     await site.type(*lines[:-1], **old)
     assert stack.measurement("host") != old["OLD"]
     await site.restart_gateway()
@@ -244,6 +285,39 @@ async def test_an_operator_is_replaced(site: Site) -> None:
     olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
     said = await site.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
     assert "host-1" in said and "revoke: applied" in said
+    mark, gateway, enclaves = stack.events.mark, site.plan.public()["gateways"][GATEWAY], await site.enrolled()
+    lines = [line for line in commands(PAGE, "The root CA") if line.startswith("attestgate enrol")]
+    await site.type(
+        *(line.replace(' --mrenclave "$new"', "").replace(' --mrenclave "$app"', "") for line in lines),
+        f"attestgate enrol gateway {GATEWAY} --identity {gateway}",
+        **olga,
+        **enclaves,
+    )
+    await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
+    site.dismiss(OPERATOR)
+    await site.restart_manager()
+    mark = stack.events.mark
+    await site.rechecked(mark)
+    assert site.undisturbed(mark)
+    with pytest.raises(AssertionError, match="signature"):
+        await site.type("attestgate revoke app app-1 --reason trial")
+
+
+async def test_a_policy_author_is_replaced(site: Site) -> None:
+    stack = site.stack
+    await site.fresh_keys()
+    (site.desk / "list.bin").symlink_to(site.listed)
+    lines = commands("getting-started.md")
+    await site.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
+    lines = commands(PAGE, "A policy author")
+    await site.type(*lines[:2])
+    await site.restart_manager()
+    mark = stack.events.mark
+    await site.type(*lines[2:])
+    site.dismiss(POLICY_AUTHOR)
+    await site.restart_manager()
+    await site.rechecked(stack.events.mark)
+    assert site.undisturbed(mark)
 
 
 async def test_a_credential_is_replaced(site: Site) -> None:
