@@ -70,7 +70,7 @@ engine:
 		|| { echo "no docker compose: on Debian apt-get install docker-compose" >&2; exit 2; }
 
 stack-down:
-	$(COMPOSE) down --volumes --remove-orphans
+	@test ! -f $(RUN_FOLDER)/env || $(COMPOSE) down --volumes --remove-orphans
 	rm -rf $(RUN_FOLDER)
 
 # Uses the Docker engine that runs, or starts one of its own in a network namespace; without either it is skipped.
