@@ -14,17 +14,16 @@ import secrets
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
 from bus.api import EXPECTED, BusError, Conflict, Entry, Stored
+from bus.connection import Connection
 from bus.errors import ANSWER_S, translated
 from bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, BucketLayout
-
-if TYPE_CHECKING:
-    from bus.nats import NatsBus
+from bus.pages import read_page
 
 LOOK_S = 1.0
 """A watch looks this often without being woken: a follower in a cluster may answer before it has the newest."""
@@ -34,8 +33,8 @@ NOT_FOUND = 404
 class NatsBucket:
     """A `bus.api.Bucket`."""
 
-    def __init__(self, bus: NatsBus, layout: BucketLayout) -> None:
-        self._bus = bus
+    def __init__(self, connection: Connection, layout: BucketLayout) -> None:
+        self._connection = connection
         self._layout = layout
 
     async def get(self, key: str) -> Entry | None:
@@ -83,14 +82,14 @@ class NatsBucket:
             woken.set()
 
         with translated(f"watch {self._layout.name}"):
-            hint = await self._bus.client.subscribe(self._layout.subject(pattern), cb=wake)
+            hint = await self._connection.client.subscribe(self._layout.subject(pattern), cb=wake)
         try:
-            with self._bus.reconnects(woken.set):
+            with self._connection.reconnects(woken.set):
                 async with aclosing(self._follow(pattern, woken)) as changes:
                     async for entry in changes:
                         yield entry
         finally:
-            if not self._bus.client.is_closed:
+            if not self._connection.client.is_closed:
                 await hint.unsubscribe()
 
     async def _follow(self, pattern: str, woken: asyncio.Event) -> AsyncGenerator[Entry | None]:
@@ -98,9 +97,9 @@ class NatsBucket:
         known: set[str] = set()
         told = False
         while True:
-            connection, last, present, whole = self._bus.connections, 0, set[str](), False
+            connected, last, present, whole = self._connection.connections, 0, set[str](), False
             try:
-                while connection == self._bus.connections:
+                while connected == self._connection.connections:
                     page, more = await self._page(last, pattern)
                     for entry in page:
                         last = entry.revision
@@ -124,13 +123,13 @@ class NatsBucket:
                         told = True
                     await _wait(woken)
             except BusError:
-                self._bus.check_open()
+                self._connection.check_open()
                 await _wait(woken)
             known |= present
 
     async def _page(self, revision: int, pattern: str) -> tuple[list[Entry], bool]:
         """The entries after a revision, marks of deletion too, and whether there are more."""
-        page, more = await self._bus.page(self._layout.stream, revision, self._layout.subject(pattern))
+        page, more = await read_page(self._connection, self._layout.stream, self._layout.subject(pattern), revision)
         prefix = self._layout.subject("")
         return [_entry(s.subject.removeprefix(prefix), s.sequence, s.headers, s.data) for s in page], more
 
@@ -142,9 +141,11 @@ class NatsBucket:
     async def _newest(self, key: str) -> Stored | None:
         """The same with its headers, as the stream's leader has it."""
         subject = self._layout.key_subject(key)
-        call = f"{self._bus.api}.STREAM.MSG.GET.{self._layout.stream}"
+        call = f"{self._connection.api}.STREAM.MSG.GET.{self._layout.stream}"
         with translated(f"read {subject}"):
-            answer = await self._bus.client.request(call, b'{"last_by_subj":"%s"}' % subject.encode(), timeout=ANSWER_S)
+            answer = await self._connection.client.request(
+                call, b'{"last_by_subj":"%s"}' % subject.encode(), timeout=ANSWER_S
+            )
             found = json.loads(answer.data)
             if "error" in found:
                 if found["error"]["code"] == NOT_FOUND:
@@ -166,7 +167,9 @@ class NatsBucket:
             return newest.sequence
 
     async def _write(self, key: str, value: bytes, headers: Mapping[str, str], message_id: str | None = None) -> int:
-        return await self._bus.store(self._layout.key_subject(key), value, message_id=message_id, headers=headers)
+        return await self._connection.store(
+            self._layout.key_subject(key), value, message_id=message_id, headers=headers
+        )
 
 
 def _headers(message: dict[str, Any]) -> dict[str, str]:

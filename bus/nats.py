@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -15,8 +13,6 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
-from nats.js.api import PubAck
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -26,32 +22,22 @@ from tenacity import (
 
 from bus import layout, subjects
 from bus.api import BusError, Message, Stored
+from bus.connection import Connection
 from bus.credentials import Holder, holder
-from bus.errors import ANSWER_S, Unanswered, translated
+from bus.errors import Unanswered, translated
 from bus.kv import NatsBucket
 from bus.pages import read_page
-from bus.permissions import ROLES, Role
+from bus.permissions import ROLES
 from bus.pull import NatsDelivery, pull
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_S = 12.0
-"""How long it is sent again: a stream of a cluster that loses its leader stands still for about 5 s."""
 DIAL_S = 3.0
+"""How long one attempt to connect may take."""
 
 
-class NatsBus:
+class NatsBus(Connection):
     """A `bus.api.Bus` on one NATS connection. Made by `connect`."""
-
-    def __init__(self, client: Client, role: Role) -> None:
-        self.client = client
-        self.api = role.api
-        """Prefix of the JetStream API calls that this credential may make."""
-        self.jetstream: JetStreamContext = client.jetstream(prefix=role.api, timeout=ANSWER_S)
-        self.connections = 1
-        """How often it has connected; a rise means that plain messages may have been missed."""
-        self._max_payload = role.max_payload
-        self._on_reconnect: set[Callable[[], None]] = set()
 
     async def publish(
         self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
@@ -59,31 +45,9 @@ class NatsBus:
         """See `bus.api.Bus.publish`."""
         await self.store(subject, data, message_id=message_id, headers=headers)
 
-    async def store(
-        self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> int:
-        """Publish and return the stream's sequence. Repeated under one id until answered: stored at most once."""
-        self._check_size(subject, data)
-        sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_urlsafe(16)}
-        try:
-            return await self._store(subject, data, sent)
-        except Unanswered:  # seldom; setting up the repetition costs more than a store itself
-            return await AsyncRetrying(
-                retry=retry_if_exception_type(Unanswered),
-                stop=stop_after_delay(PATIENCE_S),
-                wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
-                reraise=True,
-            )(self._store, subject, data, sent)
-
-    async def _store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
-        """Publish once and return the stream's sequence. Raises Unanswered, BusError."""
-        with translated(f"store {subject}"):
-            ack: PubAck = await self.jetstream.publish(subject, data, timeout=ANSWER_S, headers=dict(headers))
-        return ack.seq
-
     async def send(self, subject: str, data: bytes) -> None:
         """See `bus.api.Bus.send`."""
-        self._check_size(subject, data)
+        self.check_size(subject, data)
         with translated(f"send {subject}"):
             await self.client.publish(subject, data)
 
@@ -126,60 +90,11 @@ class NatsBus:
         """See `bus.api.Bus.bucket`."""
         return NatsBucket(self, layout.BUCKETS[name])
 
-    async def flush(self) -> None:
-        """See `bus.api.Bus.flush`."""
-        with translated("flush"):
-            # The client writes its PING ahead of what it still holds back: only a second answer comes after that.
-            await self.client.flush()
-            await self.client.flush()
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        """Send what is still waiting, and end every subscription."""
-        if self.client.is_closed:
-            return
-        with suppress(BusError):
-            if self.client.is_connected:
-                await self.flush()
-        await self.client.close()
-
-    @contextmanager
-    def reconnects(self, call: Callable[[], None]) -> Iterator[None]:
-        """Have `call` called after each reconnect (and at the close), as long as the context is open."""
-        self._on_reconnect.add(call)
-        try:
-            yield
-        finally:
-            self._on_reconnect.discard(call)
-
-    def check_open(self) -> None:
-        """Raises BusError once the connection was closed: by `close`, or by a server that refused the credential."""
-        if self.client.is_closed:
-            raise BusError("the connection to the bus is closed")
-
-    def _check_size(self, subject: str, data: bytes) -> None:
-        """The server ends the connection over a message too large, so it is not sent."""
-        if len(data) > self._max_payload:
-            raise BusError(f"{subject}: {len(data)} bytes, and this credential may send {self._max_payload}")
-
-    async def reconnected(self) -> None:
-        """The client's callback."""
-        self.connections += 1
-        log.info("bus.reconnected")
-        self._tell()
-
-    async def closed(self) -> None:
-        """The client's callback."""
-        self._tell()
-
-    def _tell(self) -> None:
-        for call in list(self._on_reconnect):
-            call()
 
 
 class NatsSubscription:

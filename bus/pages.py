@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
 
 from bus.api import BusError, Stored
+from bus.connection import Connection
 from bus.errors import translated
-
-if TYPE_CHECKING:
-    from bus.nats import NatsBus
 
 PAGE = 256
 PAGE_BYTES = 4 * 1024 * 1024
@@ -21,19 +18,20 @@ NO_MORE = ("204", "404")
 """Status that ends a page: end of batch, and nothing there."""
 
 
-async def read_page(bus: NatsBus, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:
+async def read_page(connection: Connection, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:
     """What a stream has on `pattern` after a sequence, in order, and whether there is more. Raises BusError."""
     request = {"seq": after + 1, "next_by_subj": pattern, "batch": PAGE, "max_bytes": PAGE_BYTES}
-    inbox = bus.client.new_inbox()
+    client = connection.client
+    inbox = client.new_inbox()
     answers: asyncio.Queue[Msg] = asyncio.Queue()
     with translated(f"read {stream}"):
-        subscription = await bus.client.subscribe(inbox, cb=answers.put)
+        subscription = await client.subscribe(inbox, cb=answers.put)
         try:
-            await bus.client.publish(f"{bus.api}.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
+            await client.publish(f"{connection.api}.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
             async with asyncio.timeout(ANSWER_S):
                 return await _collect(stream, answers)
         finally:
-            if not bus.client.is_closed:
+            if not client.is_closed:
                 await subscription.unsubscribe()
 
 

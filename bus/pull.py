@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
 
 from bus.api import BusError
+from bus.connection import Connection
 from bus.errors import translated
 from bus.layout import Consumer
-
-if TYPE_CHECKING:
-    from bus.nats import NatsBus
 
 EXPIRES_S = 30
 """How long the server keeps a request open; it says so when it ends."""
@@ -55,33 +52,33 @@ class NatsDelivery:
             await self._message.in_progress()
 
 
-async def pull(bus: NatsBus, consumer: Consumer, batch: int) -> AsyncGenerator[NatsDelivery]:
+async def pull(connection: Connection, consumer: Consumer, batch: int) -> AsyncGenerator[NatsDelivery]:
     """Deliveries, for ever. Raises BusError once the connection is closed."""
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
-    inbox = bus.client.new_inbox()
+    inbox = connection.client.new_inbox()
     with translated(f"pull from {consumer.name}"):
-        subscription = await bus.client.subscribe(inbox, cb=arrived.put)
+        subscription = await connection.client.subscribe(inbox, cb=arrived.put)
     try:
-        with bus.reconnects(lambda: arrived.put_nowait(None)):
+        with connection.reconnects(lambda: arrived.put_nowait(None)):
             while True:
-                bus.check_open()
-                await _ask(bus, consumer, batch, inbox)
+                connection.check_open()
+                await _ask(connection, consumer, batch, inbox)
                 for _ in range(batch):
                     message = await _answer(arrived)
                     if message is None:
                         break
                     yield NatsDelivery(message)
     finally:
-        await _give_back(bus, arrived)
-        if not bus.client.is_closed:
+        await _give_back(arrived)
+        if not connection.client.is_closed:
             await subscription.unsubscribe()
 
 
-async def _ask(bus: NatsBus, consumer: Consumer, batch: int, inbox: str) -> None:
+async def _ask(connection: Connection, consumer: Consumer, batch: int, inbox: str) -> None:
     request = {"batch": batch, "expires": EXPIRES_S * SECOND, "idle_heartbeat": HEARTBEAT_S * SECOND}
-    subject = f"{bus.api}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+    subject = f"{connection.api}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
     with translated(f"pull from {consumer.name}"):
-        await bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
+        await connection.client.publish(subject, json.dumps(request).encode(), reply=inbox)
 
 
 async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
@@ -102,7 +99,7 @@ async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
     return None
 
 
-async def _give_back(bus: NatsBus, arrived: asyncio.Queue[Msg | None]) -> None:
+async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:
     """What came and was not handed out goes to another worker at once."""
     while not arrived.empty():
         message = arrived.get_nowait()

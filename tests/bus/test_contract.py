@@ -252,7 +252,7 @@ async def test_what_is_published_to_a_keys_subject_is_its_value(world: World, mo
     assert await bucket.get("serial.1") == Entry("serial.1", b"newer", first + 2)
     await world.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
     assert await bucket.get("serial.1") is None
-    monkeypatch.setattr("bus.nats.PATIENCE_S", 0.1)
+    monkeypatch.setattr("bus.connection.PATIENCE_S", 0.1)
     with pytest.raises(BusError):
         await world.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
 

@@ -271,8 +271,8 @@ async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join
 
 
 async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bus.nats.PATIENCE_S", 0.1)
-    monkeypatch.setattr("bus.nats.ANSWER_S", 0.2)
+    monkeypatch.setattr("bus.connection.PATIENCE_S", 0.1)
+    monkeypatch.setattr("bus.connection.ANSWER_S", 0.2)
     gateway = await join("gateway", "g1")
     with pytest.raises(BusError, match="no answer"):
         await gateway.bucket("admissions").put("a", b"forged")
