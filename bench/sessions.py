@@ -39,11 +39,12 @@ from bus.channel import Channel
 from bus.nats import NatsBus, connect
 from bus.server import EmbeddedServer
 from compose.children import Child, Children
-from manager.outbox import Pointer, summary, summary_key
+from manager.audit.intake import Intake
+from manager.outbox import Outbox, Pointer, summary, summary_key
 from manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from manager.sessions.states import State
-from manager.sessions.work import WORK, Order, Work
-from schemas.base import Secret, pack
+from manager.sessions.work import Order
+from schemas.base import Secret
 from schemas.messages import Outcome
 from tests.sessions.harness import World
 
@@ -293,9 +294,8 @@ async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> 
     bus = await place.connect()
     sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
     before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
-    orders = [subjects.work("host", session, "recheck") for session in sessions]
-    data = Work(data=pack(Order(reasons=[])))
-    await asyncio.gather(*(bus.publish(to, place.world.vault.seal(WORK, to, 0, data)) for to in orders))
+    outbox = Outbox(bus, place.world.vault, Intake(bus, time.time))
+    await asyncio.gather(*(outbox.work("host", session, "recheck", Order(reasons=[])) for session in sessions))
     while sum(event.kind == "host" and event.what == "rechecked" for event in fleet.events[since:]) < hosts:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     rate = hosts / (time.perf_counter() - started)

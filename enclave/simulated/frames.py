@@ -21,8 +21,6 @@ ENCLAVE_FD = "ATTESTGATE_ENCLAVE_FD"
 """The environment variable that names the inherited socket: who holds it is the enclave that was measured."""
 MEASURED = "ATTESTGATE_MEASURED"
 """The environment variable that names the private copy of the measured settings."""
-
-
 RELOAD = b"reload"
 """Launcher to daemon: have the enclave read its settings again, by SIGHUP."""
 

@@ -286,9 +286,9 @@ async def test_an_operator_is_replaced(site: Site) -> None:
     said = await site.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
     assert "host-1" in said and "revoke: applied" in said
     mark, gateway, enclaves = stack.events.mark, site.plan.public()["gateways"][GATEWAY], await site.enrolled()
-    lines = [line for line in commands(PAGE, "The root CA") if line.startswith("attestgate enrol")]
     await site.type(
-        *(line.replace(' --mrenclave "$new"', "").replace(' --mrenclave "$app"', "") for line in lines),
+        'attestgate enrol host host-1 --mrenclave "$OLD" --platform "$PLATFORM"',
+        "attestgate enrol app app-1 --mrenclave \"$OLD_APP\" --host host-1:0 --allow 'GET,POST,DELETE /switches/**'",
         f"attestgate enrol gateway {GATEWAY} --identity {gateway}",
         **olga,
         **enclaves,
