@@ -15,7 +15,7 @@ from app_agent.step7_certificate import Credential, accept_certificate
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
 from bus.api import BusError
-from bus.nats import connect
+from bus.nats import join
 from enclave.api import Enclave, EnclaveError
 from enclave.provider import open_enclave
 from schemas.base import Reason, Refusal, unpack
@@ -142,7 +142,7 @@ async def run(settings: AppSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_measured(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
         link = Link(bus, "app", settings.id)
         await link.listen()
         log.info("application agent", app=settings.id, host=settings.host, simulated=enclave.simulated)

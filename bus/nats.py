@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,11 +28,12 @@ from bus.kv import NatsBucket
 from bus.pages import read_page
 from bus.permissions import ROLES
 from bus.pull import NatsDelivery, pull
+from schemas.settings import BusSettings
 
 log = structlog.get_logger(__name__)
 
-DIAL_S = 3.0
-"""How long one attempt to connect may take."""
+DIAL_S, CONNECT_S = 3.0, 15.0
+"""How long one attempt to connect may take, and all of them."""
 
 
 class NatsBus(Connection):
@@ -110,13 +110,17 @@ class NatsSubscription:
             await self._subscription.unsubscribe()  # type: ignore[attr-defined]
 
 
+async def join(bus: BusSettings, *, label: str | None = None, patience_s: float = CONNECT_S) -> NatsBus:
+    """Connect as a process's settings say. Raises as `connect` does."""
+    return await connect([bus.url], bus.credentials, label=label, patience_s=patience_s)
+
+
 async def connect(
     servers: Sequence[str],
     credentials: Path,
     *,
     label: str | None = None,
-    tls: ssl.SSLContext | None = None,
-    patience_s: float = 15.0,
+    patience_s: float = CONNECT_S,
 ) -> NatsBus:
     """Connect to any of `servers` (URLs, each of which may be several with commas between).
 
@@ -131,7 +135,7 @@ async def connect(
         reraise=True,
     ):
         with attempt:
-            return await _dial(addresses(servers), credentials, who, label or f"{who.role} {who.name}", tls)
+            return await _dial(addresses(servers), credentials, who, label or f"{who.role} {who.name}")
     raise AssertionError("tenacity re-raises")
 
 
@@ -140,7 +144,7 @@ def addresses(servers: Sequence[str]) -> list[str]:
     return [address.strip() for several in servers for address in several.split(",")]
 
 
-async def _dial(servers: list[str], credentials: Path, who: Holder, label: str, tls: ssl.SSLContext | None) -> NatsBus:
+async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) -> NatsBus:
     """One attempt to connect."""
     client = Client()
     bus = NatsBus(client, ROLES[who.role])
@@ -159,7 +163,6 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str, 
                 name=label,
                 user_credentials=str(credentials),
                 inbox_prefix=who.inbox,
-                tls=tls,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]  # annotated int; it is only slept
                 connect_timeout=2,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bus.nats import connect
+from bus.nats import join
 from bus.operator import order
 from cli.common import Json, OperatorOption, checked, say, wrong
 from cli.processes import CODE_ROOT, CodeOption
@@ -74,7 +74,7 @@ def command(operator: Path, action: Action) -> None:
     key = read_identity(settings.identity)
 
     async def send() -> None:
-        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+        async with await join(settings.bus) as bus:
             event = await order(bus, settings.name, key, action, settings.answer_s)
         say(f"{action.do}: {event.what}")
 

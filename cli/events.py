@@ -10,7 +10,7 @@ import typer
 
 from bus.forward import File, Position, Sink, Stream, Syslog, follow
 from bus.lifetime import until_told
-from bus.nats import connect
+from bus.nats import join
 from cli.common import LogFormat, OperatorOption, set_up_logs, wrong
 from schemas.settings import OperatorFile, load_settings
 
@@ -45,7 +45,7 @@ def follow_events(
     reached = Position(position)
 
     async def run() -> None:
-        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+        async with await join(settings.bus) as bus:
             await follow(bus, sink, reached)
 
     until_told(run())

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bus import credentials
-from bus.nats import connect
+from bus.nats import join
 from cli.common import SettingsFile, say
 from manager import deployment
 from manager.audit.intake import Intake
@@ -58,7 +58,7 @@ def rotate(
         return
 
     async def again() -> tuple[int, int, list[int]]:
-        async with await connect([loaded.bus.url], loaded.bus.credentials) as bus:
+        async with await join(loaded.bus) as bus:
             vault = Vault(StorageKeyFile(loaded.storage_keys))
             sealed, deleted = await seal_again(bus, vault)
             while (more := await seal_again(bus, vault)) != (0, 0):  # a worker may have been about to store one

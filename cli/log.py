@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from bus.api import Bus
-from bus.nats import connect
+from bus.nats import join
 from cli.common import REFUSED, Json, OperatorOption, complain, say
 from manager.audit.check import check, decisions, kept_from
 from manager.audit.copy import LogCopy, read_head, read_log
@@ -158,7 +158,7 @@ def _read(operator: Path, read: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
     settings = load_settings(OperatorFile, operator)
 
     async def run() -> T:
-        async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+        async with await join(settings.bus) as bus:
             return await read(bus)
 
     return asyncio.run(run())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bus import subjects
 from bus.api import Bus, Message
-from bus.nats import connect
+from bus.nats import join
 from bus.operator import order
 from cli.common import wrong
 from manager.keyfiles import read_identity
@@ -42,7 +42,7 @@ def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
 
 async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
     key = read_identity(settings.identity)
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
 
         async def ask(action: TryPolicy | RecheckNow) -> None:
             await order(bus, settings.name, key, action, settings.answer_s)

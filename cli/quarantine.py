@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bus.nats import connect
+from bus.nats import join
 from cli.common import Json, OperatorOption, checked, say
 from cli.enrol import command
 from schemas.base import Refusal, unpack
@@ -88,7 +88,7 @@ def _plain(name: str, message: Quarantined) -> dict[str, object]:
 
 async def _read(operator: Path) -> dict[str, Quarantined]:
     settings = load_settings(OperatorFile, operator)
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
         bucket = bus.bucket(BUCKET)
         entries = [await bucket.get(key) for key in await bucket.keys()]
         return {e.key: unpack(Quarantined, e.value, limit=LIMIT) for e in entries if e and e.value is not None}

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bus import subjects
 from bus.api import Bus, Entry
-from bus.nats import NatsBus, connect
+from bus.nats import NatsBus, join
 from cli.common import Json, OperatorOption, say
 from cli.explain import clock, timeline
 from schemas.base import Refusal, parse_json
@@ -195,4 +195,4 @@ async def _events(bus: Bus, pattern: str) -> AsyncIterator[Event]:
 
 async def _bus(operator: Path) -> NatsBus:
     settings = load_settings(OperatorFile, operator)
-    return await connect([settings.bus.url], settings.bus.credentials)
+    return await join(settings.bus)

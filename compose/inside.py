@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bus.api import BusError
-from bus.nats import connect
+from bus.nats import join
 from bus.operator import order
 from compose.nginx import Nginx
 from compose.plan import GATEWAY
@@ -71,7 +71,7 @@ async def enrol(path: Path) -> None:
         placement, mrenclave = Placement(host=HOST, volume=index), _measured("app", app)
         subject = AppEnrolment(id=app, mrenclaves=[mrenclave], placements=[placement], allow=ALLOWED[app])
         actions.append(Enrol(subject=subject))
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
         for action in actions:
             event = await order(bus, settings.name, key, action, settings.answer_s)
             sys.stdout.write(f"{action.do}: {event.what}\n")

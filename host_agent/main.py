@@ -10,7 +10,7 @@ import structlog
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
 from bus.api import BusError
-from bus.nats import connect
+from bus.nats import join
 from enclave.api import Enclave, EnclaveError
 from enclave.provider import open_enclave
 from host_agent.step1_hello import hello
@@ -117,7 +117,7 @@ async def run(settings: HostSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_measured(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
         link = Link(bus, "host", settings.id)
         await link.listen()
         log.info("host agent", host=settings.id, simulated=enclave.simulated)

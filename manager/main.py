@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bus import subjects
 from bus.api import Bus
-from bus.nats import NatsBus, connect
+from bus.nats import NatsBus, join
 from bus.setup import ensure
 from manager.attestation import AttestationService, Dcap, Epid, Root
 from manager.audit.intake import Intake
@@ -156,7 +156,7 @@ def _decision_log(
 
 async def run(settings: ManagerSettings) -> None:
     """Connect, and work until cancelled. Raises Refusal, told as an event too, and BusError."""
-    async with await connect([settings.bus.url], settings.bus.credentials, label=settings.name) as bus:
+    async with await join(settings.bus, label=settings.name) as bus:
         try:
             async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
                 await _work(settings, bus, http)

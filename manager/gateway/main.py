@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue, TypeAdapter
 
 from bus.api import BusError
-from bus.nats import NatsBus, connect
+from bus.nats import NatsBus, join
 from manager.emitter import Emitter, plain
 from manager.gateway.metrics import GatewayMetrics
 from manager.gateway.worker import GatewayWorker
@@ -33,7 +33,7 @@ async def run(settings: GatewaySettings) -> None:
 
 async def _work(settings: GatewaySettings, identity: Ed25519PrivateKey) -> None:
     metrics = GatewayMetrics()
-    async with await connect([settings.bus.url], settings.bus.credentials) as bus:
+    async with await join(settings.bus) as bus:
         emitter = _emitter(settings, bus)
 
         async def emit(kind: str, id: str, what: str, data: dict[str, object]) -> None:
@@ -47,7 +47,7 @@ async def _work(settings: GatewaySettings, identity: Ed25519PrivateKey) -> None:
 async def _tell(settings: GatewaySettings, refusal: Refusal) -> None:
     """Say as an event why this worker ends. The refusal is what is raised, whether or not the bus hears of it."""
     try:
-        bus = await connect([settings.bus.url], settings.bus.credentials, patience_s=TELL_S)
+        bus = await join(settings.bus, patience_s=TELL_S)
     except (BusError, Refusal) as error:
         log.debug("not told as an event", error=str(error))
         return

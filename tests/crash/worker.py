@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from bus.api import Delivery, Entry
-from bus.nats import NatsBus, connect
+from bus.nats import NatsBus, join
 from manager.main import assemble
 from schemas.settings import ManagerSettings, load_settings
 
@@ -113,7 +113,7 @@ class MortalBus:
 
 async def main(settings: ManagerSettings, die_at: int) -> None:
     """Work until killed."""
-    bus = await connect([settings.bus.url], settings.bus.credentials)
+    bus = await join(settings.bus)
     async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
         mortal: Any = MortalBus(bus, Death(die_at))
         worker = assemble(settings, mortal, http)
