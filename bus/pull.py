@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 
+import nats.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from bus.api import BusError
 from bus.connection import Connection
@@ -22,6 +24,8 @@ ALIVE = "100"
 SECOND = 1_000_000_000
 PAUSE_S = 0.2
 """Before asking again a server that could not answer."""
+DRAIN_S = 1
+"""How long a worker that stops waits for what the server has sent it already."""
 USED_UP = {"404", "408"}
 """Status of a request that ended as it should: no messages, or expired."""
 
@@ -69,9 +73,8 @@ async def pull(connection: Connection, consumer: Consumer, batch: int) -> AsyncG
                         break
                     yield NatsDelivery(message)
     finally:
+        await _end(connection, subscription)
         await _give_back(arrived)
-        if not connection.client.is_closed:
-            await subscription.unsubscribe()
 
 
 async def _ask(connection: Connection, consumer: Consumer, batch: int, inbox: str) -> None:
@@ -97,6 +100,20 @@ async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
     if status not in USED_UP:
         await asyncio.sleep(PAUSE_S)
     return None
+
+
+async def _end(connection: Connection, subscription: Subscription) -> None:
+    """Ask for no more, and wait for what is on its way: it can only be given back once it is here."""
+    if connection.client.is_closed:
+        return
+    if not connection.client.is_connected:
+        await subscription.unsubscribe()
+        return
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py types it by halves
+    except (TimeoutError, nats.errors.Error):
+        return  # the server gives it back itself after ack_wait
 
 
 async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:

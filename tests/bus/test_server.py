@@ -189,13 +189,16 @@ async def test_a_worker_that_dies_has_its_message_redelivered(join: Join) -> Non
 async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> None:
     one, two = await join("manager", "one"), await join("manager", "two")
     for number in range(8):
-        await one.publish(subjects.work("test", "ab" * 16, f"n{number}"), b"%d" % number)
+        await two.publish(subjects.work("test", "ab" * 16, f"n{number}"), b"%d" % number)
     first: Any = one.consume("workers", batch=8)
     second: Any = two.consume("workers", batch=8)
-    async with asyncio.timeout(10):
+    had = one.client.stats["in_msgs"]
+    async with asyncio.timeout(20):  # of the 30 s after which the server gives back what is lost
         async with aclosing(first):
             taken = await anext(first)
             await taken.done()
+            while one.client.stats["in_msgs"] < had + 8:  # what is still in the server as it closes has to wait
+                await one.flush()
         async with aclosing(second):
             rest = [(await anext(second)).data for _ in range(7)]
     assert sorted([taken.data, *rest]) == [b"%d" % n for n in range(8)]
