@@ -71,10 +71,11 @@ elif command == "raw":
         say(answer=wire.recv(100).hex())
     time.sleep(600)
 elif command == "reload":
-    signal.signal(signal.SIGHUP, lambda *_: say(reloaded=True))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     say(pids=[os.getpid()])
-    signal.pause()
-    signal.pause()
+    for _ in range(2):
+        signal.sigwait({signal.SIGHUP})
+        say(reloaded=True)
 elif command == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     say(pids=[os.getpid()])
