@@ -7,13 +7,14 @@ from the system count as part of the simulated machine.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -92,7 +93,7 @@ def site_files(requirements: Iterable[str]) -> list[TrustedFile]:
     """The files of installed distributions and all they require. Raises Refusal `measure.distribution`."""
     files: dict[str, TrustedFile] = {}
     for installed in _with_requirements(requirements):
-        for path in installed.files or ():
+        for path in _listed(installed) or ():
             if _is_code_or_data(path.parts):
                 name = path.as_posix()
                 files[name] = _trusted(name, Path(str(installed.locate_file(path))))
@@ -148,7 +149,7 @@ def _with_requirements(requirements: Iterable[str]) -> list[Distribution]:
             installed = distribution(wanted.name)
         except PackageNotFoundError:
             installed = None
-        if installed is None or installed.files is None:
+        if installed is None or _listed(installed) is None:
             raise Refusal.because(
                 "measure.distribution",
                 wanted.name,
@@ -162,6 +163,12 @@ def _with_requirements(requirements: Iterable[str]) -> list[Distribution]:
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(needed)
     return [found[name] for name in sorted(found)]
+
+
+def _listed(installed: Distribution) -> list[PurePosixPath] | None:
+    """The files that its RECORD lists. Not `files`, which since Python 3.12 is silent about those that are missing."""
+    record = installed.read_text("RECORD")
+    return None if record is None else [PurePosixPath(row[0]) for row in csv.reader(record.splitlines()) if row]
 
 
 def _is_code_or_data(parts: tuple[str, ...]) -> bool:
