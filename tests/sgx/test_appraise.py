@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from enclave.simulated import authority, platform
 from enclave.simulated.authority import OLD_CPUSVN
 from manager.verification.collateral import Collateral, examine
 from manager.verification.quote import parse
-from manager.verification.sgx import appraise
+from manager.verification.sgx import LAST_SECOND, appraise
 from schemas.base import pack, unpack
 from schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
 from tests.sgx.conftest import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of, load_vector
@@ -86,6 +86,27 @@ def test_each_pin_has_its_own_reason(shared: Site, case: str) -> None:
     assert good.accepted
 
 
+def test_each_limit_may_be_met_exactly(shared: Site) -> None:
+    good = shared.appraise()
+    collateral = shared.collateral()
+    assert good.tcb_date is not None
+    age = NOW - min(examine(collateral, shared.authority.root_der).issued().values())
+    dated = datetime.fromtimestamp(good.tcb_date, UTC)
+    limits: dict[str, tuple[object, object]] = {
+        "min_isv_svn": (3, 4),
+        "min_config_svn": (0, 1),
+        "min_tcb_evaluation_number": (20, 21),
+        "max_collateral_age_s": (age, age - 1),
+        "min_tcb_date": (dated, dated + timedelta(seconds=1)),
+    }
+    outcomes = {
+        key: [shared.appraise(collateral=collateral, policy={key: limit}).accepted for limit in pair]
+        for key, pair in limits.items()
+    }
+    assert age > 1
+    assert outcomes == {key: [True, False] for key in limits}
+
+
 def test_all_policy_reasons_are_collected(shared: Site) -> None:
     verdict = shared.appraise(mrenclaves=(), report_data=bytes(64), policy={"min_isv_svn": 9, "isv_prod_id": 1})
     assert codes(verdict) == ["sgx.mrenclave", "sgx.isv_prod_id", "sgx.isv_svn", "sgx.report_data"]
@@ -94,6 +115,11 @@ def test_all_policy_reasons_are_collected(shared: Site) -> None:
 @pytest.mark.parametrize("at", [-1, -(2**63), 2**40, 2**63, 2**64, 2**200])
 def test_impossible_times(shared: Site, at: int) -> None:
     assert codes(shared.appraise(at=at)) == ["time.range"]
+
+
+@pytest.mark.parametrize(("at", "why"), [(0, "not_yet_valid"), (LAST_SECOND, "expired")])
+def test_the_first_and_last_second_are_judged(shared: Site, at: int, why: str) -> None:
+    assert {code.rsplit(".", 1)[1] for code in codes(shared.appraise(at=at))} == {why}
 
 
 def test_the_edges_of_validity_with_five_seconds_allowance(shared: Site) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.verification.quote import MAX_QUOTE, parse
+from manager.verification.quote import MAX_QUOTE, parse, parse_body
 from schemas.base import Refusal
 from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
 
@@ -63,6 +63,23 @@ def test_every_truncation_and_every_extension_is_refused(shared: Site) -> None:
         assert refused(raw[:size]) == "quote.size"
     assert refused(raw + b"\0") == "quote.trailing"
     assert refused(raw + bytes(MAX_QUOTE)) == "quote.size"
+
+
+def test_each_length_that_is_wrong_is_said(shared: Site) -> None:
+    raw = shared.quote()
+    signed, cut = raw[:432], 64 + 64 + 384 + 64 + 2 - 1
+    for wrong, field in (
+        (raw[:435], "quote.size"),
+        (raw[:436], "quote.signature_data_len"),
+        (signed + struct.pack("<I", cut) + raw[436 : 436 + cut], "quote.signature_data"),
+        (bytes(MAX_QUOTE + 1), "quote.size"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            parse(wrong)
+        assert (caught.value.reasons[0].code, caught.value.reasons[0].field) == ("quote.size", field)
+    assert refused(bytes(MAX_QUOTE)) == "quote.version"
+    with pytest.raises(Refusal, match="384 bytes"):
+        parse_body(bytes(383), "report")
 
 
 def test_lengths_that_agree_with_each_other_but_not_with_the_end(shared: Site) -> None:
