@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 
 import structlog
 
 from app_agent.application import Application
+from app_agent.measured import load_for_application, program_of
 from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
 from app_agent.step6_colocation import prove_colocation
 from app_agent.step7_certificate import Credential, accept_certificate
@@ -20,7 +20,7 @@ from enclave.api import Enclave, EnclaveError
 from enclave.provider import open_enclave
 from schemas.base import Reason, Refusal, unpack
 from schemas.messages import Certificate, Ready, Recheck
-from schemas.settings import AppSettings, Measured, load_measured
+from schemas.settings import AppSettings, Measured
 
 log = structlog.get_logger("app_agent")
 PATIENCE_S = 15.0
@@ -41,7 +41,7 @@ class AppAgent:
         self._application: Application | None = None
         self._key = TlsKey.generate()
         self._credentials: dict[str, Credential] = {}
-        self._module = importlib.import_module(measured.program)
+        self._module = program_of(measured)
 
     async def run(self) -> None:
         """Sessions without end, until cancelled. With each ends the program that it let through."""
@@ -140,7 +140,7 @@ class AppAgent:
 
 async def run(settings: AppSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
-    measured = load_measured(settings.measured)
+    measured = load_for_application(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
         link = Link(bus, "app", settings.id)

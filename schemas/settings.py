@@ -327,11 +327,11 @@ class Measured(Part):
     sealing: Literal["mrsigner"] = "mrsigner"
     """To whom volume keys are sealed."""
     gateway_ca: str = ""
-    """PEM of the CA that signs the gateway's certificate."""
+    """PEM of the CA that signs the gateway's certificate; an application's has to be given."""
     gateway_name: str = ""
-    """Name in the gateway's certificate."""
+    """Name in the gateway's certificate; an application's has to be given."""
     program: str = ""
-    """The application's module, of the measured code."""
+    """The module that an application runs, of the measured code; an application's has to be given."""
     accept_manager_key: bool = False
     """Take a certificate whose private key the manager made, as in the prototype."""
 
