@@ -6,12 +6,13 @@ removed after use: that is tidiness, the two layers are the protection.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from bus.agent import AgentSession
 from enclave.api import Enclave
 from enclave.sealing import unseal
-from schemas.base import Refusal, Secret, unpack
+from schemas.base import Refusal, Secret, read_at_most, unpack
 from schemas.binding import canonical, colocation_proof
 from schemas.messages import AppGrant, VolumeKey
 
@@ -29,8 +30,7 @@ async def prove_colocation(session: AgentSession, enclave: Enclave, volume: Path
 def read_key(session: AgentSession, enclave: Enclave, path: Path) -> Secret:
     """K_app from its file in the volume. Raises Refusal (`volume.*`, `seal.*`, `envelope.*`)."""
     try:
-        with path.open("rb") as file:
-            blob = file.read(MAX_KEY_FILE + 1)
+        blob = read_at_most(path, MAX_KEY_FILE)
     except OSError as error:
         raise Refusal.because(
             "volume.read",
@@ -42,5 +42,6 @@ def read_key(session: AgentSession, enclave: Enclave, path: Path) -> Secret:
     key = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, blob), limit=MAX_KEY_FILE)
     info = canonical("volume key", session.session, session.t2)
     k_app = Secret(session.open_for_me(info, key.ciphertext))
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # the folder may be the host's alone to write
+        path.unlink()
     return k_app

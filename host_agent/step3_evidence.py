@@ -7,7 +7,7 @@ from pathlib import Path
 from bus.agent import AgentSession
 from enclave.api import Enclave
 from host_agent.tpm_client import TpmClient
-from schemas.base import Refusal
+from schemas.base import Refusal, read_at_most
 from schemas.binding import enclave_key_hash, recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
 from schemas.evidence import host_evidence_hash, pack_measurements
 from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
@@ -16,8 +16,7 @@ from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvide
 def read_list(path: Path) -> bytes:
     """The kernel's binary measurement list, to its end (its size says 0). Raises Refusal `host.list`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LIST + 1)
+        data = read_at_most(path, MAX_LIST)
     except OSError as error:
         raise Refusal.because(
             "host.list",

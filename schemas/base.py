@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -168,6 +169,16 @@ def where(error: ValidationError) -> str:
 def first_message(error: ValidationError) -> str:
     """The first problem in a validation error, without the input (which may be secret)."""
     return error.errors(include_input=False, include_url=False)[0]["msg"]
+
+
+def read_at_most(path: Path, limit: int) -> bytes:
+    """A file's bytes to its end, or `limit` + 1 of them. A pipe in its place keeps nobody waiting. Raises OSError."""
+    with open(path, "rb", opener=_not_waiting) as file:
+        return file.read(limit + 1) or b""
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_json(kind: type[M], path: Path) -> M:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,29 @@ def test_a_changed_file_does_not_open(volume: Volume, change: bytes | None) -> N
     volume.file.write_bytes(data if change is None else change)
     with pytest.raises(Refusal, match=r"seal\."):
         read_key(volume.owner, volume.world.enclave("machine-a", APP_ENCLAVE), volume.file)
+
+
+@pytest.mark.parametrize("writer", [None, os.O_RDWR], ids=["nobody writes", "a writer is silent"])
+def test_a_pipe_in_place_of_the_key_keeps_nobody_waiting(volume: Volume, writer: int | None) -> None:
+    """Whoever shares the volume can put one there; the agent would wait for ever."""
+    volume.file.unlink()
+    os.mkfifo(volume.file)
+    held = [] if writer is None else [os.open(volume.file, writer)]
+    with pytest.raises(Refusal, match=r"seal\.format"):
+        read_key(volume.owner, volume.world.enclave("machine-a", APP_ENCLAVE), volume.file)
+    for descriptor in held:
+        os.close(descriptor)
+
+
+def test_a_volume_that_only_the_host_writes_serves(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removing the file is tidiness: it ends nothing where the application may not."""
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
+    assert read_key(volume.owner, enclave, volume.file) == application_key(volume.k, volume.owner.session)
 
 
 def test_the_host_does_not_write_through_a_link_that_the_application_put_there(volume: Volume, tmp_path: Path) -> None:
