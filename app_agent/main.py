@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import dropwhile
 
 import structlog
 
@@ -39,8 +40,6 @@ class AppAgent:
         self._measured = measured
         self._program: asyncio.Task[None] | None = None
         self._application: Application | None = None
-        self._key = TlsKey.generate()
-        self._credentials: dict[str, Credential] = {}
         self._module = program_of(measured)
 
     async def run(self) -> None:
@@ -62,24 +61,25 @@ class AppAgent:
         session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
         challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)
         log.info("challenged", session=session.session, suite=session.suite)
-        self._key, self._credentials = TlsKey.generate(), {}
+        key = TlsKey.generate()
         evidence = await asyncio.to_thread(
             first_evidence,
             self._enclave,
             session,
             challenge,
             settings.id,
-            self._key.request(),
+            key.request(),
             proxy=getattr(self._module, "PROXY", False),
         )
         await session.send_evidence(challenge, evidence)
         log.info("evidence sent", quote_bytes=len(evidence.quote))
         await prove_colocation(session, self._enclave, settings.volume, PATIENCE_S)
         log.info("co-location proven")
-        await self._serve(session)
+        await self._serve(session, key)
 
-    async def _serve(self, session: AgentSession) -> None:
+    async def _serve(self, session: AgentSession, key: TlsKey) -> None:
         """Answer the manager on the channel until the lease is over."""
+        credentials: dict[str, Credential] = {}
         lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
         while time.time() < lease_end:
             heard = await session.hear(min(quiet_s, max(lease_end - time.time(), 0.0)))
@@ -88,15 +88,16 @@ class AppAgent:
                 continue
             step, data = heard
             if step in ("certificate", "renew"):
-                credential = accept_certificate(unpack(Certificate, data), self._key, self._measured)
-                self._credentials[credential.serial] = credential
+                credential = accept_certificate(unpack(Certificate, data), key, self._measured)
+                credentials[credential.serial] = credential
                 log.info("certificate", serial=credential.serial, identity=credential.identity)
             elif step == "ready":
                 ready = unpack(Ready, data)
+                credentials = _still_used(credentials, ready.serial)
                 lease_end = float(ready.lease_end)
                 healthy_until(self._settings.health_file, ready.lease_end)
                 quiet_s = max(ready.next_recheck - time.time(), 0.0) + self._settings.retry_s
-                self._start(ready)
+                self._start(ready, credentials[ready.serial])
             elif step == "recheck":
                 question = unpack(Recheck, data)
                 answer = await asyncio.to_thread(recheck_evidence, self._enclave, session, question, self._settings.id)
@@ -104,11 +105,8 @@ class AppAgent:
                 log.info("rechecked")
         raise SessionOver([lease_over(session.session)], None)
 
-    def _start(self, ready: Ready) -> None:
+    def _start(self, ready: Ready, credential: Credential) -> None:
         """Step 8: let the program go through the gateway. A later `ready` renews the lease, or the certificate."""
-        credential = self._credentials.get(ready.serial)
-        if credential is None:
-            raise SessionOver([lease_over("ready before the certificate")], None)
         if self._application is not None:
             self._application.lease_end = ready.lease_end
             self._application.credential = credential
@@ -152,6 +150,19 @@ async def run(settings: AppSettings) -> None:
 def main(arguments: list[str]) -> int:
     """The process in the enclave."""
     return agent_main("app_agent", AppSettings, run, (BusError, EnclaveError), arguments)
+
+
+def _still_used(credentials: dict[str, Credential], serial: str) -> dict[str, Credential]:
+    """The credential that is ready and those that came after it. Raises Refusal `certificate`."""
+    if serial not in credentials:
+        raise Refusal.because(
+            "certificate",
+            "ready",
+            expected="the serial of a certificate that came before",
+            found=serial,
+            action="run manager and agent of one version",
+        )
+    return dict(dropwhile(lambda came: came[0] != serial, credentials.items()))
 
 
 def _program_done(program: asyncio.Task[None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -82,14 +84,17 @@ async def test_a_certificate_is_renewed_before_it_lapses_for_the_same_key(brief:
     await start(site)
     first = await admitted(site)
     application = running()
-    before = application.credential
+    assert application.credential.serial == first.serial
+    before = weakref.ref(application.credential)
     await through_rechecks(site, "renewed")
     second = (await site.records(AppRecord))[-1]
-    assert second.serial != first.serial == before.serial
+    assert second.serial != first.serial
     keys = [x509.load_pem_x509_certificate(r.certificate.encode()).public_key() for r in (first, second)]
     assert keys[0] == keys[1]
     assert application.credential.serial == second.serial, "the program changes over, and was not started again"
     assert running() is application
+    gc.collect()
+    assert before() is None, "an application that runs for long keeps no heap of certificates"
     at = int(site.clock())
     ledger = site.gateway.ledger
     assert ledger.entry(f"cert.{first.serial}", at) is not None, "requests under way are not cut off"

@@ -68,7 +68,7 @@ async def test_no_secret_is_in_anything_that_was_sent_stored_or_logged(
     manager = site.world.keys / "manager"
     secrets = {*marked, read_secret(manager / "pki-passphrase").reveal(), site.world.salt}
     secrets |= {bytes.fromhex(key) for key in _storage_keys(site)}
-    assert len(secrets) > 10
+    assert len(secrets) >= 10
     assert all(len(secret) >= 32 for secret in secrets)
 
     written = b"\n".join(subject.encode() + b" " + data for subject, data in site.wire.seen)
