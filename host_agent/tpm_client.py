@@ -7,6 +7,7 @@ it can only lose it.
 from __future__ import annotations
 
 import socket
+from time import monotonic
 
 from schemas.base import Refusal, unpack
 from schemas.tpm import TpmQuote
@@ -26,11 +27,11 @@ class TpmClient:
     def quote(self, nonce: bytes) -> TpmQuote:
         """A quote over PCR 0-10 that answers `nonce`, 32 bytes. Raises Refusal (`host.tpm`, `message.*`)."""
         host, _, port = self._address.rpartition(":")
-        answer = b""
+        answer, until = b"", monotonic() + PATIENCE_S
         try:
             with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as service:
                 service.sendall(nonce)
-                while len(answer) <= MAX_ANSWER and (piece := service.recv(MAX_ANSWER)):
+                while len(answer) <= MAX_ANSWER and (piece := _receive(service, until)):
                     answer += piece
         except OSError as error:
             raise self._silent(error.strerror or type(error).__name__) from None
@@ -46,3 +47,12 @@ class TpmClient:
             found=found,
             action="run `attestgate tpm serve` on this host, and see what it says",
         )
+
+
+def _receive(service: socket.socket, until: float) -> bytes:
+    """What comes next, or empty at the end. Raises OSError, TimeoutError if nothing has come by then."""
+    left = until - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    service.settimeout(left)
+    return service.recv(MAX_ANSWER)

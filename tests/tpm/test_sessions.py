@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from bus.agent import Link
+from host_agent import tpm_client
 from host_agent.main import HostAgent
 from host_agent.tpm_client import TpmClient
 from host_agent.tpm_service import TpmService, address
@@ -182,3 +185,19 @@ async def test_a_service_without_a_tpm_or_none_at_all_is_a_refusal() -> None:
             await asyncio.to_thread(client.quote, bytes(32))
     with pytest.raises(Refusal, match=r"host\.tpm"):
         await asyncio.to_thread(client.quote, bytes(32))
+
+
+async def test_a_service_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any local user can listen there while the service does not; a byte now and then is no answer."""
+    monkeypatch.setattr(tpm_client, "monotonic", count(0.0, tpm_client.PATIENCE_S / 2).__next__)
+
+    async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"\x80")
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as service:
+        with pytest.raises(Refusal, match=r"host\.tpm: .* found TimeoutError"):
+            await asyncio.to_thread(TpmClient(address(service)).quote, bytes(32))
