@@ -41,8 +41,8 @@ class Stream:
 class Consumer:
     """A shared durable pull consumer with explicit acknowledgement; any number of workers pull from it.
 
-    `max_deliver` is a last resort: a worker has to put a message aside (see `Delivery.attempt`) before the server stops
-    offering it.
+    A message is offered until it is acknowledged: one that the server gave up would lie in its stream, heard by nobody.
+    What fails each time, a worker has to put aside (see `Delivery.attempt`).
     """
 
     name: str
@@ -50,7 +50,6 @@ class Consumer:
     filter_subjects: tuple[str, ...]
     ack_wait_s: int = 30
     max_ack_pending: int = 2048
-    max_deliver: int = 20
 
 
 KEY_VALUE = "$KV."

@@ -114,7 +114,7 @@ class MemoryConsumer:
             if not any(subjects.matches(pattern, message.subject) for pattern in self.layout.filter_subjects):
                 continue
             out = self._out.setdefault(sequence, _Out(0.0, 0))
-            if out.again_at <= now and out.attempts < self.layout.max_deliver:
+            if out.again_at <= now:
                 out.again_at, out.attempts = now + self.layout.ack_wait_s, out.attempts + 1
                 return sequence, message, out.attempts
         return None

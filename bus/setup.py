@@ -107,7 +107,6 @@ def _consumer_config(consumer: layout.Consumer) -> ConsumerConfig:
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=consumer.ack_wait_s,
         max_ack_pending=consumer.max_ack_pending,
-        max_deliver=consumer.max_deliver,
     )
 
 

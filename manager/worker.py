@@ -134,7 +134,7 @@ class Worker:
             await self._dropped(subject, delivery.data, (_early(),))
         except BusError as error:
             log.warning("again", subject=subject, attempt=delivery.attempt, error=str(error))
-            await delivery.again(min(0.1 * 2**delivery.attempt, 5.0))
+            await delivery.again(min(0.1 * 2 ** min(delivery.attempt, 6), 5.0))
             return "again"
         except Exception as error:  # a fault of ours must neither end the worker nor admit anybody
             log.exception("fault", subject=subject, attempt=delivery.attempt)

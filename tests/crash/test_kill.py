@@ -166,7 +166,7 @@ def _without_none(table: Any) -> Any:
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     for name, consumer in list(layout.CONSUMERS.items()):
-        monkeypatch.setitem(layout.CONSUMERS, name, dataclasses.replace(consumer, ack_wait_s=1, max_deliver=1000))
+        monkeypatch.setitem(layout.CONSUMERS, name, dataclasses.replace(consumer, ack_wait_s=1))
     world = World(tmp_path / "world")
     async with contextlib.AsyncExitStack() as stack:
         server = EmbeddedServer(tmp_path / "nats", credentials.load(world.keys / "bus"))

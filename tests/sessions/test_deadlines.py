@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bus import layout, subjects
+from bus.api import BusError
+from bus.memory_bucket import MemoryBucket
 from manager.sessions.draft import KEPT_S
 from manager.sessions.record import AppRecord, HostRecord
 from manager.sessions.states import State
@@ -101,6 +103,24 @@ async def test_a_bus_whose_clock_is_ahead_delays_no_recheck(site: Deployment) ->
     assert "rechecking" not in site.what("host", "h1")
     await site.advance(site.timing.skew_s)
     await site.until("host", "h1", "rechecked")
+
+
+async def test_a_bus_that_is_full_for_minutes_loses_no_deadline(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = await trusted(site)
+    for agent in site.agents:
+        await agent.stop()
+
+    async def full(*_: object) -> int:
+        raise BusError("maximum bytes exceeded")
+
+    with monkeypatch.context() as bus:
+        bus.setattr(MemoryBucket, "update", full)
+        for _ in range(60):
+            await site.advance(5)
+    await site.settled()
+    await site.until("host", "h1", "expired", session=host.session)
 
 
 async def test_a_waking_long_before_its_time_is_none(site: Deployment) -> None:
