@@ -47,7 +47,7 @@ def rotate(
     add: Annotated[bool, typer.Option(help="Add a new storage epoch; records are sealed under it from now on.")] = True,
     destroy: Annotated[bool, typer.Option(help="Destroy older epochs once no record needs them.")] = True,
 ) -> None:
-    """Rotate the storage keys: add an epoch, seal every live record again under it, destroy the older ones.
+    """Rotate the storage keys: add an epoch, seal every record again under it, destroy the older ones.
 
     With workers on several machines: `rotate --no-destroy`, copy the key file to all, then `rotate --no-add`.
     """
@@ -57,20 +57,20 @@ def rotate(
     if not destroy:
         return
 
-    async def again() -> tuple[int, int, list[int]]:
+    async def again() -> tuple[int, list[int]]:
         async with await join(loaded.bus) as bus:
             vault = Vault(StorageKeyFile(loaded.storage_keys))
-            sealed, deleted = await seal_again(bus, vault)
-            while (more := await seal_again(bus, vault)) != (0, 0):  # a worker may have been about to store one
-                sealed, deleted = sealed + more[0], deleted + more[1]
+            sealed = 0
+            while more := await seal_again(bus, vault):  # a worker may have been about to store one
+                sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
             in_force = KeyInForce(key="storage-epoch", name=str(vault.newest), gone=[str(epoch) for epoch in gone])
             orders = Orders(Intake(bus, time.time), read_identity(loaded.identity))
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
-            return sealed, deleted, gone
+            return sealed, gone
 
-    sealed, deleted, gone = asyncio.run(again())
-    say(f"sealed {sealed} live records again, deleted {deleted} that had ended, destroyed epochs {gone}")
+    sealed, gone = asyncio.run(again())
+    say(f"sealed {sealed} records again, destroyed epochs {gone}")
 
 
 @app.command("rotate-ca")

@@ -1,4 +1,4 @@
-"""Storage keys come and go in epochs: add one, seal the live records again under it, destroy the others.
+"""Storage keys come and go in epochs: add one, seal the records again under it, destroy the others.
 
 Once an epoch's key is destroyed, whatever the bus kept of its records stays closed: that is what forward secrecy of
 stored sessions rests on. Where workers run on several machines, hand each the new file before sealing again.
@@ -6,6 +6,7 @@ stored sessions rests on. Where workers run on several machines, hand each the n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_bytes
 
@@ -64,29 +65,24 @@ def destroy_old_epochs(path: Path) -> list[int]:
     return sorted(int(epoch) for epoch in keys.epochs if epoch != newest)
 
 
-async def seal_again(bus: Bus, vault: Vault) -> tuple[int, int]:
-    """Seal every live record under the newest epoch; delete what has ended. Returns how many of each.
+async def seal_again(bus: Bus, vault: Vault) -> int:
+    """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
 
-    Safe beside running workers: a record that changes meanwhile was sealed anew by who changed it.
+    Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
+    ended stays as long as ever: it holds no secret, and its last word may not be out yet.
     """
     bucket, newest = bus.bucket(POINTERS), vault.newest
-    sealed = deleted = 0
+    found = 0
     for key in await bucket.keys():
         entry = await bucket.get(key)
         if entry is None or entry.value is None or epoch_of(entry.value) == newest:
             continue
+        found += 1
         record = _open(vault, key, entry.value)
-        if isinstance(record, HostRecord | AppRecord) and record.over:
-            await bucket.delete(key)
-            deleted += 1
-            continue
         counter = record.counter if isinstance(record, Pointer) else record.revision
-        try:
+        with suppress(Conflict):
             await bucket.update(key, vault.seal(POINTERS, key, counter, record), entry.revision)
-        except Conflict:
-            continue
-        sealed += 1
-    return sealed, deleted
+    return found
 
 
 def _open(vault: Vault, key: str, value: bytes) -> HostRecord | AppRecord | Pointer:

@@ -2,7 +2,7 @@
 
 A record = [epoch, salt, counter, AES-256-GCM]; its key = HKDF-SHA512(storage key of the epoch, salt, [label, bucket,
 key]); associated data = [label, bucket, key, counter]. Storage keys are short epochs: new records use the newest, an
-epoch is destroyed after live records were sealed again, and with it goes whatever the bus kept of it.
+epoch is destroyed after every record was sealed again, and with it goes whatever the bus kept of it.
 """
 
 from __future__ import annotations

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from bus import subjects
+from bus.api import BusError
 from manager.judge import Judge
 from manager.limits import Limiter
+from manager.outbox import Outbox
+from manager.sessions.draft import KEPT_S
 from manager.sessions.record import HostRecord
 from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from manager.vault import Vault, epoch_of
 from manager.worker import ATTEMPTS
 from schemas.base import Refusal, unpack
-from schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry
+from schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
 from schemas.quarantine import LIMIT, Quarantined
 from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
 
@@ -95,9 +98,8 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
         old = keys.read_text()
         assert add_epoch(keys) == 2
         vault = Vault(StorageKeyFile(keys))
-        sealed, _ = await seal_again(site.bus, vault)
-        assert sealed == len(before)
-        assert await seal_again(site.bus, vault) == (0, 0)
+        assert await seal_again(site.bus, vault) == len(before)
+        assert await seal_again(site.bus, vault) == 0
         for key in await bucket.keys():
             entry = await bucket.get(key)
             assert entry is not None
@@ -115,6 +117,35 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
             with pytest.raises(Refusal, match=r"record\.open"):
                 now.open(HostRecord, "sessions", key, entry.value)
         assert old != keys.read_text()
+
+
+async def test_rotating_storage_keys_takes_no_last_word_from_a_session_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "world")
+    keys = world.keys / "manager" / "storage-keys.json"
+    async with deployed(world, tmp_path / "site") as site:
+        agents = await site.admitted()
+
+        async def cut_off(*_: object) -> None:
+            raise BusError("between the record and its outbox")
+
+        with monkeypatch.context() as bus:
+            bus.setattr(Outbox, "publish", cut_off)
+            await site.order(Revoke(kind="app", id="a1", reason="test"))
+            await site.quiet()
+            add_epoch(keys)
+            await seal_again(site.bus, Vault(StorageKeyFile(keys)))
+            assert site.gateway.passes("a1")
+        for agent in agents:
+            await agent.stop()
+        await site.settled()
+        await site.until("app", "a1", "revoked")
+        assert not site.gateway.passes("a1")
+        for seconds in (site.timing.lease_s, KEPT_S + 60):
+            await site.advance(seconds)
+        assert await site.bus.bucket("summaries").keys() == []
+        assert site.codes() == []
 
 
 def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
