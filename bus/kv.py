@@ -22,7 +22,7 @@ from nats.js.errors import APIError
 from bus.api import EXPECTED, BusError, Conflict, Entry, Stored
 from bus.connection import Connection
 from bus.errors import ANSWER_S, translated
-from bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, BucketLayout
+from bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
 from bus.pages import read_page
 
 LOOK_S = 1.0
@@ -62,7 +62,7 @@ class NatsBucket:
 
     async def delete(self, key: str) -> None:
         """See `bus.api.Bucket.delete`. Leaves a mark for watchers, for `DELETED_FOR_S`."""
-        await self._write(key, b"", {OPERATION: "DEL", "Nats-TTL": f"{DELETED_FOR_S}s"})
+        await self._write(key, b"", {OPERATION: "DEL", TTL: f"{DELETED_FOR_S}s"})
 
     async def keys(self, pattern: str = ">") -> list[str]:
         """See `bus.api.Bucket.keys`."""

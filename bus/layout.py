@@ -56,6 +56,8 @@ KEY_VALUE = "$KV."
 """What the subjects of all buckets begin with (ADR-8)."""
 OPERATION, DELETIONS = "KV-Operation", ("DEL", "PURGE")
 """Header of a message that is no value but an operation on its key, and those that delete it."""
+TTL = "Nats-TTL"
+"""Header that has a message leave its bucket by itself, after so long: `60s`."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class MemoryServer:
                 del self._schedules[subject]
                 headers = {"Nats-Scheduler": subject, "Nats-Schedule-Next": "purge"}
                 self.streams[layout.WORK.name].store(subjects.due(subject), scheduled.data, headers, None)
+        for bucket in self.buckets.values():
+            bucket.tick()
         self.notify()
 
     def stored(self, stream: str) -> list[Message]:

@@ -24,8 +24,11 @@ class MemoryBucket:
 
     def __init__(self, bucket: layout.BucketLayout, now: Callable[[], float]) -> None:
         self._layout = bucket
+        self._now = now
         self._ids = MessageIds(bucket.duplicate_window_s, now)
         self._entries: dict[str, Entry] = {}
+        self._leaves: dict[str, float] = {}
+        """When what was stored for a time leaves, by key."""
         self._revision = 0
         self._watchers: list[tuple[str, asyncio.Queue[Entry]]] = []
 
@@ -81,7 +84,14 @@ class MemoryBucket:
             return False
         self._write(key, None if headers.get(layout.OPERATION) in layout.DELETIONS else data)
         self._ids.note(message_id)
+        if layout.TTL in headers:
+            self._leaves[key] = self._now() + int(headers[layout.TTL].removesuffix("s"))
         return True
+
+    def tick(self) -> None:
+        """See `MemoryServer.tick`. As on the server, watchers are not told."""
+        for key in [key for key, at in self._leaves.items() if at <= self._now()]:
+            del self._leaves[key], self._entries[key]
 
     def snapshot(self) -> BucketState:
         """See `MemoryServer.snapshot`."""
@@ -91,6 +101,7 @@ class MemoryBucket:
         """See `MemoryServer.restore`. Watchers see what a reconnect would show them."""
         lost = [key for key, entry in self._entries.items() if entry.value is not None and key not in state.entries]
         self._entries, self._revision = dict(state.entries), state.revision
+        self._leaves.clear()
         for key in lost:
             self._tell(Entry(key, None, self._revision))
         for entry in self._entries.values():
@@ -101,6 +112,7 @@ class MemoryBucket:
         if len(value or b"") > self._layout.max_value:
             raise BusError(f"write {key}: message size exceeds maximum allowed")
         self._revision += 1
+        self._leaves.pop(key, None)
         self._entries[key] = Entry(key, value, self._revision)
         self._tell(self._entries[key])
         return self._revision

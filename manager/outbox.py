@@ -42,7 +42,6 @@ class Outbox:
         self._intake = intake
         self._sessions = bus.bucket(POINTERS)
         self._summaries = bus.bucket("summaries")
-        self._admissions = bus.bucket("admissions")
 
     async def publish(self, record: HostRecord | AppRecord) -> None:
         """Send everything in the outbox: plain messages in their order, the rest side by side. Raises BusError."""
@@ -58,11 +57,7 @@ class Outbox:
             await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
-        """Delete what stands beside a record. A gateway that misses it loses nothing: no lease outlives its end."""
-        if isinstance(record, HostRecord):
-            await self._admissions.delete(f"host.{record.session}")
-        elif record.serial:
-            await self._admissions.delete(f"cert.{record.serial}")
+        """Delete what stands beside a record. (Its admissions were withdrawn when it ended.)"""
         await self._summaries.delete(summary_key(record))
 
     async def pointers(self, role: Role, id: str) -> list[str]:

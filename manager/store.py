@@ -106,7 +106,7 @@ class SessionStore:
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
-        """Clear a session away that has long been over: its admission, its summary, and last its record."""
+        """Clear a session away that has long been over: its summary, and last its record."""
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
 

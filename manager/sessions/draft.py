@@ -15,11 +15,11 @@ from pydantic import BaseModel, JsonValue
 
 from bus import subjects
 from bus.channel import Channel
-from bus.layout import ADMISSIONS
+from bus.layout import ADMISSIONS, TTL
 from manager import ear
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
 from manager.sessions.states import APP, ENDS, HOST, Input, State, move
-from schemas.admission import Statement, post
+from schemas.admission import Statement, Withdrawal, post
 from schemas.audit import Decision, Fact, sign_decision
 from schemas.base import Reason, pack
 from schemas.binding import Role
@@ -36,7 +36,7 @@ R = TypeVar("R", HostRecord, AppRecord)
 
 
 KEPT_S = 3600
-"""How long a session that is over stays to be seen, before its record and its admission are cleared away."""
+"""How long a session that is over stays to be seen, and a certificate's or a host's withdrawal for gateways."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,10 @@ class Draft(Generic[R]):
         self._put(how="work", subject=subjects.work(role, session, what), data=pack(model))
 
     def post(self, statement: Statement) -> None:
-        """A signed statement for the gateways."""
+        """A signed statement for the gateways. A tombstone leaves by itself: no lease before it is alive by then."""
+        headers = {TTL: f"{KEPT_S}s"} if isinstance(statement, Withdrawal) else {}
         subject = ADMISSIONS.subject(statement.key)
-        self._put(how="publish", subject=subject, data=post(self.context.identity, statement))
+        self._put(how="publish", subject=subject, data=post(self.context.identity, statement), headers=headers)
 
     def current(self) -> None:
         """From now on this session speaks for its subject; the one before it is superseded."""

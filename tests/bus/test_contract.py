@@ -121,6 +121,14 @@ async def test_what_is_given_back_comes_again_and_says_so(world: World) -> None:
     await nothing_waits(world.manager, "workers", MARK_WORK)
 
 
+async def test_what_is_stored_for_a_time_leaves_by_itself(world: World) -> None:
+    await world.manager.publish(layout.ADMISSIONS.subject("host.ab"), b"x", headers={layout.TTL: "1s"})
+    await world.pass_time(1)
+    async with asyncio.timeout(20):
+        while await world.manager.bucket("admissions").get("host.ab") is not None:
+            await asyncio.sleep(0.1)
+
+
 async def test_two_workers_share_a_consumer(world: World) -> None:
     for number in range(6):
         await world.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)

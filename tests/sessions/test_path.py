@@ -307,6 +307,8 @@ async def test_a_certificate_is_renewed_before_it_ends_and_never_leased_past_its
         assert "renewed" in site.what("app", "a1")
         assert len({lease.serial for lease in site.gateway.leases}) > 1
         assert max(lease.expires_at for lease in site.gateway.leases if lease.serial == first) <= ends
+        await site.advance(KEPT_S)
+        assert f"cert.{first}" not in await site.bus.bucket("admissions").keys(), "a tombstone a renewal, for ever"
 
 
 async def test_two_hosts_and_their_applications_do_not_mix(site: Deployment) -> None:
