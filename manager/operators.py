@@ -32,7 +32,7 @@ from schemas.enrolment import (
     TryPolicy,
 )
 from schemas.sgx import policy_name
-from schemas.signing import Signed, verify
+from schemas.signing import Signed
 
 Emit = Callable[..., Awaitable[None]]
 MAY: dict[type, OperatorRole] = {
@@ -116,28 +116,37 @@ class Operators:
                 await self._quarantine.drop(action.message)
 
     async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
-        manifest = verify(
-            action.manifest, PolicyManifest, "policy manifest", self._registry.identities("policy-author")
-        )
+        signed = pack(action.manifest)
+        manifest = self._registry.read_manifest(signed)
         names = {policy_name(document) for document in action.documents}
         missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
         if missing:
             raise _refused("policy", "every document of the manifest", f"none for {sorted(missing)}", "send them along")
+        while True:
+            entry = await self._policies.get(key)  # first: one put in force from here on is seen, or makes a conflict
+            await self._check_newer(manifest)
+            for document in action.documents:
+                await self._policies.put(policy_name(document), document)
+            try:
+                if entry is None:
+                    await self._policies.create(key, signed)
+                else:
+                    await self._policies.update(key, signed, entry.revision)
+                return
+            except Conflict:
+                continue
+
+    async def _check_newer(self, manifest: PolicyManifest) -> None:
+        """Raises Refusal `command.policy` for an older manifest than the one in force, if that one is believed."""
         entry = await self._policies.get(MANIFEST)
-        if entry is not None and entry.value is not None:
-            before = verify(
-                unpack(Signed, entry.value),
-                PolicyManifest,
-                "policy manifest",
-                self._registry.identities("policy-author"),
-            )
-            if manifest.version < before.version or (manifest.version == before.version and manifest != before):
-                raise _refused(
-                    "policy", f"a version above {before.version}", str(manifest.version), "raise the version"
-                )
-        for document in action.documents:
-            await self._policies.put(policy_name(document), document)
-        await self._policies.put(key, pack(action.manifest))
+        if entry is None or entry.value is None:
+            return
+        try:
+            before = self._registry.read_manifest(entry.value)
+        except Refusal:
+            return
+        if manifest != before and manifest.version <= before.version:
+            raise _refused("policy", f"a version above {before.version}", str(manifest.version), "raise the version")
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
         """Tell every session of a subject, also one that is only on its way to trust."""

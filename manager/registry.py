@@ -240,7 +240,7 @@ class Registry:
                 found="none: an absent policy refuses everything",
                 action="put one in force: attestgate policy sign",
             )
-        manifest = self._manifest(entry.value)
+        manifest = self.read_manifest(entry.value)
         self._high_water.check("policy", manifest.version)
         if self._in_force is None or self._in_force.manifest != manifest:
             self._in_force = await self._read(manifest)
@@ -248,7 +248,7 @@ class Registry:
             self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
         return replace(self._in_force, trial=await self._on_trial(manifest))
 
-    def _manifest(self, signed: bytes) -> PolicyManifest:
+    def read_manifest(self, signed: bytes) -> PolicyManifest:
         """A manifest, believed for its author's signature. The same bytes are checked once. Raises Refusal."""
         known = self._manifests.get(signed)
         if known is None:
@@ -263,7 +263,7 @@ class Registry:
         if entry is None or entry.value is None:
             return None
         try:
-            manifest = self._manifest(entry.value)
+            manifest = self.read_manifest(entry.value)
             if manifest.version <= in_force.version:
                 return None
             if self._trial is None or self._trial.manifest != manifest:

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus import subjects
+from bus.memory_bucket import MemoryBucket
 from schemas.base import pack, unpack
 from schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from schemas.events import Event
@@ -232,3 +233,35 @@ async def test_a_signed_manifest_needs_no_more_than_its_bearer(site: Deployment)
     whole = put(site, version=2)
     forged = Signed(payload=whole.manifest.payload, signer=whole.manifest.signer, signature=bytes(64))
     assert await refused(site, whole.model_copy(update={"manifest": forged})) == "signature.invalid"
+
+
+async def test_of_two_manifests_at_once_the_newer_stays_in_force(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = put(site, version=2)
+    held, on, store = asyncio.Event(), asyncio.Event(), MemoryBucket.put
+
+    async def slow(bucket: MemoryBucket, key: str, value: bytes) -> int:
+        if value == older.documents[0] and not held.is_set():
+            held.set()
+            await on.wait()
+        return await store(bucket, key, value)
+
+    monkeypatch.setattr(MemoryBucket, "put", slow)
+    given = pack(sign(site.world.operator, "command", command(site, older)))
+    await site.bus.publish(subjects.operator(OPERATOR, "command"), given)
+    await held.wait()
+    newer = command(site, put(site, version=3), sequence=int(site.clock() * 1e6) + 2000)
+    assert (await give(site, newer)).what == "applied"
+    on.set()
+    assert code_of(await site.until("op", OPERATOR, "refused")) == "command.policy"
+    entry = await site.bus.bucket("policies").get("manifest")
+    assert entry is not None and entry.value is not None
+    assert unpack(PolicyManifest, unpack(Signed, entry.value).payload).version == 3
+
+
+async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> None:
+    """Its author was taken out of the settings before another had signed, or the bus put something there."""
+    stranger = put(site, Ed25519PrivateKey.generate(), version=9)
+    await site.bus.bucket("policies").put("manifest", pack(stranger.manifest))
+    assert (await give(site, command(site, put(site, version=2)))).what == "applied"
