@@ -97,10 +97,16 @@ class _Server(uvicorn.Server):
 
 async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: Send) -> None:
     """One request (ASGI 3): as it came to the gateway, the answer as it comes back."""
-    headers = [(name, value) for name, value in scope["headers"] if name not in HOP_BY_HOP]
-    content = _body(receive) if _has_body(scope["headers"]) else None
-    request = http.build_request(scope["method"], http.base_url.copy_with(raw_path=_target(scope)), content=content)
-    request.headers = httpx.Headers(headers)
+    names = {name for name, _ in scope["headers"]}
+    # Chunks overrule a length (RFC 9112, section 6.3).
+    left_out = HOP_BY_HOP | {b"content-length"} if b"transfer-encoding" in names else HOP_BY_HOP
+    request = httpx.Request(
+        scope["method"],
+        http.base_url,
+        headers=[(name, value) for name, value in scope["headers"] if name not in left_out],
+        content=_body(receive) if names & {b"content-length", b"transfer-encoding"} else None,
+        extensions={"target": _target(scope)},
+    )
     try:
         response = await http.send(request, stream=True)
     except httpx.HTTPError as error:
@@ -123,10 +129,6 @@ def _target(scope: Scope) -> bytes:
         path = b"/" + path.removeprefix(b"http://").partition(b"/")[2]
     query: bytes = scope["query_string"]
     return path + b"?" + query if query else path
-
-
-def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:
