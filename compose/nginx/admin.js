@@ -3,7 +3,6 @@
 const EPOCH = 'epoch';
 const EPOCH_LIFE_MS = 30 * 24 * 3600 * 1000;
 const KEPT = 'kept';
-const KEPT_LIFE_MS = 5000;
 const KEY = /^(?:cert|host)\.[0-9a-f]{2,40}$/;
 
 // One life of the shared memory has one epoch: a worker that sees another one knows that it must load everything.
@@ -22,13 +21,14 @@ function answer(r, status, value) {
 // Asked by the worker every second: that it asks is what the outside is told.
 function health(r) {
     const zone = ngx.shared.admissions;
-    zone.set(KEPT, '', KEPT_LIFE_MS);
+    // In a zone of its own: `admissions` may be full.
+    ngx.shared.worker.set(KEPT, '');
     answer(r, 200, { epoch: epoch(), entries: zone.size(), free: zone.freeSpace() });
 }
 
 // For a load balancer: 200 while a gateway worker keeps this dictionary, 503 otherwise.
 function outside(r) {
-    const kept = ngx.shared.admissions.has(KEPT);
+    const kept = ngx.shared.worker.has(KEPT);
     answer(r, kept ? 200 : 503, { gateway: kept ? 'ready' : 'its worker is silent' });
 }
 

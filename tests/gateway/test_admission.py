@@ -378,6 +378,16 @@ async def test_a_full_zone_refuses_new_ones_and_evicts_nobody(tmp_path: Path) ->
             assert set(await gate.contents()) == {client.key, HOST}
 
 
+async def test_a_full_zone_still_answers_a_worker_that_comes_back(tmp_path: Path) -> None:
+    """What tells the outside of a worker has lapsed, and takes no room where there is none."""
+    async with running(Gate(tmp_path, time.time, zone="64k")) as gate, Dictionary(gate.config.admin) as dictionary:
+        epoch = (await dictionary.contents()).epoch
+        many = {f"host.{i:032x}": HostEntry(sequence=1, until=2**33, host="h1") for i in range(2000)}
+        with pytest.raises(ZoneFull):
+            await dictionary.put(epoch, many)
+        assert (await dictionary.health()).epoch == epoch
+
+
 async def test_many_of_the_largest_leases_go_in_several_requests(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time)) as gate:
         allow = [f"GET,HEAD,POST /{'x' * 230}/{i}/**" for i in range(32)]
