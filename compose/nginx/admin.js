@@ -36,12 +36,12 @@ function outside(r) {
 function refusals(r) {
     const zone = ngx.shared.refusals;
     const found = [];
-    zone.items(1000).forEach((item) => {
-        const who = JSON.parse(item[0]);
-        found.push({ verdict: who[0], identity: who[1], serial: who[2], times: item[1] });
-        // Less what is told here: nginx's other workers go on counting.
-        if (zone.incr(item[0], -item[1], 0) === 0) {
-            zone.delete(item[0]);
+    zone.keys(1000).forEach((key) => {
+        // Only whoever takes it out tells of it: another of nginx's workers may be asked the same.
+        const times = zone.get(key);
+        if (times !== undefined && zone.delete(key)) {
+            const who = JSON.parse(key);
+            found.push({ verdict: who[0], identity: who[1], serial: who[2], times });
         }
     });
     answer(r, 200, { refusals: found });

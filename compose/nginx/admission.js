@@ -142,9 +142,11 @@ function allows(rule, method, path) {
 }
 
 // For the gateway worker, which tells of it: how often whom, and why. The oldest give way where there are too many.
+// What a certificate of no CA of ours says is not repeated.
 function count(r, verdict) {
     try {
-        const key = JSON.stringify([verdict, r.variables.attestgate_identity, r.variables.ssl_client_serial || '']);
+        const serial = r.variables.ssl_client_verify === 'SUCCESS' ? r.variables.ssl_client_serial : '';
+        const key = JSON.stringify([verdict, r.variables.attestgate_identity, serial]);
         ngx.shared.refusals.incr(key, 1, 0);
     } catch (e) {
         r.error(`admission: a refusal is not counted: ${e.message}`);
@@ -171,14 +173,23 @@ function bound(r, data, flags) {
     throw new Error(v.attestgate_verdict);
 }
 
-// What a stranger gets, whoever refused: nginx itself, for want of a good certificate, or `access`, which has counted.
+// What a stranger gets, whoever refused: nginx itself, for want of a good certificate or request, or `access`, which has
+// counted.
 function refused(r) {
     if (r.variables.attestgate_verdict === 'not judged') {
-        const verdict = r.variables.ssl_client_verify === 'NONE' ? 'no certificate' : 'certificate not valid';
+        const verdict = unjudged(r.variables.ssl_client_verify);
         r.variables.attestgate_verdict = verdict;
         count(r, verdict);
     }
     r.return(403, 'refused\n');
+}
+
+// Why nginx itself refused; on a connection without TLS it says nothing of a certificate.
+function unjudged(verified) {
+    if (verified === 'SUCCESS') {
+        return 'request not valid';
+    }
+    return verified && verified !== 'NONE' ? 'certificate not valid' : 'no certificate';
 }
 
 export default { access, bound, refused };

@@ -49,7 +49,7 @@ class RequestRefusal(Model):
     verdict: str
     identity: str
     serial: str
-    times: int
+    times: Annotated[int, Field(ge=1)]
 
 
 class Refusals(Model):

@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -147,6 +148,59 @@ async def test_another_certificate_under_an_admitted_serial(
     twin = signed_by(gate, serial=int(client.issued.serial, 16), start=start, end=end, usage=usage)
     assert refused(await twin.http.get("/x"))
     assert (await client.http.get("/x")).status_code == 200
+
+
+def of_its_own(gate: Gate, serial: int) -> Client:
+    """A stranger's certificate, signed by itself, with a serial of its choice."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, SHA256())
+    )
+    return gate.with_certificate(certificate.public_bytes(Encoding.PEM).decode(), key)
+
+
+async def counted(gate: Gate) -> list[tuple[str, str, str, int]]:
+    async with Dictionary(gate.config.admin) as dictionary:
+        return [(r.verdict, r.identity, r.serial, r.times) for r in await dictionary.refusals()]
+
+
+async def test_a_stranger_is_counted_under_no_serial_of_its_choice(gate: Gate) -> None:
+    """It would be told of whoever has that serial, and as many of them would crowd the others out."""
+    client = gate.client()
+    await gate.admit(client)
+    assert client.issued is not None
+    for serial in (int(client.issued.serial, 16), 7, 8):
+        assert refused(await of_its_own(gate, serial).http.get("/x"))
+    assert await counted(gate) == [("certificate not valid", "", "", 3)]
+
+
+async def test_a_request_that_is_none_is_not_said_to_be_of_a_bad_certificate(gate: Gate) -> None:
+    client = gate.client()
+    await gate.admit(client)
+    await raw(client, gate, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n folded: x\r\n\r\n")
+    async with httpx.AsyncClient() as plain:
+        assert refused(await plain.get(gate.url.replace("https", "http")))
+    assert await verdicts(gate, 2) == ["request not valid", "no certificate"]
+
+
+async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
+    """By two gateway workers at one nginx, say, whose own workers share what they count."""
+    clients = [gate.client(app=f"a{i}") for i in range(100)]
+    async with AsyncExitStack() as stack:
+        asking = [await stack.enter_async_context(Dictionary(gate.config.admin)) for _ in range(8)]
+        for _ in range(10):
+            for client in clients:
+                assert refused(await client.http.get("/x"))
+            told = await asyncio.gather(*(dictionary.refusals() for dictionary in asking))
+            assert [r.times for found in told for r in found] == [1] * len(clients)
 
 
 async def test_a_certificate_of_another_ca(gate: Gate, tmp_path: Path) -> None:
