@@ -1,7 +1,8 @@
 """Admissions by hand at one gateway: signed files in a folder, each for one certificate, each short and loud.
 
 They are looked for every second, told as an alarm when they begin to work, and end by themselves. A certificate that
-the manager has withdrawn stays out: breaking glass is for a manager that is silent, not for overruling one.
+the manager has withdrawn stays out, for as long as a file signed before could live: breaking glass is for a manager
+that is silent, not for overruling one.
 """
 
 from __future__ import annotations

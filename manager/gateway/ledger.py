@@ -5,7 +5,8 @@ The rules:
   - A lease from ahead of this clock, from the past, or for another set of gateways is refused.
   - For each key the sequence rises: an older statement, or another one with the same number, is refused.
   - A withdrawal is final and beats every sequence. It is remembered until no lease signed before it can be alive, so
-    that a bus which plays an old lease again gains nothing.
+    that a bus which plays an old lease again gains nothing; and for `remember_s`, for the sake of what else must not
+    overrule it.
 No I/O here: statements arrive with their signatures checked, the time is handed in.
 """
 
@@ -60,9 +61,10 @@ class _Record:
 class Ledger(Mapping[str, Statement]):
     """The newest statement of each key, for one gateway. Times are Unix seconds."""
 
-    def __init__(self, gateway_set: str, *, longest_lease_s: int, skew_s: int = 5) -> None:
+    def __init__(self, gateway_set: str, *, longest_lease_s: int, remember_s: int = 0, skew_s: int = 5) -> None:
         self._set = gateway_set
         self._longest_s = longest_lease_s
+        self._remember_s = max(longest_lease_s, remember_s)
         self._skew_s = skew_s
         self._records: dict[str, _Record] = {}
 
@@ -92,7 +94,7 @@ class Ledger(Mapping[str, Statement]):
         # Any lease signed before the withdrawal has ended by then, also one that this gateway has not seen.
         ends = max(
             withdrawal.until,
-            withdrawal.issued_at + self._longest_s + self._skew_s,
+            withdrawal.issued_at + self._remember_s + self._skew_s,
             held.forget_at if held else 0,
         )
         return _Record(withdrawal, ends, ends, held.session if held else None)

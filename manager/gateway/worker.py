@@ -56,7 +56,11 @@ class GatewayWorker:
         self._bus = bus
         self._telling = Telling(settings.id, bus=bus, identity=identity, emit=emit)
         self._clock = clock
-        self._ledger = Ledger(settings.gateway_set, longest_lease_s=settings.longest_lease_s)
+        self._ledger = Ledger(
+            settings.gateway_set,
+            longest_lease_s=settings.longest_lease_s,
+            remember_s=settings.break_glass.longest_s if settings.break_glass else 0,
+        )
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._loaded = False

@@ -109,6 +109,25 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: Deployment, folder:
     assert [verify(signed, BreakGlass, LABEL, {PUBLIC}) for signed in told] == [said(client, now)]
 
 
+@pytest.mark.stack
+async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(deployment: Deployment, folder: Path) -> None:
+    """Also where no lease could be alive any more: the worker has dropped it if it is not to remember files."""
+    client, other = deployment.gate.client(), deployment.gate.client(app="a2")
+    now = int(time.time())
+    put(folder, said(client, now))
+    gone = Withdrawal(key=client.key, issued_at=now - 30, until=now + 1, sequence=2, reason="operator.revoked")
+    await deployment.say(gone)
+    worker = deployment.worker(break_glass=settings(folder), longest_lease_s=4, reconcile_s=1)
+    async with at_work(worker):
+        await deployment.reported(client.key, "withdrawn", 2)
+        # A lapsed lease of another tells that time has passed over what was to be remembered of leases.
+        await deployment.admit(other, lease_s=4)
+        await deployment.told("lapsed", lambda data: data["key"] == other.key)
+        put(folder, said(other, now))
+        await answers(other, 200)
+        assert await status(client) == 403
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
