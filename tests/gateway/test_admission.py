@@ -191,6 +191,17 @@ async def test_a_request_that_is_none_is_not_said_to_be_of_a_bad_certificate(gat
     assert await verdicts(gate, 2) == ["request not valid", "no certificate"]
 
 
+@pytest.mark.parametrize("mode", ["njs", "stock"])
+async def test_no_request_spoils_the_log(tmp_path: Path, mode: str) -> None:
+    """Its lines are JSON, whatever bytes anybody sends; what is no request's target is not repeated."""
+    async with running(Gate(tmp_path, time.time, mode=mode)) as gate:
+        client = gate.client()
+        for target in (b"/x?\xff", b"/\xc3\xa9", b'/x?"\\', b"/x?\x01"):
+            await raw(client, gate, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        requests = [line["request"] for line in await logged(gate, 4)]
+        assert requests == ["not ASCII", "not ASCII", 'GET /x?"\\ HTTP/1.1', "not ASCII"]
+
+
 async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
     """By two gateway workers at one nginx, say, whose own workers share what they count."""
     clients = [gate.client(app=f"a{i}") for i in range(100)]
