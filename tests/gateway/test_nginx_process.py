@@ -1,6 +1,8 @@
 """nginx as a child: its configuration is taken by nginx itself, what is wrong is said in one line, nothing is left."""
 
 import os
+import resource
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,29 @@ async def test_a_busy_port_is_one_line(tmp_path: Path, gate: Gate) -> None:
     assert reason.found.startswith(f"bind() to 127.0.0.1:{gate.config.port} failed")
     assert second.pid is None
     assert gate.nginx.pid is not None
+
+
+async def test_a_small_limit_on_files_is_not_that_of_nginx(tmp_path: Path) -> None:
+    """Connections of strangers who say nothing keep out neither an application nor the worker."""
+    gate = Gate(tmp_path, time.time)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 8192:
+        pytest.skip(f"no process here may have 8192 files: the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        await gate.nginx.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1024), hard))
+    silent = [socket.create_connection(("127.0.0.1", gate.config.port)) for _ in range(600)]
+    try:
+        client = gate.client()
+        await gate.admit(client)
+        assert (await client.http.get("/x")).status_code == 502
+        await client.http.aclose()
+    finally:
+        for connection in silent:
+            connection.close()
+        await gate.nginx.stop()
 
 
 async def test_a_folder_that_is_too_deep_for_a_socket(tmp_path: Path) -> None:
