@@ -23,6 +23,7 @@ from manager.gateway.dictionary import Dictionary, NginxError
 from manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, difference
 from manager.gateway.map_file import MapFile
 from manager.gateway.metrics import GatewayMetrics
+from manager.gateway.only_one import only_one
 from manager.gateway.public import publish
 from manager.gateway.relay import Relay
 from manager.gateway.telling import Emit, Telling, complain
@@ -73,12 +74,14 @@ class GatewayWorker:
         self._metrics.websockets(lambda: len(self._relay or ()))
 
     async def run(self) -> None:
-        """Work until cancelled. Neither a lost bus nor a lost nginx ends it."""
+        """Work until cancelled. Neither a lost bus nor a lost nginx ends it. Raises Refusal (`gateway.*`)."""
         path = self._settings.nginx_map
-        async with (
-            MapFile(path) if path else Dictionary(self._settings.nginx_socket) as nginx,
-            asyncio.TaskGroup() as tasks,
-        ):
+        with only_one((path or self._settings.nginx_socket).parent):
+            async with MapFile(path) if path else Dictionary(self._settings.nginx_socket) as nginx:
+                await self._work(nginx)
+
+    async def _work(self, nginx: Nginx) -> None:
+        async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._keep(nginx))
             tasks.create_task(self._telling.reports())

@@ -15,8 +15,9 @@ from bus.memory import MemoryServer
 from manager.gateway.dictionary import Dictionary
 from manager.gateway.ledger import Entry, HostEntry
 from schemas.admission import Withdrawal, post
+from schemas.base import Refusal
 from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import APP_SESSION, HOST_SESSION, Gate, host_lease, lease, running, until
+from tests.gateway.support import APP_SESSION, HOST_SESSION, FakeBus, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -168,6 +169,20 @@ async def test_a_new_worker_goes_on_where_the_old_one_fell(deployment: Deploymen
             answers.append(await status(client))
     assert set(answers) == {200}
     assert await status(gone) == 403
+
+
+async def test_a_second_worker_at_one_nginx_is_refused(working: Deployment) -> None:
+    """Cut off from the bus, it would put back what the first has taken out and reported."""
+    client = working.gate.client()
+    await working.admit(client)
+    stale = FakeBus()
+    stale.values = dict(working.bus.values)
+    with pytest.raises(Refusal) as refusal:
+        async with asyncio.timeout(15):
+            await working.worker(stale, reconcile_s=1).run()
+    assert refusal.value.reasons[0].code == "gateway.running"
+    await working.withdraw(client.key)
+    assert await status(client) == 403
 
 
 async def test_entries_that_nobody_signed_are_removed(gate: Gate) -> None:
