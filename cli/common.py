@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from bus import logs
-from schemas.base import Refusal, first_message, where
+from schemas.base import Reason, Refusal, first_message, where
 
 M = TypeVar("M", bound=BaseModel)
 REFUSED, WRONG, INTERRUPTED = 1, 2, 130
@@ -66,3 +66,14 @@ def checked(model: type[M], /, **fields: Any) -> M:
 def wrong(field: str, expected: str, found: object) -> Refusal:
     """A refusal of an argument."""
     return Refusal.because("cli.argument", field, expected=expected, found=found, action="see --help")
+
+
+def inaccessible(error: OSError) -> Reason:
+    """What to tell of a file that the system does not let a command read or write; of a full disk it gives no name."""
+    return Reason(
+        code="file.access",
+        field=str(error.filename or "file"),
+        expected="a path that can be read or written",
+        found=error.strerror or type(error).__name__,
+        action="check the path, its permissions and the room on its disk",
+    )

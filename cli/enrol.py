@@ -14,7 +14,6 @@ from bus.nats import join
 from bus.operator import order
 from cli.common import Json, OperatorOption, checked, say, wrong
 from cli.processes import CODE_ROOT, CodeOption
-from cli.tpm import read_file
 from enclave.simulated.measure import measure
 from manager.keyfiles import read_identity
 from manager.tpm_enrolment import enrolment as tpm_enrolment
@@ -108,7 +107,7 @@ def enrol_host(
         raise wrong("--tpm", "--tpm and --tpm-answer together", "one of them")
     pinned: TpmEnrolment | Literal["none"] = "none"
     if tpm is not None and tpm_answer is not None:
-        boots = [golden_values(read_file(quote), read_file(pcrs)) for quote, pcrs in golden]
+        boots = [golden_values(quote.read_bytes(), pcrs.read_bytes()) for quote, pcrs in golden]
         pinned = tpm_enrolment(read_json(TpmKept, tpm), read_json(TpmAnswer, tpm_answer), boots)
     subject = checked(HostEnrolment, id=id, mrenclaves=mrenclave, platform=platform, tpm=pinned)
     command(operator, Enrol(subject=subject))

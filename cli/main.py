@@ -26,7 +26,7 @@ from cli import (
     verify,
     watch,
 )
-from cli.common import INTERRUPTED, REFUSED, WRONG, complain
+from cli.common import INTERRUPTED, REFUSED, WRONG, complain, inaccessible
 from cli.exec import run_exec
 from cli.verify_ima import ImaCommand, verify_ima
 from enclave.api import EnclaveError
@@ -79,5 +79,8 @@ def run() -> None:
     except (BusError, EnclaveError) as error:
         complain(str(error))
         sys.exit(REFUSED)
+    except OSError as error:
+        complain(inaccessible(error).sentence())
+        sys.exit(WRONG)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -12,6 +12,7 @@ from bus.api import Bus, Message
 from bus.nats import join
 from bus.operator import order
 from cli.common import wrong
+from cli.policy_set import read_bundle
 from manager.keyfiles import read_identity
 from manager.policy_trial import Trial
 from manager.registry import manifest_name
@@ -29,15 +30,11 @@ SILENT = "no answer in time: see `attestgate hosts`"
 def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
     """Put a signed bundle on trial, have every trusted host rechecked, and say what came of each.
 
-    Raises Refusal, BusError.
+    Raises Refusal, BusError, OSError.
     """
     if operator is None:
         raise wrong("--operator", "your operator file, for --against hosts", "none")
-    try:
-        put = unpack(PutPolicy, bundle.read_bytes())
-    except OSError as error:
-        raise wrong(str(bundle), "a readable file", error.strerror) from None
-    return asyncio.run(_try(put, load_settings(OperatorFile, operator)))
+    return asyncio.run(_try(read_bundle(bundle), load_settings(OperatorFile, operator)))
 
 
 async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:

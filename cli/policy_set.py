@@ -11,7 +11,7 @@ from cli.common import OperatorOption, say
 from cli.enrol import command
 from manager.keyfiles import read_identity
 from manager.policy_set import read_policy_key, sign_set
-from schemas.base import pack, unpack
+from schemas.base import Refusal, pack, unpack
 from schemas.enrolment import PutPolicy
 
 
@@ -39,4 +39,19 @@ def put(
     operator: OperatorOption,
 ) -> None:
     """Put a signed set of policies in force: every session is judged by it from its next recheck on."""
-    command(operator, unpack(PutPolicy, bundle.read_bytes()))
+    command(operator, read_bundle(bundle))
+
+
+def read_bundle(path: Path) -> PutPolicy:
+    """What `policy sign` wrote. Raises Refusal `file.bundle`, OSError."""
+    data = path.read_bytes()
+    try:
+        return unpack(PutPolicy, data)
+    except Refusal as refusal:
+        raise Refusal.because(
+            "file.bundle",
+            str(path),
+            expected="what `policy sign` wrote",
+            found=refusal.reasons[0].found,
+            action="sign the set of policies: attestgate policy sign --help",
+        ) from None

@@ -17,7 +17,7 @@ from host_agent.tpm import DEVICE, Tpm
 from host_agent.tpm_service import run
 from manager.tpm_enrolment import challenge as challenge_for
 from manager.tpm_enrolment import read_bundle
-from schemas.base import Refusal, read_json
+from schemas.base import read_json
 from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
 
 app = typer.Typer(
@@ -73,7 +73,7 @@ def challenge(
     keep: Annotated[Path, typer.Option(help="What to keep until the host has answered; it is no secret.")],
 ) -> None:
     """Operator: check the EK's certificate and the AK, and make a challenge that only that TPM can answer."""
-    roots = read_bundle([read_file(path) for path in ek_roots])
+    roots = read_bundle([path.read_bytes() for path in ek_roots])
     asked, kept = challenge_for(read_json(TpmDescription, described), roots, int(time.time()))
     _write(output, asked)
     _write(keep, kept)
@@ -106,7 +106,7 @@ def quote(
     with Tpm(tcti) as tpm:
         made = tpm.quote(asked, bank.value)
     for ending, data in (("msg", made.message), ("sig", made.signature), ("pcrs", made.pcrs)):
-        _store(output.with_name(f"{output.name}.{ending}"), data)
+        output.with_name(f"{output.name}.{ending}").write_bytes(data)
     say(f"nonce {asked.hex()}")
 
 
@@ -123,25 +123,5 @@ def serve(
 
 
 def _write(path: Path, document: BaseModel) -> None:
-    _store(path, document.model_dump_json(indent=1).encode() + b"\n")
+    path.write_bytes(document.model_dump_json(indent=1).encode() + b"\n")
     say(f"wrote {path}")
-
-
-def _store(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise _file(path, "a file to write", error) from None
-
-
-def read_file(path: Path) -> bytes:
-    """A file's bytes. Raises Refusal `file.access`."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _file(path, "a readable file", error) from None
-
-
-def _file(path: Path, expected: str, error: OSError) -> Refusal:
-    found = error.strerror or type(error).__name__
-    return Refusal.because("file.access", str(path), expected=expected, found=found, action="check the path")
