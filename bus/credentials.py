@@ -123,7 +123,7 @@ def load(folder: Path) -> Trust:
 
 def issue(folder: Path, role: str, name: str, path: Path) -> None:
     """Write a new `.creds` file (0600) for `name` in `role`, replacing one at `path`. Raises Refusal."""
-    _check_holder(role, name)
+    check_holder(role, name)
     signer = _read_seed(folder / f"{role}.seed")
     user = _new_seed(nkeys.PREFIX_BYTE_USER)
     claims = {"type": "user", "issuer_account": load(folder).account(role).key, "tags": [f"{ROLE_TAG}{role}"]}
@@ -143,7 +143,7 @@ def holder(path: Path) -> Holder:
         claims = json.loads(_jws.decode(token, options={"verify_signature": False}))
         role = next(t.removeprefix(ROLE_TAG) for t in claims["nats"]["tags"] if t.startswith(ROLE_TAG))
         name = claims["name"]
-        _check_holder(role, name)
+        check_holder(role, name)
     except OSError as error:
         raise _bad_file(path, error.strerror or type(error).__name__) from None
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, InvalidTokenError, Refusal) as error:
@@ -269,7 +269,8 @@ def _read_seed(path: Path) -> bytes:
     return seed
 
 
-def _check_holder(role: str, name: str) -> None:
+def check_holder(role: str, name: str) -> None:
+    """Raises Refusal (`credentials.*`) for a role that there is none of, or a name that is no id."""
     if role not in ROLES:
         raise Refusal.because(
             "credentials.role", "role", expected=", ".join(ROLES), found=role, action="choose one of these roles"

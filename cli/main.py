@@ -64,7 +64,10 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(simulated.app, name="simulated")
 app.add_typer(tpm.app, name="tpm")
 
-WRONG_INPUT = ("settings.", "file.", "keys.", "credentials.", "cli.")
+WRONG_INPUT = (
+    *("settings.", "file.", "keys.", "credentials.", "cli."),
+    *("pki.folder", "pki.load", "pki.names", "pki.trust_domain", "policy.key", "simulated.exists"),
+)
 """Reasons that say that a file or an argument has to be corrected."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from secrets import token_bytes
@@ -10,7 +11,7 @@ from secrets import token_bytes
 from bus import credentials
 from manager.ear import jwks
 from manager.keyfiles import create_identity, write_private
-from manager.pki.authority import create_ca
+from manager.pki.authority import check_trust_domain, create_ca
 from schemas.base import Refusal, Secret
 
 PAGE = """\
@@ -49,10 +50,22 @@ def init(
     gateway: str,
     bus: str = "nats://127.0.0.1:4222",
 ) -> None:
-    """Make every key in a new folder; `bus` is where viewers connect.
+    """Make every key in a new folder, or none; `bus` is where viewers connect.
 
-    Raises Refusal `keys.exists` where there is something already.
+    Raises Refusal: `keys.exists` where there is something already, `pki.*` or `credentials.*` for a name.
     """
+    check_trust_domain(trust_domain)
+    for name in (operator, policy_author, gateway):
+        credentials.check_holder("operator", name)
+    _new_folder(folder)
+    try:
+        _fill(folder, trust_domain, operator, policy_author, gateway, bus)
+    except BaseException:  # half of the keys are of no use to anybody
+        shutil.rmtree(folder)
+        raise
+
+
+def _new_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -71,6 +84,9 @@ def init(
             found=error.strerror or type(error).__name__,
             action="check the path and its permissions",
         ) from None
+
+
+def _fill(folder: Path, trust_domain: str, operator: str, policy_author: str, gateway: str, bus: str) -> None:
     for name in ("manager", "operators", "policy-authors", "gateways", "credentials"):
         (folder / name).mkdir(mode=0o700)
     passphrase = Secret(token_bytes(32))

@@ -91,6 +91,35 @@ def test_keys_need_a_folder_that_can_be_made(attestgate: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *(("--operator", name) for name in ("", "../x", "Ä b", "x" * 300)),
+        ("--policy-author", "../../x"),
+        ("--gateway", "a/b"),
+        ("--trust-domain", "no domain"),
+    ],
+    ids=" ".join,
+)
+def test_keys_are_made_for_names_that_fit(attestgate: Run, tmp_path: Path, name: tuple[str, str]) -> None:
+    ran = attestgate("keys", "init", tmp_path / "below" / "keys", "--trust-domain", "attestgate.test", *name)
+    assert ran.status == 2 and ("credentials.name: " in ran.line or "pki.trust_domain: " in ran.line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)])
+def test_half_of_the_keys_are_not_left(
+    attestgate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
+) -> None:
+    def stopped(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bus.credentials.write_context", stopped)
+    ran = attestgate("keys", "init", tmp_path / "keys", "--trust-domain", "attestgate.test")
+    assert ran.status == status and "Traceback" not in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("role", "name", "code"), [("king", "arthur", "credentials.role"), ("host", "Host 1", "credentials.name")]
 )
 def test_credentials_are_for_known_roles_and_ids(
