@@ -68,7 +68,7 @@ def _listeners(application: Application) -> list[socket.socket]:
         )
     found = []
     if settings.proxy_socket is not None:
-        found.append(_unix(settings.proxy_socket))
+        found.append(unix_socket(settings.proxy_socket))
     if settings.proxy_port is not None:
         loopback = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         loopback.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,12 +77,17 @@ def _listeners(application: Application) -> list[socket.socket]:
     return found
 
 
-def _unix(path: Path) -> socket.socket:
+def unix_socket(path: Path) -> socket.socket:
+    """A socket (0600) to listen on, in place of one left behind. Raises OSError for any other file: it stays."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path.unlink(missing_ok=True)
+    if path.is_socket():
+        path.unlink()
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
     finally:
         os.umask(before)
     return listener

@@ -63,7 +63,7 @@ def run_exec(
             found="neither",
             action="add one to the application's settings",
         )
-    sys.exit(asyncio.run(_Exec(settings, code, command, _environment(loaded)).run()))
+    sys.exit(asyncio.run(Exec(_agent(settings, code), command, _environment(loaded)).run()))
 
 
 def _environment(settings: AppSettings) -> dict[str, str]:
@@ -75,25 +75,29 @@ def _environment(settings: AppSettings) -> dict[str, str]:
     return found
 
 
-class _Exec:
+def _agent(settings: Path, code: Path) -> list[str]:
+    return [sys.executable, "-m", "cli", "app", "run", "-s", str(settings), "--code", str(code)]
+
+
+class Exec:
     """The agent and the command, each a child process; the one's word ends the other."""
 
-    def __init__(self, settings: Path, code: Path, command: list[str], environment: dict[str, str]) -> None:
-        self._agent_command = [sys.executable, "-m", "cli", "app", "run", "-s", str(settings), "--code", str(code)]
+    def __init__(self, agent: list[str], command: list[str], environment: dict[str, str]) -> None:
+        self._agent_command = agent
         self._command = command
         self._environment = environment
         self._child: asyncio.subprocess.Process | None = None
 
     async def run(self) -> int:
-        """The command's exit status; REFUSED where trust ended first, or the agent did."""
+        """The command's exit status; REFUSED if trust or the agent ended first; 128 and the signal that ended this."""
         agent = await asyncio.create_subprocess_exec(*self._agent_command, stderr=asyncio.subprocess.PIPE)
         watching = asyncio.create_task(self._watch(agent))
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, watching.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, watching.cancel, number)
         try:
             return await watching
-        except asyncio.CancelledError:
-            return 128 + signal.SIGTERM
+        except asyncio.CancelledError as told:
+            return 128 + int(told.args[0])
         finally:
             await self._end_command()
             if agent.returncode is None:

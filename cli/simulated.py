@@ -158,6 +158,6 @@ def _made(path: Path) -> Iterator[None]:
             "file.write",
             str(path),
             expected="a path that can be made",
-            found=error.strerror,
+            found=error.strerror or error,
             action="check the folder above it and its permissions",
         ) from None

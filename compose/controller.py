@@ -133,12 +133,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(path: Path, rest: ASGIApp | None = None, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve on a unix socket (0600) until cancelled; a socket left behind by an earlier run is replaced.
+    """Serve on a unix socket (0600) until cancelled; a socket left behind by an earlier run is replaced, no other file.
 
     Calls `ready` when the socket listens.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        path.unlink(missing_ok=True)
+        if path.is_socket():
+            path.unlink()
         before = os.umask(0o177)
         try:
             listener.bind(str(path))

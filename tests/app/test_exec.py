@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
+from app_agent.proxy import unix_socket
+from cli.exec import Exec
 from cli.main import app
 from compose.nginx import free_port
 from compose.stack import CODE_ROOT, Stack
@@ -129,3 +133,22 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["app", "exec", "-s", str(path), "--", "true"])
     assert isinstance(result.exception, Refusal)
     assert result.exception.reasons[0].code == "settings.proxy"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_told_to_end_it_says_by_what(tmp_path: Path, number: signal.Signals) -> None:
+    ready = ["sh", "-c", """echo '{"event": "ready"}' >&2; exec sleep 600"""]
+    runs = tmp_path / "runs"
+    running = asyncio.create_task(Exec(ready, ["sh", "-c", f"touch {runs}; exec sleep 600"], dict(os.environ)).run())
+    while not runs.exists():
+        await asyncio.sleep(0.02)
+    os.kill(os.getpid(), number)
+    assert await running == 128 + number
+
+
+def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text("a key")
+    with pytest.raises(OSError, match="in use"):
+        unix_socket(path)
+    assert path.read_text() == "a key"

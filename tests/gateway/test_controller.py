@@ -1,6 +1,7 @@
 """The small SDN controller: switches and flows, on a socket of its own."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ async def test_who_did_it_is_logged(http: httpx.AsyncClient) -> None:
 
 async def test_it_serves_on_a_socket_of_its_own_and_goes_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
-    path.write_text("left behind")
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
     for _ in range(2):
         serving = asyncio.create_task(serve(path))
         await asyncio.sleep(0)
@@ -79,3 +81,11 @@ async def test_it_serves_on_a_socket_of_its_own_and_goes_when_asked(tmp_path: Pa
         with pytest.raises(asyncio.CancelledError):
             await serving
         assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text("a key")
+    with pytest.raises(OSError, match="in use"):
+        await asyncio.wait_for(serve(path), 60)
+    assert path.read_text() == "a key"
