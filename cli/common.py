@@ -9,12 +9,15 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
 from bus import logs
-from schemas.base import Reason, Refusal, first_message, where
+from schemas.base import Reason, Refusal, first_message, printable, where
 
 M = TypeVar("M", bound=BaseModel)
 REFUSED, WRONG, INTERRUPTED = 1, 2, 130
+PIPE_WIDTH = 200
+"""Columns of a table that goes to no terminal: enough for every cell."""
 
 SettingsFile = Annotated[Path, typer.Option("--settings", "-s", help="The process's settings (TOML).")]
 OperatorOption = Annotated[
@@ -50,9 +53,14 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def screen() -> Console:
+    """Where tables go. Cells are text and no markup: others have written them."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)
+
+
 def complain(text: str) -> None:
     """A line on standard error."""
-    sys.stderr.write(f"attestgate: {text}\n")
+    sys.stderr.write(f"attestgate: {printable(text)}\n")
 
 
 def checked(model: type[M], /, **fields: Any) -> M:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pydantic import JsonValue
 
 from manager.ear import look
-from schemas.base import Reason
+from schemas.base import Reason, printable
 from schemas.ear import tier
 from schemas.event_data import BY_NAME
 from schemas.events import Event
@@ -40,6 +40,10 @@ def clock(at: int) -> str:
 
 def timeline(summary: Summary, events: Sequence[Event]) -> Iterator[str]:
     """The lines to print."""
+    return map(printable, _lines(summary, events))
+
+
+def _lines(summary: Summary, events: Sequence[Event]) -> Iterator[str]:
     began = datetime.fromtimestamp(summary.created_at, UTC).isoformat(sep=" ", timespec="seconds")
     yield f"session {summary.session} of {summary.role} {summary.id}, begun {began}"
     where = f" on host {summary.host}" if summary.role == "app" else ""

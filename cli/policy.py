@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,7 +21,7 @@ from manager.verification.policy_dsse import sign as sign_dsse
 from manager.verification.policy_lint import lint as findings_of
 from manager.verification.runtime_policy import MAX_POLICY, load, read
 from manager.verification.runtime_policy import learn as learned_from
-from schemas.base import Refusal
+from schemas.base import Refusal, printable
 from schemas.messages import MAX_LIST
 
 MAX_KEY = 16 * 1024
@@ -133,18 +134,19 @@ def diff(
         typer.echo(json.dumps({"trials": [trial.model_dump(mode="json") for trial in trials]}, indent=2))
     else:
         for trial in trials:
-            _tell(trial)
+            for line in _told(trial):
+                typer.echo(printable(line))
     if any(trial.fails for trial in trials):
         raise typer.Exit(1)
 
 
-def _tell(trial: Trial) -> None:
-    typer.echo(f"{trial.name}: {'fails' if trial.fails else 'passes'}, {trial.entries} entries")
+def _told(trial: Trial) -> Iterator[str]:
+    yield f"{trial.name}: {'fails' if trial.fails else 'passes'}, {trial.entries} entries"
     if trial.problem:
-        typer.echo(f"  {trial.problem}")
+        yield f"  {trial.problem}"
     for entry in trial.unknown:
         nearest = f", known is {entry.nearest}" if entry.nearest else ""
-        typer.echo(f"  entry {entry.index}: {entry.path} {entry.digest}{nearest}")
+        yield f"  entry {entry.index}: {entry.path} {entry.digest}{nearest}"
 
 
 @app.command()

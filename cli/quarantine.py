@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bus.nats import join
-from cli.common import Json, OperatorOption, checked, say
+from cli.common import Json, OperatorOption, checked, say, screen
 from cli.enrol import command
-from schemas.base import Refusal, unpack
+from schemas.base import Refusal, printable, unpack
 from schemas.enrolment import Drop, Retry
 from schemas.quarantine import BUCKET, LIMIT, Quarantined
 from schemas.settings import OperatorFile, load_settings
@@ -35,8 +34,9 @@ def list_all(operator: OperatorOption, as_json: Json = False) -> None:
     table = Table("message", "when", "subject", "attempts", "reason", box=None, pad_edge=False)
     for name, message in found.items():
         when = datetime.fromtimestamp(message.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(name[:16], when, message.subject, str(message.attempts), message.reasons[0].code)
-    Console().print(table if found else "nothing in quarantine")
+        cells = (name[:16], when, message.subject, str(message.attempts), message.reasons[0].code)
+        table.add_row(*map(printable, cells))
+    screen().print(table if found else "nothing in quarantine")
 
 
 @app.command("show")
@@ -48,9 +48,9 @@ def show(message: str, operator: OperatorOption, as_json: Json = False) -> None:
         return
     for key, value in _plain(name, found).items():
         if key != "reasons":
-            say(f"{key}: {value}")
+            say(printable(f"{key}: {value}"))
     for reason in found.reasons:
-        say(reason.sentence())
+        say(printable(reason.sentence()))
 
 
 @app.command("retry")

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from bus import subjects
 from bus.api import Bus, Entry
 from bus.nats import NatsBus, join
-from cli.common import Json, OperatorOption, say
+from cli.common import Json, OperatorOption, say, screen
 from cli.explain import clock, timeline
-from schemas.base import Refusal, parse_json
+from schemas.base import Refusal, parse_json, printable
 from schemas.events import Event
 from schemas.settings import OperatorFile, load_settings
 from schemas.summary import Summary
@@ -30,8 +29,6 @@ WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Go on, and sho
 JsonLines = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output; with --watch, one a line and change.")
 ]
-PIPE_WIDTH = 200
-"""Columns of a table that goes to no terminal: enough for every cell."""
 Rows = dict[str, Summary]
 """Summaries by their key in the bucket."""
 
@@ -82,7 +79,7 @@ def _show(operator: Path, pattern: str, watch: bool, as_json: bool) -> None:
     if as_json:
         say(json.dumps([json.loads(row.body()) for row in _sorted(rows)], indent=2))
     else:
-        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_table(rows) if rows else "no sessions")
+        screen().print(_table(rows) if rows else "no sessions")
 
 
 async def _now(operator: Path, pattern: str) -> Rows:
@@ -106,7 +103,7 @@ async def _follow(operator: Path, pattern: str, as_json: bool) -> None:
         if as_json or not sys.stdout.isatty():
             await _lines(bus, pattern, _json_line if as_json else _text_line)
         else:
-            with Live(Table(), auto_refresh=False) as live:
+            with Live(Table(), console=screen(), auto_refresh=False) as live:
                 await _redraw(bus, pattern, lambda rows: live.update(_table(rows), refresh=True))
 
 
@@ -163,7 +160,7 @@ def _cell(row: Summary, column: str) -> str:
     value = getattr(row, column)
     if column == "lease_end" and value is not None:
         return clock(value)
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:

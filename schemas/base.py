@@ -116,9 +116,13 @@ class Refusal(Exception):
 
 def shown(value: object) -> str:
     """A value as a reason shows it: bytes in hexadecimal, control characters escaped, at most 300 characters."""
-    text = value.hex() if isinstance(value, bytes) else str(value)
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = printable(value.hex() if isinstance(value, bytes) else str(value))
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def printable(text: str) -> str:
+    """A text as one line, control characters escaped: a terminal does what they say, whoever has sent them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 M = TypeVar("M", bound=BaseModel)

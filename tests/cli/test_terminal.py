@@ -1,0 +1,48 @@
+"""What the bus says reaches a terminal as text: its operator is not trusted, and a terminal does what it is told."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import JsonValue
+
+from cli.explain import timeline
+from compose.plan import Plan
+from schemas.base import Reason, Refusal
+from schemas.events import Event
+from schemas.summary import Summary
+from tests.cli.conftest import Run
+
+EVIL = "\x1b[2J\r\n[/red] \x9b1m :x: \u202e end"
+SUMMARY = Summary(role="host", id="host-1", host="host-1", session="ab" * 16, state=EVIL, created_at=1)
+REASON = Reason(code="host.list", field=EVIL, expected=EVIL, found=EVIL, action=EVIL)
+
+
+def test_a_timeline_has_no_control_characters() -> None:
+    data: dict[str, JsonValue] = {"step": EVIL, "reasons": [REASON.model_dump()], "reason": EVIL, EVIL: EVIL}
+    event = Event(id="1", kind="host", subject=EVIL, what=EVIL, at=2, before=EVIL, state=EVIL, source=EVIL, data=data)
+    lines = list(timeline(SUMMARY, [event]))
+    assert any("end" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("width", ["40", "200"])
+def test_a_table_shows_what_it_is_given(
+    attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    async def now(*_: object) -> dict[str, Summary]:
+        return {"host.host-1": SUMMARY}
+
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr("cli.watch._now", now)
+    ran = attestgate("sessions", "-O", deployed.settings("operator"))
+    assert ran.status == 0 and "[/red]" in ran.out and ":x:" in ran.out
+    assert all(line.isprintable() for line in ran.out.splitlines())
+
+
+def test_a_complaint_is_one_line(attestgate: Run, deployed: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: object) -> None:
+        raise Refusal(REASON)
+
+    monkeypatch.setattr("cli.watch._now", refused)
+    ran = attestgate("sessions", "-O", deployed.settings("operator"))
+    assert ran.status == 1 and ran.line.isprintable()
