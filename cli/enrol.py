@@ -30,7 +30,7 @@ from schemas.enrolment import (
     RecheckNow,
     Revoke,
 )
-from schemas.settings import OperatorFile, load_settings
+from schemas.settings import OperatorFile, load_measured, load_settings
 from schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
 enrol = typer.Typer(
@@ -180,6 +180,7 @@ def measure_app(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = Fa
 
 
 def _measure(package: Literal["host_agent", "app_agent"], measured: Path, code: Path, as_json: bool) -> None:
+    load_measured(measured)
     found = measure(code / package / "enclave.toml", code, measured)
     say(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else found.mrenclave.hex())
 

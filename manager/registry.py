@@ -150,7 +150,7 @@ class Registry:
             raise Refusal.because(
                 "enrolment.unknown",
                 f"{kind} id",
-                expected=f"a {kind} that was enrolled",
+                expected=f"an enrolled {kind}",
                 found=id,
                 action="check the spelling: attestgate sessions shows who is there",
             )

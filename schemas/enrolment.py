@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.admission import Rules
 from schemas.base import Bytes32, Hex32, Id, Model, Seconds
@@ -60,6 +60,13 @@ class AppEnrolment(Model):
     placements: Annotated[list[Placement], Field(min_length=1, max_length=1024)]
     allow: Rules = []
     certificate_key: Literal["enclave", "manager"] = "enclave"
+
+    @field_validator("placements")
+    @classmethod
+    def _one_volume(cls, placements: list[Placement]) -> list[Placement]:
+        if len({place.host for place in placements}) != len(placements):
+            raise ValueError("a host is named twice: an application has one volume on each")
+        return placements
 
 
 class GatewayEnrolment(Model):

@@ -151,6 +151,10 @@ def test_credentials_need_the_folder_of_the_keys(attestgate: Run, tmp_path: Path
         (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:first", *ALLOW], "--host"),
         (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:-1", *ALLOW], "--host"),
         (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1:99999", *ALLOW], "volume"),
+        (
+            ["enrol", "app", "app-1", "--mrenclave", KNOWN, *["--host", "host-1"] * 2, *ALLOW],
+            "placements",
+        ),
         (["enrol", "app", "-app", "--mrenclave", KNOWN, "--host", "host-1", *ALLOW], "-a"),
         (["enrol", "app", "App 1", "--mrenclave", KNOWN, "--host", "host-1", *ALLOW], "id"),
         (["enrol", "app", "app-1", "--mrenclave", KNOWN, "--host", "host-1"], "--allow"),
@@ -203,6 +207,8 @@ def test_an_operator_file_may_come_from_the_environment(
 def test_a_measurement_needs_its_settings_and_code(attestgate: Run, tmp_path: Path, deployed: Plan, kind: str) -> None:
     ran = attestgate("measure", kind, tmp_path / "nowhere.toml")
     assert ran.status != 0 and str(tmp_path / "nowhere.toml") in ran.line
+    ran = attestgate("measure", kind, deployed.settings("operator"))
+    assert ran.status == 2 and "settings.key: " in ran.err and "identity" in ran.err
     ran = attestgate("measure", kind, deployed.settings(f"{kind}.measured"), "--code", tmp_path)
     assert ran.status != 0 and str(tmp_path) in ran.line
 
