@@ -82,7 +82,10 @@ def verify(
 
 @app.command("show")
 def show(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="A session, serial, subject or entry; a beginning does.")],
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT", help="A subject; or how a session, serial or entry begins: 6 digits or more."),
+    ],
     operator: OperatorOption,
     jwks: Jwks,
     as_json: Json = False,
@@ -115,9 +118,11 @@ def _about(decision: Decision, text: str) -> bool:
     facts = decision.fact.model_dump(mode="json")
     serials = [facts.get("serial"), facts.get("before"), *facts.get("certificates", [])]
     begins = [decision.id, decision.session, *serials]
-    about = str(facts.get("about") or "").rsplit("/", 1)[-1]
-    return text in (decision.subject, about) or (
-        len(text) >= 6 and any(name is not None and name.startswith(text) for name in begins)
+    about = facts.get("about")
+    return (
+        text == decision.subject
+        or (about is not None and text == about.rsplit("/", 1)[-1])
+        or (len(text) >= 6 and any(name is not None and name.startswith(text) for name in begins))
     )
 
 

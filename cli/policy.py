@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli.common import wrong
+from cli.common import complain, inaccessible, wrong
 from cli.policy_hosts import on_hosts
 from manager.policy_tree import measured_files
 from manager.policy_trial import Trial, try_on
@@ -73,7 +73,7 @@ def learn(
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        typer.echo(f"{output}: {error.strerror}", err=True)
+        complain(inaccessible(error).sentence())
         raise typer.Exit(2) from None
     for path in left_out:
         typer.echo(f"left out, not UTF-8: {readable(path)}", err=True)
@@ -128,7 +128,11 @@ def diff(
     elif "hosts" in against:
         raise wrong("--against", "`hosts` alone, or lists", "both")
     else:
-        policy = load(_bytes(new, MAX_POLICY), source=str(new))
+        raw = _bytes(new, MAX_POLICY)
+        try:
+            policy = load(raw, source=str(new))
+        except Refusal as refusal:
+            _fail(refusal)
         trials = [try_on(policy, name, _bytes(Path(name), MAX_LIST)) for name in against]
     if as_json:
         typer.echo(json.dumps({"trials": [trial.model_dump(mode="json") for trial in trials]}, indent=2))
@@ -165,7 +169,7 @@ def _files(folder: Path, below: str, algorithm: HashName) -> list[tuple[bytes, b
     try:
         return list(measured_files(folder, algorithm.value, below=below.encode()))
     except OSError as error:
-        typer.echo(f"{error.filename!r}: {error.strerror}", err=True)
+        complain(inaccessible(error).sentence())
         raise typer.Exit(2) from None
 
 
@@ -180,11 +184,11 @@ def _bytes(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             return file.read(limit + 1)
     except OSError as error:
-        typer.echo(f"{path}: {error.strerror}", err=True)
+        complain(inaccessible(error).sentence())
         raise typer.Exit(2) from None
 
 
 def _fail(refusal: Refusal) -> NoReturn:
     for reason in refusal.reasons:
-        typer.echo(reason.sentence(), err=True)
+        complain(reason.sentence())
     raise typer.Exit(1)

@@ -69,7 +69,7 @@ def drop(message: str, operator: OperatorOption) -> None:
 
 def _one(operator: Path, message: str) -> tuple[str, Quarantined]:
     """The one message whose name begins so. Raises Refusal `quarantine.unknown`."""
-    found = {name: m for name, m in asyncio.run(_read(operator)).items() if name.startswith(message)}
+    found = {name: m for name, m in asyncio.run(_read(operator)).items() if message and name.startswith(message)}
     if len(found) != 1:
         raise Refusal.because(
             "quarantine.unknown",

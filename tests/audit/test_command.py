@@ -87,6 +87,8 @@ async def test_what_was_decided_comes_with_its_proof(command: Command, join: Joi
         assert includes(leaf, entry["index"], head.size, path, head.root)
     by_serial = await command("show", "001001")
     assert isinstance(by_serial.exception, Refusal) and by_serial.exception.reasons[0].code == "log.unknown"
+    nothing = await command("show", "")
+    assert isinstance(nothing.exception, Refusal) and nothing.exception.reasons[0].code == "log.unknown"
     by_subject = (await command("show", "a1")).stdout
     assert by_subject.count("app a1  admitted  by attestgate/w") == 5
     assert '"serial": "1003"' in by_subject

@@ -101,6 +101,7 @@ async def test_messages_put_aside_are_listed_shown_retried_and_dropped(
     assert refused.status == 1 and "enrolment.unknown" in refused.err
     assert [m["message"] for m in json.loads((await quarantine("list", "--json")).out)] == [bad]
 
+    assert "quarantine.unknown" in (await quarantine("drop", "")).err
     dropped = await quarantine("drop", bad[:12])
     assert (dropped.status, dropped.out) == (0, "drop: applied\n")
     gone = await quarantine("show", bad[:12])

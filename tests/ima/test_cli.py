@@ -265,3 +265,11 @@ def test_lint(policy: Path, tmp_path: Path) -> None:
     broken = runner.invoke(policy_app, ["lint", str(VECTORS / "cmdline")])
     assert broken.exit_code == 1 and "file.json" in broken.stdout
     assert runner.invoke(policy_app, ["lint", "missing"]).exit_code == 2
+
+
+def test_a_policy_that_is_none_is_refused_by_diff_as_by_lint(tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text("{}")
+    result = CliRunner().invoke(
+        policy_app, ["diff", str(tmp_path / "set.json"), "--against", str(VECTORS / "clean.bin")]
+    )
+    assert result.exit_code == 1 and "file.fields" in result.stderr
