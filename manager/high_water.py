@@ -14,11 +14,21 @@ from schemas.base import Refusal
 
 
 class HighWater:
-    """Names to numbers that only rise, kept in one JSON file."""
+    """Names to numbers that only rise, kept in one JSON file. Raises Refusal where they cannot be read and written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._marks = self._read()
+        try:
+            self._write(self._marks)
+        except OSError as error:
+            raise Refusal.because(
+                "file.write",
+                str(path),
+                expected="a file that this worker can write",
+                found=error.strerror,
+                action="check state_dir, its permissions and the room on its disk",
+            ) from None
 
     def get(self, name: str) -> int:
         """The highest number seen, 0 if none."""
@@ -27,8 +37,7 @@ class HighWater:
     def raise_to(self, name: str, number: int) -> None:
         """Remember `number` if it is higher than before; on disk when this returns."""
         if number > self.get(name):
-            self._marks[name] = number
-            self._write()
+            self._write(self._marks | {name: number})
 
     def check(self, name: str, number: int) -> None:
         """Raises Refusal `rollback` if `number` is lower than one seen before; otherwise remembers it."""
@@ -45,7 +54,7 @@ class HighWater:
     def _read(self) -> dict[str, int]:
         try:
             marks = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError) as error:
             raise self._bad(type(error).__name__) from None
@@ -62,5 +71,6 @@ class HighWater:
             action="restore the file; removing it gives up protection against a bus that goes back",
         )
 
-    def _write(self) -> None:
-        replace_file(self._path, json.dumps(self._marks, indent=1, sort_keys=True))
+    def _write(self, marks: dict[str, int]) -> None:
+        replace_file(self._path, json.dumps(marks, indent=1, sort_keys=True))
+        self._marks = marks

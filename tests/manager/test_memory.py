@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from manager.audit.intake import Intake
 from manager.high_water import HighWater
 from manager.outbox import Outbox
 from manager.vault import StorageKeys, Stored, Vault
+from manager.whole_file import replace_file
 from schemas.base import Model, Refusal, Secret, parse_json
 
 
@@ -106,6 +108,35 @@ def test_a_file_of_marks_that_cannot_be_read_stops_the_worker(tmp_path: Path, co
     path.write_text(content)
     with pytest.raises(Refusal, match=r"high-water\.file"):
         HighWater(path)
+
+
+def test_a_worker_that_cannot_remember_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal, match=r"file\.write: .*state/marks\.json: .*Not a directory"):
+        HighWater(tmp_path / "file" / "state" / "marks.json")
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_that_could_not_be_replaced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", _full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(tmp_path / "marks.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mark_that_did_not_reach_the_disk_is_not_taken_for_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "marks.json"
+    marks = HighWater(path)
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr("os.fsync", _full)
+        marks.check("policy", 3)
+    marks.check("policy", 3)
+    assert HighWater(path).get("policy") == 3
 
 
 def session(number: int) -> str:
