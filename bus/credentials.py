@@ -151,6 +151,19 @@ def holder(path: Path) -> Holder:
     return Holder(role, name)
 
 
+def require(path: Path, *roles: str) -> None:
+    """Raises Refusal (`credentials.*`) unless a `.creds` file says that it is of one of these roles."""
+    found = holder(path).role
+    if found not in roles:
+        raise Refusal.because(
+            "credentials.role",
+            str(path),
+            expected=f"a credential of role {' or '.join(roles)}",
+            found=f"one of role {found}",
+            action="correct the setting bus.credentials",
+        )
+
+
 def write_context(path: Path, url: str, credentials: Path) -> None:
     """Write a context of the `nats` CLI: the server, the credential, and the inbox that the credential allows.
 

@@ -11,8 +11,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from bus import logs
+from bus import credentials, logs
 from schemas.base import Reason, Refusal, first_message, printable, where
+from schemas.settings import OperatorFile, load_settings
 
 M = TypeVar("M", bound=BaseModel)
 REFUSED, WRONG, INTERRUPTED = 1, 2, 130
@@ -40,6 +41,13 @@ class LogFormat(StrEnum):
 
 
 LogOption = Annotated[LogFormat, typer.Option("--log", help="Log lines as JSON, or for a person.")]
+
+
+def operator_file(path: Path) -> OperatorFile:
+    """An operator's file, for a command that asks the bus. Raises Refusal."""
+    settings = load_settings(OperatorFile, path)
+    credentials.require(settings.bus.credentials, "operator", "viewer")
+    return settings
 
 
 def set_up_logs(form: LogFormat, level: str = "info") -> None:

@@ -12,7 +12,7 @@ import typer
 
 from bus.nats import join
 from bus.operator import order
-from cli.common import Json, OperatorOption, checked, say, wrong
+from cli.common import Json, OperatorOption, checked, operator_file, say, wrong
 from cli.processes import CODE_ROOT, CodeOption
 from enclave.simulated.measure import measure
 from manager.keyfiles import read_identity
@@ -30,7 +30,7 @@ from schemas.enrolment import (
     RecheckNow,
     Revoke,
 )
-from schemas.settings import OperatorFile, load_measured, load_settings
+from schemas.settings import load_measured
 from schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
 enrol = typer.Typer(
@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
 
 def command(operator: Path, action: Action) -> None:
     """Have an operator's command applied, and say so."""
-    settings = load_settings(OperatorFile, operator)
+    settings = operator_file(operator)
     key = read_identity(settings.identity)
 
     async def send() -> None:

@@ -11,8 +11,7 @@ import typer
 from bus.forward import File, Position, Sink, Stream, Syslog, follow
 from bus.lifetime import until_told
 from bus.nats import join
-from cli.common import LogFormat, OperatorOption, set_up_logs, wrong
-from schemas.settings import OperatorFile, load_settings
+from cli.common import LogFormat, OperatorOption, operator_file, set_up_logs, wrong
 
 LOCAL_SYSLOG = Path("/dev/log")
 app = typer.Typer(help="Events, for a SIEM.", no_args_is_help=True)
@@ -38,7 +37,7 @@ def follow_events(
     With a position it goes on where it left off; without one it begins again with the oldest event kept (7 days).
     """
     set_up_logs(LogFormat.CONSOLE)
-    settings = load_settings(OperatorFile, operator)
+    settings = operator_file(operator)
     sink = _sink(to)
     if position is None and isinstance(sink, File):
         position = Path(f"{to}.position")

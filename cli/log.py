@@ -15,7 +15,7 @@ import typer
 
 from bus.api import Bus
 from bus.nats import join
-from cli.common import REFUSED, Json, OperatorOption, complain, say
+from cli.common import REFUSED, Json, OperatorOption, complain, operator_file, say
 from manager.audit.check import check, decisions, kept_from
 from manager.audit.copy import LogCopy, read_head, read_log
 from manager.audit.merkle import inclusion_proof
@@ -23,7 +23,6 @@ from manager.ear_offline import read_identities
 from schemas.audit import Decision
 from schemas.base import Refusal
 from schemas.checkpoint import Checkpoint, open_checkpoint
-from schemas.settings import OperatorFile, load_settings
 
 T = TypeVar("T")
 Jwks = Annotated[
@@ -160,7 +159,7 @@ def _saved(path: Path, signers: set[bytes]) -> Checkpoint:
 
 
 def _read(operator: Path, read: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
-    settings = load_settings(OperatorFile, operator)
+    settings = operator_file(operator)
 
     async def run() -> T:
         async with await join(settings.bus) as bus:

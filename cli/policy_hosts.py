@@ -11,7 +11,7 @@ from bus import subjects
 from bus.api import Bus, Message
 from bus.nats import join
 from bus.operator import order
-from cli.common import wrong
+from cli.common import operator_file, wrong
 from cli.policy_set import read_bundle
 from manager.keyfiles import read_identity
 from manager.policy_trial import Trial
@@ -20,7 +20,7 @@ from schemas.base import parse_json, unpack
 from schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
 from schemas.event_data import PolicyTried
 from schemas.events import Event
-from schemas.settings import OperatorFile, load_settings
+from schemas.settings import OperatorFile
 from schemas.summary import Summary
 
 TRUSTED = ("TRUSTED", "RECHECKING")
@@ -34,7 +34,7 @@ def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
     """
     if operator is None:
         raise wrong("--operator", "your operator file, for --against hosts", "none")
-    return asyncio.run(_try(read_bundle(bundle), load_settings(OperatorFile, operator)))
+    return asyncio.run(_try(read_bundle(bundle), operator_file(operator)))
 
 
 async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from bus import credentials
 from bus.lifetime import until_told
 from bus.logs import reload_level
 from cli.common import LogFormat, SettingsFile, set_up_logs
@@ -53,7 +54,7 @@ def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a manager worker until Ctrl-C. Start as many as you like: any of them takes any message."""
     from manager.main import run
 
-    _serve(ManagerSettings, settings, log, run)
+    _serve(ManagerSettings, "manager", settings, log, run)
 
 
 @gateway.command("run")
@@ -61,31 +62,35 @@ def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a gateway worker until Ctrl-C: it makes the nginx beside it agree with the manager's signed leases."""
     from manager.gateway.main import run
 
-    _serve(GatewaySettings, settings, log, run)
+    _serve(GatewaySettings, "gateway", settings, log, run)
 
 
 @host.command("run")
 def run_host(settings: SettingsFile) -> None:
     """Run the host's agent in its enclave until Ctrl-C."""
-    _in_enclave("host_agent", load_settings(HostSettings, settings), settings)
+    _in_enclave("host", load_settings(HostSettings, settings), settings)
 
 
 @application.command("run")
 def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
     """Run an application with its agent in its enclave until Ctrl-C."""
-    _in_enclave("app_agent", load_settings(AppSettings, settings), settings, code)
+    _in_enclave("app", load_settings(AppSettings, settings), settings, code)
 
 
-def _serve(kind: type[S], path: Path, log: LogFormat | None, run: Callable[[S], Coroutine[Any, Any, None]]) -> None:
+def _serve(
+    kind: type[S], role: str, path: Path, log: LogFormat | None, run: Callable[[S], Coroutine[Any, Any, None]]
+) -> None:
     """Run a process by its settings. SIGHUP has it read its log level again."""
     set_up_logs(log or LogFormat.JSON)
     settings = load_settings(kind, path)
+    credentials.require(settings.bus.credentials, role)
     set_up_logs(log or LogFormat(settings.log.format), settings.log.level)
     until_told(run(settings), lambda: reload_level(kind, path))
 
 
-def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
+def _in_enclave(role: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
     """Have the simulated platform launch the agent; with Gramine, `gramine-sgx` launches it instead."""
+    package = f"{role}_agent"
     if settings.platform.socket is None:
         raise Refusal.because(
             "settings.platform",
@@ -94,5 +99,6 @@ def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = 
             found=settings.platform.kind,
             action=f"on SGX hardware start it as: gramine-sgx {package} {path}",
         )
+    credentials.require(settings.bus.credentials, role)
     manifest = code / package / "enclave.toml"
     sys.exit(launch(settings.platform.socket, manifest, code, settings.measured, [str(path.absolute())]))

@@ -11,12 +11,11 @@ import typer
 from rich.table import Table
 
 from bus.nats import join
-from cli.common import Json, OperatorOption, checked, say, screen
+from cli.common import Json, OperatorOption, checked, operator_file, say, screen
 from cli.enrol import command
 from schemas.base import Refusal, printable, unpack
 from schemas.enrolment import Drop, Retry
 from schemas.quarantine import BUCKET, LIMIT, Quarantined
-from schemas.settings import OperatorFile, load_settings
 
 app = typer.Typer(
     help="Messages that made a worker fail each time: put aside, so that they never block the others.",
@@ -87,7 +86,7 @@ def _plain(name: str, message: Quarantined) -> dict[str, object]:
 
 
 async def _read(operator: Path) -> dict[str, Quarantined]:
-    settings = load_settings(OperatorFile, operator)
+    settings = operator_file(operator)
     async with await join(settings.bus) as bus:
         bucket = bus.bucket(BUCKET)
         entries = [await bucket.get(key) for key in await bucket.keys()]

@@ -17,11 +17,10 @@ from rich.table import Table
 from bus import subjects
 from bus.api import Bus, Entry
 from bus.nats import NatsBus, join
-from cli.common import Json, OperatorOption, say, screen
+from cli.common import Json, OperatorOption, operator_file, say, screen
 from cli.explain import clock, timeline
 from schemas.base import Refusal, parse_json, printable
 from schemas.events import Event
-from schemas.settings import OperatorFile, load_settings
 from schemas.summary import Summary
 
 COLUMNS = ("role", "id", "host", "state", "integrity", "simulated", "lease_end", "session")
@@ -191,5 +190,5 @@ async def _events(bus: Bus, pattern: str) -> AsyncIterator[Event]:
 
 
 async def _bus(operator: Path) -> NatsBus:
-    settings = load_settings(OperatorFile, operator)
+    settings = operator_file(operator)
     return await join(settings.bus)

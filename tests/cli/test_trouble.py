@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from bus import credentials
 from compose.nginx import Nginx
 from compose.plan import GATEWAY, Plan
 from enclave.simulated import authority
@@ -75,6 +78,28 @@ def test_a_wrong_credentials_file_is_named(
     ran = attestgate(*command, "-O", path)
     assert ran.status == 2
     assert f"credentials.file: {credentials}:" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        *((command, "operator") for command in ("sessions", "recheck host host-1", "quarantine list", "events follow")),
+        *((f"{kind} run", kind) for kind in ("manager", "gateway", "host", "app")),
+    ],
+)
+def test_a_credential_of_another_role_is_named(
+    attestgate: Run, deployed: Plan, tmp_path: Path, command: str, settings: str
+) -> None:
+    other = tmp_path / "other.creds"
+    credentials.issue(deployed.keys / "bus", "app" if settings == "host" else "host", "x1", other)
+    files = deployed.settings("operator").parent.glob(f"{settings}*.toml")
+    path = next(file for file in files if "measured" not in file.name)
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table["bus"]["credentials"] = str(other)
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(tomli_w.dumps(table), encoding="utf-8")
+    ran = attestgate(*command.split(), "-O" if settings == "operator" else "-s", wrong)
+    assert ran.status == 2 and f"credentials.role: {other}: " in ran.line
 
 
 def test_keys_are_never_made_over_others(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
