@@ -47,4 +47,4 @@ def translated(what: str) -> Iterator[None]:
     except nats.errors.MaxPayloadError:
         raise BusError(f"{what}: larger than the bus takes") from None
     except nats.errors.Error as error:
-        raise BusError(f"{what}: {error or type(error).__name__}") from None
+        raise BusError(f"{what}: {str(error) or type(error).__name__}") from None

@@ -173,7 +173,7 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) 
     except (nats.errors.Error, OSError, TimeoutError) as error:
         given_up = True  # what goes wrong while it closes adds nothing to the error below
         await client.close()
-        text = f"no connection to {', '.join(servers)}: {error or type(error).__name__}"
+        text = f"no connection to {', '.join(servers)}: {str(error) or type(error).__name__}"
         if "authorization violation" in str(error).lower():
             raise BusError(f"{text}: the server does not take the credential {credentials}") from None
         raise Unanswered(text) from None

@@ -58,7 +58,7 @@ async def try_rights(url: str, credentials: Path) -> Rights:
         for _ in range(2):  # a refusal comes before the answer to the second
             await client.flush()
     except (Error, OSError) as error:
-        raise BusError(f"{url}: {error or type(error).__name__}") from error
+        raise BusError(f"{url}: {str(error) or type(error).__name__}") from error
     finally:
         await client.close()
     return _compared(who, refused)

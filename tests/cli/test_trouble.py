@@ -342,6 +342,15 @@ async def test_without_a_bus_every_command_ends_and_says_where_it_looked(deploye
         assert err.count("\n") == 1 and err.startswith("attestgate: ") and NOBODY in err, err
 
 
+async def test_a_bus_that_takes_connections_and_says_nothing_is_silent(deployed: Plan, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        operator = deployed.settings("operator").read_text(encoding="utf-8")
+        silent = operator.replace(NOBODY, f"nats://127.0.0.1:{mute.getsockname()[1]}")
+        (tmp_path / "operator.toml").write_text(silent, encoding="utf-8")
+        status, out, err = await _run("sessions", "-O", str(tmp_path / "operator.toml"))
+    assert (status, out) == (1, "") and err.rstrip().endswith("TimeoutError"), err
+
+
 async def _run(*arguments: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
