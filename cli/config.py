@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from cli.common import WRONG, Json, complain, say
 from schemas.base import Refusal
+from schemas.nginx import NginxConfig
 from schemas.prototype import PROTOTYPE
 from schemas.settings import (
     AppSettings,
@@ -25,6 +26,7 @@ from schemas.settings import (
     load_measured,
     load_settings,
 )
+from schemas.settings_file import Part, load_part
 
 app = typer.Typer(help="Settings files.", no_args_is_help=True)
 
@@ -38,15 +40,17 @@ class Process(StrEnum):
     APP = "app"
     OPERATOR = "operator"
     MEASURED = "measured"
+    NGINX = "nginx"
 
 
-MODELS: dict[Process, type[ProcessSettings] | type[Measured]] = {
+MODELS: dict[Process, type[ProcessSettings] | type[Part]] = {
     Process.MANAGER: ManagerSettings,
     Process.GATEWAY: GatewaySettings,
     Process.HOST: HostSettings,
     Process.APP: AppSettings,
     Process.OPERATOR: OperatorFile,
     Process.MEASURED: Measured,
+    Process.NGINX: NginxConfig,
 }
 
 
@@ -126,4 +130,4 @@ def _load(kind: Process, file: Path) -> None:
     if issubclass(model, ProcessSettings):
         load_settings(model, file)
     else:
-        load_measured(file)
+        load_part(model, file)

@@ -28,6 +28,7 @@ TITLES = {
     Process.APP: "Application agent: `attestgate app run -s FILE`",
     Process.OPERATOR: "Operator: `--operator FILE`",
     Process.MEASURED: "Measured settings: named by an agent's `measured`",
+    Process.NGINX: "nginx: `attestgate gateway config FILE`",
 }
 
 
@@ -36,9 +37,9 @@ SETTINGS = """# Settings
 {generated}
 One TOML file a process. Unknown keys are errors. A relative path counts from the file's folder. What stands in the file
 is overridden by the environment: `ATTESTGATE_` and the key, tables joined by two underscores
-(`ATTESTGATE_TIMING__LEASE_S=20`); the measured settings by nothing. `attestgate config check FILE` says whether a file
-is right. SIGHUP has a process read `log.level` again; policies, enrolments and storage keys are taken up as they
-change; any other key takes a restart.
+(`ATTESTGATE_TIMING__LEASE_S=20`); the measured settings and nginx's by nothing. `attestgate config check FILE` says
+whether a file is right. SIGHUP has a process read `log.level` again; policies, enrolments and storage keys are taken up
+as they change; any other key takes a restart.
 """
 METRICS = """# Metrics
 
@@ -115,7 +116,7 @@ def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
-    if origin is list:
+    if origin in (list, tuple):
         return f"list of {_kind(arguments[0])}"
     if origin in (Union, types.UnionType):
         return " or ".join(_kind(choice) for choice in arguments if choice is not type(None))

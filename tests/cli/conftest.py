@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
+import tomli_w
 
 from cli.main import run
 from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
@@ -44,6 +45,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     nginx: NginxConfig = plan.nginx(1)
     plan.write_manager(NOBODY, "http://127.0.0.1:1", "127.0.0.1:1")
     plan.write_gateway(NOBODY, nginx)
+    settings = nginx.model_dump(mode="json", exclude_defaults=True)
+    plan.settings("nginx").write_text(tomli_w.dumps(settings), encoding="utf-8")
     plan.write_operator(NOBODY)
     plan.write_measured("host")
     plan.write_measured("app", "app_agent.examples.flows")

@@ -21,6 +21,7 @@ FILES = {
     "app": "app-1@machine-a-app-1",
     "operator": "operator",
     "measured": "host.measured",
+    "nginx": "nginx",
 }
 
 

@@ -19,7 +19,7 @@ from compose.inside import ALLOWED
 from compose.prepare import APPS, HOST, prepare
 from manager.metrics_http import served
 from schemas.base import Refusal
-from schemas.settings import Measured, load_measured, load_settings
+from schemas.settings import ProcessSettings, load_measured, load_settings
 from tests.stack.containers import ROOT
 
 NAMES = {"manager": "manager", "gateway": "gateway", "operator": "operator", HOST: "host"} | dict.fromkeys(APPS, "app")
@@ -47,7 +47,7 @@ def test_every_settings_file_is_right(folder: Path, name: str, process: str) -> 
     path = folder / "settings" / f"{name}.toml"
     kind = detect(path)
     model = MODELS[kind]
-    assert kind == process and not issubclass(model, Measured)
+    assert kind == process and issubclass(model, ProcessSettings)
     assert load_settings(model, path).profile == "development"
 
 
