@@ -31,7 +31,8 @@ def describe_report(raw: bytes) -> dict[str, Any]:
     """All of an IAS report, its quote body taken apart. Raises Refusal (`ias.report`, `quote.*`)."""
     report = parse_report(raw)
     return {
-        "report": json.loads(raw),
+        # fractions stay the text they are: what Python makes of NaN or 1e999 has no form in JSON
+        "report": json.loads(raw, parse_float=str, parse_constant=str),
         "quote": {"header": _epid_header(quote_header(report.quote_body)), "report": _body(report.body)},
     }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from pydantic_core import from_json
 
 from manager.verification.chain import SKEW_S, certificates, check_chain, name, root_certificate, utc, windows
 from manager.verification.epid import quote_header
@@ -144,8 +144,8 @@ def parse_report(raw: bytes) -> Report:
     if len(raw) > MAX_REPORT:
         raise _bad("report", f"at most {MAX_REPORT} bytes", f"{len(raw)} bytes")
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        document = from_json(raw)  # unlike json's, it takes no half of a character for text
+    except ValueError as error:
         raise _bad("report", "a JSON document", shown(error)) from None
     if not isinstance(document, dict):
         raise _bad("report", "a JSON object", type(document).__name__)

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.verification.describe import describe_report
 from manager.verification.ias import appraise_report, parse_report
 from manager.verification.offline import NamedPolicy, verify_ias
 from schemas.base import Refusal
@@ -119,6 +120,7 @@ def judge(
         root_der=root.public_bytes(Encoding.DER),
         simulated=True,
         at=at,
+        salt=b"salt",
     )
 
 
@@ -211,6 +213,18 @@ def test_the_signature_and_its_chain() -> None:
 @pytest.mark.parametrize("junk", [b"", b"[]", b"null", b"{", b"[" * 60_000, b'"' + b"a" * 70_000 + b'"', b"\xff"])
 def test_junk(junk: bytes) -> None:
     assert codes(judge(junk)) == ["ias.report"]
+
+
+@pytest.mark.parametrize("key", ["id", "nonce", "epidPseudonym", "isvEnclaveQuoteStatus"])
+def test_half_a_character_is_no_text(key: str) -> None:
+    verdict = judge(report(None, **{key: "\ud800"}))
+    assert codes(verdict) == ["ias.report"]
+    assert verdict.model_dump_json()
+
+
+def test_numbers_that_json_has_no_form_for_are_shown_as_text() -> None:
+    shown = describe_report(report()[:-1] + b', "a": NaN, "b": 1e999}')
+    assert json.loads(json.dumps(shown, allow_nan=False))["report"]["b"] == "1e999"
 
 
 @settings(deadline=None)
