@@ -75,16 +75,16 @@ def wrong(field: str, expected: str, found: object) -> Reason:
     return Reason(code="cli.argument", field=field, expected=expected, found=str(found), action="correct the command")
 
 
-def read(path: Path) -> bytes:
-    """A file's bytes, at most MAX_FILE. Raises Refusal (`cli.argument`)."""
+def read(path: Path, limit: int = MAX_FILE) -> bytes:
+    """A file's bytes; of one longer than its reader takes, just enough for that reader to refuse it.
+
+    Raises Refusal (`cli.argument`).
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            return file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise Refusal(wrong(str(path), "a readable file", getattr(error, "strerror", None) or error)) from None
-    if len(data) > MAX_FILE:
-        raise Refusal(wrong(str(path), f"at most {MAX_FILE} bytes", "more"))
-    return data
 
 
 def read_time(text: str | None) -> int:

@@ -30,11 +30,11 @@ def quote_command(
 ) -> None:
     """Show every field of an SGX quote. Exit status: 0 read, 1 not a quote, 2 an unreadable file."""
     try:
-        raw = decoded(read(quote))
+        raw = read(quote)
     except Refusal as refusal:
         raise fail(refusal, None, only_json=as_json) from None
     try:
-        document = describe_quote(parse(raw))
+        document = describe_quote(parse(decoded(raw, "quote")))
     except Refusal as refusal:
         show(
             {"reasons": [reason.model_dump() for reason in refusal.reasons], "notes": [str(refusal)]}, only_json=as_json

@@ -105,7 +105,7 @@ def ear_command(
 
 
 def _policy(path: Path | None) -> NamedPolicy:
-    return NamedPolicy() if path is None else load_policy(decoded(read(path)), source=str(path))
+    return NamedPolicy() if path is None else load_policy(decoded(read(path), str(path)), source=str(path))
 
 
 def _notes(policy: NamedPolicy) -> list[str]:

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from cli.evidence import REFUSED, WRONG, read, read_time, show, wrong
 from manager.verification.chain import utc
 from manager.verification.ima_offline import QuoteFiles, judge_files, refused
+from manager.verification.offline import decoded
 from manager.verification.policy_dsse import read_key
 from manager.verification.runtime_policy import MAX_POLICY, LoadedPolicy, load
 from schemas.base import Reason, Refusal, parse_json
@@ -83,7 +84,7 @@ def verify_ima(
         boots = [read(path) for path in golden or ()]
         if boots and quote is None:
             raise Refusal(wrong("--golden", "a TPM quote to compare with", "none"))
-        data = _read(measurements, MAX_LIST)
+        data = read(measurements, MAX_LIST)
     except Refusal as refusal:
         _show(refused(list(refusal.reasons), second), [NOT_JUDGED], only_json=as_json)
         raise typer.Exit(WRONG) from None
@@ -101,7 +102,7 @@ def _policy(path: Path | None, keys: Sequence[Path]) -> LoadedPolicy | None:
         if keys:
             raise Refusal(wrong("--policy-key", "--policy beside it", "none"))
         return None
-    raw = _read(path, MAX_POLICY)
+    raw = read(path, MAX_POLICY)
     authors = [read_key(read(key), source=str(key)) for key in keys]
     try:
         return load(raw, source=str(path), authors=authors)
@@ -127,7 +128,7 @@ def _host_policy(path: Path | None, known: LoadedPolicy | None) -> HostPolicy | 
         return None
     if known is None:
         raise Refusal(wrong("--host-policy", "--policy beside it", "none"))
-    return parse_json(HostPolicy, read(path), source=str(path))
+    return parse_json(HostPolicy, decoded(read(path), str(path)), source=str(path))
 
 
 def _quote(
@@ -144,15 +145,6 @@ def _quote(
     except ValueError:
         raise Refusal(wrong("--nonce", "hexadecimal", nonce)) from None
     return QuoteFiles(message=read(message), signature=read(signature), pcrs=read(pcrs), ak=read(ak), nonce=asked)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """A file; of one longer than its reader takes, just enough for that reader to refuse it."""
-    try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        raise Refusal(wrong(str(path), "a readable file", getattr(error, "strerror", None) or error)) from None
 
 
 def _show(verdict: ListVerdict, notes: list[str], *, only_json: bool) -> None:

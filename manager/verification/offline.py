@@ -52,8 +52,11 @@ def load_policy(document: bytes, *, source: str) -> NamedPolicy:
     return NamedPolicy(read_complete_policy(document, source=source), policy_name(document))
 
 
-def decoded(data: bytes) -> bytes:
-    """The bytes of a file that is raw or base64: base64 only if all of it is."""
+def decoded(data: bytes, source: str) -> bytes:
+    """The bytes of a file that is raw or base64: base64 only if all of it is. Raises Refusal (`file.size`)."""
+    if len(data) > MAX_FILE:
+        action = "give the file that is meant"
+        raise Refusal.because("file.size", source, expected=f"at most {MAX_FILE} bytes", found="more", action=action)
     try:
         text = b"".join(data.split())
         return base64.b64decode(text, validate=True) if text else data
@@ -66,14 +69,14 @@ def verify_quote(quote: bytes, collateral: bytes, policy: NamedPolicy, trusted: 
 
     Platform identities are hashed with an empty salt. Bad evidence gives reasons, never an exception.
     """
-    raw = decoded(quote)
     try:
+        raw = decoded(quote, "quote")
         root = parse(raw).pck.root_der
         _check_trusted(root, {INTEL_SGX_ROOT, *trusted})
-        parsed = parse_json(Collateral, decoded(collateral), source="collateral")
+        parsed = parse_json(Collateral, decoded(collateral, "collateral"), source="collateral")
     except Refusal as refusal:
         return SgxVerdict(
-            accepted=False, reasons=list(refusal.reasons), policy=policy.name, at=at, simulated=False, **_shown(raw)
+            accepted=False, reasons=list(refusal.reasons), policy=policy.name, at=at, simulated=False, **_shown(quote)
         )
     return appraise(
         raw,
@@ -104,14 +107,15 @@ def verify_ias(
     fingerprints of roots beside Intel's. Bad evidence gives reasons, never an exception.
     """
     try:
-        root_der = _root(decoded(root))
+        signed = decoded(report, "report"), decoded(signature, "signature")
+        chain_pem = unquote_to_bytes(decoded(chain, "certificates"))
+        root_der = _root(decoded(root, "root"))
         _check_trusted(root_der, {INTEL_IAS_ROOT, *trusted})
     except Refusal as refusal:
         return IasVerdict(accepted=False, reasons=list(refusal.reasons), policy=policy.name, at=at, simulated=False)
     return appraise_report(
-        decoded(report),
-        decoded(signature),
-        unquote_to_bytes(decoded(chain)),
+        *signed,
+        chain_pem,
         policy.policy,
         policy_hash=policy.name,
         mrenclaves=policy.mrenclaves,
@@ -126,7 +130,7 @@ def verify_ias(
 def describe_quote_file(data: bytes) -> dict[str, Any] | None:
     """Every field of a quote, raw or base64; None for bytes that are none."""
     try:
-        return describe_quote(parse(decoded(data)))
+        return describe_quote(parse(decoded(data, "quote")))
     except Refusal:
         return None
 
@@ -134,14 +138,14 @@ def describe_quote_file(data: bytes) -> dict[str, Any] | None:
 def describe_report_file(data: bytes) -> dict[str, Any] | None:
     """Every field of an IAS report, raw or base64; None for bytes that are none."""
     try:
-        return describe_report(decoded(data))
+        return describe_report(decoded(data, "report"))
     except Refusal:
         return None
 
 
-def _shown(raw: bytes) -> dict[str, Any]:
+def _shown(data: bytes) -> dict[str, Any]:
     try:
-        quote = parse(raw)
+        quote = parse(decoded(data, "quote"))
     except Refusal:
         return {}
     return {"quote_id": quote.identity, **quote.report.fields()}

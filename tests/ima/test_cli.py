@@ -107,6 +107,14 @@ def test_malformed_evidence_is_judged_and_a_malformed_policy_cannot_be_used(
     assert run(VECTORS / "clean.bin", *quote_of("clean", **{"--ak": bad}), status=1)["reasons"]
 
 
+@pytest.mark.parametrize("part", ["--tpm-quote", "--tpm-signature", "--tpm-pcrs", "--ak"])
+def test_a_part_of_a_quote_that_is_too_large_is_malformed_evidence(part: str, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(bytes(17 * 1024 * 1024))
+    shown = run(VECTORS / "clean.bin", *quote_of("clean", **{part: large}), status=1)
+    assert shown["reasons"][0]["code"].startswith("tpm.")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -23,6 +23,7 @@ from cli.evidence import read_time
 from cli.inspect import app as inspect_app
 from cli.verify import app as verify_app
 from manager.verification.collateral import examine
+from manager.verification.offline import MAX_FILE
 from schemas.base import Refusal
 from tests.sgx import test_ias as ias
 from tests.sgx.conftest import ENCLAVE, NOW, Site
@@ -173,6 +174,20 @@ def test_malformed_quote_evidence_is_judged_and_refused(folder: Path, shared: Si
     code, document = run(verify_app, *arguments)
     assert code == (0 if instead == "collateral" else 1)
     assert looked_at(document) == [] or document["evidence"] is not None
+
+
+@pytest.mark.parametrize("file", ["quote", "collateral", "report", "signature", "certificates", "root", "policy"])
+def test_a_file_that_is_too_large_is_malformed_evidence_or_no_policy(
+    folder: Path, shared: Site, tmp_path: Path, file: str
+) -> None:
+    (tmp_path / file).write_bytes((folder / file).read_bytes().ljust(MAX_FILE + 1))
+    of_quote = file in ("quote", "collateral", "policy")
+    given = quote_arguments(folder, shared) if of_quote else ias_arguments(folder)
+    given += ["--policy", str(folder / "policy")]
+    code, document = run(verify_app, *(a.replace(str(folder / file), str(tmp_path / file)) for a in given))
+    assert (code, looked_at(document)) == (2 if file == "policy" else 1, ["file.size"])
+    if file == "quote":
+        assert run(inspect_app, "quote", str(tmp_path / file))[0] == 1
 
 
 @pytest.mark.parametrize("policy", ["unpinned", "unknown", "junk", "empty", "quote", "nowhere", ""])
