@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic import Field
 
 from manager.verification.chain import Window, certificates, check_chain, name, public_key, root_certificate, windows
+from manager.verification.tcb import QE_STATUSES, qe_levels_fit
 from schemas.base import Bytes64, Model, Reason, Refusal, shown
 
 MAX_PIECE = 1024 * 1024
@@ -168,6 +169,9 @@ class _Signer:
         number = body.get("tcbEvaluationDataNumber")
         if type(number) is not int or number < 0:
             _bad(piece, "tcbEvaluationDataNumber", "a number", number)
+        if piece == "qe_identity" and not qe_levels_fit(body):
+            expected = f"levels from the highest ISVSVN down, each {' or '.join(sorted(QE_STATUSES))}"
+            _bad(piece, "tcbLevels", expected, body.get("tcbLevels"))
         return Document(issued, number, body)
 
     def _check_signer(self, piece: str, chain: tuple[x509.Certificate, ...]) -> None:

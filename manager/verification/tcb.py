@@ -1,4 +1,4 @@
-"""The dates of the TCB levels that a platform and its quoting enclave stand at.
+"""TCB levels: the dates of those that a platform and its quoting enclave stand at; the form of a quoting enclave's.
 
 dcap_qvl finds the levels itself and tells their status; their dates, on which grace periods and minimum dates rest,
 are found here. Source: Intel PCS API v4, "Get SGX TCB Info" and "Get Quoting Enclave Identity": of the levels in
@@ -10,6 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
+
+QE_STATUSES = frozenset({"UpToDate", "OutOfDate", "Revoked"})
+
+
+def qe_levels_fit(qe_identity: Mapping[str, Any]) -> bool:
+    """Whether a quoting enclave's levels go down and have its three statuses.
+
+    dcap_qvl takes the first level that is reached, as it stands in the document, and lets other statuses pass.
+    """
+    try:
+        levels = {level["tcb"]["isvsvn"]: level["tcbStatus"] for level in qe_identity["tcbLevels"]}
+        down = list(levels) == sorted(levels, reverse=True) and len(levels) == len(qe_identity["tcbLevels"])
+        return down and QE_STATUSES.issuperset(levels.values())
+    except (KeyError, TypeError):
+        return False
 
 
 def platform_date(tcb_info: Mapping[str, Any], cpu_svn: bytes, pce_svn: int) -> int | None:

@@ -22,6 +22,7 @@ GONE = object()
 Path = tuple[str | int, ...]
 
 TCB_MALFORMED, QE_MALFORMED = "collateral.tcb_info.malformed", "collateral.qe_identity.malformed"
+QE_LEVELS = "collateral.qe_identity.tcbLevels"
 SVN: Path = ("tcb", "sgxtcbcomponents", 0, "svn")
 TCB_LEVEL: list[tuple[Path, object, str]] = [
     (("tcb",), GONE, TCB_MALFORMED),
@@ -52,14 +53,17 @@ TCB_LEVEL: list[tuple[Path, object, str]] = [
     (("advisoryIDs",), [1], TCB_MALFORMED),
 ]
 QE_LEVEL: list[tuple[Path, object, str]] = [
-    (("tcb",), GONE, QE_MALFORMED),
-    (("tcb", "isvsvn"), GONE, QE_MALFORMED),
+    (("tcb",), GONE, QE_LEVELS),
+    (("tcb", "isvsvn"), GONE, QE_LEVELS),
     (("tcb", "isvsvn"), "8", QE_MALFORMED),
     (("tcb", "isvsvn"), 9, "sgx.qe_identity"),
     (("tcbDate",), GONE, QE_MALFORMED),
     (("tcbDate",), "yesterday", "sgx.tcb_date"),
-    (("tcbStatus",), GONE, QE_MALFORMED),
-    (("tcbStatus",), "Fine", QE_MALFORMED),
+    (("tcbStatus",), GONE, QE_LEVELS),
+    (("tcbStatus",), "Fine", QE_LEVELS),
+    (("tcbStatus",), "SWHardeningNeeded", QE_LEVELS),
+    (("tcbStatus",), "ConfigurationNeeded", QE_LEVELS),
+    (("tcbStatus",), "OutOfDateConfigurationNeeded", QE_LEVELS),
     (("tcbStatus",), "Revoked", "sgx.tcb_revoked"),
     (("tcbStatus",), "OutOfDate", "sgx.tcb_status"),
 ]
@@ -82,7 +86,7 @@ QE_IDENTITY: list[tuple[str, object, str]] = [
     ("mrsigner", "00", QE_MALFORMED),
     ("isvprodid", None, QE_MALFORMED),
     ("isvprodid", -1, QE_MALFORMED),
-    ("tcbLevels", None, QE_MALFORMED),
+    ("tcbLevels", None, QE_LEVELS),
     ("tcbLevels", {}, QE_MALFORMED),
     ("tcbLevels", [], "sgx.qe_identity"),
 ]
@@ -220,6 +224,14 @@ def test_the_order_of_levels_does_not_matter(shared: Site) -> None:
     turned, good = shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=levels[::-1])), shared.appraise()
     assert turned.accepted
     assert (turned.tcb_status, turned.tcb_date) == (good.tcb_status, good.tcb_date)
+
+
+@pytest.mark.parametrize("status", ["OutOfDate", "Revoked"])
+@pytest.mark.parametrize("above", [[7], [8], [8, 9]])
+def test_levels_of_the_quoting_enclave_go_down(shared: Site, above: list[int], status: str) -> None:
+    (reached,) = json.loads(shared.collateral().qe_identity)["tcbLevels"]
+    levels = [reached | {"tcb": {"isvsvn": svn}} for svn in above] + [reached | {"tcbStatus": status}]
+    assert codes(shared.appraise(collateral=signed(shared, "qe_identity", tcbLevels=levels))) == [QE_LEVELS]
 
 
 def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quoting_enclave(site: Site) -> None:
