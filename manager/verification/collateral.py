@@ -26,6 +26,9 @@ from manager.verification.chain import Window, certificates, check_chain, name, 
 from manager.verification.tcb import QE_STATUSES, qe_levels_fit
 from schemas.base import Bytes64, Model, Reason, Refusal, shown
 
+FETCH_AGAIN = "fetch the collateral again from the provisioning certification service"
+"""What to do about a piece that does not hold up."""
+
 MAX_PIECE = 1024 * 1024
 """Largest piece of collateral, in bytes: a PCK CRL grows with what it revokes."""
 
@@ -246,5 +249,5 @@ def _bad(piece: str, code: str, expected: object, found: object) -> NoReturn:
         f"collateral.{piece}",
         expected=expected,
         found=found,
-        action="fetch the collateral again from the provisioning certification service",
+        action=FETCH_AGAIN,
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias, get_args
 
 import dcap_qvl
 
-from manager.verification.collateral import Collateral
+from manager.verification.collateral import FETCH_AGAIN, Collateral
 from schemas.base import Reason, Refusal, shown
 from schemas.sgx import TcbStatus
 
@@ -40,12 +40,14 @@ def verify(quote: bytes, collateral: Native, root_der: bytes, at: int) -> Verifi
     return Verified(report.status, tuple(report.advisory_ids))
 
 
+_ACTION = "do not trust this quote; if the platform is yours, update it and quote again"
 _STATUSES = frozenset(get_args(TcbStatus))
 
 _KNOWN = (
     (r"ISV enclave report signature", "quote.signature", "quote.signature", "a signature by the attestation key"),
     (r"qe_report in quote", "quote.qe_report_signature", "quote.qe_report", "a signature by the PCK"),
     (r"QE report hash|QE auth data", "quote.qe_report_data", "quote.qe_report", "the hash of the attestation key"),
+    (r"QE report validation", "sgx.qe_identity", "qe_report.attributes.DEBUG", "0"),
     (r"Debug mode", "sgx.debug", "report.attributes.DEBUG", "0"),
     (r"TCB status is invalid: Revoked", "sgx.tcb_revoked", "tcb_status", "a TCB level that is not revoked"),
     (r"No matching TCB level", "sgx.tcb_level", "pck.tcb", "a TCB level that TCB info lists"),
@@ -73,5 +75,5 @@ def _translated(text: str) -> Reason:
         field=field,
         expected=expected,
         found=shown(re.sub(r"\s+", " ", text.removeprefix("Verification failed: "))),
-        action="do not trust this quote; if the platform is yours, update it and quote again",
+        action=FETCH_AGAIN if code.startswith("collateral.") else _ACTION,
     )

@@ -15,7 +15,7 @@ from enclave.simulated.authority import OLD_CPUSVN
 from enclave.simulated.certificates import Issuer
 from manager.verification.quote import parse
 from tests.sgx.conftest import NOW, Site, codes
-from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain
+from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
 
 GONE = object()
 """In place of a value: the field is taken away."""
@@ -245,3 +245,25 @@ def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quo
     site.say(qe_identity={"tcbLevels": levels})
     platform.set_tcb(site.folder / site.machine, site.folder / "authority", OLD_CPUSVN)
     assert date_of() == int(datetime(2024, 3, 13, tzinfo=UTC).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "field"),
+    [
+        (16, b"\xff", "qe_report.misc_select"),
+        (48, b"\x13", "qe_report.attributes.DEBUG"),
+        (48, b"\x01", "qe_report.attributes"),
+        (128, b"\x00", "qe_report.mrsigner"),
+        (256, b"\x05", "qe_report.isv_prod_id"),
+        (258, b"\x07", "qe_report.isv_svn"),
+    ],
+)
+def test_another_quoting_enclave(shared: Site, at: int, value: bytes, field: str) -> None:
+    verdict = shared.appraise(with_qe_report(shared, shared.quote(), at, value))
+    assert [(reason.code, reason.field) for reason in verdict.reasons] == [("sgx.qe_identity", field)]
+
+
+def test_collateral_that_only_dcap_qvl_finds_malformed_is_to_be_fetched_again(shared: Site) -> None:
+    for bad in (signed(shared, "tcb_info", tcbLevels={}), signed(shared, "qe_identity", mrsigner="00")):
+        (reason,) = shared.appraise(collateral=bad).reasons
+        assert reason.action.startswith("fetch the collateral again")

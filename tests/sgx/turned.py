@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -86,6 +87,17 @@ def with_chain(quote: bytes, *chain: x509.Certificate) -> bytes:
     before = quote[SIGNED_LENGTH + 4 : -len(parse(quote).pck_chain_pem) - 4]
     data = before + struct.pack("<I", len(pem)) + pem
     return quote[:SIGNED_LENGTH] + struct.pack("<I", len(data)) + data
+
+
+def with_qe_report(site: Site, quote: bytes, at: int, value: bytes) -> bytes:
+    """A quote whose quoting enclave's report has other bytes at `at`, signed by the machine's PCK all the same."""
+    start = SIGNED_LENGTH + 4 + 128
+    report = bytearray(quote[start : start + 384])
+    report[at : at + len(value)] = value
+    pck = read_p256_key(site.folder / site.machine / "pck.key")
+    r, s = decode_dss_signature(pck.sign(bytes(report), ec.ECDSA(SHA256())))
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    return quote[:start] + report + signature + quote[start + 448 :]
 
 
 def moment(second: int) -> datetime:
