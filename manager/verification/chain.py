@@ -46,7 +46,7 @@ class Window:
             field=self.field,
             expected=expected,
             found=utc(at),
-            action="get current collateral, and check the clock",
+            action="check the clock; if it is right, get current evidence and collateral",
         )
 
 
@@ -88,7 +88,7 @@ def root_certificate(der: bytes) -> x509.Certificate:
             "root",
             expected="an X.509 certificate in DER",
             found=shown(error),
-            action="correct the root certificate in the settings",
+            action="correct the root certificate",
         ) from None
 
 
@@ -101,7 +101,7 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
             field,
             expected=f"root {fingerprint(root)}",
             found=f"root {fingerprint(links[-1])}",
-            action="evidence from another hierarchy is not judged; check which root the settings name",
+            action="evidence from another hierarchy is not judged; check which root is trusted",
         )
     if not links or links[-1] != root:
         links.append(root)

@@ -67,7 +67,9 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
             return raw
         raise _refused("policy.unsigned", source, "a DSSE envelope", "a bare policy", "sign it: attestgate policy dsse")
     if not keys:
-        raise _refused("policy.signature", source, "a key to check it with", "none", "configure its author's key")
+        raise _refused(
+            "policy.signature", source, "a key to check it with", "none", "give its author's key, or the bare policy"
+        )
     envelope = parse_json(Envelope, raw, source=source)
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(
