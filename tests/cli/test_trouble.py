@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,13 @@ import tomli_w
 
 from bus import credentials
 from compose.nginx import Nginx
-from compose.plan import GATEWAY, Plan
+from compose.plan import GATEWAY, POLICY_AUTHOR, Plan
 from enclave.simulated import authority
 from schemas.base import Refusal
 from schemas.nginx import NginxConfig
 from tests.cli.conftest import Run
 from tests.cli.support import NOBODY
+from tests.ima.lists import VECTORS, document, recorded
 
 KNOWN = "ab" * 32
 ALLOW = ["--allow", "read-only"]
@@ -223,6 +226,47 @@ def test_an_operator_file_may_come_from_the_environment(
     monkeypatch.setenv("ATTESTGATE_OPERATOR", str(tmp_path / "operator.toml"))
     ran = attestgate("sessions")
     assert ran.status == 2 and f"settings.read: {tmp_path / 'operator.toml'}" in ran.line
+
+
+# Policies
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    path = tmp_path / "runtime.json"
+    path.write_text(document(recorded("clean")).text())
+    return path
+
+
+def test_a_file_that_cannot_be_written_is_named(attestgate: Run, deployed: Plan, learned: Path) -> None:
+    author = deployed.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem"
+    sgx, host, of_set = (learned.with_name(name) for name in ("sgx.json", "host.json", "set.json"))
+    sgx.write_text('{"version": 1}')
+    host.write_text(json.dumps({"version": 1, "runtime_policy": sha256(learned.read_bytes()).hexdigest()}))
+    names = {"sgx_policy": sgx.name, "host_policy": host.name, "runtime_policy": learned.name}
+    of_set.write_text(json.dumps({"version": 1, **names}))
+    for command in (["dsse", learned], ["sign", of_set]):
+        ran = attestgate("policy", *command, "--key", author, "-o", learned.parent)
+        assert ran.status == 2 and f"file.access: {learned.parent}:" in ran.line
+        assert attestgate("policy", *command, "--key", author, "-o", learned.with_name("made")).status == 0
+
+
+@pytest.mark.parametrize("command", [["put"], ["diff", "--against", "hosts"]], ids=" ".join)
+def test_what_policy_sign_did_not_write_is_no_bundle(
+    attestgate: Run, deployed: Plan, learned: Path, command: list[str]
+) -> None:
+    operator = deployed.settings("operator")
+    ran = attestgate("policy", *command, learned, "-O", operator)
+    assert ran.status == 2 and f"{learned}: expected what `policy sign` wrote" in ran.line
+    ran = attestgate("policy", *command, learned.with_name("nowhere"), "-O", operator)
+    assert ran.status == 2 and f"file.access: {learned.with_name('nowhere')}:" in ran.line
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"meta": {"version": 1}, "digests": {}}'])
+def test_a_policy_on_trial_that_is_refused_is_no_wrong_use(attestgate: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "policy.json").write_text(text)
+    ran = attestgate("policy", "diff", tmp_path / "policy.json", "--against", VECTORS / "clean.bin")
+    assert ran.status == 1 and str(tmp_path / "policy.json") in ran.err
 
 
 # Measurements
