@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from compose.nginx import Nginx, free_port, render
 from manager.gateway.dictionary import Dictionary
-from manager.gateway.public import publish
+from manager.gateway.public import MOST, publish
 from manager.pki import crl
 from manager.pki.authority import key_id
 from manager.sessions.work import Revoked
@@ -87,6 +87,21 @@ def test_what_is_no_revocation_list_is_not_published(tmp_path: Path, key: str, d
         publish(tmp_path, key, der)
     assert refusal.value.reasons[0].code == "crl.publish"
     assert list(tmp_path.rglob("*.crl")) == []
+
+
+def test_whoever_writes_the_bus_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """Lists under made-up issuers are taken up to a bound; those that are there can still be replaced."""
+    authority = Gate(tmp_path, time.time).authority
+    der = crl.extend(authority, None, [], at=int(time.time()), longest_s=3600)
+    for number in range(MOST):
+        publish(tmp_path, crl_key(f"{number:040x}"), der)
+    with pytest.raises(Refusal) as refusal:
+        publish(tmp_path, crl_key("ab"), der)
+    assert refusal.value.reasons[0].code == "crl.publish"
+    newer = crl.extend(authority, None, [], at=int(time.time()) + 1, longest_s=3600)
+    publish(tmp_path, crl_key(f"{0:040x}"), newer)
+    assert (tmp_path / "crl" / f"{0:040x}.crl").read_bytes() == newer
+    assert len(list((tmp_path / "crl").iterdir())) == MOST
 
 
 @pytest.mark.stack
