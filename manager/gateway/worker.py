@@ -161,8 +161,10 @@ class GatewayWorker:
 
     def _forget(self) -> None:
         for key, session in self._ledger.forget(int(self._clock())).items():
-            # nginx has dropped it by itself.
+            # nginx has dropped it by itself; an operator's word may go on.
             self._admitted.discard(key)
+            if key in self._broken:
+                self._changed(key)
             self._telling.event("lapsed", {"key": key}, session)
 
     async def _tell_refusals(self, dictionary: Nginx) -> None:

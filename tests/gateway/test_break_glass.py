@@ -92,6 +92,17 @@ async def test_a_file_taken_away_ends_it_and_a_restarted_nginx_gets_it_again(
 
 
 @pytest.mark.stack
+async def test_a_file_put_in_time_goes_on_where_the_lease_ends(deployment: Deployment, folder: Path) -> None:
+    """At once, not when all of nginx's dictionary is compared next."""
+    client = deployment.gate.client()
+    async with at_work(deployment.worker(break_glass=settings(folder), reconcile_s=3600)):
+        await deployment.admit(client, lease_s=4)
+        put(folder, said(client, int(time.time())))
+        await deployment.told("lapsed", lambda data: data["key"] == client.key)
+        await answers(client, 200)
+
+
+@pytest.mark.stack
 async def test_it_does_not_overrule_a_withdrawal(deployment: Deployment, folder: Path) -> None:
     client = deployment.gate.client()
     now = int(time.time())
