@@ -46,7 +46,7 @@ from manager.verification.chain import fingerprint
 from manager.verification.collateral_client import CollateralClient
 from manager.verification.fetch import Service
 from manager.verification.ias_client import Ias
-from manager.verification.offline import INTEL_IAS_ROOT, INTEL_SGX_ROOT
+from manager.verification.offline import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
 from manager.verification.pcs import Pcs
 from manager.worker import Worker
 from schemas.base import Refusal
@@ -209,13 +209,13 @@ def root_of(settings: AttestationSettings) -> Root:
             found=getattr(error, "strerror", None) or type(error).__name__,
             action="correct that certificate in the settings",
         ) from None
-    intel = INTEL_SGX_ROOT if settings.service == "dcap" else INTEL_IAS_ROOT
-    simulated = fingerprint(certificate) != intel
+    intel = INTEL_SGX_ROOTS if settings.service == "dcap" else INTEL_IAS_ROOTS
+    simulated = fingerprint(certificate) not in intel
     if simulated and not settings.allow_simulated:
         raise Refusal.because(
             "settings.root",
             str(path),
-            expected=f"Intel's root, SHA-256 {intel}",
+            expected=f"Intel's root, SHA-256 {' or '.join(intel)}",
             found=f"another one, {fingerprint(certificate)}",
             action="use Intel's root; for a trial set attestation.allow_simulated = true in a development profile",
         )

@@ -94,8 +94,8 @@ def root_certificate(der: bytes) -> x509.Certificate:
 
 def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field: str) -> None:
     """Check that a chain, leaf first, ends at `root`, which it may include. Raises Refusal (`<field>.root|chain`)."""
-    links = list(chain)
-    if links and links[-1] != root and links[-1].subject == links[-1].issuer:
+    links = below(chain, root)
+    if links and links[-1].subject == links[-1].issuer:
         raise Refusal.because(
             f"{field}.root",
             field,
@@ -103,9 +103,7 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
             found=f"root {fingerprint(links[-1])}",
             action="evidence from another hierarchy is not judged; check which root is trusted",
         )
-    if not links or links[-1] != root:
-        links.append(root)
-    for issued, issuer in pairwise(links):
+    for issued, issuer in pairwise([*links, root]):
         problem = _link_problem(issued, issuer)
         if problem is not None:
             raise Refusal.because(
@@ -115,6 +113,25 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
                 found=problem,
                 action="send the chain as Intel issued it",
             )
+
+
+def same_root(one: x509.Certificate, root: x509.Certificate) -> bool:
+    """Whether a certificate is this root, or another edition of it: its name, its key, issued by itself.
+
+    Intel's SGX root is in the field twice, valid until 2033 (in older quotes) and until 2049.
+    """
+    if one == root:
+        return True
+    alike = one.subject == root.subject and public_key(one) == public_key(root)
+    return alike and _link_problem(one, root) is None
+
+
+def below(chain: Sequence[x509.Certificate], root: x509.Certificate) -> Sequence[x509.Certificate]:
+    """A chain, leaf first, without the root that it may end with."""
+    end = len(chain)
+    while end and same_root(chain[end - 1], root):
+        end -= 1
+    return chain[:end]
 
 
 def _link_problem(issued: x509.Certificate, issuer: x509.Certificate) -> str | None:

@@ -22,7 +22,16 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic import Field
 
-from manager.verification.chain import Window, certificates, check_chain, name, public_key, root_certificate, windows
+from manager.verification.chain import (
+    Window,
+    below,
+    certificates,
+    check_chain,
+    name,
+    public_key,
+    root_certificate,
+    windows,
+)
 from manager.verification.tcb import QE_STATUSES, qe_levels_fit
 from schemas.base import Bytes64, Model, Reason, Refusal, shown
 
@@ -160,7 +169,7 @@ class _Signer:
     def document(self, piece: str, text: str, signature: bytes, chain_pem: str) -> Document:
         chain = certificates(chain_pem.encode(), f"collateral.{piece}")
         check_chain(chain, self.root, f"collateral.{piece}")
-        self.opened.extend(windows([link for link in chain if link != self.root], f"collateral.{piece}"))
+        self.opened.extend(windows(below(chain, self.root), f"collateral.{piece}"))
         self._check_signer(piece, chain)
         _check_signature(piece, chain[0], text, signature)
         body = _json(piece, text)
@@ -179,7 +188,7 @@ class _Signer:
 
     def _check_signer(self, piece: str, chain: tuple[x509.Certificate, ...]) -> None:
         # A PCK leaf chains to the same root. Only a signer that the root itself issued speaks about TCBs.
-        if len([link for link in chain if link != self.root]) != 1:
+        if len(below(chain, self.root)) != 1:
             _bad(piece, "issuer_chain", "a signing certificate issued by the root", f"{name(chain[0])}")
         if self.root_crl is not None and self.root_crl.revokes(chain[0]):
             _bad(piece, "revoked", "a signing certificate that is not revoked", name(chain[0]))
@@ -200,7 +209,7 @@ def _crl(
     der: bytes, chain: Sequence[x509.Certificate], root: x509.Certificate, piece: str, opened: list[Window]
 ) -> Crl:
     check_chain(chain, root, f"collateral.{piece}")
-    opened.extend(windows([link for link in chain if link != root], f"collateral.{piece}"))
+    opened.extend(windows(below(chain, root), f"collateral.{piece}"))
     issuer = chain[0]
     try:
         crl = x509.load_der_x509_crl(der)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic_core import from_json
 
-from manager.verification.chain import SKEW_S, certificates, check_chain, name, root_certificate, utc, windows
+from manager.verification.chain import SKEW_S, below, certificates, check_chain, name, root_certificate, utc, windows
 from manager.verification.epid import quote_header
 from manager.verification.quote import HEADER_LENGTH, SIGNED_LENGTH, ReportBody, parse_body
 from manager.verification.sgx import LAST_SECOND, time_out_of_range
@@ -122,11 +122,11 @@ def _signature_reasons(report: bytes, signature: bytes, chain_pem: bytes, root_d
     root = root_certificate(root_der)
     chain = certificates(chain_pem, "ias.certificates")
     check_chain(chain, root, "ias.certificates")
-    if chain[0] == root:
+    links = below(chain, root)
+    if not links:
         raise _bad("certificates", "a signing certificate issued by the root", "the root itself")
     _check_signature(chain[0], report, signature)
-    links = [*(link for link in chain if link != root), root]
-    return [reason for window in windows(links, "ias") for reason in window.reasons(at)]
+    return [reason for window in windows([*links, root], "ias") for reason in window.reasons(at)]
 
 
 def _check_signature(signer: x509.Certificate, report: bytes, signature: bytes) -> None:

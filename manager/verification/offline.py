@@ -24,9 +24,12 @@ from manager.verification.sgx import appraise
 from schemas.base import Refusal, parse_json
 from schemas.sgx import BASELINE, IasVerdict, SgxPolicy, SgxVerdict, policy_name, read_complete_policy
 
-INTEL_SGX_ROOT = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
-"""SHA-256 of "Intel SGX Root CA" (DER): DCAP."""
-INTEL_IAS_ROOT = "7b42e41ec43b91db834a065de4f98a13c44d695570e839cfa8921e584e40735d"
+INTEL_SGX_ROOTS = (
+    "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3",
+    "fc64f8076d79a4fee9d1d473d74c89eb8d8fd55c5abafeabeba7366d20429404",
+)
+"""SHA-256 of "Intel SGX Root CA" (DER), valid until 2049, and of its first edition, until 2033: DCAP."""
+INTEL_IAS_ROOTS = ("7b42e41ec43b91db834a065de4f98a13c44d695570e839cfa8921e584e40735d",)
 """SHA-256 of "Intel SGX Attestation Report Signing CA" (DER): IAS."""
 
 
@@ -72,7 +75,7 @@ def verify_quote(quote: bytes, collateral: bytes, policy: NamedPolicy, trusted: 
     try:
         raw = decoded(quote, "quote")
         root = parse(raw).pck.root_der
-        _check_trusted(root, {INTEL_SGX_ROOT, *trusted})
+        _check_trusted(root, {*INTEL_SGX_ROOTS, *trusted})
         parsed = parse_json(Collateral, decoded(collateral, "collateral"), source="collateral")
     except Refusal as refusal:
         return SgxVerdict(
@@ -86,7 +89,7 @@ def verify_quote(quote: bytes, collateral: bytes, policy: NamedPolicy, trusted: 
         mrenclaves=policy.mrenclaves,
         report_data=None,
         root_der=root,
-        simulated=_fingerprint(root) != INTEL_SGX_ROOT,
+        simulated=_fingerprint(root) not in INTEL_SGX_ROOTS,
         salt=b"",
         at=at,
     )
@@ -110,7 +113,7 @@ def verify_ias(
         signed = decoded(report, "report"), decoded(signature, "signature")
         chain_pem = unquote_to_bytes(decoded(chain, "certificates"))
         root_der = _root(decoded(root, "root"))
-        _check_trusted(root_der, {INTEL_IAS_ROOT, *trusted})
+        _check_trusted(root_der, {*INTEL_IAS_ROOTS, *trusted})
     except Refusal as refusal:
         return IasVerdict(accepted=False, reasons=list(refusal.reasons), policy=policy.name, at=at, simulated=False)
     return appraise_report(
@@ -122,7 +125,7 @@ def verify_ias(
         report_data=None,
         nonce=None,
         root_der=root_der,
-        simulated=_fingerprint(root_der) != INTEL_IAS_ROOT,
+        simulated=_fingerprint(root_der) not in INTEL_IAS_ROOTS,
         at=at,
     )
 

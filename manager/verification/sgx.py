@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 from manager.verification import dcap, tcb
-from manager.verification.chain import Window, fingerprint, name
+from manager.verification.chain import Window, fingerprint, name, root_certificate, same_root
 from manager.verification.collateral import Collateral, Examined, examine
 from manager.verification.quote import Pck, parse
 from manager.verification.sgx_policy import judge_collateral, judge_platform, judge_report, judge_tcb, undated
@@ -163,9 +162,12 @@ def _misfits(pck: Pck, examined: Examined, root_der: bytes) -> list[Reason]:
         reasons.append(Reason(code=code, field=field, expected=expected, found=found, action=action))
 
     leaf, ca, root = pck.chain
-    if pck.root_der != root_der:
-        ours, theirs = sha256(root_der).hexdigest(), fingerprint(root)
-        misfit("quote.pck_chain.root", "quote.pck_chain[2]", f"root {ours}", f"root {theirs}")
+    if not examined.windows:
+        return reasons  # there is no root to judge by
+    ours = root_certificate(root_der)
+    if not same_root(root, ours):
+        expected, found = f"root {fingerprint(ours)}", f"root {fingerprint(root)}"
+        misfit("quote.pck_chain.root", "quote.pck_chain[2]", expected, found)
         return reasons
     crl, root_crl, tcb_info = examined.pck_crl, examined.root_ca_crl, examined.tcb_info
     if crl is not None and crl.issuer_key != pck.ca_key:

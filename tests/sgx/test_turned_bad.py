@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.simulated import platform
 from enclave.simulated.authority import OLD_CPUSVN
@@ -267,3 +268,20 @@ def test_collateral_that_only_dcap_qvl_finds_malformed_is_to_be_fetched_again(sh
     for bad in (signed(shared, "tcb_info", tcbLevels={}), signed(shared, "qe_identity", mrsigner="00")):
         (reason,) = shared.appraise(collateral=bad).reasons
         assert reason.action.startswith("fetch the collateral again")
+
+
+def test_another_edition_of_the_root_with_its_key_is_the_root(shared: Site) -> None:
+    """Intel's SGX root is in the field twice: one name, one key, valid until 2033 or until 2049."""
+    root = issuer(shared, "root")
+    edition = reissued(root.certificate, root.key, NOW - 9 * DAY, NOW + 9 * DAY)
+    leaf, ca, _ = parse(shared.quote()).pck.chain
+    quote, edition_der = with_chain(shared.quote(), leaf, ca, edition), edition.public_bytes(Encoding.DER)
+    assert shared.appraise(quote).accepted
+    assert shared.appraise(quote, root_der=edition_der).accepted
+    assert shared.appraise(root_der=edition_der).accepted
+    pem = {key: getattr(shared.collateral(), key) for key in ("tcb_info_issuer_chain", "pck_crl_issuer_chain")}
+    here, there = (one.public_bytes(Encoding.PEM).decode() for one in (root.certificate, edition))
+    assert shared.appraise(collateral=shared.collateral(**{k: v.replace(here, there) for k, v in pem.items()})).accepted
+    stranger = reissued(root.certificate, ec.generate_private_key(ec.SECP256R1()), NOW - DAY, NOW + DAY)
+    forged = with_chain(shared.quote(), leaf, ca, stranger)
+    assert codes(shared.appraise(forged)) == ["quote.pck_chain.root"], "the root's name and key, but not its word"
