@@ -168,7 +168,7 @@ class Reading:
             if self._rules.judge(entry) == "unknown":
                 self._note_unknown(entry)
         elif quoted != entry.digest:
-            action = "the list is from another boot or another host than the quote"
+            action = "send the list and the quote of one host and one boot"
             self.fault("ima.boot_aggregate", _where(entry), quoted.hex(), entry.digest.hex(), action)
 
     def _note_unknown(self, entry: Entry) -> None:
@@ -193,7 +193,7 @@ class Reading:
             self.fault("ima.start", "measurement list, entry 0", "boot_aggregate", "no such entry", action)
         if self.quoted is not None and not self.anchored:
             wanted[self._bank] = self._target.hex() if self._target else "a value"
-            action = "the list was changed, cut, or read before the quote was made"
+            action = "quote first, then send the whole list: this one was changed, cut, or read too early"
             expected = f"{_values(wanted)} after one of the entries"
             found = f"at the end {_values(self.replay.pcr10)}"
             self.fault("ima.replay", f"measurement list, PCR {IMA_PCR}", expected, found, action)
