@@ -164,7 +164,7 @@ def parse_attest(message: bytes) -> Attest:
 
 
 def _selection(read: Reader) -> Selection:
-    """TPML_PCR_SELECTION: some PCRs, each bank once."""
+    """TPML_PCR_SELECTION: some PCRs, each bank once; a bank that the TPM does not have stands there without any."""
     field, action = "pcrSelect", "quote PCR 0-10 of one bank"
     count = read.number(4)
     if not 1 <= count <= len(_BANKS):
@@ -176,10 +176,13 @@ def _selection(read: Reader) -> Selection:
             raise refused("tpm.bank", field, "SHA-1, SHA-256 or SHA-384", hex(algorithm), action)
         bitmap = int.from_bytes(read.take(read.number(1)), "little")
         pcrs = tuple(index for index in range(bitmap.bit_length()) if bitmap >> index & 1)
-        if bank in selection or not pcrs or pcrs[-1] >= PCR_COUNT:
-            raise refused("tpm.selection", field, f"some PCRs below {PCR_COUNT}, each bank once", pcrs, action)
+        if bank in selection or bitmap >> PCR_COUNT:
+            raise refused("tpm.selection", field, f"PCRs below {PCR_COUNT}, each bank once", pcrs, action)
         selection[bank] = pcrs
-    return tuple(selection.items())
+    quoted = tuple((bank, pcrs) for bank, pcrs in selection.items() if pcrs)
+    if not quoted:
+        raise refused("tpm.selection", field, "some PCRs", "none", action)
+    return quoted
 
 
 def _check_signature(message: bytes, signature: bytes, key: AttestationKey, digest_size: int) -> None:
