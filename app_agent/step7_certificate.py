@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from app_agent.step5_evidence import TlsKey
+from enclave.memory import file_in_memory
 from schemas.base import Refusal
 from schemas.messages import Certificate
 from schemas.settings import Measured
@@ -51,17 +51,12 @@ def accept_certificate(message: Certificate, key: TlsKey, measured: Measured) ->
 
 
 def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
-    """A client context with the enclave's key. The key goes to OpenSSL through anonymous memory, not through a file."""
+    """A client context with the enclave's key. The key goes to OpenSSL through memory, never through a disk."""
     context = ssl.create_default_context(cadata=gateway_ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as memory:
-            memory.write(pem + chain.encode())
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+    with file_in_memory(pem + chain.encode()) as path:
+        context.load_cert_chain(path)
     return context
 
 

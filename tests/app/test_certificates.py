@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from enclave import memory
 from manager.keyfiles import read_secret
 from manager.pki.authority import key_id, load_authority
 from manager.pki.issue import read_marks
@@ -107,6 +109,21 @@ async def test_a_certificate_is_renewed_before_it_lapses_for_the_same_key(brief:
     assert isinstance(retired, Withdrawal) and retired.reason == "certificate.renewed"
     assert ledger.entry(f"cert.{second.serial}", int(site.clock())) is not None
     assert site.gateway.passes("a1")
+
+
+async def test_under_gramine_which_has_no_memfd_create_the_key_is_in_its_tmpfs(
+    site: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "attestation").mkdir()
+    (tmp_path / "tmpfs").mkdir()
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(memory, "DEV_ATTESTATION", tmp_path / "attestation")
+    monkeypatch.setattr(memory, "GRAMINE_TMPFS", tmp_path / "tmpfs")
+    await trusted_host(site)
+    await enrol(site)
+    await start(site)
+    await admitted(site)
+    assert not list((tmp_path / "tmpfs").iterdir())
 
 
 async def test_an_end_takes_both_certificates_and_puts_them_on_the_list(brief: Deployment) -> None:

@@ -1,0 +1,29 @@
+"""Bytes as a file in memory, for libraries that read secrets from nothing but files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from enclave.gramine import DEV_ATTESTATION
+
+GRAMINE_TMPFS = Path("/tmp")  # noqa: S108
+"""A tmpfs by the measured manifest: the enclave's own memory."""
+
+
+@contextmanager
+def file_in_memory(data: bytes) -> Iterator[Path]:
+    """A path to read them at, within the block. Raises OSError where nothing but a disk would hold them."""
+    if DEV_ATTESTATION.is_dir():  # Gramine, which has no memfd_create
+        with NamedTemporaryFile(dir=GRAMINE_TMPFS) as file:
+            file.write(data)
+            file.flush()
+            yield Path(file.name)
+    else:
+        with os.fdopen(os.memfd_create("private", os.MFD_CLOEXEC), "wb") as file:
+            file.write(data)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
