@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from enclave.manifest import read_manifest
+from enclave.memory import GRAMINE_TMPFS
 from schemas.settings import HostSettings, load_settings
 from tests.enclave.conftest import REPOSITORY
 
@@ -55,6 +56,16 @@ def test_the_same_identity_as_on_the_simulated_platform(role: str) -> None:
     assert (document["sgx"]["isvprodid"], document["sgx"]["isvsvn"]) == (simulated.isv_prod_id, simulated.isv_svn)
     assert document["loader"]["argv"][-2:] == [simulated.entry, "/etc/attestgate/agent.toml"]
     assert document["loader"]["argv"][-3] == "-m"
+    assert "-P" in document["loader"]["argv"], "with -m, Python imports from the working folder first"
+
+
+def test_it_is_written_as_gramine_1_8_and_newer_read_it(role: str) -> None:
+    """Gramine 1.9 refuses the entry point as a string."""
+    assert rendered(role)["loader"]["entrypoint"] == {"uri": f"file:{VARIABLES['gramine.libos']}"}
+
+
+def test_what_is_written_for_a_moment_stays_in_the_enclaves_memory(role: str) -> None:
+    assert {"type": "tmpfs", "path": str(GRAMINE_TMPFS)} in rendered(role)["fs"]["mounts"]
 
 
 def test_nothing_insecure_and_nothing_from_the_hosts_environment(role: str) -> None:
