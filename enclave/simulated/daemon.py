@@ -42,6 +42,8 @@ from enclave.simulated.trusted import BOOT, PYTHON, SETTINGS, interpreter_librar
 from schemas.base import Model, Reason, Refusal, pack, unpack
 
 _LAUNCH_WITHIN_S = 10
+_LAUNCHERS = 100
+"""Served at once, the others wait: each takes some five descriptors of the 1,024 that a process has by default."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,13 +56,15 @@ async def serve(state_dir: Path, socket_path: Path, signer_key: Path, ready: Cal
     """
     with _only_one(state_dir), listening(socket_path) as listener:
         machine = _Machine(Platform(state_dir), read_mrsigner(signer_key), Images(state_dir / "images"))
+        slots = asyncio.Semaphore(_LAUNCHERS)
         try:
             async with asyncio.TaskGroup() as launches:
                 if ready is not None:
                     ready()
-                while True:
+                while await slots.acquire():
                     launcher, _ = await asyncio.get_running_loop().sock_accept(listener)
-                    launches.create_task(machine.serve_launcher(launcher))
+                    serving = launches.create_task(machine.serve_launcher(launcher))
+                    serving.add_done_callback(lambda _: slots.release())
         finally:
             machine.off()
 

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import dcap_qvl
 import pytest
 
 from enclave.api import EnclaveError
-from enclave.simulated import authority, platform, signer
+from enclave.simulated import authority, daemon, platform, signer
 from enclave.simulated.client import SimulatedEnclave
 from enclave.simulated.frames import Exited, KeyRequest, Launch, LaunchAnswer
 from enclave.simulated.launcher import launch
@@ -251,6 +252,26 @@ def test_garbage_from_a_launcher_does_not_stop_the_machine(world: World, code: C
         launchers.sendall(b"\xc1" * 100)
         assert launchers.recv(1) == b""
     assert run_probe(world.one, code, "exit", "0") == (0, {})
+
+
+def test_more_launchers_than_it_can_serve_wait(
+    world: World, code: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a bound they take every descriptor, and the machine goes down with all its enclaves."""
+    monkeypatch.setattr(daemon, "_LAUNCHERS", 2)
+    machine = Machine(tmp_path / "third", tmp_path / "third.socket")
+    platform.create(machine.folder, world.authority)
+    with switched_on(machine, world.signer), ExitStack() as closing:
+        silent = [closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) for _ in range(3)]
+        for launchers in silent:
+            launchers.connect(str(machine.socket))
+        silent[2].sendall(b"garbage")
+        silent[2].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            silent[2].recv(1)
+        silent[0].close()
+        silent[2].settimeout(None)
+        assert silent[2].recv(1) == b""
 
 
 def test_refused_launches_say_why(world: World, code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
