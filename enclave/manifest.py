@@ -24,7 +24,8 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*\*?$")]
 UInt16 = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 _STEERS_THE_LOADER = re.compile(
-    r"^(PYTHON|LD_|GLIBC_|MALLOC_|OPENSSL_|SSL_)|^ATTESTGATE_(ENCLAVE_FD|MEASURED)$|^[A-Z]\*$"
+    r"^(PYTHON|LD_|GLIBC_|MALLOC_|OPENSSL_|SSL_)|^ATTESTGATE_(ENCLAVE_FD|MEASURED)$|^[A-Z]\*$",
+    re.IGNORECASE,  # as settings read the environment
 )
 
 

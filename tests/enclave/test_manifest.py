@@ -73,7 +73,12 @@ def test_environment(variable: str, admitted: bool) -> None:
 
 def test_wildcard_never_reaches_what_steers_the_platform() -> None:
     manifest = parse_manifest(MANIFEST.replace("PROBE_*", "ATTESTGATE_*").encode(), "test")
-    outside = {"ATTESTGATE_BUS": "b", "ATTESTGATE_MEASURED": "m", "ATTESTGATE_ENCLAVE_FD": "3"}
+    outside = {
+        "ATTESTGATE_BUS": "b",
+        "ATTESTGATE_MEASURED": "m",
+        "ATTESTGATE_Measured": "m",
+        "ATTESTGATE_ENCLAVE_FD": "3",
+    }
     assert manifest.passed(outside) == {"ATTESTGATE_BUS": "b"}
 
 
