@@ -97,7 +97,6 @@ class AgentSession:
         self._transcript = b""
         self._evidence = b""
         self._private = Secret(b"")
-        self._channel_secret = Secret(b"")
         self._channel: Channel | None = None
         self._unheard: list[_Unheard] = []
         self._said = 0
