@@ -97,7 +97,7 @@ def _in_enclave(role: str, settings: AgentSettings, path: Path, code: Path = COD
             "platform.kind",
             expected='"simulated", named with its socket, for this command to launch the enclave',
             found=settings.platform.kind,
-            action=f"on SGX hardware start it as: gramine-sgx {package} {path}",
+            action="on SGX hardware start it as its image does: gramine-sgx agent (docs/sgx.md)",
         )
     credentials.require(settings.bus.credentials, role)
     manifest = code / package / "enclave.toml"

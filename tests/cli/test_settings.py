@@ -204,7 +204,7 @@ def test_a_simulated_platform_is_asked_for_by_name(
     path = changed(kind, _drop("platform"))
     ran = attestgate(*FILES[kind][1], path)
     assert ran.status == 2
-    assert '"simulated", named with its socket' in ran.line and f"gramine-sgx {kind}" in ran.line
+    assert '"simulated", named with its socket' in ran.line and "gramine-sgx agent" in ran.line
     assert main([str(path)]) != 0  # no /dev/attestation here
 
 
