@@ -8,9 +8,11 @@ import shutil
 import socket
 import stat
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 from prometheus_client import CollectorRegistry, Gauge
 
 from cli.config import MODELS, detect
@@ -19,7 +21,8 @@ from compose.inside import ALLOWED
 from compose.prepare import APPS, HOST, prepare
 from manager.metrics_http import served
 from schemas.base import Refusal
-from schemas.settings import ProcessSettings, load_measured, load_settings
+from schemas.settings import AppSettings, HostSettings, Measured, ProcessSettings, load_measured, load_settings
+from tests.enclave.test_gramine_manifests import rendered
 from tests.stack.containers import ROOT
 
 NAMES = {"manager": "manager", "gateway": "gateway", "operator": "operator", HOST: "host"} | dict.fromkeys(APPS, "app")
@@ -40,6 +43,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("run") / "stack"
     prepare(made)
     return made
+
+
+@pytest.mark.parametrize(("name", "role", "kind"), [(HOST, "host", HostSettings), ("app-1", "app", AppSettings)])
+def test_settings_serve_an_enclave_after_the_changes_that_the_override_asks_for(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    role: str,
+    kind: type[HostSettings | AppSettings],
+) -> None:
+    manifest = rendered(role)
+    for variable, value in manifest["loader"]["env"].items():
+        if variable.startswith("ATTESTGATE_"):
+            monkeypatch.setenv(variable, value)
+    table = tomllib.loads((folder / "settings" / f"{name}.toml").read_text())
+    for key in ("platform", "health_file", "status_file", "measurement_list"):
+        table.pop(key, None)
+    table["bus"]["credentials"] = "/run/secrets/agent.creds"
+    path = tmp_path / "agent.toml"
+    path.write_text(tomli_w.dumps(table))
+    settings = load_settings(kind, path)
+    assert (settings.profile, settings.platform.kind) == ("production", "gramine")
+    read = [settings.measured, settings.bus.credentials]
+    read += [settings.measurement_list, *settings.volumes] if isinstance(settings, HostSettings) else [settings.volume]
+    mounted = [mount["path"] for mount in manifest["fs"]["mounts"]]
+    assert all(any(file.is_relative_to(there) for there in mounted) for file in read)
 
 
 @pytest.mark.parametrize(("name", "process"), NAMES.items())
