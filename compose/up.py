@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ async def keep_up(folder: Path, say: Callable[[str], None], *, cluster: bool = F
         say(
             f"""
 The application is through the gateway. Watch, from another terminal:
-  export XDG_CONFIG_HOME={viewer}
+  export XDG_CONFIG_HOME={viewer} PATH="{Path(sys.executable).parent}:$PATH"
   nats --context attestgate sub 'attest.v1.events.>'
   nats --context attestgate kv watch summaries
   attestgate sessions --operator {operator}

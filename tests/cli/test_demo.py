@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -78,6 +79,8 @@ async def test_up_says_how_to_watch_it_and_stays_until_ctrl_c(tmp_path: Path) ->
         for said in ("sub 'attest.v1.events.>'", "attestgate sessions --operator", "attestgate revoke app app-1"):
             assert said in up.output
         assert f"removes {folder}" in up.output
+        (path,) = re.findall(r'PATH="(.*):\$PATH"', up.output)
+        assert Path(path, "attestgate").exists()
         for word in up.output.split():
             if word.startswith(str(folder)):
                 assert Path(word.rstrip(".")).exists(), word
