@@ -56,6 +56,20 @@ class Routes:
         }
 
 
+def configuration(trust: Trust, name: str, store: Path, sync_interval: str) -> dict[str, object]:
+    """What any nats-server of this bus is told, wherever it listens; its own format is a superset of JSON."""
+    return {
+        "server_name": name,
+        "max_payload": MAX_MESSAGE + HEADERS,
+        "max_pending": 8 * (MAX_MESSAGE + HEADERS),
+        "operator": trust.operator,
+        "system_account": trust.account(SYSTEM).key,
+        "resolver": "MEMORY",
+        "resolver_preload": {account.key: account.jwt for account in trust.accounts},
+        "jetstream": {"store_dir": str(store), "sync_interval": sync_interval, "strict": True},
+    }
+
+
 class EmbeddedServer:
     """One nats-server on loopback, with its configuration and JetStream store in `folder`.
 
@@ -104,7 +118,7 @@ class EmbeddedServer:
         path = self._folder / "nats-server.conf"
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            json.dump(self._configuration(), file, indent=2)  # nats-server's format is a superset of JSON
+            json.dump(self._configuration(), file, indent=2)
         self._ready = asyncio.get_running_loop().create_future()
         self._process = await asyncio.create_subprocess_exec(
             binary,
@@ -175,22 +189,11 @@ class EmbeddedServer:
             ready.set_result(False)
 
     def _configuration(self) -> dict[str, object]:
-        accounts = {account.key: account.jwt for account in self._trust.accounts}
+        store = self._folder / "jetstream"
         return {
+            **configuration(self._trust, self.name, store, self._sync_interval),
             "host": "127.0.0.1",
             "port": self._port or -1,
-            "server_name": self.name,
-            "max_payload": MAX_MESSAGE + HEADERS,
-            "max_pending": 8 * (MAX_MESSAGE + HEADERS),
-            "operator": self._trust.operator,
-            "system_account": self._trust.account(SYSTEM).key,
-            "resolver": "MEMORY",
-            "resolver_preload": accounts,
-            "jetstream": {
-                "store_dir": str(self._folder / "jetstream"),
-                "sync_interval": self._sync_interval,
-                "strict": True,
-            },
             **({"cluster": self._routes.configuration()} if self._routes else {}),
         }
 

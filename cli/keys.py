@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from bus import credentials
 from bus.nats import join
+from bus.server import configuration
 from cli.common import SettingsFile, say
 from manager import deployment
 from manager.audit.intake import Intake
@@ -39,6 +41,22 @@ def init(
         folder, trust_domain=trust_domain, operator=operator, policy_author=policy_author, gateway=gateway, bus=bus
     )
     say(f"made {folder}; read {folder / 'README.md'}")
+
+
+@app.command("server")
+def server_configuration(
+    folder: Annotated[Path, typer.Argument(help="The folder of `keys init`.")],
+    store: Annotated[Path, typer.Option(help="Where nats-server keeps its streams.")],
+    file: Annotated[Path, typer.Option("--out", "-o", help="The configuration to write.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 4222,
+) -> None:
+    """Write nats-server's configuration for these keys. It holds no secret; add its own `tls` or `cluster` to it."""
+    table = {"host": host, "port": port} | configuration(
+        credentials.load(folder / "bus"), "attestgate", store.absolute(), "always"
+    )
+    file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    say(f"made {file}; start it: nats-server -c {file}")
 
 
 @app.command("rotate")

@@ -20,8 +20,7 @@ from typing import Any
 import tomli_w
 
 from bus import credentials
-from bus.credentials import SYSTEM
-from bus.permissions import HEADERS
+from bus.server import configuration
 from compose.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
 from compose.vectors import CLEAN
 from enclave.simulated import authority, platform, signer
@@ -29,7 +28,7 @@ from manager import deployment
 from manager.keyfiles import read_secret, write_private
 from manager.pki.authority import load_authority
 from manager.pki.issue import issue_server
-from schemas.base import MAX_MESSAGE, Refusal
+from schemas.base import Refusal
 from schemas.nginx import NginxConfig
 
 HOST, APPS = "host-1", {"app-1": "app_agent.examples.flows", "app-2": "app_agent.examples.inventory"}
@@ -40,6 +39,7 @@ MACHINE, NGINX, CONTROLLER = "/run/machine/sgx.sock", "/run/nginx", "/run/contro
 NATS_PORT, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 8222, 8081, 8443, "0.0.0.0:9464"
 TIMING = {"lease_s": 10, "recheck_s": 3, "evidence_window_s": 6, "skew_s": 2, "certificate_s": 600}
 CLUSTER = ("nats", "nats-2", "nats-3")
+STORE = Path("/data")
 
 
 def prepare(folder: Path) -> None:
@@ -75,18 +75,7 @@ def _simulated(folder: Path) -> None:
 def _nats(folder: Path, keys: Path) -> None:
     """nats-server's configuration: of the one server, and of each in the cluster of three."""
     trust = credentials.load(keys / "bus")
-    base: dict[str, Any] = {
-        "port": NATS_PORT,
-        "http": f"127.0.0.1:{NATS_MONITOR}",
-        "server_name": "nats",
-        "max_payload": MAX_MESSAGE + HEADERS,
-        "max_pending": 8 * (MAX_MESSAGE + HEADERS),
-        "operator": trust.operator,
-        "system_account": trust.account(SYSTEM).key,
-        "resolver": "MEMORY",
-        "resolver_preload": {account.key: account.jwt for account in trust.accounts},
-        "jetstream": {"store_dir": "/data", "sync_interval": "always", "strict": True},
-    }
+    ports = {"port": NATS_PORT, "http": f"127.0.0.1:{NATS_MONITOR}"}
     password = token_urlsafe(32)
     cluster = {
         "name": "attestgate",
@@ -95,10 +84,10 @@ def _nats(folder: Path, keys: Path) -> None:
         "routes": [f"nats-route://route:{password}@{name}:6222" for name in CLUSTER],
     }
     folder.mkdir(mode=0o700)
-    write_private(folder / "single.conf", json.dumps(base, indent=2).encode())
+    single = ports | configuration(trust, "nats", STORE, "always")
+    write_private(folder / "single.conf", json.dumps(single, indent=2).encode())
     for name in CLUSTER:
-        table = {**base, "server_name": name, "cluster": cluster}
-        table["jetstream"] = {**base["jetstream"], "sync_interval": "2m"}
+        table = ports | configuration(trust, name, STORE, "2m") | {"cluster": cluster}
         write_private(folder / f"{name}.conf", json.dumps(table, indent=2).encode())
 
 

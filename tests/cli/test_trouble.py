@@ -14,7 +14,10 @@ import pytest
 import tomli_w
 
 from bus import credentials
-from compose.nginx import Nginx
+from bus.nats import connect
+from bus.server import find_binary
+from bus.setup import ensure
+from compose.nginx import Nginx, free_port
 from compose.plan import GATEWAY, POLICY_AUTHOR, Plan
 from enclave.simulated import authority
 from schemas.base import Refusal
@@ -161,6 +164,30 @@ def test_credentials_are_for_known_roles_and_ids(
 def test_credentials_need_the_folder_of_the_keys(attestgate: Run, tmp_path: Path) -> None:
     ran = attestgate("keys", "credentials", tmp_path, "host", "host-1", "-o", tmp_path / "new.creds")
     assert ran.status == 2 and "credentials.seed" in ran.line
+
+
+async def test_a_server_starts_by_the_configuration_that_is_written(
+    attestgate: Run, deployed: Plan, tmp_path: Path
+) -> None:
+    path, port = tmp_path / "nats-server.conf", free_port()
+    ran = attestgate("keys", "server", deployed.keys, "--store", tmp_path / "store", "-o", path, "--port", port)
+    assert ran.status == 0
+    server = await asyncio.create_subprocess_exec(find_binary(), "-c", path, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        async with await connect([f"nats://127.0.0.1:{port}"], deployed.credentials("manager", "manager")) as bus:
+            await ensure(bus, 1)
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_server_needs_keys_and_a_port(attestgate: Run, deployed: Plan, tmp_path: Path, port: str) -> None:
+    where = ("--store", tmp_path / "store", "-o", tmp_path / "nats-server.conf")
+    assert attestgate("keys", "server", deployed.keys, *where, "--port", port).status == 2
+    ran = attestgate("keys", "server", tmp_path, *where)
+    assert ran.status == 2 and f"file.read: {tmp_path / 'bus'}" in ran.line
+    assert list(tmp_path.iterdir()) == []
 
 
 # Arguments of an operator's commands, refused before anything is sent
