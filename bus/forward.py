@@ -118,7 +118,10 @@ class Position:
 
 
 async def follow(bus: Bus, sink: Sink, position: Position) -> None:
-    """Hand events on until cancelled. What cannot be done now, at either end, is tried again, and logged."""
+    """Hand events on until cancelled. What cannot be done now, at either end, is tried again, and logged.
+
+    Raises BrokenPipeError when nobody reads a stream any more.
+    """
     more = asyncio.Event()
 
     async def heard(_: Message) -> None:
@@ -131,6 +134,8 @@ async def follow(bus: Bus, sink: Sink, position: Position) -> None:
             try:
                 while await _one_page(bus, sink, position):
                     pass
+            except BrokenPipeError:
+                raise
             except (BusError, OSError) as error:
                 log.warning("events not handed on", after=position.last, error=str(error))
             with suppress(TimeoutError):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from bus import credentials, subjects
-from bus.forward import DATAGRAM, File, Position, Syslog, follow, syslog_message
+from bus.forward import DATAGRAM, File, Position, Stream, Syslog, follow, syslog_message
 from bus.nats import NatsBus, connect
 from bus.server import EmbeddedServer
 from bus.setup import ensure
@@ -156,3 +158,13 @@ def test_an_address_that_is_none_is_one_line(attestgate: Run, deployed: object, 
     operator = deployed.settings("operator")  # type: ignore[attr-defined]
     ran = attestgate("events", "follow", "--to", to, "--operator", operator)
     assert ran.status == 2 and "cli.argument: --to: expected syslog://HOST:PORT" in ran.line
+
+
+async def test_it_ends_when_nobody_reads_any_more(buses: tuple[NatsBus, NatsBus]) -> None:
+    manager, operator = buses
+    await publish(manager, event(1))
+    reader, writer = os.pipe()
+    os.close(reader)
+    closing = suppress(BrokenPipeError)  # that says so once more
+    with closing, os.fdopen(writer, "w") as unread, pytest.raises(BrokenPipeError):
+        await asyncio.wait_for(follow(operator, Stream(unread), Position(None)), 60)
