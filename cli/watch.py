@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from bus import subjects
 from bus.api import Bus, Entry
@@ -78,7 +78,7 @@ def _show(operator: Path, pattern: str, watch: bool, as_json: bool) -> None:
     if as_json:
         say(json.dumps([json.loads(row.body()) for row in _sorted(rows)], indent=2))
     else:
-        screen().print(_table(rows) if rows else "no sessions")
+        screen().print(table(rows) if rows else "no sessions")
 
 
 async def _now(operator: Path, pattern: str) -> Rows:
@@ -103,7 +103,7 @@ async def _follow(operator: Path, pattern: str, as_json: bool) -> None:
             await _lines(bus, pattern, _json_line if as_json else _text_line)
         else:
             with Live(Table(), console=screen(), auto_refresh=False) as live:
-                await _redraw(bus, pattern, lambda rows: live.update(_table(rows), refresh=True))
+                await _redraw(bus, pattern, lambda rows: live.update(table(rows), refresh=True))
 
 
 async def _lines(bus: Bus, pattern: str, line: Callable[[str, Summary | None], str]) -> None:
@@ -148,11 +148,13 @@ def _text_line(key: str, row: Summary | None) -> str:
     return f"{key} is forgotten" if row is None else "  ".join(_cell(row, column) for column in COLUMNS)
 
 
-def _table(rows: Rows) -> Table:
-    table = Table(*COLUMNS, box=None, pad_edge=False, caption=None if rows else "no sessions yet")
+def table(rows: Rows) -> Table:
+    """One session a row; what a narrow terminal has no room for goes on below."""
+    columns = (Column(name, overflow="fold") for name in COLUMNS)
+    drawn = Table(*columns, box=None, pad_edge=False, caption=None if rows else "no sessions yet")
     for row in _sorted(rows):
-        table.add_row(*(_cell(row, column) for column in COLUMNS))
-    return table
+        drawn.add_row(*(_cell(row, column) for column in COLUMNS))
+    return drawn
 
 
 def _cell(row: Summary, column: str) -> str:

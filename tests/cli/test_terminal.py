@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from pydantic import JsonValue
+from rich.console import Console
 
 from cli.explain import timeline
+from cli.watch import table
 from compose.plan import Plan
 from schemas.base import Reason, Refusal
 from schemas.events import Event
@@ -46,3 +50,11 @@ def test_a_complaint_is_one_line(attestgate: Run, deployed: Plan, monkeypatch: p
     monkeypatch.setattr("cli.watch._now", refused)
     ran = attestgate("sessions", "-O", deployed.settings("operator"))
     assert ran.status == 1 and ran.line.isprintable()
+
+
+def test_a_narrow_terminal_shows_every_letter() -> None:
+    narrow = io.StringIO()
+    row = SUMMARY.model_copy(update={"id": "a-rather-long-name", "state": "TRUSTED"})
+    Console(file=narrow, width=40).print(table({"host.host-1": row}))
+    shown = "".join(c for c in narrow.getvalue() if not c.isspace())
+    assert "…" not in shown
