@@ -98,7 +98,7 @@ class HelloDesk:
         """
         session, now = session_id(role, id, data), self._context().now
         when, which = self._last.get(key, (0, session))
-        if which != session and now - when < HELLOS_A_SECOND:
+        if which != session and 0 <= now - when < HELLOS_A_SECOND:  # else the clock was set back
             raise Refusal.because(
                 "hello.rate",
                 f"{role} id",

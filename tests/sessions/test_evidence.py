@@ -296,6 +296,17 @@ async def test_hellos_come_too_fast(site: Deployment) -> None:
     assert len(await site.records(HostRecord)) == 1
 
 
+async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Deployment) -> None:
+    await site.enrol_host()
+    for number in range(2):
+        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
+        await site.quiet()
+        site.clock.at -= 600
+    assert site.codes() == []
+    assert len(await site.records(HostRecord)) == 2
+
+
 async def test_a_newer_hello_replaces_a_handshake_but_never_a_live_session(site: Deployment) -> None:
     await site.admitted()
     (live,) = await site.records(HostRecord)
