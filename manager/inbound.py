@@ -178,7 +178,8 @@ class Inbound:
             identity = spiffe_id(self._trust_domain, record.host, record.subject)
             enrolled = await self._registry.app(id)
             due = not judgement.reasons and renewal_due(record, context)
-            issued = self._certificates.issue(record, enrolled) if due else None
+            judged = record.model_copy(update={"outcome": judgement.outcome})
+            issued = self._certificates.issue(judged, enrolled) if due else None
             return take_application_recheck(
                 record, self._context(), channel, judgement, identity, host, enrolled, issued
             )

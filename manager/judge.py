@@ -98,6 +98,8 @@ class Judge:
             reasons += refusal.reasons
             return Judgement(True, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
         listed = found.verdict
+        if evidence.measurements.offset and record.outcome is not None and record.outcome.observe_only:
+            listed = listed.model_copy(update={"accepted": False})  # what was found then is on the list still
         if not listed.admitted:
             reasons += listed.reasons
         return Judgement(

@@ -75,6 +75,7 @@ def take_application_recheck(
     """
     draft = Draft(record, context)
     draft.heard(channel)
+    draft.set(outcome=judgement.outcome)
     if judgement.reasons:
         end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons, judgement)
         return draft.finish()

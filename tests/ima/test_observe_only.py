@@ -12,8 +12,9 @@ from compose.policies import Policies
 from manager.pki.issue import read_marks
 from manager.sessions.record import AppRecord
 from schemas.messages import Outcome
+from schemas.settings import Timing
 from tests.ima.lists import framed
-from tests.sessions.harness import World, deployed
+from tests.sessions.harness import LISTS, World, deployed
 
 
 async def test_a_host_that_is_only_observed_is_admitted_and_marked_everywhere(tmp_path: Path) -> None:
@@ -37,3 +38,24 @@ async def test_a_host_that_is_only_observed_is_admitted_and_marked_everywhere(tm
         untrusted = await site.until("host", "h1", "untrusted")
         refused = Outcome.model_validate(untrusted.data["outcome"])
         assert not refused.observe_only, "an enforcing one has refused it"
+
+
+async def test_a_certificate_is_renewed_as_its_host_is_observed_by_then(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    policies = world.policies
+    observing = json.dumps(json.loads(policies.host) | {"mode": "observe-only"}).encode()
+    timing = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=60)
+    async with deployed(world, tmp_path / "site", timing=timing) as site:
+        await site.admitted()
+        await site.order(replace(policies, host=observing).command(world.author, version=2))
+        site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+        while "renewed" not in site.what("app", "a1"):
+            since = len(site.events)
+            await site.advance(10)
+            for kind, id in (("host", "h1"), ("app", "a1")):
+                rechecked = await site.until(kind, id, "rechecked", since=since)
+            await site.quiet()
+        (record,) = await site.records(AppRecord)
+        assert record.outcome == Outcome.model_validate(rechecked.data["outcome"])
+        assert record.outcome.observe_only
+        assert "observe-only" in read_marks(x509.load_pem_x509_certificate(record.certificate.encode()))
