@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from bus import subjects
 from bus.api import Bus, Conflict
+from bus.layout import SUMMARIES
 from manager.audit.intake import Intake
 from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key, pending_key
 from manager.sessions.work import WORK, Order, Work
@@ -41,7 +42,7 @@ class Outbox:
         self._vault = vault
         self._intake = intake
         self._sessions = bus.bucket(POINTERS)
-        self._summaries = bus.bucket("summaries")
+        self._summaries = bus.bucket(SUMMARIES.name)
 
     async def publish(self, record: HostRecord | AppRecord) -> None:
         """Send everything in the outbox: plain messages in their order, the rest side by side. Raises BusError."""
@@ -131,7 +132,8 @@ class Outbox:
             case "wake":
                 await self._bus.schedule(outgoing.subject, outgoing.data, at=outgoing.at, message_id=outgoing.id)
             case "summary":
-                await self._summaries.put(summary_key(record), summary(record))
+                subject = SUMMARIES.subject(summary_key(record))
+                await self._bus.publish(subject, summary(record), message_id=outgoing.id)
             case "current":
                 await self.point(current_key(record.role, record.subject, record.host), record.session, "superseded")
 

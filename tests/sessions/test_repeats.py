@@ -8,6 +8,7 @@ import pytest
 
 from bus import layout, subjects
 from bus.memory import MemoryDelivery
+from manager.sessions.record import HostRecord
 from schemas.enrolment import RecheckNow
 from tests.sessions.harness import LONG, Deployment, World, deployed
 
@@ -83,3 +84,24 @@ async def test_what_its_sender_knows_was_heard_is_told_as_a_replay(site: Deploym
     await site.dropped(1)
     assert site.codes() == ["channel.repeat"]
     assert repeated(site) == 0
+
+
+async def test_an_outbox_that_goes_out_late_undoes_nothing(site: Deployment) -> None:
+    """One worker has stored a step and is slow to tell of it; another has told of it meanwhile, and taken the next."""
+    await site.enrol_host()
+    await site.host()
+    trusted = await site.until("host", "h1", "trusted")
+    await site.quiet()
+    held = site.wire.hold("attest.v1.in.host.h1.recheck_evidence")
+    await site.order(RecheckNow(kind="host", id="h1"))
+    answer = await held
+    await site.quiet()
+    asked = await site.record(HostRecord, str(trusted.session))
+    site.wire.inject(*answer)
+    await site.until("host", "h1", "rechecked")
+    await site.quiet()
+    stood, waits = site.wire.snapshot("summaries"), dict(site.wire._schedules)
+    (worker,) = site.workers
+    await worker._inbound._outbox.publish(asked)
+    assert site.wire.snapshot("summaries") == stood
+    assert site.wire._schedules == waits
