@@ -17,7 +17,7 @@ from manager.sessions.states import Input, NoMove, State
 from manager.sessions.step6_colocation import grant_application, order_delivery
 from manager.sessions.step7_certificate import certify, take_applied
 from manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Revoked, Work
-from manager.store import R, SessionStore
+from manager.store import UNKNOWN, R, SessionStore
 from manager.vault import Vault
 from schemas.base import Refusal, unpack
 from schemas.enrolment import AppEnrolment
@@ -165,7 +165,12 @@ class Internal:
         async def step(record: AppRecord) -> AppRecord:
             return order_end(record, self._context(), Input.HOST_LOST, "host-lost", lost.reasons)
 
-        await self._store.change(AppRecord, session, step)
+        try:
+            await self._store.change(AppRecord, session, step)
+        except Refusal as refusal:
+            if refusal.reasons[0].code != UNKNOWN:
+                raise
+            log.info("long gone", session=session)  # a host names every application that it ever gave a key to
 
     def _order(self, kind: type[R], given: Input) -> Handler:
         async def handle(session: str, data: bytes) -> None:

@@ -30,6 +30,7 @@ MAX_CONFLICTS = 50
 REMEMBERED = 4096
 """Records of which this worker knows that it published the outbox itself."""
 BUCKET = "sessions"
+UNKNOWN = "session.unknown"
 
 
 class SessionStore:
@@ -120,7 +121,7 @@ class SessionStore:
         entry = await self._bucket.get(key)
         if entry is None or entry.value is None:
             raise Refusal.because(
-                "session.unknown",
+                UNKNOWN,
                 "session",
                 expected="a session that this manager opened",
                 found=key,

@@ -14,7 +14,7 @@ from manager.judge import Judge
 from manager.limits import Limiter
 from manager.outbox import Outbox
 from manager.sessions.draft import KEPT_S
-from manager.sessions.record import HostRecord
+from manager.sessions.record import AppRecord, HostRecord
 from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from manager.vault import Vault, epoch_of
 from manager.worker import ATTEMPTS
@@ -146,6 +146,20 @@ async def test_rotating_storage_keys_takes_no_last_word_from_a_session_that_is_o
             await site.advance(seconds)
         assert await site.bus.bucket("summaries").keys() == []
         assert site.codes() == []
+
+
+async def test_a_host_that_ends_names_applications_long_gone_and_nobody_is_told(site: Deployment) -> None:
+    for agent in await site.admitted():
+        await agent.stop()
+    held = site.wire.hold("attest.v1.work.app.*.host-lost")
+    await site.order(Revoke(kind="host", id="h1", reason="test"))
+    lost = await held
+    for seconds in (site.timing.lease_s, KEPT_S + 60):
+        await site.advance(seconds)
+    assert await site.records(AppRecord) == []
+    site.wire.inject(*lost)
+    await site.quiet()
+    assert site.codes() == []
 
 
 def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
