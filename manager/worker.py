@@ -31,6 +31,7 @@ from manager.quarantine import Quarantine
 from manager.sessions.recheck import TooSoon
 from manager.sessions.states import NoMove
 from schemas.base import Reason, Refusal
+from schemas.event_data import BY_NAME
 
 log = structlog.get_logger(__name__)
 AT_ONCE = 64
@@ -203,7 +204,7 @@ def _who(subject: str) -> tuple[str, str, str]:
     """Kind, id and step of the sender, for the event: the last three tokens, where they can be part of a subject."""
     tokens = ["unknown", "unknown", *subject.split(".")[2:]]
     kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
-    return kind, id, what
+    return kind if (kind, "dropped") in BY_NAME else "unknown", id, what
 
 
 def _no_move(none: NoMove) -> Reason:

@@ -17,6 +17,7 @@ from manager.sessions.states import State
 from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
 from schemas.base import MAX_MESSAGE, Refusal, pack
 from schemas.enrolment import RecheckNow
+from schemas.event_data import BY_NAME
 from tests.sessions.harness import Deployment, World, deployed
 
 IN = f"{subjects.IN}.>"
@@ -216,6 +217,7 @@ async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment)
         "attest.v1.in.host.H1.evidence",
         "attest.v1.in.host.h1!.evidence",
         "attest.v1.in.nobody.h1.evidence",
+        "attest.v1.in.manager.h1.evidence",
         "attest.v1.in.host.h1.dance",
         "attest.v1.op.Some One.enrol",
         "attest.v1.op.operator.ENROL",
@@ -230,6 +232,7 @@ async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment)
 async def test_no_subject_ends_a_worker(site: Deployment, subject: str) -> None:
     site.wire.inject(subject, b"x")
     await site.dropped(1)
+    assert {(event.kind, event.what) for event in site.events} <= BY_NAME.keys()
     await whole_path(site)
     await stands(site)
 
