@@ -159,8 +159,24 @@ async def _one_page(bus: Bus, sink: Sink, position: Position) -> bool:
 
 
 def _hand_on(page: list[Stored], sink: Sink, position: Position) -> None:
-    sink.write([stored.data for stored in page])
+    lines = []
+    for stored in page:
+        event = event_of(stored.subject, stored.data)
+        if event is None:
+            log.warning("left out: no event", subject=stored.subject, sequence=stored.sequence)
+        else:
+            lines.append(event.body())
+    sink.write(lines)
     position.reached(page[-1].sequence)
+
+
+def event_of(subject: str, data: bytes) -> Event | None:
+    """The event that is stored on a subject; None for what is none: a gateway can store anything under its own name."""
+    with suppress(Refusal):
+        event = parse_json(Event, data, source=subject)
+        if f"{subjects.EVENTS}.{event.kind}.{event.subject}.{event.what}" == subject:
+            return event
+    return None
 
 
 def syslog_message(line: bytes) -> bytes:

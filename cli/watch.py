@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from bus import subjects
 from bus.api import Bus, Entry
+from bus.forward import event_of
 from bus.nats import NatsBus, join
 from cli.common import Json, OperatorOption, operator_file, say, screen
 from cli.explain import clock, timeline
@@ -188,7 +189,8 @@ def _is_of(event: Event, summary: Summary) -> bool:
 
 async def _events(bus: Bus, pattern: str) -> AsyncIterator[Event]:
     async for message in bus.history(pattern):
-        yield parse_json(Event, message.data, source=message.subject)
+        if (event := event_of(message.subject, message.data)) is not None:
+            yield event
 
 
 async def _bus(operator: Path) -> NatsBus:

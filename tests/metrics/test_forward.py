@@ -116,6 +116,17 @@ async def test_what_the_receiver_did_not_take_is_tried_again(
     assert sink.ids == [0, 1, 2]
 
 
+async def test_what_a_gateway_stores_that_is_no_event_of_its_own_is_left_out(buses: tuple[NatsBus, NatsBus]) -> None:
+    manager, operator = buses
+    theirs = subjects.event("gateway", "g1", "admitted")
+    for data in (b"", b"\xff", b"{}", event(0).body(), event(0).body().replace(b",", b",\n")):
+        await manager.publish(theirs, data)
+    await publish(manager, event(1))
+    sink = Kept(1)
+    await follow_until_enough(operator, sink, Position(None))
+    assert sink.lines == [event(1).body()]
+
+
 def test_a_file_is_appended_to_and_may_be_rotated(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     sink = File(path)

@@ -166,6 +166,7 @@ async def test_a_session_is_explained_step_by_step(site: Site) -> None:
     reasons = {"step": "recheck", "reasons": [REASON.model_dump()]}
     await site.tell("app", "app-1", "refused", AT + 3, data=reasons, state="REFUSED", before="CERTIFIED", **same)
     await site.tell("app", "app-1", "challenged", AT + 5, session="00" * 16)
+    await site.bus.publish(subjects.event("gateway", "g1", "withdrawn"), b"no event")
     status, output, _ = await site.run("explain", APP[:5])
     assert status == 0
     told = [line for line in output.splitlines() if line.startswith("22:13:")]
