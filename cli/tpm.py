@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from bus.lifetime import until_told
 from cli.common import LogFormat, LogOption, say, set_up_logs, wrong
 from host_agent.tpm import DEVICE, Tpm
-from host_agent.tpm_service import run
+from host_agent.tpm_service import HOST, run
 from manager.tpm_enrolment import challenge as challenge_for
 from manager.tpm_enrolment import read_bundle
 from schemas.base import read_json
@@ -112,14 +112,25 @@ def quote(
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one and says which.")] = 2330,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one and says which.")
+    ] = 2330,
     bank: BankOption = BankName.SHA256,
     tcti: Tcti = DEVICE,
     log: LogOption = LogFormat.JSON,
 ) -> None:
     """On the host: give the agent in the enclave its quotes, until Ctrl-C."""
     set_up_logs(log)
-    until_told(run(tcti, bank.value, port))
+    try:
+        until_told(run(tcti, bank.value, port))
+    except OSError as error:
+        raise Refusal.because(
+            "tpm.port",
+            f"{HOST}:{port}",
+            expected="a port that nobody listens on",
+            found=error.strerror,
+            action="choose another port, or 0 for a free one",
+        ) from None
 
 
 def _write(path: Path, document: BaseModel) -> None:

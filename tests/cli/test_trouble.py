@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import tomllib
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bus.setup import ensure
 from compose.nginx import Nginx, free_port
 from compose.plan import GATEWAY, POLICY_AUTHOR, Plan
 from enclave.simulated import authority
+from host_agent import tpm_service
 from schemas.base import Refusal
 from schemas.nginx import NginxConfig
 from tests.cli.conftest import Run
@@ -316,6 +318,17 @@ def test_a_measurement_is_one_line_of_hexadecimal(attestgate: Run, deployed: Pla
 
 
 # Ports, sockets, binaries
+
+
+def test_a_port_that_cannot_be_the_tpm_services_is_named(attestgate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm_service, "Tpm", nullcontext)  # what it would quote is not asked
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = attestgate("tpm", "serve", "--port", port)
+    assert ran.status == 1
+    assert f"tpm.port: 127.0.0.1:{port}" in ran.line and "in use" in ran.line
+    ran = attestgate("tpm", "serve", "--port", "65536")
+    assert ran.status == 2 and "port" in ran.err and "Traceback" not in ran.err
 
 
 def test_a_busy_port_is_named(attestgate: Run, tmp_path: Path) -> None:
