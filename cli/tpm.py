@@ -17,7 +17,7 @@ from host_agent.tpm import DEVICE, Tpm
 from host_agent.tpm_service import HOST, run
 from manager.tpm_enrolment import challenge as challenge_for
 from manager.tpm_enrolment import read_bundle
-from schemas.base import read_json
+from schemas.base import Refusal, read_json
 from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
 
 app = typer.Typer(

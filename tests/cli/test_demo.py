@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -24,36 +26,43 @@ LONG_S = 180.0
 """By then something hangs."""
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For temporary files. Its path is short: that of a socket has at most 107 bytes."""
+    with TemporaryDirectory(prefix="attestgate-") as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize(
     ("moment", "number"),
     [(KEYS, signal.SIGINT), (SERVER, signal.SIGINT), (ENCLAVES, signal.SIGINT), (SERVER, signal.SIGTERM)],
     ids=["keys", "server", "enclaves", "server-SIGTERM"],
 )
-async def test_a_demo_that_is_told_to_stop_tidies_up(tmp_path: Path, moment: str, number: signal.Signals) -> None:
-    async with asyncio.timeout(LONG_S), started(tmp_path, "demo") as demo:
+async def test_a_demo_that_is_told_to_stop_tidies_up(temporary: Path, moment: str, number: signal.Signals) -> None:
+    async with asyncio.timeout(LONG_S), started(temporary, "demo") as demo:
         await demo.until(moment)
         demo.signal(number)
         assert await demo.end() == 130
         assert demo.output.splitlines()[-1] == "stopped" and "Traceback" not in demo.output
         assert demo.processes() == []
-        assert list(tmp_path.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
 
-async def test_an_impatient_ctrl_c_changes_nothing(tmp_path: Path) -> None:
-    async with asyncio.timeout(LONG_S), started(tmp_path, "demo") as demo:
+async def test_an_impatient_ctrl_c_changes_nothing(temporary: Path) -> None:
+    async with asyncio.timeout(LONG_S), started(temporary, "demo") as demo:
         await demo.until(MACHINES)
         ending = asyncio.create_task(demo.end())
-        while any(tmp_path.iterdir()):
+        while any(temporary.iterdir()):
             demo.signal(signal.SIGINT)
             await asyncio.wait({ending}, timeout=0.02)
         assert await ending == 130
         assert "Traceback" not in demo.output
         assert demo.processes() == []
-        assert list(tmp_path.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
 
-async def test_a_demo_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
-    async with asyncio.timeout(LONG_S), started(tmp_path, "demo") as demo:
+async def test_a_demo_that_is_killed_leaves_no_orphan(temporary: Path) -> None:
+    async with asyncio.timeout(LONG_S), started(temporary, "demo") as demo:
         await demo.until(ENCLAVES)
         assert len(demo.processes()) > 8  # itself, server, machines, service, manager, controller, nginx, worker, host
         demo.signal(signal.SIGKILL)
@@ -62,20 +71,20 @@ async def test_a_demo_that_is_killed_leaves_no_orphan(tmp_path: Path) -> None:
         assert demo.processes() == []
 
 
-async def test_a_demo_that_nobody_reads_ends(tmp_path: Path) -> None:
-    async with asyncio.timeout(LONG_S), started(tmp_path, "demo") as demo:
+async def test_a_demo_that_nobody_reads_ends(temporary: Path) -> None:
+    async with asyncio.timeout(LONG_S), started(temporary, "demo") as demo:
         await demo.until("The stack starts")
         transport = demo.process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
         transport.close()
         assert await demo.process.wait() not in (0, None)
         await demo.gone()
-        assert list(tmp_path.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
 
-async def test_up_says_how_to_watch_it_and_stays_until_ctrl_c(tmp_path: Path) -> None:
-    async with asyncio.timeout(LONG_S), started(tmp_path, "up") as up:
+async def test_up_says_how_to_watch_it_and_stays_until_ctrl_c(temporary: Path) -> None:
+    async with asyncio.timeout(LONG_S), started(temporary, "up") as up:
         await up.until("Ctrl-C ends everything")
-        (folder,) = tmp_path.iterdir()
+        (folder,) = temporary.iterdir()
         for said in ("sub 'attest.v1.events.>'", "attestgate sessions --operator", "attestgate revoke app app-1"):
             assert said in up.output
         assert f"removes {folder}" in up.output
@@ -88,7 +97,7 @@ async def test_up_says_how_to_watch_it_and_stays_until_ctrl_c(tmp_path: Path) ->
         up.signal(signal.SIGINT)
         assert await up.end() == 130
         assert up.processes() == []
-        assert list(tmp_path.iterdir()) == []
+        assert list(temporary.iterdir()) == []
 
 
 async def test_without_python3_venv_make_says_what_to_install(tmp_path: Path) -> None:

@@ -156,5 +156,6 @@ async def run(settings):
 what, path = sys.argv[1:]
 if agent := {"host-1": HostSettings, "app-1": AppSettings}.get(what):
     sys.exit(agent_main("agent", agent, run, (), [path]))
-processes._serve({"manager": ManagerSettings, "gateway": GatewaySettings}[what], Path(path), None, run)
+kind = {"manager": ManagerSettings, "gateway": GatewaySettings}[what]
+processes._serve(kind, what, Path(path), None, run)
 """

@@ -21,7 +21,7 @@ from compose.inside import ALLOWED
 from compose.prepare import APPS, HOST, prepare
 from manager.metrics_http import served
 from schemas.base import Refusal
-from schemas.settings import AppSettings, HostSettings, Measured, ProcessSettings, load_measured, load_settings
+from schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
 from tests.enclave.test_gramine_manifests import rendered
 from tests.stack.containers import ROOT
 
