@@ -13,7 +13,7 @@ from schemas.events import Event
 
 
 class EventWatch:
-    """Keeps every event seen, in order."""
+    """Keeps every event seen, in order, until it is to forget them."""
 
     def __init__(self, tell: Callable[[Event], None] | None = None) -> None:
         self.seen: list[Event] = []
@@ -56,6 +56,11 @@ class EventWatch:
                 found=f"others: {', '.join(f'{e.kind} {e.subject} {e.what}' for e in self.seen[-5:])}",
                 action="see the logs of the processes",
             ) from None
+
+    def forget(self) -> None:
+        """Let go of all that was seen; marks begin at 0 again. An event that is sent again after that is told again."""
+        self.seen.clear()
+        self.heard_at.clear()
 
     @property
     def mark(self) -> int:

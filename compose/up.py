@@ -7,10 +7,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from compose.stack import Stack
 from compose.vectors import CLEAN
 from schemas.events import Event
+
+FORGET_S = 60.0
+"""How often the events that were told are let go of: it may run for months."""
 
 
 async def one_of_each(stack: Stack, within_s: float = 60.0) -> Path:
@@ -30,7 +34,9 @@ async def one_of_each(stack: Stack, within_s: float = 60.0) -> Path:
     return measurement_list
 
 
-async def keep_up(folder: Path, say: Callable[[str], None], *, cluster: bool = False, sync_interval: str = "2m") -> int:
+async def keep_up(
+    folder: Path, say: Callable[[str], None], *, cluster: bool = False, sync_interval: str = "2m"
+) -> NoReturn:
     """Run until cancelled. `cluster` and `sync_interval` are the bus's: see `compose.stack.Stack`."""
 
     def tell(event: Event) -> None:
@@ -51,5 +57,6 @@ The application is through the gateway. Watch, from another terminal:
 Ctrl-C ends everything and removes {folder}.
 """
         )
-        await asyncio.Event().wait()
-    return 0
+        while True:
+            stack.events.forget()
+            await asyncio.sleep(FORGET_S)
