@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import structlog
 
+from schemas.base import Refusal
 from schemas.settings import RelaySettings
 
 MOST = 1000
@@ -57,10 +58,21 @@ class Relay:
     def __len__(self) -> int:
         return self._open
 
-    async def run(self) -> None:
-        """Carry until cancelled; then every connection is cut."""
+    def check(self) -> None:
+        """Whether a socket can be made where the settings say. Raises Refusal `gateway.relay`: no other file goes."""
         path = self._settings.socket
-        path.unlink(missing_ok=True)
+        if not path.parent.is_dir() or (path.exists() and not path.is_socket()):
+            raise Refusal.because(
+                "gateway.relay",
+                str(path),
+                expected="a path in a folder, free or with a socket left behind",
+                found="another file" if path.exists() else "no such folder",
+                action="correct `socket` of [relay] in the settings",
+            )
+
+    async def run(self) -> None:
+        """Carry until cancelled; then every connection is cut. asyncio takes away a socket that was left behind."""
+        path = self._settings.socket
         async with asyncio.TaskGroup() as tasks:
             # Made 0600, not changed to it: nobody else gets in between.
             mask = os.umask(0o177)

@@ -76,6 +76,8 @@ class GatewayWorker:
     async def run(self) -> None:
         """Work until cancelled. Neither a lost bus nor a lost nginx ends it. Raises Refusal (`gateway.*`)."""
         path = self._settings.nginx_map
+        if self._relay is not None:
+            self._relay.check()
         with only_one((path or self._settings.nginx_socket).parent):
             async with MapFile(path) if path else Dictionary(self._settings.nginx_socket) as nginx:
                 await self._work(nginx)

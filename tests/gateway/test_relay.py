@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.admission import Withdrawal
+from schemas.base import Refusal
 from schemas.nginx import NginxConfig
 from tests.gateway.deployment import HOST, Deployment, at_work
 from tests.gateway.support import Client, Gate, host_lease, lease, until
@@ -273,3 +274,18 @@ def test_a_stock_nginx_has_no_relay(tmp_path: Path) -> None:
     config = Gate(tmp_path, time.time).config
     with pytest.raises(ValidationError, match="njs"):
         NginxConfig.model_validate({**config.model_dump(), "mode": "stock", "relay": tmp_path / "r"})
+
+
+@pytest.mark.parametrize("name", ["controller.toml", "nowhere/relay.sock"])
+async def test_a_file_that_is_no_socket_stays(tmp_path: Path, name: str) -> None:
+    """A path typed wrong: what is there is not taken away, and the worker says so and ends."""
+    kept = tmp_path / "controller.toml"
+    kept.write_text("kept")
+    async with relayed(tmp_path) as here:
+        wrong = {"socket": tmp_path / name, "controller": here.gate.config.controller}
+        with pytest.raises(Refusal) as refused:
+            async with asyncio.timeout(15):
+                await here.deployment.worker(relay=wrong).run()
+    assert refused.value.reasons[0].code == "gateway.relay"
+    assert str(tmp_path / name) in refused.value.reasons[0].field
+    assert kept.read_text() == "kept"
