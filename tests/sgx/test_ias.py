@@ -20,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.verification.describe import describe_report
-from manager.verification.ias import appraise_report, parse_report
+from manager.verification.epid import parse_quote
+from manager.verification.ias import MAX_REPORT, appraise_report, parse_report
 from manager.verification.offline import NamedPolicy, verify_ias
+from manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
 from schemas.base import Refusal
 from schemas.sgx import IasVerdict, SgxPolicy
 
@@ -189,6 +191,27 @@ def test_the_quote_body() -> None:
     reserved = bytearray(quote_body())
     reserved[48 + 96] = 1
     assert codes(judge(report(bytes(reserved)))) == ["quote.reserved"]
+
+
+def test_what_is_too_long_is_no_report() -> None:
+    whole = report()
+    assert parse_report(whole + b" " * (MAX_REPORT - len(whole))).status == "OK"
+    assert codes(judge(whole + b" " * (MAX_REPORT - len(whole) + 1))) == ["ias.report"]
+
+
+def test_the_length_of_an_epid_quote() -> None:
+    signed, most = quote_body(), MAX_QUOTE - SIGNED_LENGTH - 4
+    for size in (0, 680, most):
+        assert parse_quote(signed + struct.pack("<I", size) + bytes(size)).version == 2
+    for raw in (
+        signed + bytes(3),
+        signed + struct.pack("<I", 1),
+        signed + struct.pack("<I", 680) + bytes(681),
+        signed + struct.pack("<I", most + 1) + bytes(most + 1),
+    ):
+        with pytest.raises(Refusal) as caught:
+            parse_quote(raw)
+        assert caught.value.reasons[0].code == "quote.size"
 
 
 def test_the_signature_and_its_chain() -> None:

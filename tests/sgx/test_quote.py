@@ -99,6 +99,16 @@ def test_text_around_the_certificates_is_refused(shared: Site, old: bytes, new: 
     assert refused(shared.quote().replace(old, new, 1)).startswith("quote.pck_chain")
 
 
+@pytest.mark.parametrize("text", [b"hello\n", b"-----BEGIN X-----\naGk=\n-----END X-----\n"])
+def test_text_between_the_certificates_is_refused(shared: Site, text: bytes) -> None:
+    raw = shared.quote()
+    chain = parse(raw).pck_chain_pem
+    middle = chain.index(b"-----BEGIN", 1)
+    longer = chain[:middle] + text + chain[middle:]
+    data = raw[436 : -len(chain) - 4] + struct.pack("<I", len(longer)) + longer
+    assert refused(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
+
+
 def test_a_chain_of_two_is_refused(shared: Site) -> None:
     raw = shared.quote()
     chain = parse(raw).pck_chain_pem

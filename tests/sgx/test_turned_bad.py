@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave.simulated import platform
@@ -285,3 +287,31 @@ def test_another_edition_of_the_root_with_its_key_is_the_root(shared: Site) -> N
     stranger = reissued(root.certificate, ec.generate_private_key(ec.SECP256R1()), NOW - DAY, NOW + DAY)
     forged = with_chain(shared.quote(), leaf, ca, stranger)
     assert codes(shared.appraise(forged)) == ["quote.pck_chain.root"], "the root's name and key, but not its word"
+
+
+def test_a_crl_of_another_hierarchy(shared: Site, site: Site) -> None:
+    """Whole and well signed, under another root of the same name."""
+    other = site.collateral()
+    pck = shared.collateral(NOW, pck_crl=other.pck_crl, pck_crl_issuer_chain=other.pck_crl_issuer_chain)
+    assert codes(shared.appraise(collateral=pck))[0] == "collateral.pck_crl.root"
+    root = shared.collateral(NOW, root_ca_crl=other.root_ca_crl)
+    assert codes(shared.appraise(collateral=root))[0] == "collateral.root_ca_crl.signature"
+
+
+def test_a_signer_with_another_kind_of_key(shared: Site) -> None:
+    root, tcb = issuer(shared, "root"), issuer(shared, "tcb_signing").certificate
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(tcb.subject)
+        .issuer_name(tcb.issuer)
+        .public_key(rsa.generate_private_key(65537, 2048).public_key())
+        .serial_number(tcb.serial_number)
+        .not_valid_before(tcb.not_valid_before_utc)
+        .not_valid_after(tcb.not_valid_after_utc)
+    )
+    for extension in tcb.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    chain = builder.sign(root.key, SHA256()).public_bytes(Encoding.PEM) + root.certificate.public_bytes(Encoding.PEM)
+    verdict = shared.appraise(collateral=shared.collateral(NOW, tcb_info_issuer_chain=chain.decode()))
+    assert codes(verdict)[0] == "collateral.tcb_info.signature"
+    assert verdict.reasons[0].expected == "an ECDSA key"
