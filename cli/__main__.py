@@ -1,5 +1,18 @@
-"""`python -m cli`: the same as the command `attestgate`."""
+"""The command `attestgate`, and `python -m cli`."""
 
-from cli.main import run
+import sys
 
-run()
+INTERRUPTED = 130
+
+
+def run() -> None:
+    """Entry point: see `cli.main.run`. Importing what it needs takes a second, in which Ctrl-C may come already."""
+    try:
+        from cli.main import run as command
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    command()
+
+
+if __name__ == "__main__":
+    run()

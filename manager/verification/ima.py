@@ -146,7 +146,7 @@ def _findings(reading: Reading, host: HostPolicy, boot: BootState, golden: Seque
             "ima.unanchored",
             "measurement list",
             "a TPM quote that vouches for it",
-            "no quote",
+            "none that holds",
             "enrol the host's TPM, or say `accept_unanchored` in the host policy",
         )
     if boot == "not_judged" and reading.quoted and golden:
