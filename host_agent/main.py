@@ -7,6 +7,7 @@ import time
 
 import structlog
 
+from bus import credentials
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
 from bus.api import BusError
@@ -115,6 +116,7 @@ class HostAgent:
 
 async def run(settings: HostSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
+    credentials.require(settings.bus.credentials, "host")
     measured = load_measured(settings.measured)
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:

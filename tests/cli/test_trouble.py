@@ -7,13 +7,16 @@ import json
 import socket
 import sys
 import tomllib
+from collections.abc import Callable
 from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import structlog
 import tomli_w
 
+from app_agent.main import main as app_main
 from bus import credentials
 from bus.nats import connect
 from bus.server import find_binary
@@ -22,6 +25,7 @@ from compose.nginx import Nginx, free_port
 from compose.plan import GATEWAY, POLICY_AUTHOR, Plan
 from enclave.simulated import authority
 from host_agent import tpm_service
+from host_agent.main import main as host_main
 from schemas.base import Refusal
 from schemas.nginx import NginxConfig
 from tests.cli.conftest import Run
@@ -92,22 +96,44 @@ def test_a_wrong_credentials_file_is_named(
     ("command", "settings"),
     [
         *((command, "operator") for command in ("sessions", "recheck host host-1", "quarantine list", "events follow")),
-        *((f"{kind} run", kind) for kind in ("manager", "gateway", "host", "app")),
+        *((f"{kind} run", kind) for kind in ("manager", "gateway")),
     ],
 )
 def test_a_credential_of_another_role_is_named(
     attestgate: Run, deployed: Plan, tmp_path: Path, command: str, settings: str
 ) -> None:
-    other = tmp_path / "other.creds"
-    credentials.issue(deployed.keys / "bus", "app" if settings == "host" else "host", "x1", other)
+    wrong, other = with_credential_of(deployed, settings, "host", tmp_path)
+    ran = attestgate(*command.split(), "-O" if settings == "operator" else "-s", wrong)
+    assert ran.status == 2 and f"credentials.role: {other}: " in ran.line
+
+
+@pytest.mark.parametrize(("role", "others", "main"), [("host", "app", host_main), ("app", "host", app_main)])
+def test_an_agents_credential_of_another_role_is_named(
+    deployed: Plan,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    role: str,
+    others: str,
+    main: Callable[[list[str]], int],
+) -> None:
+    """In the enclave: who launches it may be elsewhere, without its files."""
+    wrong, other = with_credential_of(deployed, role, others, tmp_path)
+    assert main([str(wrong)]) == 2
+    assert f"credentials.role: {other}: " in capsys.readouterr().err
+    structlog.reset_defaults()
+
+
+def with_credential_of(deployed: Plan, settings: str, role: str, folder: Path) -> tuple[Path, Path]:
+    """A process's settings with a credential of another role, and that credential."""
+    other = folder / "other.creds"
+    credentials.issue(deployed.keys / "bus", role, "x1", other)
     files = deployed.settings("operator").parent.glob(f"{settings}*.toml")
     path = next(file for file in files if "measured" not in file.name)
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     table["bus"]["credentials"] = str(other)
-    wrong = tmp_path / "wrong.toml"
+    wrong = folder / "wrong.toml"
     wrong.write_text(tomli_w.dumps(table), encoding="utf-8")
-    ran = attestgate(*command.split(), "-O" if settings == "operator" else "-s", wrong)
-    assert ran.status == 2 and f"credentials.role: {other}: " in ran.line
+    return wrong, other
 
 
 def test_keys_are_never_made_over_others(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
