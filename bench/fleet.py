@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 
 from app_agent.main import AppAgent
-from bus import credentials, subjects
+from bus import credentials, layout, subjects
 from bus.agent import Link
-from bus.api import Message
+from bus.api import BusError, Message
 from bus.nats import NatsBus, connect
 from bus.operator import order
 from bus.setup import ensure
@@ -39,6 +39,7 @@ from tests.sessions.harness import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OP
 
 MACHINE = "machine-a"
 ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})
+LOOK_S = 1.0
 RETRY_S = 10
 """Agents that are only slow, since the machine is, do not ask for everything again."""
 CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certificate_s=3600)
@@ -57,6 +58,7 @@ class Fleet:
         self.events: list[Event] = []
         self.seen_at: dict[tuple[str, str, str], float] = {}
         """When (monotonic) an event of a kind, subject and name was first heard."""
+        self._heard: set[str] = set()
         self.operator: NatsBus
         self._news: dict[tuple[str, str, str], asyncio.Event] = defaultdict(asyncio.Event)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +91,7 @@ class Fleet:
         self.operator = await self.join("operator", OPERATOR)
         await self.operator.listen(f"{subjects.EVENTS}.>", self._hear)
         await self.operator.flush()
+        self.spawn(self._look())
         transport = httpx.ASGITransport(app=pccs.application(self.world.authority))
         self._http = await self._exit.enter_async_context(httpx.AsyncClient(transport=transport, trust_env=False))
         self._exit.push_async_callback(self._stop)
@@ -197,8 +200,25 @@ class Fleet:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    async def _look(self) -> None:
+        """Read what was told while the connection, or the server behind it, was gone; for ever."""
+        last, more = 0, True
+        while True:
+            try:
+                page, more = await self.operator.page(layout.EVENTS.name, last, f"{subjects.EVENTS}.>")
+            except BusError:
+                page, more = [], False
+            for stored in page:
+                last = stored.sequence
+                await self._hear(Message(stored.subject, stored.data, stored.headers))
+            if not more:
+                await asyncio.sleep(LOOK_S)
+
     async def _hear(self, message: Message) -> None:
         event = parse_json(Event, message.data, source=message.subject)
+        if event.id in self._heard:
+            return
+        self._heard.add(event.id)
         self.events.append(event)
         key = event.kind, event.subject, event.what
         self.seen_at.setdefault(key, time.monotonic())
