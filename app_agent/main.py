@@ -139,8 +139,8 @@ class AppAgent:
 
 async def run(settings: AppSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
-    credentials.require(settings.bus.credentials, "app")
     measured = load_for_application(settings.measured)
+    credentials.require(settings.bus.credentials, "app")
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
         link = Link(bus, "app", settings.id)

@@ -116,8 +116,8 @@ class HostAgent:
 
 async def run(settings: HostSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
-    credentials.require(settings.bus.credentials, "host")
     measured = load_measured(settings.measured)
+    credentials.require(settings.bus.credentials, "host")
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
         link = Link(bus, "host", settings.id)
