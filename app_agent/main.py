@@ -13,10 +13,10 @@ from app_agent.measured import load_for_application, program_of
 from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
 from app_agent.step6_colocation import prove_colocation
 from app_agent.step7_certificate import Credential, accept_certificate
-from bus import credentials
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
 from bus.api import BusError
+from bus.credentials import require
 from bus.nats import join
 from enclave.api import Enclave, EnclaveError
 from enclave.provider import open_enclave
@@ -140,7 +140,7 @@ class AppAgent:
 async def run(settings: AppSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_for_application(settings.measured)
-    credentials.require(settings.bus.credentials, "app")
+    require(settings.bus.credentials, "app")
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
         link = Link(bus, "app", settings.id)

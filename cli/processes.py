@@ -68,13 +68,13 @@ def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
 @host.command("run")
 def run_host(settings: SettingsFile) -> None:
     """Run the host's agent in its enclave until Ctrl-C."""
-    _in_enclave("host", load_settings(HostSettings, settings), settings)
+    _in_enclave("host_agent", load_settings(HostSettings, settings), settings)
 
 
 @application.command("run")
 def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
     """Run an application with its agent in its enclave until Ctrl-C."""
-    _in_enclave("app", load_settings(AppSettings, settings), settings, code)
+    _in_enclave("app_agent", load_settings(AppSettings, settings), settings, code)
 
 
 def _serve(
@@ -88,9 +88,8 @@ def _serve(
     until_told(run(settings), lambda: reload_level(kind, path))
 
 
-def _in_enclave(role: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
+def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
     """Have the simulated platform launch the agent; with Gramine, `gramine-sgx` launches it instead."""
-    package = f"{role}_agent"
     if settings.platform.socket is None:
         raise Refusal.because(
             "settings.platform",

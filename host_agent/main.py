@@ -7,10 +7,10 @@ import time
 
 import structlog
 
-from bus import credentials
 from bus.agent import AgentSession, Link, SessionOver
 from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
 from bus.api import BusError
+from bus.credentials import require
 from bus.nats import join
 from enclave.api import Enclave, EnclaveError
 from enclave.provider import open_enclave
@@ -117,7 +117,7 @@ class HostAgent:
 async def run(settings: HostSettings) -> None:
     """Open the enclave and the bus, and serve until cancelled. Raises Refusal, EnclaveError, BusError."""
     measured = load_measured(settings.measured)
-    credentials.require(settings.bus.credentials, "host")
+    require(settings.bus.credentials, "host")
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
         link = Link(bus, "host", settings.id)
