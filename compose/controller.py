@@ -12,8 +12,6 @@ the identity that nginx hands on. It decides nothing: the gateway has decided.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
@@ -30,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from app_agent.proxy import unix_socket
 from schemas.base import Model, first_message, where
 
 MAX_FLOWS = 10_000
@@ -137,14 +136,7 @@ async def serve(path: Path, rest: ASGIApp | None = None, ready: Callable[[], Non
 
     Calls `ready` when the socket listens.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        if path.is_socket():
-            path.unlink()
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
+    with unix_socket(path) as listener:
         listener.listen()
         ready()
         rest = rest or application(Controller())
