@@ -1,9 +1,9 @@
-"""`python -m app_agent SETTINGS`: what runs in the enclave."""
+"""`python -m attestgate.app_agent SETTINGS`: what runs in the enclave."""
 
 from __future__ import annotations
 
 import sys
 
-from app_agent.main import main
+from attestgate.app_agent.main import main
 
 sys.exit(main(sys.argv[1:]))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 
-from app_agent.step7_certificate import Credential
-from app_agent.step8_open import client
-from schemas.base import Reason
-from schemas.settings import AppSettings, Measured
+from attestgate.app_agent.step7_certificate import Credential
+from attestgate.app_agent.step8_open import client
+from attestgate.schemas.base import Reason
+from attestgate.schemas.settings import AppSettings, Measured
 
 
 @dataclass

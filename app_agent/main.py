@@ -8,21 +8,21 @@ from itertools import dropwhile
 
 import structlog
 
-from app_agent.application import Application
-from app_agent.measured import load_for_application, program_of
-from app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
-from app_agent.step6_colocation import prove_colocation
-from app_agent.step7_certificate import Credential, accept_certificate
-from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
-from bus.api import BusError
-from bus.credentials import require
-from bus.nats import join
-from enclave.api import Enclave, EnclaveError
-from enclave.provider import open_enclave
-from schemas.base import Reason, Refusal, unpack
-from schemas.messages import Certificate, Ready, Recheck
-from schemas.settings import AppSettings, Measured
+from attestgate.app_agent.application import Application
+from attestgate.app_agent.measured import load_for_application, program_of
+from attestgate.app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
+from attestgate.app_agent.step6_colocation import prove_colocation
+from attestgate.app_agent.step7_certificate import Credential, accept_certificate
+from attestgate.bus.agent import AgentSession, Link, SessionOver
+from attestgate.bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
+from attestgate.bus.api import BusError
+from attestgate.bus.credentials import require
+from attestgate.bus.nats import join
+from attestgate.enclave.api import Enclave, EnclaveError
+from attestgate.enclave.provider import open_enclave
+from attestgate.schemas.base import Reason, Refusal, unpack
+from attestgate.schemas.messages import Certificate, Ready, Recheck
+from attestgate.schemas.settings import AppSettings, Measured
 
 log = structlog.get_logger("app_agent")
 PATIENCE_S = 15.0

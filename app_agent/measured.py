@@ -7,8 +7,8 @@ import ssl
 from pathlib import Path
 from types import ModuleType
 
-from schemas.base import Refusal
-from schemas.settings import Measured, load_measured
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import Measured, load_measured
 
 
 def load_for_application(path: Path) -> Measured:

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import uvicorn
 
-from app_agent.application import Application
-from schemas.base import Refusal
+from attestgate.app_agent.application import Application
+from attestgate.schemas.base import Refusal
 
 PROXY = True
 """Read by the agent, and part of what it attests."""

@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bus.agent import AgentSession
-from enclave.api import Enclave
-from schemas.binding import enclave_key_hash, recheck_report_data, report_data
-from schemas.evidence import app_evidence_hash
-from schemas.messages import AppEvidence, AppHello, AppRecheckEvidence, Challenge, Recheck
+from attestgate.bus.agent import AgentSession
+from attestgate.enclave.api import Enclave
+from attestgate.schemas.binding import enclave_key_hash, recheck_report_data, report_data
+from attestgate.schemas.evidence import app_evidence_hash
+from attestgate.schemas.messages import AppEvidence, AppHello, AppRecheckEvidence, Challenge, Recheck
 
 AGENT_VERSION = "attestgate-app/1"
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from bus.agent import AgentSession
-from enclave.api import Enclave
-from enclave.sealing import unseal
-from schemas.base import Refusal, Secret, read_at_most, unpack
-from schemas.binding import canonical, colocation_proof
-from schemas.messages import AppGrant, VolumeKey
+from attestgate.bus.agent import AgentSession
+from attestgate.enclave.api import Enclave
+from attestgate.enclave.sealing import unseal
+from attestgate.schemas.base import Refusal, Secret, read_at_most, unpack
+from attestgate.schemas.binding import canonical, colocation_proof
+from attestgate.schemas.messages import AppGrant, VolumeKey
 
 PURPOSE = "application key"
 MAX_KEY_FILE = 16 * 1024

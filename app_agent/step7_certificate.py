@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from app_agent.step5_evidence import TlsKey
-from enclave.memory import file_in_memory
-from schemas.base import Refusal
-from schemas.messages import Certificate
-from schemas.settings import Measured
+from attestgate.app_agent.step5_evidence import TlsKey
+from attestgate.enclave.memory import file_in_memory
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.messages import Certificate
+from attestgate.schemas.settings import Measured
 
 
 @dataclass(frozen=True)

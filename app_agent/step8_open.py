@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import httpx
 
-from schemas.settings import Measured
+from attestgate.schemas.settings import Measured
 
 
 class RenewingTransport(httpx.AsyncBaseTransport):

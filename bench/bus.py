@@ -20,11 +20,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from secrets import token_hex
 
-from bus import credentials, subjects
-from bus.cluster import EmbeddedCluster
-from bus.nats import NatsBus, connect
-from bus.server import EmbeddedServer
-from bus.setup import ensure
+from attestgate.bus import credentials, subjects
+from attestgate.bus.cluster import EmbeddedCluster
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
 
 IN_FLIGHT = 64
 RECORD, LINE = bytes(2048), bytes(400)

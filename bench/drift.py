@@ -24,17 +24,17 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from attestgate.bus.api import Message
+from attestgate.bus.layout import SESSIONS, SUMMARIES
+from attestgate.bus.nats import connect
+from attestgate.compose.nginx import Nginx, free_port
+from attestgate.compose.plan import Plan
+from attestgate.compose.stack import Stack
+from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.manager.keyfiles import write_private
+from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
+from attestgate.schemas.nginx import NginxConfig
 from bench.gateway import spread
-from bus.api import Message
-from bus.layout import SESSIONS, SUMMARIES
-from bus.nats import connect
-from compose.nginx import Nginx, free_port
-from compose.plan import Plan
-from compose.stack import Stack
-from compose.vectors import CLEAN, DRIFT
-from manager.keyfiles import write_private
-from schemas.enrolment import Enrol, GatewayEnrolment
-from schemas.nginx import NginxConfig
 from tests.story.support import APPS, HOST, MACHINE, measurement_list, replace_list, restart, through
 
 SECOND = "gateway-2"

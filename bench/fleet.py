@@ -17,24 +17,24 @@ from typing import Any
 
 import httpx
 
-from app_agent.main import AppAgent
-from bus import credentials, layout, subjects
-from bus.agent import Link
-from bus.api import BusError, Message
-from bus.nats import NatsBus, connect
-from bus.operator import order
-from bus.setup import ensure
-from enclave.simulated import pccs
-from host_agent.main import HostAgent
-from manager.gateway.ledger import Ledger
-from manager.gateway.telling import Telling
-from manager.main import assemble
-from manager.worker import Worker
-from schemas.admission import BUCKET, Applied, Lease, open_posted
-from schemas.base import parse_json
-from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
-from schemas.events import Event
-from schemas.settings import AppSettings, BusSettings, HostSettings, Timing
+from attestgate.app_agent.main import AppAgent
+from attestgate.bus import credentials, layout, subjects
+from attestgate.bus.agent import Link
+from attestgate.bus.api import BusError, Message
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.operator import order
+from attestgate.bus.setup import ensure
+from attestgate.enclave.simulated import pccs
+from attestgate.host_agent.main import HostAgent
+from attestgate.manager.gateway.ledger import Ledger
+from attestgate.manager.gateway.telling import Telling
+from attestgate.manager.main import assemble
+from attestgate.manager.worker import Worker
+from attestgate.schemas.admission import BUCKET, Applied, Lease, open_posted
+from attestgate.schemas.base import parse_json
+from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from attestgate.schemas.events import Event
+from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, Timing
 from tests.sessions.harness import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, World
 
 MACHINE = "machine-a"

@@ -31,12 +31,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from compose import nginx as rendering
-from compose.nginx import Nginx
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.ledger import CertificateEntry, HostEntry
-from manager.pki.issue import issue
-from schemas.nginx import NginxConfig
+from attestgate.compose import nginx as rendering
+from attestgate.compose.nginx import Nginx
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.pki.issue import issue
+from attestgate.schemas.nginx import NginxConfig
 from tests.gateway.support import Client, Gate
 
 CHECK = ("js_access admission.access;", "js_body_filter admission.bound buffer_type=buffer;")

@@ -23,10 +23,10 @@ from pathlib import Path
 from struct import pack
 from typing import IO, Any
 
-from manager.verification.ima import appraise_list
-from manager.verification.ima_list import entries
-from manager.verification.runtime_policy import LoadedPolicy, learn, load
-from schemas.host_policy import HostPolicy, Replay
+from attestgate.manager.verification.ima import appraise_list
+from attestgate.manager.verification.ima_list import entries
+from attestgate.manager.verification.runtime_policy import LoadedPolicy, learn, load
+from attestgate.schemas.host_policy import HostPolicy, Replay
 
 HOSTS, COMMON, OWN = 1000, 4000, 1000
 """The fleet: each host's list has entries that all have, and entries of its own under an excluded folder."""

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import structlog
 
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.schemas.admission import ALL, HostLease, Lease, open_posted, post
 from bench.gateway import spread
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.metrics import GatewayMetrics
-from schemas.admission import ALL, HostLease, Lease, open_posted, post
 from tests.gateway.deployment import Deployment, at_work
 from tests.gateway.support import APP_SESSION, HOST_SESSION, Gate, running
 
@@ -151,7 +151,7 @@ def main() -> None:
     asked = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # whoever admits 10,000 logs as many lines
     with tempfile.TemporaryDirectory(prefix="attestgate-bench-") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manager.gateway.worker.Dictionary", Counted)
+        patch.setattr("attestgate.manager.gateway.worker.Dictionary", Counted)
         asyncio.run(renewals(Path(folder), asked.count, asked.rounds))
 
 

@@ -32,20 +32,20 @@ from typing import Any
 import structlog
 import tomli_w
 
+from attestgate.bus import credentials, layout, subjects
+from attestgate.bus.channel import Channel
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.compose.children import Child, Children
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.outbox import Outbox, Pointer, summary, summary_key
+from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
+from attestgate.manager.sessions.states import State
+from attestgate.manager.sessions.work import Order
+from attestgate.schemas.base import Secret
+from attestgate.schemas.messages import Outcome
 from bench.bus import rate, shown, transition, write
 from bench.fleet import CALM, Fleet
-from bus import credentials, layout, subjects
-from bus.channel import Channel
-from bus.nats import NatsBus, connect
-from bus.server import EmbeddedServer
-from compose.children import Child, Children
-from manager.audit.intake import Intake
-from manager.outbox import Outbox, Pointer, summary, summary_key
-from manager.sessions.record import HostRecord, current_key, pending_key, record_key
-from manager.sessions.states import State
-from manager.sessions.work import Order
-from schemas.base import Secret
-from schemas.messages import Outcome
 from tests.sessions.harness import World
 
 TICK = os.sysconf("SC_CLK_TCK")

@@ -22,18 +22,18 @@ from unittest.mock import patch
 import dcap_qvl
 import httpx
 
-from bus.memory import MemoryServer
-from enclave.simulated import authority, pccs, platform
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from manager.high_water import HighWater
-from manager.verification import dcap
-from manager.verification.collateral import Collateral
-from manager.verification.collateral_client import CollateralClient
-from manager.verification.pcs import Pcs
-from manager.verification.quote import parse
-from manager.verification.sgx import appraise
-from schemas.base import read_json
-from schemas.sgx import BASELINE, SgxVerdict
+from attestgate.bus.memory import MemoryServer
+from attestgate.enclave.simulated import authority, pccs, platform
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.verification import dcap
+from attestgate.manager.verification.collateral import Collateral
+from attestgate.manager.verification.collateral_client import CollateralClient
+from attestgate.manager.verification.pcs import Pcs
+from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx import appraise
+from attestgate.schemas.base import read_json
+from attestgate.schemas.sgx import BASELINE, SgxVerdict
 
 ROUNDS, CALLS = 60, 25
 RECORDED, RECORDED_AT = "sgx/dcap-zkdcap-risc0", 1743465600

@@ -15,15 +15,23 @@ from typing import NamedTuple, TypeVar, get_args
 import structlog
 from pydantic import BaseModel
 
-from bus import envelope, subjects
-from bus.api import Bus, BusError, Message
-from bus.channel import Channel, Early, Stale, seal_frame
-from bus.envelope import SuiteName
-from bus.logs import of_none, of_session
-from schemas.base import Reason, Refusal, Secret, pack, unpack
-from schemas.binding import PROOF_STEP, Role, canonical, digest, first_transcript, hello_hash, next_transcript
-from schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
-from schemas.signing import Signed, verify
+from attestgate.bus import envelope, subjects
+from attestgate.bus.api import Bus, BusError, Message
+from attestgate.bus.channel import Channel, Early, Stale, seal_frame
+from attestgate.bus.envelope import SuiteName
+from attestgate.bus.logs import of_none, of_session
+from attestgate.schemas.base import Reason, Refusal, Secret, pack, unpack
+from attestgate.schemas.binding import (
+    PROOF_STEP,
+    Role,
+    canonical,
+    digest,
+    first_transcript,
+    hello_hash,
+    next_transcript,
+)
+from attestgate.schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
+from attestgate.schemas.signing import Signed, verify
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import structlog
 
-from bus.agent import SessionOver
-from bus.api import BusError
-from bus.lifetime import until_told
-from bus.logs import reload_level, set_up_from, set_up_logs
-from schemas.base import Reason, Refusal
-from schemas.settings import AgentSettings, load_settings
+from attestgate.bus.agent import SessionOver
+from attestgate.bus.api import BusError
+from attestgate.bus.lifetime import until_told
+from attestgate.bus.logs import reload_level, set_up_from, set_up_logs
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.settings import AgentSettings, load_settings
 
 log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=AgentSettings)

@@ -1,7 +1,7 @@
 """The AsyncAPI 3 document of what an observer sees: events, and the readable line beside each session.
 
-`python -m bus.asyncapi > docs/asyncapi.json` makes it from the models (JSON, which is YAML too); a test says when it
-has to be made again, and holds what is really published against it.
+`python -m attestgate.bus.asyncapi > docs/asyncapi.json` makes it from the models (JSON, which is YAML
+too); a test says when it has to be made again, and holds what is really published against it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 import sys
 from typing import Any
 
-from bus import subjects
-from bus.layout import EVENTS as STREAM
-from bus.layout import SUMMARIES
-from schemas.base import Model
-from schemas.event_data import EVENTS, Told
-from schemas.events import CLOUDEVENTS_TYPE, Event
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.layout import EVENTS as STREAM
+from attestgate.bus.layout import SUMMARIES
+from attestgate.schemas.base import Model
+from attestgate.schemas.event_data import EVENTS, Told
+from attestgate.schemas.events import CLOUDEVENTS_TYPE, Event
+from attestgate.schemas.summary import Summary
 
 VERSION = "3.0.0"
 SCHEMAS = "#/components/schemas"

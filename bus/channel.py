@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
-from schemas.base import Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
-from schemas.binding import Direction, canonical, derive, first_chain, next_chain
+from attestgate.schemas.base import Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
+from attestgate.schemas.binding import Direction, canonical, derive, first_chain, next_chain
 
 Counter = Annotated[int, Field(ge=0, lt=2**48)]
 _NONCE = bytes(12)

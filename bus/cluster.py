@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bus.credentials import Trust
-from bus.server import EmbeddedServer, Routes
+from attestgate.bus.credentials import Trust
+from attestgate.bus.server import EmbeddedServer, Routes
 
 SIZE = 3
 NAME = "attestgate"

@@ -17,9 +17,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from bus.api import BusError
-from bus.errors import ANSWER_S, Unanswered, translated
-from bus.permissions import Role
+from attestgate.bus.api import BusError
+from attestgate.bus.errors import ANSWER_S, Unanswered, translated
+from attestgate.bus.permissions import Role
 
 log = structlog.get_logger(__name__)
 

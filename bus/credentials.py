@@ -22,9 +22,9 @@ from jwt.algorithms import Algorithm
 from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from bus.layout import COPIED, MIB
-from bus.permissions import HEADERS, MANAGER, ROLES, VIEWER, Role, exports, imports
-from schemas.base import Id, Model, Refusal, read_json
+from attestgate.bus.layout import COPIED, MIB
+from attestgate.bus.permissions import HEADERS, MANAGER, ROLES, VIEWER, Role, exports, imports
+from attestgate.schemas.base import Id, Model, Refusal, read_json
 
 ALGORITHM = "ed25519-nkey"
 SYSTEM = "system"

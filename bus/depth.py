@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bus import layout
-from bus.errors import translated
-from bus.nats import NatsBus
+from attestgate.bus import layout
+from attestgate.bus.errors import translated
+from attestgate.bus.nats import NatsBus
 
 
 async def waiting(bus: NatsBus) -> dict[str, int]:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from schemas.base import Refusal, Secret
+from attestgate.schemas.base import Refusal, Secret
 
 SuiteName = Literal["mlkem768-x25519", "x25519"]
 SUITES: tuple[SuiteName, ...] = get_args(SuiteName)

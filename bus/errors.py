@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import nats.errors
 from nats.js.errors import APIError, NoStreamResponseError
 
-from bus.api import BusError, Conflict
+from attestgate.bus.api import BusError, Conflict
 
 ANSWER_S = 2.0
 """How long one answer is waited for, in seconds, before the same is asked or sent again."""

@@ -17,10 +17,10 @@ from typing import Protocol, TextIO
 
 import structlog
 
-from bus import layout, subjects
-from bus.api import Bus, BusError, Message, Stored
-from schemas.base import Refusal, parse_json
-from schemas.events import Event
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import Bus, BusError, Message, Stored
+from attestgate.schemas.base import Refusal, parse_json
+from attestgate.schemas.events import Event
 
 log = structlog.get_logger(__name__)
 PATTERN = f"{subjects.EVENTS}.>"

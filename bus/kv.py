@@ -19,11 +19,11 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
-from bus.api import EXPECTED, BusError, Conflict, Entry, Stored
-from bus.connection import Connection
-from bus.errors import ANSWER_S, translated
-from bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
-from bus.pages import read_page
+from attestgate.bus.api import EXPECTED, BusError, Conflict, Entry, Stored
+from attestgate.bus.connection import Connection
+from attestgate.bus.errors import ANSWER_S, translated
+from attestgate.bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
+from attestgate.bus.pages import read_page
 
 LOOK_S = 1.0
 """A watch looks this often without being woken: a follower in a cluster may answer before it has the newest."""

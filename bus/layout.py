@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from bus import subjects
-from schemas.base import MAX_MESSAGE
+from attestgate.bus import subjects
+from attestgate.schemas.base import MAX_MESSAGE
 
 MIB = 1024 * 1024
 HOUR_S = 3600

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import structlog
 
-from schemas.base import Refusal
-from schemas.settings import LogSettings, ProcessSettings, load_settings
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import LogSettings, ProcessSettings, load_settings
 
 Format = Literal["json", "console"]
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from bus import layout, subjects
-from bus.api import BusError, Message, Stored
-from bus.memory_bucket import BucketState, MemoryBucket
-from bus.memory_stream import MemoryConsumer, MemoryStream
-from bus.pages import PAGE
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError, Message, Stored
+from attestgate.bus.memory_bucket import BucketState, MemoryBucket
+from attestgate.bus.memory_stream import MemoryConsumer, MemoryStream
+from attestgate.bus.pages import PAGE
 
 log = structlog.get_logger(__name__)
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
-from bus import layout, subjects
-from bus.api import BusError, Conflict, Entry
-from bus.memory_stream import MessageIds
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError, Conflict, Entry
+from attestgate.bus.memory_stream import MessageIds
 
 
 @dataclass(frozen=True)

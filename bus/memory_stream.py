@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bus import layout, subjects
-from bus.api import ONCE, BusError, Conflict, Message
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import ONCE, BusError, Conflict, Message
 
 Taken = tuple[int, Message, int]
 """Sequence, message, attempt (from 1)."""

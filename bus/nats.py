@@ -19,16 +19,16 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from bus import layout, subjects
-from bus.api import BusError, Message, Stored
-from bus.connection import Connection
-from bus.credentials import Holder, holder
-from bus.errors import Unanswered, translated
-from bus.kv import NatsBucket
-from bus.pages import read_page
-from bus.permissions import ROLES
-from bus.pull import NatsDelivery, pull
-from schemas.settings import BusSettings
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError, Message, Stored
+from attestgate.bus.connection import Connection
+from attestgate.bus.credentials import Holder, holder
+from attestgate.bus.errors import Unanswered, translated
+from attestgate.bus.kv import NatsBucket
+from attestgate.bus.pages import read_page
+from attestgate.bus.permissions import ROLES
+from attestgate.bus.pull import NatsDelivery, pull
+from attestgate.schemas.settings import BusSettings
 
 log = structlog.get_logger(__name__)
 

@@ -8,12 +8,12 @@ import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus import subjects
-from bus.api import Bus, BusError, Message
-from schemas.base import Reason, Refusal, pack, parse_json
-from schemas.enrolment import Action, Command
-from schemas.events import Event
-from schemas.signing import sign
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError, Message
+from attestgate.schemas.base import Reason, Refusal, pack, parse_json
+from attestgate.schemas.enrolment import Action, Command
+from attestgate.schemas.events import Event
+from attestgate.schemas.signing import sign
 
 VALID_S = 60
 """How long a command may take to be applied."""

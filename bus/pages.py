@@ -7,9 +7,9 @@ import json
 
 from nats.aio.msg import Msg
 
-from bus.api import BusError, Stored
-from bus.connection import Connection
-from bus.errors import translated
+from attestgate.bus.api import BusError, Stored
+from attestgate.bus.connection import Connection
+from attestgate.bus.errors import translated
 
 PAGE = 256
 PAGE_BYTES = 4 * 1024 * 1024

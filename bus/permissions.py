@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bus import layout, subjects
-from schemas.base import MAX_MESSAGE
+from attestgate.bus import layout, subjects
+from attestgate.schemas.base import MAX_MESSAGE
 
 NAME = "{{name()}}"
 """The server puts the credential's name here (NATS scoped signing keys)."""

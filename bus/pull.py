@@ -10,10 +10,10 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from bus.api import BusError
-from bus.connection import Connection
-from bus.errors import translated
-from bus.layout import Consumer
+from attestgate.bus.api import BusError
+from attestgate.bus.connection import Connection
+from attestgate.bus.errors import translated
+from attestgate.bus.layout import Consumer
 
 EXPIRES_S = 30
 """How long the server keeps a request open; it says so when it ends."""

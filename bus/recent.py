@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bus.api import Bucket, BusError, Entry
+from attestgate.bus.api import Bucket, BusError, Entry
 
 log = structlog.get_logger(__name__)
 KEPT_S = 1.0

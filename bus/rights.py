@@ -12,11 +12,11 @@ from pathlib import Path
 from nats.aio.client import Client
 from nats.errors import Error
 
-from bus import layout, subjects
-from bus.api import BusError
-from bus.credentials import Holder, holder
-from bus.nats import addresses
-from bus.permissions import MANAGER, NAME, ROLES
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError
+from attestgate.bus.credentials import Holder, holder
+from attestgate.bus.nats import addresses
+from attestgate.bus.permissions import MANAGER, NAME, ROLES
 
 OTHER = "another-name"
 UNSTORED = {"Nats-Expected-Stream": "none"}

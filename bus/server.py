@@ -19,9 +19,9 @@ from typing import Self
 
 import structlog
 
-from bus.credentials import SYSTEM, Trust
-from bus.permissions import HEADERS
-from schemas.base import MAX_MESSAGE, Refusal
+from attestgate.bus.credentials import SYSTEM, Trust
+from attestgate.bus.permissions import HEADERS
+from attestgate.schemas.base import MAX_MESSAGE, Refusal
 
 log = structlog.get_logger(__name__)
 

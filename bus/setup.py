@@ -10,10 +10,10 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 from nats.js.errors import APIError, BadRequestError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from bus import layout
-from bus.errors import ANSWER_S, Unanswered, translated
-from bus.nats import NatsBus
-from bus.permissions import API, EDGE_API, VIEWER_API
+from attestgate.bus import layout
+from attestgate.bus.errors import ANSWER_S, Unanswered, translated
+from attestgate.bus.nats import NatsBus
+from attestgate.bus.permissions import API, EDGE_API, VIEWER_API
 
 LEADER_S = 30
 """How long a new cluster may take to choose its leader."""

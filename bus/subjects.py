@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 ROOT = "attest.v1"
 IN = f"{ROOT}.in"

@@ -1,4 +1,4 @@
-"""The command `attestgate`, and `python -m cli`."""
+"""The command `attestgate`, and `python -m attestgate.cli`."""
 
 import sys
 
@@ -8,7 +8,7 @@ INTERRUPTED = 130
 def run() -> None:
     """Entry point: see `cli.main.run`. Importing what it needs takes a second, in which Ctrl-C may come already."""
     try:
-        from cli.main import run as command
+        from attestgate.cli.main import run as command
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     command()

@@ -11,9 +11,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from bus import credentials, logs
-from schemas.base import Reason, Refusal, first_message, printable, where
-from schemas.settings import OperatorFile, load_settings
+from attestgate.bus import credentials, logs
+from attestgate.schemas.base import Reason, Refusal, first_message, printable, where
+from attestgate.schemas.settings import OperatorFile, load_settings
 
 M = TypeVar("M", bound=BaseModel)
 REFUSED, WRONG, INTERRUPTED = 1, 2, 130

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from cli.common import WRONG, Json, complain, say
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
-from schemas.prototype import PROTOTYPE
-from schemas.settings import (
+from attestgate.cli.common import WRONG, Json, complain, say
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.prototype import PROTOTYPE
+from attestgate.schemas.settings import (
     AppSettings,
     GatewaySettings,
     HostSettings,
@@ -26,7 +26,7 @@ from schemas.settings import (
     load_measured,
     load_settings,
 )
-from schemas.settings_file import Part, load_part
+from attestgate.schemas.settings_file import Part, load_part
 
 app = typer.Typer(help="Settings files.", no_args_is_help=True)
 

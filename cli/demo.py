@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import INTERRUPTED, say
-from compose.story import tell_story
-from compose.up import keep_up
+from attestgate.cli.common import INTERRUPTED, say
+from attestgate.compose.story import tell_story
+from attestgate.compose.up import keep_up
 
 
 def register(app: typer.Typer) -> None:

@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from cli.common import REFUSED, Json, say
-from compose.nginx import Nginx
-from manager import doctor as checks
-from manager.doctor import Finding
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
-from schemas.settings import GatewaySettings, HostSettings, ManagerSettings, load_settings
-from schemas.settings_file import load_part
+from attestgate.cli.common import REFUSED, Json, say
+from attestgate.compose.nginx import Nginx
+from attestgate.manager import doctor as checks
+from attestgate.manager.doctor import Finding
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import GatewaySettings, HostSettings, ManagerSettings, load_settings
+from attestgate.schemas.settings_file import load_part
 
 
 def register(app: typer.Typer) -> None:

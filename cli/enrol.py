@@ -10,17 +10,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from bus.nats import join
-from bus.operator import order
-from cli.common import Json, OperatorOption, checked, operator_file, say, wrong
-from cli.processes import CODE_ROOT, CodeOption
-from enclave.simulated.measure import measure
-from manager.keyfiles import read_identity
-from manager.tpm_enrolment import enrolment as tpm_enrolment
-from manager.tpm_enrolment import golden_from as golden_values
-from schemas.admission import ALL, READ_ONLY
-from schemas.base import read_json
-from schemas.enrolment import (
+from attestgate.bus.nats import join
+from attestgate.bus.operator import order
+from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, wrong
+from attestgate.cli.processes import CodeOption
+from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
+from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.tpm_enrolment import enrolment as tpm_enrolment
+from attestgate.manager.tpm_enrolment import golden_from as golden_values
+from attestgate.schemas.admission import ALL, READ_ONLY
+from attestgate.schemas.base import read_json
+from attestgate.schemas.enrolment import (
     Action,
     AppEnrolment,
     Enrol,
@@ -30,8 +30,8 @@ from schemas.enrolment import (
     RecheckNow,
     Revoke,
 )
-from schemas.settings import load_measured
-from schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
+from attestgate.schemas.settings import load_measured
+from attestgate.schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
 enrol = typer.Typer(
     help="Enrol, or replace the enrolment of, a host, an application or a gateway.", no_args_is_help=True
@@ -170,18 +170,18 @@ def recheck(kind: Agent, id: str, operator: OperatorOption) -> None:
 @measurements.command("host")
 def measure_host(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
     """The measurement of the host agent with these measured settings."""
-    _measure("host_agent", measured, code, as_json)
+    _measure("host", measured, code, as_json)
 
 
 @measurements.command("app")
 def measure_app(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
     """The measurement of an application's agent with these measured settings."""
-    _measure("app_agent", measured, code, as_json)
+    _measure("app", measured, code, as_json)
 
 
-def _measure(package: Literal["host_agent", "app_agent"], measured: Path, code: Path, as_json: bool) -> None:
+def _measure(kind: Literal["host", "app"], measured: Path, code: Path, as_json: bool) -> None:
     load_measured(measured)
-    found = measure(code / package / "enclave.toml", code, measured)
+    found = measure(agent_manifest(kind, code), code, measured)
     say(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else found.mrenclave.hex())
 
 

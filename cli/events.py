@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from bus.forward import File, Position, Sink, Stream, Syslog, follow
-from bus.lifetime import until_told
-from bus.nats import join
-from cli.common import LogFormat, OperatorOption, operator_file, set_up_logs, wrong
+from attestgate.bus.forward import File, Position, Sink, Stream, Syslog, follow
+from attestgate.bus.lifetime import until_told
+from attestgate.bus.nats import join
+from attestgate.cli.common import LogFormat, OperatorOption, operator_file, set_up_logs, wrong
 
 LOCAL_SYSLOG = Path("/dev/log")
 app = typer.Typer(help="Events, for a SIEM.", no_args_is_help=True)

@@ -18,10 +18,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from manager.verification.chain import utc
-from manager.verification.offline import MAX_FILE
-from schemas.base import Reason, Refusal
-from schemas.sgx import Appraisal
+from attestgate.manager.verification.chain import utc
+from attestgate.manager.verification.offline import MAX_FILE
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.sgx import Appraisal
 
 REFUSED, WRONG = 1, 2
 _RFC3339 = re.compile(

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import REFUSED, SettingsFile, complain
-from cli.processes import CODE_ROOT, CodeOption
-from schemas.base import Refusal
-from schemas.settings import AppSettings, load_measured, load_settings
+from attestgate.cli.common import REFUSED, SettingsFile, complain
+from attestgate.cli.processes import CodeOption
+from attestgate.enclave.simulated.measure import CODE_ROOT
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import AppSettings, load_measured, load_settings
 
-PROGRAM = "app_agent.proxy"
+PROGRAM = "attestgate.app_agent.proxy"
 STATES = {
     "challenged": "asked by the manager for evidence",
     "evidence sent": "evidence sent; the host's agent has to hand over the key",
@@ -76,7 +77,7 @@ def _environment(settings: AppSettings) -> dict[str, str]:
 
 
 def _agent(settings: Path, code: Path) -> list[str]:
-    return [sys.executable, "-m", "cli", "app", "run", "-s", str(settings), "--code", str(code)]
+    return [sys.executable, "-m", "attestgate.cli", "app", "run", "-s", str(settings), "--code", str(code)]
 
 
 class Exec:

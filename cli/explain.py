@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from manager.ear import look
-from schemas.base import Reason, printable
-from schemas.ear import tier
-from schemas.event_data import BY_NAME
-from schemas.events import Event
-from schemas.messages import Outcome
-from schemas.summary import Summary
+from attestgate.manager.ear import look
+from attestgate.schemas.base import Reason, printable
+from attestgate.schemas.ear import tier
+from attestgate.schemas.event_data import BY_NAME
+from attestgate.schemas.events import Event
+from attestgate.schemas.messages import Outcome
+from attestgate.schemas.summary import Summary
 
 STEPS = {
     ("host", "challenged"): 1,

@@ -13,19 +13,19 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cli.common import SettingsFile, checked, complain, say, wrong
-from cli.enrol import SHORTHAND
-from compose.nginx import Nginx, render
-from manager.keyfiles import read_identity, read_secret, write_private
-from manager.pki.authority import load_authority
-from manager.pki.issue import issue_server
-from schemas.admission import serial_hex
-from schemas.base import pack
-from schemas.break_glass import LABEL, BreakGlass
-from schemas.nginx import NginxConfig
-from schemas.settings import ManagerSettings, OperatorFile, load_settings
-from schemas.settings_file import load_part
-from schemas.signing import sign
+from attestgate.cli.common import SettingsFile, checked, complain, say, wrong
+from attestgate.cli.enrol import SHORTHAND
+from attestgate.compose.nginx import Nginx, render
+from attestgate.manager.keyfiles import read_identity, read_secret, write_private
+from attestgate.manager.pki.authority import load_authority
+from attestgate.manager.pki.issue import issue_server
+from attestgate.schemas.admission import serial_hex
+from attestgate.schemas.base import pack
+from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import ManagerSettings, OperatorFile, load_settings
+from attestgate.schemas.settings_file import load_part
+from attestgate.schemas.signing import sign
 
 _SPANS = {"s": 1, "m": 60, "h": 3600}
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cli.evidence import REFUSED, JsonCommand, JsonGroup, fail, read, show
-from manager.verification.describe import describe_quote
-from manager.verification.offline import decoded
-from manager.verification.quote import parse
-from schemas.base import Refusal
+from attestgate.cli.evidence import REFUSED, JsonCommand, JsonGroup, fail, read, show
+from attestgate.manager.verification.describe import describe_quote
+from attestgate.manager.verification.offline import decoded
+from attestgate.manager.verification.quote import parse
+from attestgate.schemas.base import Refusal
 
 app = typer.Typer(cls=JsonGroup, help="Show what evidence says, without judging it.")
 

@@ -10,19 +10,19 @@ from typing import Annotated
 
 import typer
 
-from bus import credentials
-from bus.nats import join
-from bus.server import configuration
-from cli.common import SettingsFile, say
-from manager import deployment
-from manager.audit.intake import Intake
-from manager.audit.orders import Orders
-from manager.keyfiles import read_identity, read_secret
-from manager.pki import rotation
-from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from manager.vault import Vault
-from schemas.audit import KeyInForce
-from schemas.settings import ManagerSettings, load_settings
+from attestgate.bus import credentials
+from attestgate.bus.nats import join
+from attestgate.bus.server import configuration
+from attestgate.cli.common import SettingsFile, say
+from attestgate.manager import deployment
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.keyfiles import read_identity, read_secret
+from attestgate.manager.pki import rotation
+from attestgate.manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from attestgate.manager.vault import Vault
+from attestgate.schemas.audit import KeyInForce
+from attestgate.schemas.settings import ManagerSettings, load_settings
 
 app = typer.Typer(help="The keys of a deployment.", no_args_is_help=True)
 

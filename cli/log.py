@@ -13,16 +13,16 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from bus.api import Bus
-from bus.nats import join
-from cli.common import REFUSED, Json, OperatorOption, complain, operator_file, say
-from manager.audit.check import check, decisions, kept_from
-from manager.audit.copy import LogCopy, read_head, read_log
-from manager.audit.merkle import inclusion_proof
-from manager.ear_offline import read_identities
-from schemas.audit import Decision
-from schemas.base import Refusal
-from schemas.checkpoint import Checkpoint, open_checkpoint
+from attestgate.bus.api import Bus
+from attestgate.bus.nats import join
+from attestgate.cli.common import REFUSED, Json, OperatorOption, complain, operator_file, say
+from attestgate.manager.audit.check import check, decisions, kept_from
+from attestgate.manager.audit.copy import LogCopy, read_head, read_log
+from attestgate.manager.audit.merkle import inclusion_proof
+from attestgate.manager.ear_offline import read_identities
+from attestgate.schemas.audit import Decision
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint
 
 T = TypeVar("T")
 Jwks = Annotated[

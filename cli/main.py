@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from bus.api import BusError
-from cli import (
+from attestgate.bus.api import BusError
+from attestgate.cli import (
     config,
     demo,
     doctor,
@@ -26,11 +26,11 @@ from cli import (
     verify,
     watch,
 )
-from cli.common import INTERRUPTED, REFUSED, WRONG, complain, inaccessible
-from cli.exec import run_exec
-from cli.verify_ima import ImaCommand, verify_ima
-from enclave.api import EnclaveError
-from schemas.base import Refusal
+from attestgate.cli.common import INTERRUPTED, REFUSED, WRONG, complain, inaccessible
+from attestgate.cli.exec import run_exec
+from attestgate.cli.verify_ima import ImaCommand, verify_ima
+from attestgate.enclave.api import EnclaveError
+from attestgate.schemas.base import Refusal
 
 app = typer.Typer(
     name="attestgate",

@@ -10,19 +10,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli.common import complain, inaccessible, wrong
-from cli.policy_hosts import on_hosts
-from manager.policy_tree import measured_files
-from manager.policy_trial import Trial, try_on
-from manager.verification.ima_ascii import is_ascii, to_binary
-from manager.verification.ima_list import Entry, entries, readable
-from manager.verification.policy_dsse import read_signing_key
-from manager.verification.policy_dsse import sign as sign_dsse
-from manager.verification.policy_lint import lint as findings_of
-from manager.verification.runtime_policy import MAX_POLICY, load, read
-from manager.verification.runtime_policy import learn as learned_from
-from schemas.base import Refusal, printable
-from schemas.messages import MAX_LIST
+from attestgate.cli.common import complain, inaccessible, wrong
+from attestgate.cli.policy_hosts import on_hosts
+from attestgate.manager.policy_tree import measured_files
+from attestgate.manager.policy_trial import Trial, try_on
+from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
+from attestgate.manager.verification.ima_list import Entry, entries, readable
+from attestgate.manager.verification.policy_dsse import read_signing_key
+from attestgate.manager.verification.policy_dsse import sign as sign_dsse
+from attestgate.manager.verification.policy_lint import lint as findings_of
+from attestgate.manager.verification.runtime_policy import MAX_POLICY, load, read
+from attestgate.manager.verification.runtime_policy import learn as learned_from
+from attestgate.schemas.base import Refusal, printable
+from attestgate.schemas.messages import MAX_LIST
 
 MAX_KEY = 16 * 1024
 

@@ -7,21 +7,21 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from bus import subjects
-from bus.api import Bus, Message
-from bus.nats import join
-from bus.operator import order
-from cli.common import operator_file, wrong
-from cli.policy_set import read_bundle
-from manager.keyfiles import read_identity
-from manager.policy_trial import Trial
-from manager.registry import manifest_name
-from schemas.base import parse_json, unpack
-from schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
-from schemas.event_data import PolicyTried
-from schemas.events import Event
-from schemas.settings import OperatorFile
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, Message
+from attestgate.bus.nats import join
+from attestgate.bus.operator import order
+from attestgate.cli.common import operator_file, wrong
+from attestgate.cli.policy_set import read_bundle
+from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.policy_trial import Trial
+from attestgate.manager.registry import manifest_name
+from attestgate.schemas.base import parse_json, unpack
+from attestgate.schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
+from attestgate.schemas.event_data import PolicyTried
+from attestgate.schemas.events import Event
+from attestgate.schemas.settings import OperatorFile
+from attestgate.schemas.summary import Summary
 
 TRUSTED = ("TRUSTED", "RECHECKING")
 SILENT = "no answer in time: see `attestgate hosts`"

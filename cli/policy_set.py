@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from cli.common import OperatorOption, say
-from cli.enrol import command
-from manager.keyfiles import read_identity
-from manager.policy_set import read_policy_key, sign_set
-from schemas.base import Refusal, pack, unpack
-from schemas.enrolment import PutPolicy
+from attestgate.cli.common import OperatorOption, say
+from attestgate.cli.enrol import command
+from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.policy_set import read_policy_key, sign_set
+from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.enrolment import PutPolicy
 
 
 def register(app: typer.Typer) -> None:

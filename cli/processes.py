@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from bus import credentials
-from bus.lifetime import until_told
-from bus.logs import reload_level
-from cli.common import LogFormat, SettingsFile, set_up_logs
-from enclave.simulated.launcher import launch
-from schemas.base import Refusal
-from schemas.settings import (
+from attestgate.bus import credentials
+from attestgate.bus.lifetime import until_told
+from attestgate.bus.logs import reload_level
+from attestgate.cli.common import LogFormat, SettingsFile, set_up_logs
+from attestgate.enclave.simulated.launcher import launch
+from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import (
     AgentSettings,
     AppSettings,
     GatewaySettings,
@@ -30,9 +31,9 @@ LogChoice = Annotated[
     LogFormat | None, typer.Option("--log", help="Log lines as JSON, or for a person, whatever the settings say.")
 ]
 
-CODE_ROOT = Path(__file__).resolve().parent.parent
 CodeOption = Annotated[
-    Path, typer.Option(help="Folder with the packages that enclave.toml trusts; this installation's by default.")
+    Path,
+    typer.Option(help="Folder with the packages that enclave.toml trusts; this installation's by default."),
 ]
 
 manager = typer.Typer(help="Manager workers, who judge evidence and sign leases.", no_args_is_help=True)
@@ -52,7 +53,7 @@ def _group() -> None:
 @manager.command("run")
 def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a manager worker until Ctrl-C. Start as many as you like: any of them takes any message."""
-    from manager.main import run
+    from attestgate.manager.main import run
 
     _serve(ManagerSettings, "manager", settings, log, run)
 
@@ -60,7 +61,7 @@ def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
 @gateway.command("run")
 def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
     """Run a gateway worker until Ctrl-C: it makes the nginx beside it agree with the manager's signed leases."""
-    from manager.gateway.main import run
+    from attestgate.manager.gateway.main import run
 
     _serve(GatewaySettings, "gateway", settings, log, run)
 
@@ -68,13 +69,13 @@ def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
 @host.command("run")
 def run_host(settings: SettingsFile) -> None:
     """Run the host's agent in its enclave until Ctrl-C."""
-    _in_enclave("host_agent", load_settings(HostSettings, settings), settings)
+    _in_enclave("host", load_settings(HostSettings, settings), settings)
 
 
 @application.command("run")
 def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
     """Run an application with its agent in its enclave until Ctrl-C."""
-    _in_enclave("app_agent", load_settings(AppSettings, settings), settings, code)
+    _in_enclave("app", load_settings(AppSettings, settings), settings, code)
 
 
 def _serve(
@@ -88,7 +89,7 @@ def _serve(
     until_told(run(settings), lambda: reload_level(kind, path))
 
 
-def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
+def _in_enclave(kind: Literal["host", "app"], settings: AgentSettings, path: Path, code: Path = CODE_ROOT) -> None:
     """Have the simulated platform launch the agent; with Gramine, `gramine-sgx` launches it instead."""
     if settings.platform.socket is None:
         raise Refusal.because(
@@ -98,5 +99,5 @@ def _in_enclave(package: str, settings: AgentSettings, path: Path, code: Path = 
             found=settings.platform.kind,
             action="on SGX hardware start it as its image does: gramine-sgx agent (docs/sgx.md)",
         )
-    manifest = code / package / "enclave.toml"
+    manifest = agent_manifest(kind, code)
     sys.exit(launch(settings.platform.socket, manifest, code, settings.measured, [str(path.absolute())]))

@@ -10,12 +10,12 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from bus.nats import join
-from cli.common import Json, OperatorOption, checked, operator_file, say, screen
-from cli.enrol import command
-from schemas.base import Refusal, printable, unpack
-from schemas.enrolment import Drop, Retry
-from schemas.quarantine import BUCKET, LIMIT, Quarantined
+from attestgate.bus.nats import join
+from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, screen
+from attestgate.cli.enrol import command
+from attestgate.schemas.base import Refusal, printable, unpack
+from attestgate.schemas.enrolment import Drop, Retry
+from attestgate.schemas.quarantine import BUCKET, LIMIT, Quarantined
 
 app = typer.Typer(
     help="Messages that made a worker fail each time: put aside, so that they never block the others.",

@@ -1,4 +1,4 @@
-"""The pages of docs/ that are made from the code: `python -m cli.reference` writes them, a test compares them."""
+"""The pages of docs/ that are made from the code: `python -m attestgate.cli.reference` writes them, a test compares."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cli.config import MODELS, Process
-from manager.audit.log import Status
-from manager.gateway.metrics import GatewayMetrics
-from manager.metrics import ManagerMetrics
-from schemas.prototype import PROTOTYPE
+from attestgate.cli.config import MODELS, Process
+from attestgate.manager.audit.log import Status
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.metrics import ManagerMetrics
+from attestgate.schemas.prototype import PROTOTYPE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-GENERATED = "<!-- Made by `python -m cli.reference` from the code: change it there. -->\n"
+GENERATED = "<!-- Made by `python -m attestgate.cli.reference` from the code: change it there. -->\n"
 TITLES = {
     Process.MANAGER: "Manager worker: `attestgate manager run -s FILE`",
     Process.GATEWAY: "Gateway worker: `attestgate gateway run -s FILE`",

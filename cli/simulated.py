@@ -11,16 +11,17 @@ from typing import Annotated
 
 import typer
 
-from bus.lifetime import until_told
-from cli.common import LogFormat, LogOption, say, set_up_logs
-from cli.processes import CODE_ROOT, CodeOption
-from compose import controller
-from enclave.simulated import authority as authorities
-from enclave.simulated import daemon, pccs, platform, signer
-from enclave.simulated.launcher import launch
-from manager.keyfiles import read_secret
-from schemas.base import Refusal
-from schemas.sgx import PlatformIdentity
+from attestgate.bus.lifetime import until_told
+from attestgate.cli.common import LogFormat, LogOption, say, set_up_logs
+from attestgate.cli.processes import CodeOption
+from attestgate.compose import controller
+from attestgate.enclave.simulated import authority as authorities
+from attestgate.enclave.simulated import daemon, pccs, platform, signer
+from attestgate.enclave.simulated.launcher import launch
+from attestgate.enclave.simulated.measure import CODE_ROOT
+from attestgate.manager.keyfiles import read_secret
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import PlatformIdentity
 
 app = typer.Typer(
     help="Software stand-ins for SGX hardware and its attestation service. Everything they vouch for says `simulated`;"
@@ -110,7 +111,7 @@ def run_sdn(
 ) -> None:
     """Run os-ken with a small northbound until Ctrl-C, for real switches. Needs requirements-sdn.lock."""
     try:
-        from compose.sdn import northbound
+        from attestgate.compose.sdn import northbound
     except ImportError as error:
         raise Refusal.because(
             "sdn.missing",

@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from bus.lifetime import until_told
-from cli.common import LogFormat, LogOption, say, set_up_logs, wrong
-from host_agent.tpm import DEVICE, Tpm
-from host_agent.tpm_service import HOST, run
-from manager.tpm_enrolment import challenge as challenge_for
-from manager.tpm_enrolment import read_bundle
-from schemas.base import Refusal, read_json
-from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
+from attestgate.bus.lifetime import until_told
+from attestgate.cli.common import LogFormat, LogOption, say, set_up_logs, wrong
+from attestgate.host_agent.tpm import DEVICE, Tpm
+from attestgate.host_agent.tpm_service import HOST, run
+from attestgate.manager.tpm_enrolment import challenge as challenge_for
+from attestgate.manager.tpm_enrolment import read_bundle
+from attestgate.schemas.base import Refusal, read_json
+from attestgate.schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cli.evidence import REFUSED, JsonCommand, JsonGroup, fail, finish, read, read_fingerprints, read_time, show
-from manager.ear_offline import judge_ear, read_keys
-from manager.verification.chain import utc
-from manager.verification.offline import (
+from attestgate.cli.evidence import (
+    REFUSED,
+    JsonCommand,
+    JsonGroup,
+    fail,
+    finish,
+    read,
+    read_fingerprints,
+    read_time,
+    show,
+)
+from attestgate.manager.ear_offline import judge_ear, read_keys
+from attestgate.manager.verification.chain import utc
+from attestgate.manager.verification.offline import (
     NamedPolicy,
     decoded,
     describe_quote_file,
@@ -19,7 +29,7 @@ from manager.verification.offline import (
     verify_ias,
     verify_quote,
 )
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 app = typer.Typer(
     cls=JsonGroup,

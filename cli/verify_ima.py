@@ -11,15 +11,15 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from cli.evidence import REFUSED, WRONG, read, read_time, show, wrong
-from manager.verification.chain import utc
-from manager.verification.ima_offline import QuoteFiles, judge_files, refused
-from manager.verification.offline import decoded
-from manager.verification.policy_dsse import read_key
-from manager.verification.runtime_policy import MAX_POLICY, LoadedPolicy, load
-from schemas.base import Reason, Refusal, parse_json
-from schemas.host_policy import HostPolicy, ListVerdict
-from schemas.messages import MAX_LIST
+from attestgate.cli.evidence import REFUSED, WRONG, read, read_time, show, wrong
+from attestgate.manager.verification.chain import utc
+from attestgate.manager.verification.ima_offline import QuoteFiles, judge_files, refused
+from attestgate.manager.verification.offline import decoded
+from attestgate.manager.verification.policy_dsse import read_key
+from attestgate.manager.verification.runtime_policy import MAX_POLICY, LoadedPolicy, load
+from attestgate.schemas.base import Reason, Refusal, parse_json
+from attestgate.schemas.host_policy import HostPolicy, ListVerdict
+from attestgate.schemas.messages import MAX_LIST
 
 NO_POLICY = "no policy was applied: no entry was compared with anything, violations were only counted"
 NO_GOLDEN = "boot state not judged: no golden PCR values were given"

@@ -14,15 +14,15 @@ import typer
 from rich.live import Live
 from rich.table import Column, Table
 
-from bus import subjects
-from bus.api import Bus, Entry
-from bus.forward import event_of
-from bus.nats import NatsBus, join
-from cli.common import Json, OperatorOption, operator_file, say, screen
-from cli.explain import clock, timeline
-from schemas.base import Refusal, parse_json, printable
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, Entry
+from attestgate.bus.forward import event_of
+from attestgate.bus.nats import NatsBus, join
+from attestgate.cli.common import Json, OperatorOption, operator_file, say, screen
+from attestgate.cli.explain import clock, timeline
+from attestgate.schemas.base import Refusal, parse_json, printable
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 
 COLUMNS = ("role", "id", "host", "state", "integrity", "simulated", "lease_end", "session")
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each change, until Ctrl-C.")]

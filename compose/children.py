@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.server import die_with_parent
-from schemas.base import Refusal
+from attestgate.bus.server import die_with_parent
+from attestgate.schemas.base import Refusal
 
 STOP_S = 10.0
 

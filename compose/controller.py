@@ -28,8 +28,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from app_agent.proxy import unix_socket
-from schemas.base import Model, first_message, where
+from attestgate.app_agent.proxy import unix_socket
+from attestgate.schemas.base import Model, first_message, where
 
 MAX_FLOWS = 10_000
 """Most flows a switch holds."""

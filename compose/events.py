@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from bus import subjects
-from bus.api import Bus, Message
-from schemas.base import Refusal, parse_json
-from schemas.events import Event
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, Message
+from attestgate.schemas.base import Refusal, parse_json
+from attestgate.schemas.events import Event
 
 
 class EventWatch:

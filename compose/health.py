@@ -1,4 +1,4 @@
-"""Whether a container of the stack is well: `python -m compose.health WHAT WHERE...`, exit 0 or 1 with one line.
+"""Whether a container of the stack is well: `python -m attestgate.compose.health WHAT WHERE...` exits 0 or 1.
 
 It runs every few seconds in every container, so it imports nothing but the standard library.
 """

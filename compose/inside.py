@@ -1,8 +1,8 @@
 """What runs in a container of the stack beside `attestgate` itself: nginx, and the first enrolment.
 
-python -m compose.inside nginx CONFIG        nginx in front of the controller, until it is told to stop
-python -m compose.inside enrol OPERATOR      policy, gateway, host and applications, enrolled once
-python -m compose.inside healthy WHAT WHERE  exits 0 if it is well, 1 with one line if not
+python -m attestgate.compose.inside nginx CONFIG        nginx in front of the controller, until it is told to stop
+python -m attestgate.compose.inside enrol OPERATOR      policy, gateway, host and applications, enrolled once
+python -m attestgate.compose.inside healthy WHAT WHERE  exits 0 if it is well, 1 with one line if not
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
-from bus.api import BusError
-from bus.nats import join
-from bus.operator import order
-from compose.nginx import Nginx
-from compose.plan import GATEWAY
-from compose.policies import Policies
-from compose.prepare import APPS, ETC, HOST
-from enclave.simulated import platform
-from enclave.simulated.measure import measure
-from manager.keyfiles import read_identity, read_secret
-from schemas.base import Refusal, read_json
-from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
-from schemas.nginx import NginxConfig
-from schemas.settings import OperatorFile, load_settings
-from schemas.sgx import PlatformIdentity
+from attestgate.bus.api import BusError
+from attestgate.bus.nats import join
+from attestgate.bus.operator import order
+from attestgate.compose.nginx import Nginx
+from attestgate.compose.plan import GATEWAY
+from attestgate.compose.policies import Policies
+from attestgate.compose.prepare import APPS, ETC, HOST
+from attestgate.enclave.simulated import platform
+from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
+from attestgate.manager.keyfiles import read_identity, read_secret
+from attestgate.schemas.base import Refusal, read_json
+from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import OperatorFile, load_settings
+from attestgate.schemas.sgx import PlatformIdentity
 
-CODE_ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]}
 """What each application may do at the controller."""
 
@@ -77,9 +77,8 @@ async def enrol(path: Path) -> None:
             sys.stdout.write(f"{action.do}: {event.what}\n")
 
 
-def _measured(kind: str, name: str) -> str:
-    manifest = CODE_ROOT / f"{kind}_agent" / "enclave.toml"
-    return measure(manifest, CODE_ROOT, Path(f"{ETC}/{name}.measured.toml")).mrenclave.hex()
+def _measured(kind: Literal["host", "app"], name: str) -> str:
+    return measure(agent_manifest(kind), CODE_ROOT, Path(f"{ETC}/{name}.measured.toml")).mrenclave.hex()
 
 
 def main(arguments: list[str]) -> int:

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import httpx
 
-from app_agent.step5_evidence import TlsKey
-from app_agent.step7_certificate import ssl_context
-from app_agent.step8_open import client
-from bus import subjects
-from bus.nats import connect
-from compose.stack import CODE_ROOT, Stack
-from compose.telling import Narrator, reasons_of
-from compose.vectors import CLEAN, DRIFT
-from compose.wiretap import Wiretap
-from manager.pki.authority import create_ca, load_authority
-from manager.pki.issue import issue
-from schemas.base import Secret
-from schemas.settings import Measured, load_measured
+from attestgate.app_agent.step5_evidence import TlsKey
+from attestgate.app_agent.step7_certificate import ssl_context
+from attestgate.app_agent.step8_open import client
+from attestgate.bus import subjects
+from attestgate.bus.nats import connect
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import Narrator, reasons_of
+from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.compose.wiretap import Wiretap
+from attestgate.enclave.simulated.measure import CODE_ROOT
+from attestgate.manager.pki.authority import create_ca, load_authority
+from attestgate.manager.pki.issue import issue
+from attestgate.schemas.base import Secret
+from attestgate.schemas.settings import Measured, load_measured
 
 PACKAGES = ("schemas", "bus", "enclave", "app_agent")
 
@@ -43,8 +44,7 @@ async def changed_code(stack: Stack, narrator: Narrator) -> None:
     """The right credentials, other code."""
     narrator.scene("An application whose code was changed, with app-1's own credentials")
     code = stack.plan.folder / "changed"
-    await asyncio.to_thread(_copy_code, code)
-    program = code / "app_agent" / "examples" / "flows.py"
+    program = await asyncio.to_thread(copy_code, code) / "app_agent" / "examples" / "flows.py"
     program.write_text(
         program.read_text(encoding="utf-8").replace('"priority": 100', '"priority": 1'), encoding="utf-8"
     )
@@ -168,9 +168,13 @@ def _foreign_context(folder: Path, measured: Measured) -> ssl.SSLContext:
     return ssl_context(key, issued.chain, measured.gateway_ca)
 
 
-def _copy_code(folder: Path) -> None:
+def copy_code(folder: Path) -> Path:
+    """A code root of an application's own, to be changed: the copy's package `attestgate`."""
+    own = folder / "attestgate"
     for package in PACKAGES:
-        shutil.copytree(CODE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CODE_ROOT / "attestgate" / package, own / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CODE_ROOT / "attestgate" / "__init__.py", own)
+    return own
 
 
 def _empty(stack: Stack, name: str) -> Path:

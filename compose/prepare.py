@@ -1,6 +1,6 @@
 """What a stack of containers has to have before it starts, in one folder: keys, settings, a simulated machine.
 
-    python -m compose.prepare FOLDER
+    python -m attestgate.compose.prepare FOLDER
 
 Settings name paths as the containers see them (compose.yaml mounts them there). The root CA's key, the bus's seeds and
 the operator's and policy author's keys stay out of every long-running container.
@@ -19,19 +19,20 @@ from typing import Any
 
 import tomli_w
 
-from bus import credentials
-from bus.server import configuration
-from compose.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
-from compose.vectors import CLEAN
-from enclave.simulated import authority, platform, signer
-from manager import deployment
-from manager.keyfiles import read_secret, write_private
-from manager.pki.authority import load_authority
-from manager.pki.issue import issue_server
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
+from attestgate.bus import credentials
+from attestgate.bus.server import configuration
+from attestgate.compose.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
+from attestgate.compose.vectors import CLEAN
+from attestgate.enclave.simulated import authority, platform, signer
+from attestgate.manager import deployment
+from attestgate.manager.keyfiles import read_secret, write_private
+from attestgate.manager.pki.authority import load_authority
+from attestgate.manager.pki.issue import issue_server
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
 
-HOST, APPS = "host-1", {"app-1": "app_agent.examples.flows", "app-2": "app_agent.examples.inventory"}
+HOST = "host-1"
+APPS = {"app-1": "attestgate.app_agent.examples.flows", "app-2": "attestgate.app_agent.examples.inventory"}
 CONTAINER_USER = 10001
 """Who runs in the containers, where the stack is prepared by root; otherwise it is who prepares it."""
 ETC, SECRETS, AGENTS, VOLUMES = "/etc/attestgate", "/run/secrets", "/run/agents", "/volumes"
@@ -194,4 +195,4 @@ if __name__ == "__main__":
     try:
         prepare(Path(sys.argv[1]))
     except (Refusal, IndexError) as error:
-        sys.exit(str(error) if isinstance(error, Refusal) else "usage: python -m compose.prepare FOLDER")
+        sys.exit(str(error) if isinstance(error, Refusal) else "usage: python -m attestgate.compose.prepare FOLDER")

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bus.server import die_with_parent
-from manager.verification.ima_list import entries
-from schemas.host_policy import IMA_PCR
+from attestgate.bus.server import die_with_parent
+from attestgate.manager.verification.ima_list import entries
+from attestgate.schemas.host_policy import IMA_PCR
 
 try:
     import tpm2_pytss as tss

@@ -10,31 +10,30 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-from bus import credentials
-from bus.cluster import SIZE, EmbeddedCluster
-from bus.nats import NatsBus, connect
-from bus.operator import order
-from bus.server import EmbeddedServer
-from compose.children import Child, Children
-from compose.events import EventWatch, is_event
-from compose.nginx import Nginx, free_port
-from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
-from compose.policies import Policies
-from enclave.simulated import authority, platform, signer
-from enclave.simulated.measure import measure
-from manager import deployment
-from manager.keyfiles import read_identity, read_secret
-from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
-from schemas.events import Event
-from schemas.settings import Timing
-from schemas.sgx import PlatformIdentity
-from schemas.tpm import TpmEnrolment
+from attestgate.bus import credentials
+from attestgate.bus.cluster import SIZE, EmbeddedCluster
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.operator import order
+from attestgate.bus.server import EmbeddedServer
+from attestgate.compose.children import Child, Children
+from attestgate.compose.events import EventWatch, is_event
+from attestgate.compose.nginx import Nginx, free_port
+from attestgate.compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
+from attestgate.compose.policies import Policies
+from attestgate.enclave.simulated import authority, platform, signer
+from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
+from attestgate.manager import deployment
+from attestgate.manager.keyfiles import read_identity, read_secret
+from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from attestgate.schemas.events import Event
+from attestgate.schemas.settings import Timing
+from attestgate.schemas.sgx import PlatformIdentity
+from attestgate.schemas.tpm import TpmEnrolment
 
-CODE_ROOT = Path(__file__).resolve().parent.parent
 MACHINES = ("machine-a", "machine-b")
-PROGRAM = "app_agent.examples.flows"
+PROGRAM = "attestgate.app_agent.examples.flows"
 CALM = Timing(certificate_s=600)
 """The usual leases, longer than a cluster needs to choose a new leader."""
 
@@ -204,10 +203,9 @@ class Stack:
         )
         await self.order(Enrol(subject=subject))
 
-    def measurement(self, kind: str) -> str:
+    def measurement(self, kind: Literal["host", "app"]) -> str:
         """MRENCLAVE of this installation's agent with the stack's measured settings."""
-        manifest = CODE_ROOT / f"{kind}_agent" / "enclave.toml"
-        return measure(manifest, CODE_ROOT, self.plan.settings(f"{kind}.measured")).mrenclave.hex()
+        return measure(agent_manifest(kind), CODE_ROOT, self.plan.settings(f"{kind}.measured")).mrenclave.hex()
 
     async def start_host(
         self, id: str, machine: str, measurement_list: Path, volumes: list[str], tpm: str = ""
@@ -247,7 +245,7 @@ class Stack:
             "--socket",
             str(self.plan.socket(machine)),
             "--manifest",
-            str(CODE_ROOT / "app_agent" / "examples" / "thief.toml"),
+            str(CODE_ROOT / "attestgate" / "app_agent" / "examples" / "thief.toml"),
             "--measured",
             str(self.plan.settings("app.measured")),
             str(key),

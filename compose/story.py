@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from compose import intruders
-from compose.kernel import Kernel, enrolled
-from compose.software_tpm import SoftwareTpm, missing
-from compose.stack import Stack
-from compose.telling import Narrator, reasons_of
-from compose.vectors import CLEAN_ENTRIES
-from schemas.base import Refusal
-from schemas.enrolment import Revoke
-from schemas.events import Event
+from attestgate.compose import intruders
+from attestgate.compose.kernel import Kernel, enrolled
+from attestgate.compose.software_tpm import SoftwareTpm, missing
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import Narrator, reasons_of
+from attestgate.compose.vectors import CLEAN_ENTRIES
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.enrolment import Revoke
+from attestgate.schemas.events import Event
 
 HOST, APPS = "host-1", ("app-1", "app-2")
 

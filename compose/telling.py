@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from schemas.base import Reason
-from schemas.events import Event
+from attestgate.schemas.base import Reason
+from attestgate.schemas.events import Event
 
 QUIET = frozenset({"rechecking", "rechecked", "delivering-key", "key-delivered", "late-answer"})
 """Events that are told only on the bus."""

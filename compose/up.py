@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from compose.stack import Stack
-from compose.vectors import CLEAN
-from schemas.events import Event
+from attestgate.compose.stack import Stack
+from attestgate.compose.vectors import CLEAN
+from attestgate.schemas.events import Event
 
 FORGET_S = 60.0
 """How often the events that were told are let go of: it may run for months."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from schemas.base import Secret
+from attestgate.schemas.base import Secret
 
 KeyPolicy = Literal["mrenclave", "mrsigner"]
 """What a sealing key is bound to besides the platform: this code, or whoever signed it (SDM vol. 3D, KEYPOLICY)."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from threading import Lock
 
-from enclave.api import REPORT_DATA_SIZE, SEALING_KEY_SIZE, EnclaveError, KeyPolicy
-from schemas.base import Refusal, Secret
+from attestgate.enclave.api import REPORT_DATA_SIZE, SEALING_KEY_SIZE, EnclaveError, KeyPolicy
+from attestgate.schemas.base import Refusal, Secret
 
 DEV_ATTESTATION = Path("/dev/attestation")
 _REPORT_DATA_IN_QUOTE = slice(368, 432)

@@ -16,10 +16,9 @@ from typing import Annotated
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import Field, StringConstraints, field_validator
 
-from schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Model, Refusal, parse_json
 
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
-Package = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*\*?$")]
 UInt16 = Annotated[int, Field(ge=0, le=0xFFFF)]
 
@@ -38,8 +37,8 @@ class Manifest(Model):
 
     entry: Module
     """Run as `python -m`."""
-    packages: Annotated[tuple[Package, ...], Field(min_length=1)]
-    """Folders under the code root, trusted whole."""
+    packages: Annotated[tuple[Module, ...], Field(min_length=1)]
+    """Packages under the code root, each trusted whole; `a.b` is the folder a/b."""
     distributions: tuple[str, ...] = ()
     """Installed distributions, trusted with all they require."""
     environment: tuple[Variable, ...] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from enclave.api import Enclave
-from enclave.gramine import GramineEnclave
-from enclave.simulated.client import SimulatedEnclave
-from schemas.base import Refusal
+from attestgate.enclave.api import Enclave
+from attestgate.enclave.gramine import GramineEnclave
+from attestgate.enclave.simulated.client import SimulatedEnclave
+from attestgate.schemas.base import Refusal
 
 PlatformKind = Literal["simulated", "gramine"]
 Profile = Literal["production", "development"]

@@ -11,9 +11,9 @@ from secrets import token_bytes
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from enclave.api import Enclave, KeyPolicy
-from schemas.base import Refusal
-from schemas.binding import canonical, derive
+from attestgate.enclave.api import Enclave, KeyPolicy
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import canonical, derive
 
 _MAGIC = b"AGS1"
 _SALT_SIZE = 32

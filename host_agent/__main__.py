@@ -1,9 +1,9 @@
-"""`python -m host_agent SETTINGS`: what runs in the enclave."""
+"""`python -m attestgate.host_agent SETTINGS`: what runs in the enclave."""
 
 from __future__ import annotations
 
 import sys
 
-from host_agent.main import main
+from attestgate.host_agent.main import main
 
 sys.exit(main(sys.argv[1:]))

@@ -7,22 +7,22 @@ import time
 
 import structlog
 
-from bus.agent import AgentSession, Link, SessionOver
-from bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
-from bus.api import BusError
-from bus.credentials import require
-from bus.nats import join
-from enclave.api import Enclave, EnclaveError
-from enclave.provider import open_enclave
-from host_agent.step1_hello import hello
-from host_agent.step3_evidence import first_evidence, recheck_evidence
-from host_agent.step4_key import take_key
-from host_agent.step6_deliver import deliver
-from host_agent.tpm_client import TpmClient
-from host_agent.witness import Witness
-from schemas.base import Refusal, Secret, unpack
-from schemas.messages import Accepted, Challenge, DeliverKey, EvidenceKind, Recheck
-from schemas.settings import HostSettings, Measured, load_measured
+from attestgate.bus.agent import AgentSession, Link, SessionOver
+from attestgate.bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
+from attestgate.bus.api import BusError
+from attestgate.bus.credentials import require
+from attestgate.bus.nats import join
+from attestgate.enclave.api import Enclave, EnclaveError
+from attestgate.enclave.provider import open_enclave
+from attestgate.host_agent.step1_hello import hello
+from attestgate.host_agent.step3_evidence import first_evidence, recheck_evidence
+from attestgate.host_agent.step4_key import take_key
+from attestgate.host_agent.step6_deliver import deliver
+from attestgate.host_agent.tpm_client import TpmClient
+from attestgate.host_agent.witness import Witness
+from attestgate.schemas.base import Refusal, Secret, unpack
+from attestgate.schemas.messages import Accepted, Challenge, DeliverKey, EvidenceKind, Recheck
+from attestgate.schemas.settings import HostSettings, Measured, load_measured
 
 log = structlog.get_logger("host_agent")
 PATIENCE_S = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from secrets import token_bytes
 
-from schemas.messages import EvidenceKind, HostHello
+from attestgate.schemas.messages import EvidenceKind, HostHello
 
 AGENT_VERSION = "attestgate-host/1"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

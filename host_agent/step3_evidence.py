@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bus.agent import AgentSession
-from enclave.api import Enclave
-from host_agent.tpm_client import TpmClient
-from schemas.base import Refusal, read_at_most
-from schemas.binding import enclave_key_hash, recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
-from schemas.evidence import host_evidence_hash, pack_measurements
-from schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
+from attestgate.bus.agent import AgentSession
+from attestgate.enclave.api import Enclave
+from attestgate.host_agent.tpm_client import TpmClient
+from attestgate.schemas.base import Refusal, read_at_most
+from attestgate.schemas.binding import enclave_key_hash, recheck_report_data, recheck_tpm_nonce, report_data, tpm_nonce
+from attestgate.schemas.evidence import host_evidence_hash, pack_measurements
+from attestgate.schemas.messages import MAX_LIST, Challenge, HostEvidence, HostRecheckEvidence, Recheck
 
 
 def read_list(path: Path) -> bytes:

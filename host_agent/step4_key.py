@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bus.agent import AgentSession
-from schemas.base import Secret
-from schemas.binding import host_proof
-from schemas.messages import HostGrant
+from attestgate.bus.agent import AgentSession
+from attestgate.schemas.base import Secret
+from attestgate.schemas.binding import host_proof
+from attestgate.schemas.messages import HostGrant
 
 
 async def take_key(session: AgentSession, patience_s: float) -> Secret:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bus import envelope
-from bus.envelope import SUITES
-from enclave.api import Enclave
-from enclave.sealing import seal
-from schemas.base import Reason, Refusal, Secret, pack
-from schemas.binding import application_key, canonical
-from schemas.messages import DeliverKey, KeyDelivered, VolumeKey
+from attestgate.bus import envelope
+from attestgate.bus.envelope import SUITES
+from attestgate.enclave.api import Enclave
+from attestgate.enclave.sealing import seal
+from attestgate.schemas.base import Reason, Refusal, Secret, pack
+from attestgate.schemas.binding import application_key, canonical
+from attestgate.schemas.messages import DeliverKey, KeyDelivered, VolumeKey
 
 PURPOSE = "application key"
 

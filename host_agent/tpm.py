@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from schemas.base import Refusal
-from schemas.host_policy import BOOT_PCRS, IMA_PCR, Bank
-from schemas.tpm import TpmChallenge, TpmDescription, TpmQuote
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.host_policy import BOOT_PCRS, IMA_PCR, Bank
+from attestgate.schemas.tpm import TpmChallenge, TpmDescription, TpmQuote
 
 os.environ.setdefault("TSS2_LOG", "all+NONE")  # its errors are raised; it need not print them as well
 try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 from time import monotonic
 
-from schemas.base import Refusal, unpack
-from schemas.tpm import TpmQuote
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.tpm import TpmQuote
 
 NONCE_BYTES = 32
 MAX_ANSWER = 8192

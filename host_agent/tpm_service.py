@@ -11,11 +11,11 @@ from typing import Protocol
 
 import structlog
 
-from host_agent.tpm import Tpm
-from host_agent.tpm_client import NONCE_BYTES
-from schemas.base import Refusal, pack
-from schemas.host_policy import Bank
-from schemas.tpm import TpmQuote
+from attestgate.host_agent.tpm import Tpm
+from attestgate.host_agent.tpm_client import NONCE_BYTES
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.host_policy import Bank
+from attestgate.schemas.tpm import TpmQuote
 
 log = structlog.get_logger("tpm")
 HOST = "127.0.0.1"

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import structlog
 
-from schemas.base import Refusal
-from schemas.checkpoint import Checkpoint, open_checkpoint
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint
 
 log = structlog.get_logger(__name__)
 

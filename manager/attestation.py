@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from manager.verification import epid
-from manager.verification.collateral_client import CollateralClient
-from manager.verification.ias import appraise_report
-from manager.verification.ias_client import Ias
-from manager.verification.sgx import appraise
-from schemas.base import Refusal
-from schemas.sgx import IasVerdict, SgxPolicy, SgxVerdict
+from attestgate.manager.verification import epid
+from attestgate.manager.verification.collateral_client import CollateralClient
+from attestgate.manager.verification.ias import appraise_report
+from attestgate.manager.verification.ias_client import Ias
+from attestgate.manager.verification.sgx import appraise
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import IasVerdict, SgxPolicy, SgxVerdict
 
 
 @dataclass(frozen=True)

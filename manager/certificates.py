@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 import structlog
 
-from bus.api import Bus, BusError, Conflict
-from manager.audit.orders import Orders
-from manager.pki import crl
-from manager.pki.authority import Authority, Issuer, key_id
-from manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
-from manager.sessions.record import AppRecord
-from manager.sessions.work import Revoked
-from schemas.admission import BUCKET, crl_key
-from schemas.base import Refusal
-from schemas.enrolment import AppEnrolment
+from attestgate.bus.api import Bus, BusError, Conflict
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.pki import crl
+from attestgate.manager.pki.authority import Authority, Issuer, key_id
+from attestgate.manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
+from attestgate.manager.sessions.record import AppRecord
+from attestgate.manager.sessions.work import Revoked
+from attestgate.schemas.admission import BUCKET, crl_key
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.enrolment import AppEnrolment
 
 log = structlog.get_logger(__name__)
 REFRESH_S = crl.LIFE.total_seconds() / 4

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from secrets import token_bytes
 
-from bus import credentials
-from manager.ear import jwks
-from manager.keyfiles import create_identity, write_private
-from manager.pki.authority import check_trust_domain, create_ca
-from schemas.base import Refusal, Secret
+from attestgate.bus import credentials
+from attestgate.manager.ear import jwks
+from attestgate.manager.keyfiles import create_identity, write_private
+from attestgate.manager.pki.authority import check_trust_domain, create_ca
+from attestgate.schemas.base import Refusal, Secret
 
 PAGE = """\
 # Keys of this deployment

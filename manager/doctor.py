@@ -18,17 +18,17 @@ from pathlib import Path
 import httpx
 from cryptography import x509
 
-from bus import credentials
-from bus.api import BusError
-from bus.nats import connect
-from bus.rights import Rights, try_rights
-from manager.gateway.dictionary import Dictionary, NginxError
-from manager.keyfiles import read_identity, read_secret
-from manager.listening import listening
-from manager.pki.authority import load_authority
-from schemas.base import Model, Refusal
-from schemas.nginx import NginxConfig
-from schemas.settings import BusSettings, GatewaySettings, HostSettings, ManagerSettings
+from attestgate.bus import credentials
+from attestgate.bus.api import BusError
+from attestgate.bus.nats import connect
+from attestgate.bus.rights import Rights, try_rights
+from attestgate.manager.gateway.dictionary import Dictionary, NginxError
+from attestgate.manager.keyfiles import read_identity, read_secret
+from attestgate.manager.listening import listening
+from attestgate.manager.pki.authority import load_authority
+from attestgate.schemas.base import Model, Refusal
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import BusSettings, GatewaySettings, HostSettings, ManagerSettings
 
 SKEW_S = 5
 SOON_S = 30 * 24 * 3600

@@ -17,8 +17,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from schemas.base import Reason, Refusal, first_message, where
-from schemas.ear import (
+from attestgate.schemas.base import Reason, Refusal, first_message, where
+from attestgate.schemas.ear import (
     APPROVED,
     APPROVED_AT_LOAD,
     CONTRAINDICATED,
@@ -36,8 +36,8 @@ from schemas.ear import (
     VerifierId,
     tier,
 )
-from schemas.host_policy import ListVerdict
-from schemas.sgx import IasVerdict, SgxVerdict
+from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.sgx import IasVerdict, SgxVerdict
 
 ALGORITHM = "EdDSA"
 SGX, HOST_INTEGRITY = "sgx", "host-integrity"

@@ -10,9 +10,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt import PyJWKSet, PyJWTError
 
-from manager.ear import read
-from manager.verification.chain import SKEW_S, utc
-from schemas.base import Reason, Refusal
+from attestgate.manager.ear import read
+from attestgate.manager.verification.chain import SKEW_S, utc
+from attestgate.schemas.base import Reason, Refusal
 
 MAX_KEYS = 64 * 1024
 

@@ -9,11 +9,11 @@ from secrets import token_hex
 
 from pydantic import JsonValue
 
-from bus import subjects
-from bus.api import Bus
-from manager.observer import Observer
-from schemas.base import Reason
-from schemas.events import Event
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.manager.observer import Observer
+from attestgate.schemas.base import Reason
+from attestgate.schemas.events import Event
 
 
 def plain(reasons: Iterable[Reason]) -> list[JsonValue]:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bus import subjects
-from bus.api import Bus
-from bus.envelope import SuiteName
-from manager.outbox import Outbox
-from manager.registry import Registry
-from manager.sessions.draft import Context
-from manager.sessions.handshake import session_id
-from manager.sessions.record import pending_key
-from manager.sessions.step1_attest_host import challenge_host
-from manager.sessions.step5_attest_application import challenge_application
-from manager.store import SessionStore
-from schemas.base import Refusal, pack, unpack
-from schemas.binding import Role, hello_hash
-from schemas.messages import AppHello, EvidenceKind, HostHello, Refused
-from schemas.signing import sign
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.registry import Registry
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.handshake import session_id
+from attestgate.manager.sessions.record import pending_key
+from attestgate.manager.sessions.step1_attest_host import challenge_host
+from attestgate.manager.sessions.step5_attest_application import challenge_application
+from attestgate.manager.store import SessionStore
+from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.binding import Role, hello_hash
+from attestgate.schemas.messages import AppHello, EvidenceKind, HostHello, Refused
+from attestgate.schemas.signing import sign
 
 HELLOS_A_SECOND = 1
 """New sessions an id may open; a hello that comes sooner is dropped."""

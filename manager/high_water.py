@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from manager.whole_file import replace_file
-from schemas.base import Refusal
+from attestgate.manager.whole_file import replace_file
+from attestgate.schemas.base import Refusal
 
 
 class HighWater:

@@ -9,31 +9,31 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from bus import subjects
-from bus.api import Bus
-from bus.channel import Channel, Frame
-from bus.envelope import SuiteName
-from manager.audit.orders import Orders
-from manager.certificates import Certificates
-from manager.hello import HelloDesk
-from manager.judge import NO_PLACEMENT, Judge
-from manager.outbox import Outbox
-from manager.registry import Registry
-from manager.sessions.draft import Context, Judgement
-from manager.sessions.handshake import open_evidence
-from manager.sessions.recheck import late_answer, take_application_recheck, unjudged_answer
-from manager.sessions.record import AppRecord, HostRecord, current_key
-from manager.sessions.states import Input, NoMove, State
-from manager.sessions.step3_judge_host import take_host_evidence, take_host_recheck
-from manager.sessions.step4_host_key import take_host_proof
-from manager.sessions.step5_attest_application import take_application_evidence
-from manager.sessions.step6_colocation import take_colocation_proof, take_delivered
-from manager.sessions.step7_certificate import renewal_due
-from manager.sessions.work import Applied
-from manager.store import SessionStore
-from schemas.admission import open_report, spiffe_id
-from schemas.base import Reason, Refusal, unpack
-from schemas.messages import (
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.bus.channel import Channel, Frame
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.certificates import Certificates
+from attestgate.manager.hello import HelloDesk
+from attestgate.manager.judge import NO_PLACEMENT, Judge
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.registry import Registry
+from attestgate.manager.sessions.draft import Context, Judgement
+from attestgate.manager.sessions.handshake import open_evidence
+from attestgate.manager.sessions.recheck import late_answer, take_application_recheck, unjudged_answer
+from attestgate.manager.sessions.record import AppRecord, HostRecord, current_key
+from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.step3_judge_host import take_host_evidence, take_host_recheck
+from attestgate.manager.sessions.step4_host_key import take_host_proof
+from attestgate.manager.sessions.step5_attest_application import take_application_evidence
+from attestgate.manager.sessions.step6_colocation import take_colocation_proof, take_delivered
+from attestgate.manager.sessions.step7_certificate import renewal_due
+from attestgate.manager.sessions.work import Applied
+from attestgate.manager.store import SessionStore
+from attestgate.schemas.admission import open_report, spiffe_id
+from attestgate.schemas.base import Reason, Refusal, unpack
+from attestgate.schemas.messages import (
     AppEvidence,
     AppRecheckEvidence,
     HostEvidence,

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from manager.registry import InForce, manifest_name
-from manager.sessions.record import HostRecord
-from manager.verification.ima import appraise_list
-from manager.verification.tpm_evidence import clock, judge_quote
-from schemas.base import Refusal, unpack
-from schemas.binding import recheck_tpm_nonce, tpm_nonce
-from schemas.event_data import PolicyTried
-from schemas.evidence import unpack_measurements
-from schemas.host_policy import ListVerdict, Replay
-from schemas.messages import HostEvidence, HostRecheckEvidence, MeasurementList
-from schemas.tpm import TpmClock, TpmEnrolment
+from attestgate.manager.registry import InForce, manifest_name
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.verification.ima import appraise_list
+from attestgate.manager.verification.tpm_evidence import clock, judge_quote
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.binding import recheck_tpm_nonce, tpm_nonce
+from attestgate.schemas.event_data import PolicyTried
+from attestgate.schemas.evidence import unpack_measurements
+from attestgate.schemas.host_policy import ListVerdict, Replay
+from attestgate.schemas.messages import HostEvidence, HostRecheckEvidence, MeasurementList
+from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
 
 @dataclass(frozen=True)

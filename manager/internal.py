@@ -7,20 +7,20 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from bus import subjects
-from manager.certificates import Certificates
-from manager.registry import Registry
-from manager.sessions.draft import Context
-from manager.sessions.recheck import ask_again, order_end, wake
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import Input, NoMove, State
-from manager.sessions.step6_colocation import grant_application, order_delivery
-from manager.sessions.step7_certificate import certify, take_applied
-from manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Revoked, Work
-from manager.store import UNKNOWN, R, SessionStore
-from manager.vault import Vault
-from schemas.base import Refusal, unpack
-from schemas.enrolment import AppEnrolment
+from attestgate.bus import subjects
+from attestgate.manager.certificates import Certificates
+from attestgate.manager.registry import Registry
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.recheck import ask_again, order_end, wake
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.step6_colocation import grant_application, order_delivery
+from attestgate.manager.sessions.step7_certificate import certify, take_applied
+from attestgate.manager.sessions.work import WORK, Applied, Deliver, Delivered, HostLost, Issue, Order, Revoked, Work
+from attestgate.manager.store import UNKNOWN, R, SessionStore
+from attestgate.manager.vault import Vault
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.enrolment import AppEnrolment
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[str, bytes], Awaitable[None]]

@@ -12,27 +12,27 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-from manager.attestation import AttestationService, Wanted
-from manager.integrity import judge_integrity, tried
-from manager.pki.authority import Authority
-from manager.pki.issue import check_request
-from manager.registry import InForce, Registry
-from manager.sessions.draft import Judgement
-from manager.sessions.record import AppRecord, HostRecord
-from manager.verification.colocation import same_platform
-from schemas.base import Reason, Refusal, pack
-from schemas.binding import Role, recheck_report_data, report_data
-from schemas.enrolment import AppEnrolment, PolicyManifest
-from schemas.evidence import app_evidence_hash, host_evidence_hash
-from schemas.host_policy import ListVerdict
-from schemas.messages import (
+from attestgate.manager.attestation import AttestationService, Wanted
+from attestgate.manager.integrity import judge_integrity, tried
+from attestgate.manager.pki.authority import Authority
+from attestgate.manager.pki.issue import check_request
+from attestgate.manager.registry import InForce, Registry
+from attestgate.manager.sessions.draft import Judgement
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.verification.colocation import same_platform
+from attestgate.schemas.base import Reason, Refusal, pack
+from attestgate.schemas.binding import Role, recheck_report_data, report_data
+from attestgate.schemas.enrolment import AppEnrolment, PolicyManifest
+from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash
+from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.messages import (
     AppEvidence,
     AppRecheckEvidence,
     HostEvidence,
     HostRecheckEvidence,
     Outcome,
 )
-from schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
+from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 
 IN_PLACE = 32 * 1024
 """A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from schemas.base import Refusal, Secret
+from attestgate.schemas.base import Refusal, Secret
 
 
 def write_private(path: Path, data: bytes) -> None:

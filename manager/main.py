@@ -12,46 +12,46 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bus import subjects
-from bus.api import Bus
-from bus.nats import NatsBus, join
-from bus.setup import ensure
-from manager.attestation import AttestationService, Dcap, Epid, Root
-from manager.audit.intake import Intake
-from manager.audit.log import DecisionLog
-from manager.audit.memory import Memory
-from manager.audit.orders import Orders
-from manager.audit.telling import Telling
-from manager.certificates import Certificates
-from manager.emitter import Emitter, plain
-from manager.high_water import HighWater
-from manager.inbound import Inbound
-from manager.internal import Internal
-from manager.judge import Judge
-from manager.keyfiles import read_identity, read_private, read_secret
-from manager.metrics import ManagerMetrics
-from manager.metrics_http import served
-from manager.observer import Observer
-from manager.operators import Operators
-from manager.outbox import Outbox
-from manager.pki.authority import expiries, load_authority
-from manager.policy_set import read_policy_key
-from manager.quarantine import Quarantine
-from manager.registry import Registry, operators_from
-from manager.sessions.draft import Context
-from manager.storage_keys import StorageKeyFile
-from manager.store import SessionStore
-from manager.vault import Vault
-from manager.verification.chain import fingerprint
-from manager.verification.collateral_client import CollateralClient
-from manager.verification.fetch import Service
-from manager.verification.ias_client import Ias
-from manager.verification.offline import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
-from manager.verification.pcs import Pcs
-from manager.worker import Worker
-from schemas.base import Refusal
-from schemas.checkpoint import origin_of
-from schemas.settings import AttestationSettings, ManagerSettings
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.bus.nats import NatsBus, join
+from attestgate.bus.setup import ensure
+from attestgate.manager.attestation import AttestationService, Dcap, Epid, Root
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.manager.audit.memory import Memory
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.audit.telling import Telling
+from attestgate.manager.certificates import Certificates
+from attestgate.manager.emitter import Emitter, plain
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.inbound import Inbound
+from attestgate.manager.internal import Internal
+from attestgate.manager.judge import Judge
+from attestgate.manager.keyfiles import read_identity, read_private, read_secret
+from attestgate.manager.metrics import ManagerMetrics
+from attestgate.manager.metrics_http import served
+from attestgate.manager.observer import Observer
+from attestgate.manager.operators import Operators
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.pki.authority import expiries, load_authority
+from attestgate.manager.policy_set import read_policy_key
+from attestgate.manager.quarantine import Quarantine
+from attestgate.manager.registry import Registry, operators_from
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.storage_keys import StorageKeyFile
+from attestgate.manager.store import SessionStore
+from attestgate.manager.vault import Vault
+from attestgate.manager.verification.chain import fingerprint
+from attestgate.manager.verification.collateral_client import CollateralClient
+from attestgate.manager.verification.fetch import Service
+from attestgate.manager.verification.ias_client import Ias
+from attestgate.manager.verification.offline import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
+from attestgate.manager.verification.pcs import Pcs
+from attestgate.manager.worker import Worker
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import origin_of
+from attestgate.schemas.settings import AttestationSettings, ManagerSettings
 
 log = structlog.get_logger(__name__)
 

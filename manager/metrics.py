@@ -16,15 +16,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bus import subjects
-from bus.api import Bus, BusError
-from bus.depth import waiting
-from bus.nats import NatsBus
-from manager.audit.log import Status
-from manager.observer import Observer
-from schemas.base import Refusal, parse_json
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError
+from attestgate.bus.depth import waiting
+from attestgate.bus.nats import NatsBus
+from attestgate.manager.audit.log import Status
+from attestgate.manager.observer import Observer
+from attestgate.schemas.base import Refusal, parse_json
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 log = structlog.get_logger(__name__)
 

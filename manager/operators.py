@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 
-from bus.api import Bucket, Bus, Conflict
-from manager.audit.orders import Orders
-from manager.high_water import HighWater
-from manager.outbox import Outbox
-from manager.quarantine import Quarantine
-from manager.registry import MANIFEST, TRIAL, Registry
-from manager.sessions.work import Order
-from schemas.base import Model, Reason, Refusal, pack, unpack
-from schemas.binding import Role
-from schemas.enrolment import (
+from attestgate.bus.api import Bucket, Bus, Conflict
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.quarantine import Quarantine
+from attestgate.manager.registry import MANIFEST, TRIAL, Registry
+from attestgate.manager.sessions.work import Order
+from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
+from attestgate.schemas.binding import Role
+from attestgate.schemas.enrolment import (
     Action,
     Command,
     Drop,
@@ -31,8 +31,8 @@ from schemas.enrolment import (
     Revoke,
     TryPolicy,
 )
-from schemas.sgx import policy_name
-from schemas.signing import Signed
+from attestgate.schemas.sgx import policy_name
+from attestgate.schemas.signing import Signed
 
 Emit = Callable[..., Awaitable[None]]
 MAY: dict[type, OperatorRole] = {

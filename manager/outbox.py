@@ -10,16 +10,16 @@ import asyncio
 
 from pydantic import BaseModel
 
-from bus import subjects
-from bus.api import Bus, Conflict
-from bus.layout import SUMMARIES
-from manager.audit.intake import Intake
-from manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key, pending_key
-from manager.sessions.work import WORK, Order, Work
-from manager.vault import Vault
-from schemas.base import Model, Reason, SessionId, pack
-from schemas.binding import Role
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, Conflict
+from attestgate.bus.layout import SUMMARIES
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key, pending_key
+from attestgate.manager.sessions.work import WORK, Order, Work
+from attestgate.manager.vault import Vault
+from attestgate.schemas.base import Model, Reason, SessionId, pack
+from attestgate.schemas.binding import Role
+from attestgate.schemas.summary import Summary
 
 POINTERS = "sessions"
 REMEMBERED = 32

@@ -12,13 +12,13 @@ from typing import Annotated
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from manager.verification.policy_dsse import PolicyKey, read_key
-from manager.verification.runtime_policy import load as load_runtime_policy
-from schemas.base import Model, Refusal, parse_json, read_json
-from schemas.enrolment import PolicyManifest, PutPolicy
-from schemas.host_policy import HostPolicy
-from schemas.sgx import policy_name, read_policy
-from schemas.signing import sign
+from attestgate.manager.verification.policy_dsse import PolicyKey, read_key
+from attestgate.manager.verification.runtime_policy import load as load_runtime_policy
+from attestgate.schemas.base import Model, Refusal, parse_json, read_json
+from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.host_policy import HostPolicy
+from attestgate.schemas.sgx import policy_name, read_policy
+from attestgate.schemas.signing import sign
 
 MAX_DOCUMENT = 7 * 1024 * 1024
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from manager.verification.ima import appraise_list
-from manager.verification.ima_ascii import is_ascii, to_binary
-from manager.verification.ima_offline import MAX_LISTED
-from manager.verification.runtime_policy import LoadedPolicy
-from schemas.base import Model, Refusal
-from schemas.host_policy import HostPolicy, Replay, UnknownEntry
+from attestgate.manager.verification.ima import appraise_list
+from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
+from attestgate.manager.verification.ima_offline import MAX_LISTED
+from attestgate.manager.verification.runtime_policy import LoadedPolicy
+from attestgate.schemas.base import Model, Refusal
+from attestgate.schemas.host_policy import HostPolicy, Replay, UnknownEntry
 
 
 class Trial(Model):

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from bus.api import Bus, BusError
-from schemas.base import Reason, Refusal, pack, unpack
-from schemas.quarantine import BUCKET, LIMIT, Quarantined
+from attestgate.bus.api import Bus, BusError
+from attestgate.schemas.base import Reason, Refusal, pack, unpack
+from attestgate.schemas.quarantine import BUCKET, LIMIT, Quarantined
 
 log = structlog.get_logger(__name__)
 

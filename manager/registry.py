@@ -10,15 +10,15 @@ from typing import TypeVar
 
 import structlog
 
-from bus.api import Bus, Conflict, Entry
-from bus.recent import Recent
-from manager.high_water import HighWater
-from manager.verification.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
-from manager.verification.policy_dsse import PolicyKey
-from manager.verification.runtime_policy import LoadedPolicy
-from manager.verification.runtime_policy import load as load_runtime_policy
-from schemas.base import Refusal, pack, parse_json, unpack
-from schemas.enrolment import (
+from attestgate.bus.api import Bus, Conflict, Entry
+from attestgate.bus.recent import Recent
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.verification.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
+from attestgate.manager.verification.policy_dsse import PolicyKey
+from attestgate.manager.verification.runtime_policy import LoadedPolicy
+from attestgate.manager.verification.runtime_policy import load as load_runtime_policy
+from attestgate.schemas.base import Refusal, pack, parse_json, unpack
+from attestgate.schemas.enrolment import (
     AppEnrolment,
     Command,
     Enrol,
@@ -30,11 +30,11 @@ from schemas.enrolment import (
     PolicyManifest,
     Revoke,
 )
-from schemas.host_policy import HostPolicy
-from schemas.settings import OperatorSettings
-from schemas.sgx import SgxPolicy, policy_name, read_policy
-from schemas.signing import Signed, verify
-from schemas.tpm import TpmClock, TpmEnrolment
+from attestgate.schemas.host_policy import HostPolicy
+from attestgate.schemas.settings import OperatorSettings
+from attestgate.schemas.sgx import SgxPolicy, policy_name, read_policy
+from attestgate.schemas.signing import Signed, verify
+from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
 log = structlog.get_logger(__name__)
 E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_bytes
 
-from bus.api import Bus, Conflict
-from manager.keyfiles import read_private
-from manager.outbox import POINTERS, Pointer
-from manager.sessions.record import AppRecord, HostRecord
-from manager.vault import StorageKeys, Vault, epoch_of
-from manager.whole_file import replace_file
-from schemas.base import Refusal, parse_json
+from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.keyfiles import read_private
+from attestgate.manager.outbox import POINTERS, Pointer
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.vault import StorageKeys, Vault, epoch_of
+from attestgate.manager.whole_file import replace_file
+from attestgate.schemas.base import Refusal, parse_json
 
 
 class StorageKeyFile:

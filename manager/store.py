@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from bus.api import Bus, Conflict
-from bus.logs import of_session
-from manager.observer import Observer
-from manager.outbox import Outbox
-from manager.sessions.draft import Context
-from manager.sessions.recheck import expire
-from manager.sessions.record import AppRecord, HostRecord, record_key
-from manager.vault import Vault
-from schemas.base import Refusal
-from schemas.binding import Role
+from attestgate.bus.api import Bus, Conflict
+from attestgate.bus.logs import of_session
+from attestgate.manager.observer import Observer
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.recheck import expire
+from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
+from attestgate.manager.vault import Vault
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import Role
 
 R = TypeVar("R", HostRecord, AppRecord)
 MAX_CONFLICTS = 50

@@ -10,14 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from secrets import token_bytes
 
-from manager.verification.tpm import parse_attest, quoted_values, refused
-from manager.verification.tpm_credential import make_credential
-from manager.verification.tpm_ek import check_ek
-from manager.verification.tpm_public import attestation_key
-from schemas.base import Refusal
-from schemas.binding import same
-from schemas.host_policy import GoldenPcrs
-from schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription, TpmEnrolment, TpmKept
+from attestgate.manager.verification.tpm import parse_attest, quoted_values, refused
+from attestgate.manager.verification.tpm_credential import make_credential
+from attestgate.manager.verification.tpm_ek import check_ek
+from attestgate.manager.verification.tpm_public import attestation_key
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import same
+from attestgate.schemas.host_policy import GoldenPcrs
+from attestgate.schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription, TpmEnrolment, TpmKept
 
 
 def challenge(description: TpmDescription, roots: bytes, at: int) -> tuple[TpmChallenge, TpmKept]:

@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, Field, StringConstraints
 
-from schemas.base import Bytes32, Hex32, Model, Refusal, Secret, unpack
-from schemas.binding import canonical, derive
+from attestgate.schemas.base import Bytes32, Hex32, Model, Refusal, Secret, unpack
+from attestgate.schemas.binding import canonical, derive
 
 M = TypeVar("M", bound=BaseModel)
 _NONCE = bytes(12)

@@ -17,21 +17,21 @@ from contextlib import aclosing
 
 import structlog
 
-from bus import subjects
-from bus.api import Bus, BusError, Delivery
-from bus.channel import Early, Replayed, Stale
-from manager.audit.log import DecisionLog
-from manager.emitter import plain
-from manager.inbound import Inbound
-from manager.internal import Internal
-from manager.limits import Limiter
-from manager.observer import Observer
-from manager.operators import Operators
-from manager.quarantine import Quarantine
-from manager.sessions.recheck import TooSoon
-from manager.sessions.states import NoMove
-from schemas.base import Reason, Refusal
-from schemas.event_data import BY_NAME
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError, Delivery
+from attestgate.bus.channel import Early, Replayed, Stale
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.manager.emitter import plain
+from attestgate.manager.inbound import Inbound
+from attestgate.manager.internal import Internal
+from attestgate.manager.limits import Limiter
+from attestgate.manager.observer import Observer
+from attestgate.manager.operators import Operators
+from attestgate.manager.quarantine import Quarantine
+from attestgate.manager.sessions.recheck import TooSoon
+from attestgate.manager.sessions.states import NoMove
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.event_data import BY_NAME
 
 log = structlog.get_logger(__name__)
 AT_ONCE = 64

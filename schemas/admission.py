@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, StringConstraints, model_validator
 
-from schemas.base import Hex32, Id, Model, Refusal, Seconds, SessionId, pack, unpack
-from schemas.signing import Signed, sign, verify
+from attestgate.schemas.base import Hex32, Id, Model, Refusal, Seconds, SessionId, pack, unpack
+from attestgate.schemas.signing import Signed, sign, verify
 
 BUCKET = "admissions"
 CRL = "crl."

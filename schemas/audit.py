@@ -11,11 +11,11 @@ from typing import Annotated, Literal, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from schemas.admission import Serial
-from schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId, pack, unpack
-from schemas.enrolment import Kind
-from schemas.messages import Outcome
-from schemas.signing import Signed, sign, verify
+from attestgate.schemas.admission import Serial
+from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId, pack, unpack
+from attestgate.schemas.enrolment import Kind
+from attestgate.schemas.messages import Outcome
+from attestgate.schemas.signing import Signed, sign, verify
 
 LABEL = "decision"
 MAX_ENTRY = 64 * 1024

@@ -15,7 +15,7 @@ import msgpack
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from schemas.base import Secret
+from attestgate.schemas.base import Secret
 
 VERSION = "attestgate/v1"
 Part = bytes | str | int

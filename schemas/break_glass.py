@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.admission import Rules, Serial, SpiffeId
-from schemas.base import Hex32, Id, Model, Refusal, Seconds, unpack
-from schemas.signing import Signed, verify
+from attestgate.schemas.admission import Rules, Serial, SpiffeId
+from attestgate.schemas.base import Hex32, Id, Model, Refusal, Seconds, unpack
+from attestgate.schemas.signing import Signed, verify
 
 LABEL = "break glass"
 MAX_FILE = 16 * 1024

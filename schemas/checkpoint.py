@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, StringConstraints
 
-from schemas.base import Bytes32, Model, Refusal, Seconds
+from attestgate.schemas.base import Bytes32, Model, Refusal, Seconds
 
 MAX_NOTE = 16 * 1024
 ED25519 = b"\x01"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.base import Reason, Seconds
+from attestgate.schemas.base import Reason, Seconds
 
 Profile = Literal["tag:github.com,2023:veraison/ear"]
 PROFILE: Profile = "tag:github.com,2023:veraison/ear"

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from schemas.admission import Rules
-from schemas.base import Bytes32, Hex32, Id, Model, Seconds
-from schemas.signing import Signed
-from schemas.tpm import TpmEnrolment
+from attestgate.schemas.admission import Rules
+from attestgate.schemas.base import Bytes32, Hex32, Id, Model, Seconds
+from attestgate.schemas.signing import Signed
+from attestgate.schemas.tpm import TpmEnrolment
 
 Kind = Literal["host", "app", "gateway"]
 OperatorRole = Literal["operator", "policy-author", "viewer"]

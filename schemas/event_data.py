@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId
-from schemas.host_policy import BootState, UnknownEntry
-from schemas.messages import EvidenceKind, Outcome
+from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId
+from attestgate.schemas.host_policy import BootState, UnknownEntry
+from attestgate.schemas.messages import EvidenceKind, Outcome
 
 SessionWhat: TypeAlias = Literal[
     "challenged",

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from schemas.base import Model, Seconds
+from attestgate.schemas.base import Model, Seconds
 
 CLOUDEVENTS_TYPE = "attestgate.v1"
 _AS_THEY_ARE = "!#$&'()*+,/:;<=>?@[\\]^`{|}"

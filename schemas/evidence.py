@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import zlib
 
-from schemas.base import Refusal, pack
-from schemas.binding import evidence_hash
-from schemas.messages import MAX_LIST, MeasurementList
-from schemas.tpm import TpmQuote
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.binding import evidence_hash
+from attestgate.schemas.messages import MAX_LIST, MeasurementList
+from attestgate.schemas.tpm import TpmQuote
 
 
 def host_evidence_hash(measurements: MeasurementList, tpm: TpmQuote | None) -> bytes:

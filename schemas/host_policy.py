@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from schemas.base import Hex, Hex32, Model, Reason
+from attestgate.schemas.base import Hex, Hex32, Model, Reason
 
 Bank = Literal["sha1", "sha256", "sha384"]
 """A PCR bank, by its hash algorithm (TCG Algorithm Registry: TPM_ALG_SHA1, _SHA256, _SHA384)."""

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
-from schemas.binding import Role
-from schemas.tpm import TpmQuote
+from attestgate.schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
+from attestgate.schemas.binding import Role
+from attestgate.schemas.tpm import TpmQuote
 
 Version = Annotated[str, Field(max_length=64)]
 EvidenceKind = Literal["sgx", "ima", "tpm"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from schemas.settings_file import FilePath, Part
+from attestgate.schemas.settings_file import FilePath, Part
 
 FORWARDED = (
     "Accept",

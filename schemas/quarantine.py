@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.base import MAX_MESSAGE, Id, Model, Reason, Seconds
+from attestgate.schemas.base import MAX_MESSAGE, Id, Model, Reason, Seconds
 
 BUCKET = "quarantine"
 LIMIT = MAX_MESSAGE + 64 * 1024

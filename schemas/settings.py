@@ -12,10 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.base import Hex32, Id
-from schemas.enrolment import OperatorRole
-from schemas.settings_file import FilePath, Part, load_part
-from schemas.settings_file import load_settings as load_settings
+from attestgate.schemas.base import Hex32, Id
+from attestgate.schemas.enrolment import OperatorRole
+from attestgate.schemas.settings_file import FilePath, Part, load_part
+from attestgate.schemas.settings_file import load_settings as load_settings
 
 Profile = Literal["production", "development"]
 SuiteSetting = Literal["mlkem768-x25519", "x25519"]
@@ -312,7 +312,7 @@ class AppSettings(AgentSettings):
     status_file: FilePath | None = None
     """Where the program may write what it sees."""
     proxy_socket: FilePath | None = None
-    """Unix socket on which the program `app_agent.proxy` takes requests."""
+    """Unix socket on which the program `attestgate.app_agent.proxy` takes requests."""
     proxy_port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """Port on loopback for the same: any local process can use it."""
 

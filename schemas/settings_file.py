@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
 
-from schemas.base import Reason, Refusal
+from attestgate.schemas.base import Reason, Refusal
 
 _folder: ContextVar[Path] = ContextVar("folder", default=Path())
 """Folder of the settings file that is being read."""

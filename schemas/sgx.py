@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
-from schemas.base import Hex, Hex32, Model, Reason, Refusal, Seconds, parse_json
-from schemas.binding import canonical
+from attestgate.schemas.base import Hex, Hex32, Model, Reason, Refusal, Seconds, parse_json
+from attestgate.schemas.binding import canonical
 
 TcbStatus = Literal[
     "UpToDate",

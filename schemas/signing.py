@@ -8,8 +8,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel
 
-from schemas.base import Bytes32, Bytes64, Model, Refusal, pack, unpack
-from schemas.binding import canonical
+from attestgate.schemas.base import Bytes32, Bytes64, Model, Refusal, pack, unpack
+from attestgate.schemas.binding import canonical
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from schemas.admission import Integrity
-from schemas.base import Id, Model, Reason, Seconds, SessionId
-from schemas.binding import Role
+from attestgate.schemas.admission import Integrity
+from attestgate.schemas.base import Id, Model, Reason, Seconds, SessionId
+from attestgate.schemas.binding import Role
 
 
 class Summary(Model):

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from schemas.base import Hex32, Model
-from schemas.host_policy import GoldenPcrs
+from attestgate.schemas.base import Hex32, Model
+from attestgate.schemas.host_policy import GoldenPcrs
 
 MAX_CERTIFICATE = 4096
 HexBytes = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){1,4096}$")]

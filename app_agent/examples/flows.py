@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import httpx
 
-from app_agent.application import Application
+from attestgate.app_agent.application import Application
 
 SWITCH = "s1"
 FLOW = {"priority": 100, "match": {"in_port": "1"}, "actions": ["output:2"]}

@@ -11,7 +11,7 @@ import time
 
 import httpx
 
-from app_agent.application import Application
+from attestgate.app_agent.application import Application
 
 EVERY_S = 0.5
 

@@ -1,6 +1,6 @@
 """An enclave of the application's own code and signer that tries a key which was sealed for another instance.
 
-Run as `python -m app_agent.examples.thief KEY_FILE`: it says which of the two layers opens.
+Run as `python -m attestgate.app_agent.examples.thief KEY_FILE`: it says which of the two layers opens.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from app_agent.step6_colocation import PURPOSE
-from bus import envelope
-from bus.envelope import SUITES
-from enclave.provider import open_enclave
-from enclave.sealing import unseal
-from schemas.base import Refusal, unpack
-from schemas.binding import canonical
-from schemas.messages import VolumeKey
+from attestgate.app_agent.step6_colocation import PURPOSE
+from attestgate.bus import envelope
+from attestgate.bus.envelope import SUITES
+from attestgate.enclave.provider import open_enclave
+from attestgate.enclave.sealing import unseal
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.binding import canonical
+from attestgate.schemas.messages import VolumeKey
 
 
 def main(path: Path) -> int:

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from compose.controller import application, read_flow, serve, told
-from compose.sdn.switches import NoAnswer, Switches
+from attestgate.compose.controller import application, read_flow, serve, told
+from attestgate.compose.sdn.switches import NoAnswer, Switches
 
 
 class SwitchNorthbound:
@@ -73,7 +73,7 @@ async def run(socket: Path, openflow: tuple[str, int], names: dict[str, int], re
     cfg.CONF.set_override("ofp_listen_host", address)
     cfg.CONF.set_override("ofp_tcp_listen_port", port)
     manager = AppManager.get_instance()
-    manager.load_apps(["compose.sdn.switches", "os_ken.controller.ofp_handler"])
+    manager.load_apps(["attestgate.compose.sdn.switches", "os_ken.controller.ofp_handler"])
     manager.instantiate_apps(**manager.create_contexts())
     switches = next(app for app in manager.applications.values() if isinstance(app, Switches))
     rest = application(SwitchNorthbound(switches, names))

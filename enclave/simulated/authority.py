@@ -16,13 +16,23 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulated import certificates
-from enclave.simulated.certificates import Issuer
-from enclave.simulated.documents import Documents, PckCa, QeIdentity, QeTcb, QeTcbLevel, Tcb, TcbInfo, TcbLevel, dated
-from enclave.simulated.files import new_folder, read_certificate, read_p256_key, write_key, write_private
-from enclave.simulated.quoting_enclave import QE_ISV_PROD_ID, QE_ISV_SVN, QE_MRSIGNER
-from enclave.simulated.sgx_extension import PckFacts, sgx_extension
-from schemas.base import read_json
+from attestgate.enclave.simulated import certificates
+from attestgate.enclave.simulated.certificates import Issuer
+from attestgate.enclave.simulated.documents import (
+    Documents,
+    PckCa,
+    QeIdentity,
+    QeTcb,
+    QeTcbLevel,
+    Tcb,
+    TcbInfo,
+    TcbLevel,
+    dated,
+)
+from attestgate.enclave.simulated.files import new_folder, read_certificate, read_p256_key, write_key, write_private
+from attestgate.enclave.simulated.quoting_enclave import QE_ISV_PROD_ID, QE_ISV_SVN, QE_MRSIGNER
+from attestgate.enclave.simulated.sgx_extension import PckFacts, sgx_extension
+from attestgate.schemas.base import read_json
 
 FMSPC = bytes.fromhex("51a700000000")
 PCEID = bytes(2)

@@ -6,9 +6,9 @@ import os
 import socket
 from threading import Lock
 
-from enclave.api import SEALING_KEY_SIZE, EnclaveError, KeyPolicy
-from enclave.simulated.frames import ENCLAVE_FD, MAX_FRAME, KeyRequest, QuoteRequest
-from schemas.base import Model, Refusal, Secret, pack
+from attestgate.enclave.api import SEALING_KEY_SIZE, EnclaveError, KeyPolicy
+from attestgate.enclave.simulated.frames import ENCLAVE_FD, MAX_FRAME, KeyRequest, QuoteRequest
+from attestgate.schemas.base import Model, Refusal, Secret, pack
 
 
 class SimulatedEnclave:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from enclave.simulated.frames import (
+from attestgate.enclave.simulated.frames import (
     ENCLAVE_FD,
     MAX_FRAME,
     MEASURED,
@@ -31,15 +31,15 @@ from enclave.simulated.frames import (
     QuoteRequest,
     Request,
 )
-from enclave.simulated.image import Image, Images
-from enclave.simulated.launchers import check_peer, listening, receive_launch
-from enclave.simulated.measure import Contents, read_contents
-from enclave.simulated.platform import Platform
-from enclave.simulated.process import EnclaveProcess
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from enclave.simulated.signer import read_mrsigner
-from enclave.simulated.trusted import BOOT, PYTHON, SETTINGS, interpreter_library
-from schemas.base import Model, Reason, Refusal, pack, unpack
+from attestgate.enclave.simulated.image import Image, Images
+from attestgate.enclave.simulated.launchers import check_peer, listening, receive_launch
+from attestgate.enclave.simulated.measure import Contents, read_contents
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.enclave.simulated.process import EnclaveProcess
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.enclave.simulated.signer import read_mrsigner
+from attestgate.enclave.simulated.trusted import BOOT, PYTHON, SETTINGS, interpreter_library
+from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
 
 _LAUNCH_WITHIN_S = 10
 _LAUNCHERS = 100

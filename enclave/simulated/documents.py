@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
-from schemas.base import Model
+from attestgate.schemas.base import Model
 
 PckCa = Literal["platform", "processor"]
 UpperHex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9A-F]{2})*$")]

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509 import Certificate, load_pem_x509_certificate
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 
 def new_folder(path: Path) -> None:

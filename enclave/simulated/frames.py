@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, RootModel
 
-from enclave.api import KeyPolicy
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from schemas.base import Bytes64, Model, Reason
+from attestgate.enclave.api import KeyPolicy
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.schemas.base import Bytes64, Model, Reason
 
 MAX_FRAME = 128 * 1024
 """Bytes; a quote has about 4,100, a launch is as long as its environment."""

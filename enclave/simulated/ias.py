@@ -26,13 +26,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from enclave.simulated import certificates
-from enclave.simulated.authority import Authority
-from enclave.simulated.certificates import Issuer
-from enclave.simulated.files import new_folder, not_a, read_bytes, read_certificate, write_key, write_private
-from enclave.simulated.platform import Platform
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from schemas.base import Model, Secret, read_json
+from attestgate.enclave.simulated import certificates
+from attestgate.enclave.simulated.authority import Authority
+from attestgate.enclave.simulated.certificates import Issuer
+from attestgate.enclave.simulated.files import new_folder, not_a, read_bytes, read_certificate, write_key, write_private
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.schemas.base import Model, Secret, read_json
 
 GROUP = bytes.fromhex("51a70000")
 """The one EPID group that simulated machines belong to (little-endian, as in a quote)."""

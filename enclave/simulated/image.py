@@ -13,8 +13,8 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 from tempfile import mkdtemp
 
-from enclave.simulated.measure import Contents, tree_digest
-from enclave.simulated.trusted import PYTHON, TrustedFile
+from attestgate.enclave.simulated.measure import Contents, tree_digest
+from attestgate.enclave.simulated.trusted import PYTHON, TrustedFile
 
 
 @dataclass(frozen=True)

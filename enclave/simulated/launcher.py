@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from enclave.api import EnclaveError
-from enclave.manifest import read_manifest
-from enclave.simulated.frames import MAX_FRAME, RELOAD, Exited, Launch, LaunchAnswer
-from schemas.base import M, Refusal, pack, unpack
+from attestgate.enclave.api import EnclaveError
+from attestgate.enclave.manifest import read_manifest
+from attestgate.enclave.simulated.frames import MAX_FRAME, RELOAD, Exited, Launch, LaunchAnswer
+from attestgate.schemas.base import M, Refusal, pack, unpack
 
 
 def launch(

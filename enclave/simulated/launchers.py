@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enclave.simulated.frames import MAX_FRAME, Launch
-from schemas.base import Refusal, unpack
+from attestgate.enclave.simulated.frames import MAX_FRAME, Launch
+from attestgate.schemas.base import Refusal, unpack
 
 _SOCKET_PATH_MAX = 107
 """Bytes, unix(7)."""

@@ -6,13 +6,25 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from enclave.manifest import Manifest, read_manifest
-from enclave.simulated.quoting_enclave import Measurement
-from enclave.simulated.trusted import BOOT, SETTINGS, TrustedFile, base_files, code_files, one_file, site_files
-from schemas.base import Refusal
-from schemas.binding import canonical
+import attestgate
+from attestgate.enclave.manifest import Manifest, read_manifest
+from attestgate.enclave.simulated.quoting_enclave import Measurement
+from attestgate.enclave.simulated.trusted import (
+    BOOT,
+    SETTINGS,
+    TrustedFile,
+    base_files,
+    code_files,
+    one_file,
+    site_files,
+)
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import canonical
 
+CODE_ROOT = Path(attestgate.__file__).parents[1]
+"""Where this installation's package is: site-packages, or src in a checkout."""
 _BOOT_SCRIPT = Path(__file__).with_name("boot.py")
 
 
@@ -26,6 +38,11 @@ class Contents:
     code: list[TrustedFile]
     """With the boot script and the measured settings."""
     measurement: Measurement
+
+
+def agent_manifest(kind: Literal["host", "app"], code_root: Path = CODE_ROOT) -> Path:
+    """Where the manifest of one of the agents is under a code root."""
+    return code_root / "attestgate" / f"{kind}_agent" / "enclave.toml"
 
 
 def measure(manifest_path: Path, code_root: Path, measured_path: Path | None) -> Measurement:

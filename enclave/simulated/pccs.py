@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from enclave.simulated.authority import Authority, SignedDocument
-from enclave.simulated.documents import PckCa
+from attestgate.enclave.simulated.authority import Authority, SignedDocument
+from attestgate.enclave.simulated.documents import PckCa
 
 _CAS: dict[str, PckCa] = {"platform": "platform", "processor": "processor"}
 

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 
-from enclave.api import SEALING_KEY_SIZE, KeyPolicy
-from enclave.simulated.authority import CPUSVN, FMSPC, PCEID, PCESVN, Authority
-from enclave.simulated.documents import PckCa
-from enclave.simulated.files import (
+from attestgate.enclave.api import SEALING_KEY_SIZE, KeyPolicy
+from attestgate.enclave.simulated.authority import CPUSVN, FMSPC, PCEID, PCESVN, Authority
+from attestgate.enclave.simulated.documents import PckCa
+from attestgate.enclave.simulated.files import (
     new_folder,
     not_a,
     read_bytes,
@@ -26,10 +26,10 @@ from enclave.simulated.files import (
     write_key,
     write_private,
 )
-from enclave.simulated.quoting_enclave import EnclaveIdentity, QuotingEnclave
-from enclave.simulated.sgx_extension import PckFacts, PlatformInstance
-from schemas.base import Model, Secret, read_json
-from schemas.binding import canonical, derive
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity, QuotingEnclave
+from attestgate.enclave.simulated.sgx_extension import PckFacts, PlatformInstance
+from attestgate.schemas.base import Model, Secret, read_json
+from attestgate.schemas.binding import canonical, derive
 
 Bytes16 = Annotated[bytes, Field(min_length=16, max_length=16)]
 _FACTS, _CHAIN, _PCK_KEY, _ATTESTATION_KEY, _ROOT_SECRET = (

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from enclave.api import REPORT_DATA_SIZE
-from schemas.base import Bytes32, Model
+from attestgate.enclave.api import REPORT_DATA_SIZE
+from attestgate.schemas.base import Bytes32, Model
 
 QE_MRSIGNER = hashlib.sha256(b"attestgate simulated quoting enclave, signer").digest()
 QE_MRENCLAVE = hashlib.sha256(b"attestgate simulated quoting enclave").digest()

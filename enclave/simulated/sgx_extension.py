@@ -9,7 +9,7 @@ from cryptography.hazmat import asn1
 from cryptography.x509 import ObjectIdentifier, UnrecognizedExtension
 from pydantic import Field
 
-from schemas.base import Model
+from attestgate.schemas.base import Model
 
 OID = "1.2.840.113741.1.13.1"
 _DYNAMIC_PLATFORM, _CACHED_KEYS, _SMT_ENABLED = 1, 2, 3

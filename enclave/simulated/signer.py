@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from enclave.simulated.files import not_a, read_key, write_key
+from attestgate.enclave.simulated.files import not_a, read_key, write_key
 
 _KEY_BITS = 3072
 _EXPONENT = 3

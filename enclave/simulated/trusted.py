@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON = f"bin/{VERSION}"
@@ -101,11 +101,15 @@ def site_files(requirements: Iterable[str]) -> list[TrustedFile]:
 
 
 def code_files(code_root: Path, packages: Iterable[str]) -> list[TrustedFile]:
-    """The files of packages under a code root. Raises Refusal `measure.package`."""
-    files: list[TrustedFile] = []
+    """The files of packages under a code root and their parents' `__init__.py`. Raises Refusal `measure.package`.
+
+    A package's own folder may be a link, as in a checkout: what it leads to is what is read, hashed and copied.
+    """
+    files: dict[str, TrustedFile] = {}
     for package in packages:
-        folder = code_root / package
-        if not folder.is_dir() or folder.is_symlink():
+        parts = package.split(".")
+        folder = code_root.joinpath(*parts)
+        if not folder.is_dir():
             raise Refusal.because(
                 "measure.package",
                 str(folder),
@@ -113,8 +117,10 @@ def code_files(code_root: Path, packages: Iterable[str]) -> list[TrustedFile]:
                 found="none",
                 action="correct `packages` in the manifest, or the code root",
             )
-        files += _tree(folder, package)
-    return sorted(files, key=lambda file: file.name)
+        parents = ("/".join((*parts[:depth], "__init__.py")) for depth in range(1, len(parts)))
+        found = [_trusted(name, code_root / name) for name in parents if (code_root / name).is_file()]
+        files |= {file.name: file for file in (*found, *_tree(folder, "/".join(parts)))}
+    return sorted(files.values(), key=lambda file: file.name)
 
 
 def one_file(name: str, source: Path) -> TrustedFile:

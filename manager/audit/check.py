@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from bus.api import Stored
-from bus.layout import LOG
-from manager.audit.copy import LogCopy
-from manager.audit.head import ACTION
-from manager.audit.intake import OVERDUE_S
-from manager.audit.merkle import consistency_proof, goes_on, leaf_hash, root_of
-from schemas.audit import Decision, open_decision
-from schemas.base import Reason, Refusal
-from schemas.checkpoint import Checkpoint
+from attestgate.bus.api import Stored
+from attestgate.bus.layout import LOG
+from attestgate.manager.audit.copy import LogCopy
+from attestgate.manager.audit.head import ACTION
+from attestgate.manager.audit.intake import OVERDUE_S
+from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash, root_of
+from attestgate.schemas.audit import Decision, open_decision
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.checkpoint import Checkpoint
 
 Opened = Sequence[tuple[Stored, Decision | None]]
 NAMED = 5

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bus.api import Bus, Stored
-from bus.layout import LOG, TREE
-from manager.audit.head import HEAD, Head, leaves_from, open_head
-from schemas.base import Refusal
-from schemas.checkpoint import Checkpoint
+from attestgate.bus.api import Bus, Stored
+from attestgate.bus.layout import LOG, TREE
+from attestgate.manager.audit.head import HEAD, Head, leaves_from, open_head
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bus.api import Bucket, Bus
-from bus.layout import TREE
-from manager.audit.merkle import HASH
-from schemas.base import Model, Refusal, unpack
-from schemas.checkpoint import MAX_NOTE, Checkpoint, open_checkpoint
+from attestgate.bus.api import Bucket, Bus
+from attestgate.bus.layout import TREE
+from attestgate.manager.audit.merkle import HASH
+from attestgate.schemas.base import Model, Refusal, unpack
+from attestgate.schemas.checkpoint import MAX_NOTE, Checkpoint, open_checkpoint
 
 HEAD = "head"
 ACTION = "docs/decision-log.md says what to do when the log does not verify"

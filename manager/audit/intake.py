@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from bus import subjects
-from bus.api import ONCE, Bus, Conflict
-from bus.layout import LOG
-from manager.audit.merkle import leaf_hash
-from schemas.audit import Decision
+from attestgate.bus import subjects
+from attestgate.bus.api import ONCE, Bus, Conflict
+from attestgate.bus.layout import LOG
+from attestgate.manager.audit.merkle import leaf_hash
+from attestgate.schemas.audit import Decision
 
 OVERDUE_S = 60
 """Seconds after which an entry that is not in the tree is told of."""

@@ -16,16 +16,16 @@ from secrets import randbelow
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import Bus, BusError, Conflict, Stored
-from bus.layout import LOG, TREE
-from manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
-from manager.audit.intake import Intake, subject_of
-from manager.audit.memory import Memory
-from manager.audit.merkle import Frontier, leaf_hash
-from manager.audit.telling import Telling
-from schemas.audit import open_decision
-from schemas.base import Refusal, pack
-from schemas.checkpoint import Checkpoint, sign_checkpoint
+from attestgate.bus.api import Bus, BusError, Conflict, Stored
+from attestgate.bus.layout import LOG, TREE
+from attestgate.manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
+from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.audit.memory import Memory
+from attestgate.manager.audit.merkle import Frontier, leaf_hash
+from attestgate.manager.audit.telling import Telling
+from attestgate.schemas.audit import open_decision
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.checkpoint import Checkpoint, sign_checkpoint
 
 log = structlog.get_logger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from manager.audit.merkle import Frontier
-from manager.whole_file import replace_file
-from schemas.base import Hex32, Model, read_json
+from attestgate.manager.audit.merkle import Frontier
+from attestgate.manager.whole_file import replace_file
+from attestgate.schemas.base import Hex32, Model, read_json
 
 
 class Seen(Model):

@@ -10,14 +10,14 @@ import hashlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from manager.audit.intake import Intake, subject_of
-from manager.pki.authority import Issuer, key_id
-from manager.registry import manifest_name
-from schemas.audit import BrokenGlass, Decision, Fact, KeyInForce, Ordered, sign_decision
-from schemas.base import unpack
-from schemas.break_glass import LABEL, BreakGlass
-from schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
-from schemas.signing import Signed, verify
+from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.pki.authority import Issuer, key_id
+from attestgate.manager.registry import manifest_name
+from attestgate.schemas.audit import BrokenGlass, Decision, Fact, KeyInForce, Ordered, sign_decision
+from attestgate.schemas.base import unpack
+from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
+from attestgate.schemas.signing import Signed, verify
 
 MANAGERS = "managers"
 """In the place of an id, where an entry is about all managers."""

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from bus.api import BusError, Stored
-from manager.emitter import plain
-from schemas.base import Reason, Refusal
+from attestgate.bus.api import BusError, Stored
+from attestgate.manager.emitter import plain
+from attestgate.schemas.base import Reason, Refusal
 
 log = structlog.get_logger(__name__)
 Emit = Callable[..., Awaitable[None]]

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import structlog
 
-from manager.gateway.ledger import CertificateEntry, Entry, HostEntry
-from schemas.base import Refusal, unpack
-from schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
-from schemas.settings import BreakGlassSettings
-from schemas.signing import Signed
+from attestgate.manager.gateway.ledger import CertificateEntry, Entry, HostEntry
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
+from attestgate.schemas.settings import BreakGlassSettings
+from attestgate.schemas.signing import Signed
 
 MARK = "break-glass"
 _MAX_FILES = 100

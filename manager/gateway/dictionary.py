@@ -14,9 +14,9 @@ from typing import Annotated, Self, TypeVar
 import httpx
 from pydantic import Field, ValidationError
 
-from manager.gateway.ledger import Entry
-from schemas.admission import Epoch
-from schemas.base import Model
+from attestgate.manager.gateway.ledger import Entry
+from attestgate.schemas.admission import Epoch
+from attestgate.schemas.base import Model
 
 MAX_BODY = 1_000_000
 """Bytes in one request: nginx keeps 1 MiB in memory, and a longer one on disk."""

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.admission import HostLease, Integrity, Lease, Statement, Withdrawal
-from schemas.base import Hex32, Id, Model, Refusal, Seconds
+from attestgate.schemas.admission import HostLease, Integrity, Lease, Statement, Withdrawal
+from attestgate.schemas.base import Hex32, Id, Model, Refusal, Seconds
 
 
 class CertificateEntry(Model):

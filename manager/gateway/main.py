@@ -6,15 +6,15 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue, TypeAdapter
 
-from bus.api import BusError
-from bus.nats import NatsBus, join
-from manager.emitter import Emitter, plain
-from manager.gateway.metrics import GatewayMetrics
-from manager.gateway.worker import GatewayWorker
-from manager.keyfiles import read_identity
-from manager.metrics_http import served
-from schemas.base import Refusal
-from schemas.settings import GatewaySettings
+from attestgate.bus.api import BusError
+from attestgate.bus.nats import NatsBus, join
+from attestgate.manager.emitter import Emitter, plain
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.gateway.worker import GatewayWorker
+from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.metrics_http import served
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import GatewaySettings
 
 _DATA = TypeAdapter(dict[str, JsonValue])
 TELL_S = 2.0

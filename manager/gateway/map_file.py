@@ -21,9 +21,9 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
-from manager.gateway.ledger import CertificateEntry, Entry
-from manager.whole_file import replace_file
+from attestgate.manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
+from attestgate.manager.gateway.ledger import CertificateEntry, Entry
+from attestgate.manager.whole_file import replace_file
 
 _MARK = "# "
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)

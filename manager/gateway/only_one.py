@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 
 @contextmanager

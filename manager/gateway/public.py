@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from schemas.admission import CRL
-from schemas.base import Refusal
+from attestgate.schemas.admission import CRL
+from attestgate.schemas.base import Refusal
 
 _MAX = 1024 * 1024
 MOST = 64

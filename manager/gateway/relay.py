@@ -20,8 +20,8 @@ from typing import TypeAlias
 
 import structlog
 
-from schemas.base import Refusal
-from schemas.settings import RelaySettings
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import RelaySettings
 
 MOST = 1000
 """WebSockets at once; one more is refused."""

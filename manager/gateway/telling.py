@@ -16,11 +16,11 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from bus import subjects
-from bus.api import Bus, BusError
-from schemas.admission import MAX_APPLIED, MAX_GLASS, Applied, GatewayReport, sign_report
-from schemas.event_data import GatewayWhat
-from schemas.signing import Signed
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError
+from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, Applied, GatewayReport, sign_report
+from attestgate.schemas.event_data import GatewayWhat
+from attestgate.schemas.signing import Signed
 
 Emit: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable[None]]
 """`emit(kind, id, what, data)`: publish an event. May raise BusError: that event is lost, and logged."""

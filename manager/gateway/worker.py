@@ -17,21 +17,21 @@ from typing import TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from bus.api import Bus, BusError
-from manager.gateway.break_glass import BreakGlassFolder
-from manager.gateway.dictionary import Dictionary, NginxError
-from manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, difference
-from manager.gateway.map_file import MapFile
-from manager.gateway.metrics import GatewayMetrics
-from manager.gateway.only_one import only_one
-from manager.gateway.public import publish
-from manager.gateway.relay import Relay
-from manager.gateway.telling import Emit, Telling, complain
-from schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
-from schemas.base import Refusal
-from schemas.break_glass import BreakGlass
-from schemas.settings import GatewaySettings
-from schemas.signing import Signed
+from attestgate.bus.api import Bus, BusError
+from attestgate.manager.gateway.break_glass import BreakGlassFolder
+from attestgate.manager.gateway.dictionary import Dictionary, NginxError
+from attestgate.manager.gateway.ledger import CertificateEntry, Changes, Entry, Ledger, difference
+from attestgate.manager.gateway.map_file import MapFile
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.gateway.only_one import only_one
+from attestgate.manager.gateway.public import publish
+from attestgate.manager.gateway.relay import Relay
+from attestgate.manager.gateway.telling import Emit, Telling, complain
+from attestgate.schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.break_glass import BreakGlass
+from attestgate.schemas.settings import GatewaySettings
+from attestgate.schemas.signing import Signed
 
 Nginx: TypeAlias = Dictionary | MapFile
 _PROBE_S = 1.0

@@ -40,8 +40,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from pydantic import TypeAdapter, ValidationError
 
-from schemas.admission import TrustDomain
-from schemas.base import Refusal, Secret
+from attestgate.schemas.admission import TrustDomain
+from attestgate.schemas.base import Refusal, Secret
 
 _ROOT_LIFE = timedelta(days=3650)
 _ISSUING_LIFE = timedelta(days=365)

@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.pki.authority import Issuer, revocation_list
-from manager.sessions.states import State
-from manager.sessions.work import Revoked
-from schemas.base import Refusal
+from attestgate.manager.pki.authority import Issuer, revocation_list
+from attestgate.manager.sessions.states import State
+from attestgate.manager.sessions.work import Revoked
+from attestgate.schemas.base import Refusal
 
 LIFE = timedelta(days=1)
 """From a list to the time by which there is a newer one."""

@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from manager.pki.authority import BACKDATED, Authority, key_id, key_usage, new_serial, signable
-from schemas.admission import serial_hex, spiffe_id
-from schemas.base import Refusal, Secret
+from attestgate.manager.pki.authority import BACKDATED, Authority, key_id, key_usage, new_serial, signable
+from attestgate.schemas.admission import serial_hex, spiffe_id
+from attestgate.schemas.base import Refusal, Secret
 
 MAX_REQUEST = 4096
 """Largest certificate request, in bytes of DER."""

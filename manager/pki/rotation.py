@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.pki.authority import (
+from attestgate.manager.pki.authority import (
     Authority,
     Issuer,
     encrypted,
@@ -23,7 +23,7 @@ from manager.pki.authority import (
     new_issuing,
     write_new,
 )
-from schemas.base import Refusal, Secret
+from attestgate.schemas.base import Refusal, Secret
 
 
 def rotate(folder: Path, passphrase: Secret, at: int) -> str:

@@ -13,24 +13,24 @@ from typing import Any, Generic, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, JsonValue
 
-from bus import subjects
-from bus.channel import Channel
-from bus.layout import ADMISSIONS, TTL
-from manager import ear
-from manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
-from manager.sessions.states import APP, ENDS, HOST, Input, State, move
-from schemas.admission import Statement, Withdrawal, post
-from schemas.audit import Decision, Fact, sign_decision
-from schemas.base import Reason, pack
-from schemas.binding import Role
-from schemas.event_data import SessionWhat
-from schemas.events import Event
-from schemas.host_policy import ListVerdict
-from schemas.messages import Outcome
-from schemas.settings import GatewaySet, Timing
-from schemas.sgx import IasVerdict, SgxVerdict
-from schemas.signing import sign
-from schemas.tpm import TpmClock
+from attestgate.bus import subjects
+from attestgate.bus.channel import Channel
+from attestgate.bus.layout import ADMISSIONS, TTL
+from attestgate.manager import ear
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
+from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
+from attestgate.schemas.admission import Statement, Withdrawal, post
+from attestgate.schemas.audit import Decision, Fact, sign_decision
+from attestgate.schemas.base import Reason, pack
+from attestgate.schemas.binding import Role
+from attestgate.schemas.event_data import SessionWhat
+from attestgate.schemas.events import Event
+from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.messages import Outcome
+from attestgate.schemas.settings import GatewaySet, Timing
+from attestgate.schemas.sgx import IasVerdict, SgxVerdict
+from attestgate.schemas.signing import sign
+from attestgate.schemas.tpm import TpmClock
 
 R = TypeVar("R", HostRecord, AppRecord)
 

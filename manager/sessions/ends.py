@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from manager.sessions.draft import Draft, Judgement, R
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import Input, State
-from manager.sessions.work import HostLost, Revoked
-from schemas import audit
-from schemas.admission import Withdrawal
-from schemas.base import Reason
-from schemas.event_data import SessionWhat
-from schemas.messages import Ended, Refused
+from attestgate.manager.sessions.draft import Draft, Judgement, R
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import Input, State
+from attestgate.manager.sessions.work import HostLost, Revoked
+from attestgate.schemas import audit
+from attestgate.schemas.admission import Withdrawal
+from attestgate.schemas.base import Reason
+from attestgate.schemas.event_data import SessionWhat
+from attestgate.schemas.messages import Ended, Refused
 
 TOLD: dict[State, SessionWhat] = {
     State.REFUSED: "refused",

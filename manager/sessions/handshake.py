@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, JsonValue
 
-from bus import envelope
-from bus.channel import Channel, Frame, open_frame
-from bus.envelope import SuiteName
-from manager.sessions.draft import Context, Draft, Judgement, R
-from manager.sessions.record import Handshake
-from manager.sessions.states import Input
-from schemas.base import Refusal, Secret, pack, unpack
-from schemas.binding import (
+from attestgate.bus import envelope
+from attestgate.bus.channel import Channel, Frame, open_frame
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
+from attestgate.manager.sessions.record import Handshake
+from attestgate.manager.sessions.states import Input
+from attestgate.schemas.base import Refusal, Secret, pack, unpack
+from attestgate.schemas.binding import (
     PROOF_STEP,
     Role,
     canonical,
@@ -24,8 +24,8 @@ from schemas.binding import (
     hello_hash,
     next_transcript,
 )
-from schemas.messages import Challenge, EvidenceKind, Proof, Rejected, Sealed
-from schemas.signing import sign
+from attestgate.schemas.messages import Challenge, EvidenceKind, Proof, Rejected, Sealed
+from attestgate.schemas.signing import sign
 
 MAX_VERIFICATIONS = 8
 """Pieces of evidence judged in one session before it waits for its deadline: judging costs, sealing is free."""

@@ -6,17 +6,17 @@ A question that got no answer within its window is asked again until the lease i
 
 from __future__ import annotations
 
-from bus.channel import Channel
-from manager.pki.issue import Issued
-from manager.sessions.draft import Context, Draft, Judgement, R
-from manager.sessions.ends import end
-from manager.sessions.record import AppRecord, HostRecord, Question
-from manager.sessions.states import Input
-from manager.sessions.step4_host_key import next_recheck
-from manager.sessions.step7_certificate import lease, ready, renew, retire
-from schemas.base import Reason, Refusal
-from schemas.enrolment import AppEnrolment
-from schemas.messages import Recheck
+from attestgate.bus.channel import Channel
+from attestgate.manager.pki.issue import Issued
+from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Question
+from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.step4_host_key import next_recheck
+from attestgate.manager.sessions.step7_certificate import lease, ready, renew, retire
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.enrolment import AppEnrolment
+from attestgate.schemas.messages import Recheck
 
 
 class TooSoon(Exception):

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator
 
-from bus.channel import Channel
-from bus.envelope import SuiteName
-from manager.sessions.states import ENDS, State
-from schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
-from schemas.binding import Role
-from schemas.messages import EvidenceKind, Outcome
-from schemas.tpm import TpmClock
+from attestgate.bus.channel import Channel
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.sessions.states import ENDS, State
+from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
+from attestgate.schemas.binding import Role
+from attestgate.schemas.messages import EvidenceKind, Outcome
+from attestgate.schemas.tpm import TpmClock
 
 
 def _state(name: str) -> State:

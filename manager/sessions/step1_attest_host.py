@@ -6,12 +6,12 @@ the enrolment record and the policy, never from the hello.
 
 from __future__ import annotations
 
-from bus.envelope import SuiteName
-from manager.sessions.draft import Context, Draft
-from manager.sessions.handshake import fresh_handshake
-from manager.sessions.record import HostRecord
-from manager.sessions.states import Input, State
-from schemas.messages import EvidenceKind, HostHello
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.sessions.draft import Context, Draft
+from attestgate.manager.sessions.handshake import fresh_handshake
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.sessions.states import Input, State
+from attestgate.schemas.messages import EvidenceKind, HostHello
 
 
 def challenge_host(

@@ -6,14 +6,14 @@ session; evidence that could be anybody's does not.
 
 from __future__ import annotations
 
-from bus.channel import Channel
-from manager.sessions.draft import Context, Draft, Judgement
-from manager.sessions.ends import end
-from manager.sessions.handshake import accept_evidence, count_foreign_evidence
-from manager.sessions.record import HostRecord
-from manager.sessions.states import Input
-from manager.sessions.step4_host_key import grant_host_key, judged, trust
-from schemas.messages import HostEvidence
+from attestgate.bus.channel import Channel
+from attestgate.manager.sessions.draft import Context, Draft, Judgement
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.handshake import accept_evidence, count_foreign_evidence
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.step4_host_key import grant_host_key, judged, trust
+from attestgate.schemas.messages import HostEvidence
 
 
 def take_host_evidence(

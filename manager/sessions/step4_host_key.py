@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from manager.sessions.draft import Context, Draft, Judgement
-from manager.sessions.ends import end
-from manager.sessions.handshake import grant, open_channel, open_proof
-from manager.sessions.record import HostRecord
-from manager.sessions.states import Input
-from schemas import audit
-from schemas.admission import HostLease
-from schemas.base import Reason, Secret
-from schemas.binding import host_proof, same
-from schemas.messages import Accepted, HostGrant
+from attestgate.manager.sessions.draft import Context, Draft, Judgement
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.sessions.states import Input
+from attestgate.schemas import audit
+from attestgate.schemas.admission import HostLease
+from attestgate.schemas.base import Reason, Secret
+from attestgate.schemas.binding import host_proof, same
+from attestgate.schemas.messages import Accepted, HostGrant
 
 
 def grant_host_key(draft: Draft[HostRecord], judgement: Judgement) -> None:

@@ -6,14 +6,14 @@ host is trusted and both quotes name one platform, the host's session is asked t
 
 from __future__ import annotations
 
-from bus.envelope import SuiteName
-from manager.sessions.draft import Context, Draft, Judgement
-from manager.sessions.ends import end
-from manager.sessions.handshake import accept_evidence, count_foreign_evidence, fresh_handshake
-from manager.sessions.record import AppRecord
-from manager.sessions.states import Input, State
-from manager.sessions.work import Deliver
-from schemas.messages import AppEvidence, AppHello
+from attestgate.bus.envelope import SuiteName
+from attestgate.manager.sessions.draft import Context, Draft, Judgement
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.handshake import accept_evidence, count_foreign_evidence, fresh_handshake
+from attestgate.manager.sessions.record import AppRecord
+from attestgate.manager.sessions.states import Input, State
+from attestgate.manager.sessions.work import Deliver
+from attestgate.schemas.messages import AppEvidence, AppHello
 
 
 def challenge_application(

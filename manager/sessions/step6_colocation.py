@@ -6,19 +6,19 @@ an enclave on the host's own machine can unseal the volume's key, and only the o
 
 from __future__ import annotations
 
-from bus.channel import Channel
-from manager.sessions.draft import Context, Draft
-from manager.sessions.ends import end
-from manager.sessions.handshake import grant, open_channel, open_proof
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import Input
-from manager.sessions.step4_host_key import WRONG_PROOF
-from manager.sessions.step5_attest_application import step_deadline
-from manager.sessions.work import Deliver, Delivered, Issue
-from schemas import audit
-from schemas.base import Secret
-from schemas.binding import application_key, colocation_proof, same
-from schemas.messages import AppGrant, DeliverKey, KeyDelivered
+from attestgate.bus.channel import Channel
+from attestgate.manager.sessions.draft import Context, Draft
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.step4_host_key import WRONG_PROOF
+from attestgate.manager.sessions.step5_attest_application import step_deadline
+from attestgate.manager.sessions.work import Deliver, Delivered, Issue
+from attestgate.schemas import audit
+from attestgate.schemas.base import Secret
+from attestgate.schemas.binding import application_key, colocation_proof, same
+from attestgate.schemas.messages import AppGrant, DeliverKey, KeyDelivered
 
 MAX_APPS = 256
 """Application sessions that one host session carries."""

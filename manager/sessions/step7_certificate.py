@@ -8,19 +8,19 @@ a period to change over.
 
 from __future__ import annotations
 
-from manager.pki.issue import Issued
-from manager.sessions.draft import Context, Draft
-from manager.sessions.ends import withdraw
-from manager.sessions.record import AppRecord, HostRecord, Retiring
-from manager.sessions.states import Input, State
-from manager.sessions.step4_host_key import next_recheck
-from manager.sessions.step5_attest_application import step_deadline
-from manager.sessions.work import Applied
-from schemas import audit
-from schemas.admission import Lease
-from schemas.enrolment import AppEnrolment
-from schemas.event_data import SessionWhat
-from schemas.messages import Certificate, Ready
+from attestgate.manager.pki.issue import Issued
+from attestgate.manager.sessions.draft import Context, Draft
+from attestgate.manager.sessions.ends import withdraw
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Retiring
+from attestgate.manager.sessions.states import Input, State
+from attestgate.manager.sessions.step4_host_key import next_recheck
+from attestgate.manager.sessions.step5_attest_application import step_deadline
+from attestgate.manager.sessions.work import Applied
+from attestgate.schemas import audit
+from attestgate.schemas.admission import Lease
+from attestgate.schemas.enrolment import AppEnrolment
+from attestgate.schemas.event_data import SessionWhat
+from attestgate.schemas.messages import Certificate, Ready
 
 
 def certify(record: AppRecord, context: Context, issued: Issued, host: HostRecord, enrolled: AppEnrolment) -> AppRecord:

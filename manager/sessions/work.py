@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from schemas.base import Bytes64, Id, Model, Reason, Seconds, SessionId
-from schemas.messages import PublicKey
+from attestgate.schemas.base import Bytes64, Id, Model, Reason, Seconds, SessionId
+from attestgate.schemas.messages import PublicKey
 
 WORK = "work"
 """In the place of a bucket's name, where the vault seals what is under way."""

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from schemas.base import Reason, Refusal, shown
+from attestgate.schemas.base import Reason, Refusal, shown
 
 SKEW_S = 5
 """Allowance between clocks, in seconds."""

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic import Field
 
-from manager.verification.chain import (
+from attestgate.manager.verification.chain import (
     Window,
     below,
     certificates,
@@ -32,8 +32,8 @@ from manager.verification.chain import (
     root_certificate,
     windows,
 )
-from manager.verification.tcb import QE_STATUSES, qe_levels_fit
-from schemas.base import Bytes64, Model, Reason, Refusal, shown
+from attestgate.manager.verification.tcb import QE_STATUSES, qe_levels_fit
+from attestgate.schemas.base import Bytes64, Model, Reason, Refusal, shown
 
 FETCH_AGAIN = "fetch the collateral again from the provisioning certification service"
 """What to do about a piece that does not hold up."""

@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 
 import structlog
 
-from bus.api import Bucket, BusError
-from manager.verification.chain import check_chain, root_certificate
-from manager.verification.collateral import Collateral, Document, Examined, examine
-from manager.verification.pcs import Pcs
-from manager.verification.quote import parse
-from schemas.base import Model, Reason, Refusal, Seconds, pack, unpack
+from attestgate.bus.api import Bucket, BusError
+from attestgate.manager.verification.chain import check_chain, root_certificate
+from attestgate.manager.verification.collateral import Collateral, Document, Examined, examine
+from attestgate.manager.verification.pcs import Pcs
+from attestgate.manager.verification.quote import parse
+from attestgate.schemas.base import Model, Reason, Refusal, Seconds, pack, unpack
 
 WhenDown = Literal["cache", "refuse"]
 """What to do while the service cannot be used: go on with a cached set that is still valid, or refuse."""

@@ -6,8 +6,8 @@ co-location proof with K does that.
 
 from __future__ import annotations
 
-from schemas.base import Reason
-from schemas.sgx import PlatformIdentity, SgxPolicy
+from attestgate.schemas.base import Reason
+from attestgate.schemas.sgx import PlatformIdentity, SgxPolicy
 
 
 def same_platform(host: PlatformIdentity, app: PlatformIdentity, policy: SgxPolicy) -> tuple[Reason, ...]:

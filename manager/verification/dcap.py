@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeAlias, get_args
 
 import dcap_qvl
 
-from manager.verification.collateral import FETCH_AGAIN, Collateral
-from schemas.base import Reason, Refusal, shown
-from schemas.sgx import TcbStatus
+from attestgate.manager.verification.collateral import FETCH_AGAIN, Collateral
+from attestgate.schemas.base import Reason, Refusal, shown
+from attestgate.schemas.sgx import TcbStatus
 
 Native: TypeAlias = dcap_qvl.QuoteCollateralV3
 

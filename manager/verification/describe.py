@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from manager.verification.chain import fingerprint, name, utc
-from manager.verification.epid import EpidHeader, quote_header
-from manager.verification.ias import parse_report
-from manager.verification.quote import Header, Pck, Quote, ReportBody
+from attestgate.manager.verification.chain import fingerprint, name, utc
+from attestgate.manager.verification.epid import EpidHeader, quote_header
+from attestgate.manager.verification.ias import parse_report
+from attestgate.manager.verification.quote import Header, Pck, Quote, ReportBody
 
 
 def describe_quote(quote: Quote) -> dict[str, Any]:

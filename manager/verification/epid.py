@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
-from schemas.base import Refusal
+from attestgate.manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
+from attestgate.schemas.base import Refusal
 
 VERSIONS = (1, 2)
 UNLINKABLE, LINKABLE = 0, 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 
 ATTEMPTS = 3
 _CODING = {"content-encoding", "content-length", "transfer-encoding"}

@@ -20,13 +20,22 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from pydantic_core import from_json
 
-from manager.verification.chain import SKEW_S, below, certificates, check_chain, name, root_certificate, utc, windows
-from manager.verification.epid import quote_header
-from manager.verification.quote import HEADER_LENGTH, SIGNED_LENGTH, ReportBody, parse_body
-from manager.verification.sgx import LAST_SECOND, time_out_of_range
-from manager.verification.sgx_policy import judge_report, one_of
-from schemas.base import Reason, Refusal, shown
-from schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxPolicy
+from attestgate.manager.verification.chain import (
+    SKEW_S,
+    below,
+    certificates,
+    check_chain,
+    name,
+    root_certificate,
+    utc,
+    windows,
+)
+from attestgate.manager.verification.epid import quote_header
+from attestgate.manager.verification.quote import HEADER_LENGTH, SIGNED_LENGTH, ReportBody, parse_body
+from attestgate.manager.verification.sgx import LAST_SECOND, time_out_of_range
+from attestgate.manager.verification.sgx_policy import judge_report, one_of
+from attestgate.schemas.base import Reason, Refusal, shown
+from attestgate.schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxPolicy
 
 MAX_REPORT = 64 * 1024
 VERSIONS = (3, 4, 5)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from secrets import token_hex
 from urllib.parse import unquote_to_bytes
 
-from manager.verification.fetch import Service
-from manager.verification.ias import MAX_REPORT
+from attestgate.manager.verification.fetch import Service
+from attestgate.manager.verification.ias import MAX_REPORT
 
 MAX_SIG_RL = 1024 * 1024
 _PREFIX = "/attestation/v4"

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manager.verification.ima_list import Entry
-from manager.verification.ima_memory import Memory
-from manager.verification.ima_reading import MAX_SHOWN, Reading
-from manager.verification.runtime_policy import Judgement, Known, LoadedPolicy
-from manager.verification.tpm import QuotedPcrs
-from schemas.base import Reason, shown
-from schemas.host_policy import Bank, BootState, GoldenPcrs, HostPolicy, ListVerdict, Replay
+from attestgate.manager.verification.ima_list import Entry
+from attestgate.manager.verification.ima_memory import Memory
+from attestgate.manager.verification.ima_reading import MAX_SHOWN, Reading
+from attestgate.manager.verification.runtime_policy import Judgement, Known, LoadedPolicy
+from attestgate.manager.verification.tpm import QuotedPcrs
+from attestgate.schemas.base import Reason, shown
+from attestgate.schemas.host_policy import Bank, BootState, GoldenPcrs, HostPolicy, ListVerdict, Replay
 
 
 def appraise_list(

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 
-from manager.verification.ima_list import BUILTIN_TEMPLATES, ByteOrder, parse
-from schemas.base import Refusal
-from schemas.messages import MAX_LIST
+from attestgate.manager.verification.ima_list import BUILTIN_TEMPLATES, ByteOrder, parse
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.messages import MAX_LIST
 
 _LINE = re.compile(rb" ?([0-9]{1,2}) ([0-9a-f]{40}) ([!-~]{1,255}) (.+)", re.DOTALL)
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from pydantic import Field
 
-from schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Model, Refusal, parse_json
 
 Key = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 Keys = dict[int, Key]

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from schemas.base import Refusal
-from schemas.host_policy import IMA_PCR, Bank, Replay
-from schemas.messages import MAX_LIST
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.host_policy import IMA_PCR, Bank, Replay
+from attestgate.schemas.messages import MAX_LIST
 
 ByteOrder = Literal["little", "big"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manager.verification.ima import appraise_list, inspect_list
-from manager.verification.ima_ascii import is_ascii, to_binary
-from manager.verification.runtime_policy import LoadedPolicy
-from manager.verification.sgx import LAST_SECOND, time_out_of_range
-from manager.verification.tpm import QuotedPcrs, golden_pcrs, read_key, verify_quote
-from schemas.base import Reason, Refusal
-from schemas.host_policy import Bank, GoldenPcrs, HostPolicy, ListVerdict, Replay
+from attestgate.manager.verification.ima import appraise_list, inspect_list
+from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
+from attestgate.manager.verification.runtime_policy import LoadedPolicy
+from attestgate.manager.verification.sgx import LAST_SECOND, time_out_of_range
+from attestgate.manager.verification.tpm import QuotedPcrs, golden_pcrs, read_key, verify_quote
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.host_policy import Bank, GoldenPcrs, HostPolicy, ListVerdict, Replay
 
 MAX_LISTED = 16 * 1024 * 1024
 """Bytes, about, in which unknown entries are listed (50,000 or so): a verdict goes to a person, not into a message."""

@@ -11,14 +11,14 @@ from hashlib import sha1 as _sha1
 from itertools import islice
 from typing import Protocol
 
-from manager.verification.ima_list import BANK_HASHES, Entry, byte_order, entries, frames, readable
-from manager.verification.ima_list import replay as replayed
-from manager.verification.ima_memory import MAX_KEPT, TRIM_EVERY, Memory
-from manager.verification.ima_usual import reader
-from manager.verification.runtime_policy import BOOT_AGGREGATE, Judgement, Known
-from manager.verification.tpm import QuotedPcrs
-from schemas.base import Reason, Refusal, shown
-from schemas.host_policy import IMA_PCR, Bank, Replay, UnknownEntry
+from attestgate.manager.verification.ima_list import BANK_HASHES, Entry, byte_order, entries, frames, readable
+from attestgate.manager.verification.ima_list import replay as replayed
+from attestgate.manager.verification.ima_memory import MAX_KEPT, TRIM_EVERY, Memory
+from attestgate.manager.verification.ima_usual import reader
+from attestgate.manager.verification.runtime_policy import BOOT_AGGREGATE, Judgement, Known
+from attestgate.manager.verification.tpm import QuotedPcrs
+from attestgate.schemas.base import Reason, Refusal, shown
+from attestgate.schemas.host_policy import IMA_PCR, Bank, Replay, UnknownEntry
 
 MAX_SHOWN = 256 * 1024
 """Bytes, about, in which a verdict names unknown entries, well below the size of a message; the rest are counted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 
-from manager.verification.ima_list import HEADER, MAX_PATH, VIOLATION, ByteOrder, Entry, parse
+from attestgate.manager.verification.ima_list import HEADER, MAX_PATH, VIOLATION, ByteOrder, Entry, parse
 
 _HEAD, _DIGEST = b"sha256:\0", 32
 _ENDINGS = {b"ima-ng": (b"", None), b"ima-sig": (bytes(4), b"")}

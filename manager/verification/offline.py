@@ -15,14 +15,14 @@ from urllib.parse import unquote_to_bytes
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.verification.chain import certificates, root_certificate
-from manager.verification.collateral import Collateral
-from manager.verification.describe import describe_quote, describe_report
-from manager.verification.ias import appraise_report
-from manager.verification.quote import parse
-from manager.verification.sgx import appraise
-from schemas.base import Refusal, parse_json
-from schemas.sgx import BASELINE, IasVerdict, SgxPolicy, SgxVerdict, policy_name, read_complete_policy
+from attestgate.manager.verification.chain import certificates, root_certificate
+from attestgate.manager.verification.collateral import Collateral
+from attestgate.manager.verification.describe import describe_quote, describe_report
+from attestgate.manager.verification.ias import appraise_report
+from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx import appraise
+from attestgate.schemas.base import Refusal, parse_json
+from attestgate.schemas.sgx import BASELINE, IasVerdict, SgxPolicy, SgxVerdict, policy_name, read_complete_policy
 
 INTEL_SGX_ROOTS = (
     "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3",

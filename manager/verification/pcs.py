@@ -14,9 +14,9 @@ from urllib.parse import unquote
 
 import httpx
 
-from manager.verification.collateral import MAX_PIECE, Collateral
-from manager.verification.fetch import Service
-from schemas.base import Refusal
+from attestgate.manager.verification.collateral import MAX_PIECE, Collateral
+from attestgate.manager.verification.fetch import Service
+from attestgate.schemas.base import Refusal
 
 
 @dataclass(frozen=True)

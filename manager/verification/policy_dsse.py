@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import Field
 
-from schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Model, Refusal, parse_json
 
 PAYLOAD_TYPE = "application/vnd.keylime+json"
 _STANDARD = str.maketrans("-_", "+/")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from manager.verification.runtime_policy import BOOT_AGGREGATE, RuntimePolicy, compiled
-from schemas.base import Reason, shown
+from attestgate.manager.verification.runtime_policy import BOOT_AGGREGATE, RuntimePolicy, compiled
+from attestgate.schemas.base import Reason, shown
 
 SYSTEM_PATHS = (b"/usr/bin/x", b"/usr/lib/x", b"/usr/sbin/x", b"/etc/x", b"/lib/modules/x", b"/init")
 """Paths that hold what a host runs: an exclude pattern that matches one of them hides programs."""

@@ -16,9 +16,9 @@ import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.verification.chain import Window, certificates, public_key, windows
-from schemas.base import Refusal
-from schemas.sgx import SgxType
+from attestgate.manager.verification.chain import Window, certificates, public_key, windows
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import SgxType
 
 INTEL_QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 QUOTE_VERSION = 3

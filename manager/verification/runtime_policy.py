@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal, Protocol
 import re2
 from pydantic import Field, StringConstraints
 
-from manager.verification.ima_keys import Keys, is_key, read_keys, signed
-from manager.verification.ima_list import Entry
-from manager.verification.ima_memory import Memory
-from manager.verification.policy_dsse import PolicyKey, opened
-from schemas.base import Model, Refusal, parse_json
-from schemas.host_policy import Bank
+from attestgate.manager.verification.ima_keys import Keys, is_key, read_keys, signed
+from attestgate.manager.verification.ima_list import Entry
+from attestgate.manager.verification.ima_memory import Memory
+from attestgate.manager.verification.policy_dsse import PolicyKey, opened
+from attestgate.schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.host_policy import Bank
 
 MAX_POLICY = 64 * 1024 * 1024
 """Largest runtime policy read, in bytes."""

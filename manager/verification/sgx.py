@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from manager.verification import dcap, tcb
-from manager.verification.chain import Window, fingerprint, name, root_certificate, same_root
-from manager.verification.collateral import Collateral, Examined, examine
-from manager.verification.quote import Pck, parse
-from manager.verification.sgx_policy import judge_collateral, judge_platform, judge_report, judge_tcb, undated
-from schemas.base import Reason, Refusal
-from schemas.sgx import PlatformIdentity, SgxPolicy, SgxVerdict
+from attestgate.manager.verification import dcap, tcb
+from attestgate.manager.verification.chain import Window, fingerprint, name, root_certificate, same_root
+from attestgate.manager.verification.collateral import Collateral, Examined, examine
+from attestgate.manager.verification.quote import Pck, parse
+from attestgate.manager.verification.sgx_policy import (
+    judge_collateral,
+    judge_platform,
+    judge_report,
+    judge_tcb,
+    undated,
+)
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.sgx import PlatformIdentity, SgxPolicy, SgxVerdict
 
 LAST_SECOND = 2**40 - 1
 """Times from 0 to this one are judged; dcap_qvl's arithmetic on times is unsigned."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from manager.verification.chain import utc
-from manager.verification.dcap import Verified
-from manager.verification.quote import Pck, ReportBody
-from schemas.base import Reason, shown
-from schemas.binding import same
-from schemas.sgx import PlatformIdentity, SgxPolicy
+from attestgate.manager.verification.chain import utc
+from attestgate.manager.verification.dcap import Verified
+from attestgate.manager.verification.quote import Pck, ReportBody
+from attestgate.schemas.base import Reason, shown
+from attestgate.schemas.binding import same
+from attestgate.schemas.sgx import PlatformIdentity, SgxPolicy
 
 
 def judge_report(

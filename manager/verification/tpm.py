@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from schemas.base import Refusal
-from schemas.binding import same
-from schemas.host_policy import BANKS, BOOT_PCRS, IMA_PCR, Bank, GoldenPcrs
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import same
+from attestgate.schemas.host_policy import BANKS, BOOT_PCRS, IMA_PCR, Bank, GoldenPcrs
 
 AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 Selection = tuple[tuple[Bank, tuple[int, ...]], ...]

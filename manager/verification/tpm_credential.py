@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
-from manager.verification.tpm import refused
-from schemas.base import Secret
+from attestgate.manager.verification.tpm import refused
+from attestgate.schemas.base import Secret
 
 EndorsementKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 _LABEL = b"IDENTITY\0"

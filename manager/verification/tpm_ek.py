@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from manager.verification.chain import certificates, check_chain, fingerprint, name, windows
-from manager.verification.tpm import refused
-from manager.verification.tpm_credential import EndorsementKey
-from schemas.base import Refusal, shown
+from attestgate.manager.verification.chain import certificates, check_chain, fingerprint, name, windows
+from attestgate.manager.verification.tpm import refused
+from attestgate.manager.verification.tpm_credential import EndorsementKey
+from attestgate.schemas.base import Refusal, shown
 
 EK_USAGE = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate"""

@@ -6,11 +6,11 @@ Source: TCG TPM 2.0 Library, Part 1: 36 "Timing Components" (Clock, resetCount, 
 
 from __future__ import annotations
 
-from manager.verification.tpm import QuotedPcrs, refused, verify_quote
-from manager.verification.tpm_public import attestation_key
-from schemas.base import Refusal
-from schemas.host_policy import BOOT_PCRS, IMA_PCR, Bank
-from schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
+from attestgate.manager.verification.tpm import QuotedPcrs, refused, verify_quote
+from attestgate.manager.verification.tpm_public import attestation_key
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.host_policy import BOOT_PCRS, IMA_PCR, Bank
+from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
 
 SELECTION = (*BOOT_PCRS, IMA_PCR)
 """PCR 0-10: what every quote has to be over."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from manager.verification.tpm import ECDSA, MIN_RSA_BITS, RSAPSS, RSASSA, AttestationKey, Reader, refused
+from attestgate.manager.verification.tpm import ECDSA, MIN_RSA_BITS, RSAPSS, RSASSA, AttestationKey, Reader, refused
 
 TYPE_RSA, TYPE_ECC = 0x0001, 0x0023
 ALG_NULL = 0x0010

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus import envelope, subjects
-from bus.agent import INBOX, AgentSession, Link, SessionOver
-from bus.api import BusError
-from bus.channel import Channel
-from bus.memory import MemoryBus, MemoryServer
-from manager.sessions.handshake import session_id
-from schemas.base import Reason, Secret, pack
-from schemas.binding import hello_hash
-from schemas.messages import AppHello, Challenge, Refused
-from schemas.signing import sign
+from attestgate.bus import envelope, subjects
+from attestgate.bus.agent import INBOX, AgentSession, Link, SessionOver
+from attestgate.bus.api import BusError
+from attestgate.bus.channel import Channel
+from attestgate.bus.memory import MemoryBus, MemoryServer
+from attestgate.manager.sessions.handshake import session_id
+from attestgate.schemas.base import Reason, Secret, pack
+from attestgate.schemas.binding import hello_hash
+from attestgate.schemas.messages import AppHello, Challenge, Refused
+from attestgate.schemas.signing import sign
 
 MANAGER = Ed25519PrivateKey.generate()
 MANAGERS = {MANAGER.public_key().public_bytes_raw()}

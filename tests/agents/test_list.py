@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from host_agent import step3_evidence
-from host_agent.step3_evidence import read_list
-from schemas.base import Refusal
+from attestgate.host_agent import step3_evidence
+from attestgate.host_agent.step3_evidence import read_list
+from attestgate.schemas.base import Refusal
 
 
 def test_a_list_is_read_whole_up_to_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from bus.agent import SessionOver
-from bus.agent_process import BACK_OFF_S, lease_over, sessions_without_end
-from bus.api import BusError
-from enclave.api import EnclaveError
-from schemas.base import Refusal
+from attestgate.bus.agent import SessionOver
+from attestgate.bus.agent_process import BACK_OFF_S, lease_over, sessions_without_end
+from attestgate.bus.api import BusError
+from attestgate.enclave.api import EnclaveError
+from attestgate.schemas.base import Refusal
 
 
 async def pauses(monkeypatch: pytest.MonkeyPatch, ends: list[BaseException], lasted_s: float = 0.0) -> list[float]:
@@ -27,8 +27,8 @@ async def pauses(monkeypatch: pytest.MonkeyPatch, ends: list[BaseException], las
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("bus.agent_process.asyncio.sleep", sleep)
-    monkeypatch.setattr("bus.agent_process.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("attestgate.bus.agent_process.asyncio.sleep", sleep)
+    monkeypatch.setattr("attestgate.bus.agent_process.time.monotonic", lambda: clock[0])
     with pytest.raises(asyncio.CancelledError):
         await sessions_without_end(session, 2.0, EnclaveError)
     return slept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app_agent.application import Application
+from attestgate.app_agent.application import Application
 
 started: list[Application] = []
 

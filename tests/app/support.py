@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app_agent.application import Application
-from app_agent.main import AppAgent
-from bus.agent import Link
-from schemas.settings import AppSettings, BusSettings
+from attestgate.app_agent.application import Application
+from attestgate.app_agent.main import AppAgent
+from attestgate.bus.agent import Link
+from attestgate.schemas.settings import AppSettings, BusSettings
 from tests.app import program
 from tests.sessions.harness import APP_ENCLAVE, Agent, Deployment
 

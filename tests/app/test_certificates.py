@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from enclave import memory
-from manager.keyfiles import read_secret
-from manager.pki.authority import key_id, load_authority
-from manager.pki.issue import read_marks
-from manager.sessions.record import AppRecord
-from schemas.admission import ALL, BUCKET, Lease, Withdrawal, crl_key
-from schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
-from schemas.settings import Timing
-from schemas.signing import sign, verify
+from attestgate.enclave import memory
+from attestgate.manager.keyfiles import read_secret
+from attestgate.manager.pki.authority import key_id, load_authority
+from attestgate.manager.pki.issue import read_marks
+from attestgate.manager.sessions.record import AppRecord
+from attestgate.schemas.admission import ALL, BUCKET, Lease, Withdrawal, crl_key
+from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
+from attestgate.schemas.settings import Timing
+from attestgate.schemas.signing import sign, verify
 from tests.app.support import running, start
 from tests.sessions.harness import APP_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of, deployed
 

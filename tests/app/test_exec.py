@@ -15,17 +15,17 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from app_agent.proxy import unix_socket
-from cli.exec import Exec
-from cli.main import app
-from compose.nginx import free_port
-from compose.stack import CODE_ROOT, Stack
-from compose.vectors import CLEAN
-from enclave.simulated.measure import measure
-from manager.keyfiles import read_identity
-from schemas.base import Refusal
-from schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
-from schemas.signing import sign, verify
+from attestgate.app_agent.proxy import unix_socket
+from attestgate.cli.exec import Exec
+from attestgate.cli.main import app
+from attestgate.compose.nginx import free_port
+from attestgate.compose.stack import Stack
+from attestgate.compose.vectors import CLEAN
+from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
+from attestgate.manager.keyfiles import read_identity
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
+from attestgate.schemas.signing import sign, verify
 from tests.gateway.support import until
 
 COMMAND = """
@@ -64,8 +64,8 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 async def settings(stack: Stack) -> Path:
     """Settings of app-1 as a proxy, enrolled with its measurement."""
     plan = stack.plan
-    measured = plan.write_measured("proxy", "app_agent.proxy")
-    mrenclave = measure(CODE_ROOT / "app_agent" / "enclave.toml", CODE_ROOT, measured).mrenclave.hex()
+    measured = plan.write_measured("proxy", "attestgate.app_agent.proxy")
+    mrenclave = measure(agent_manifest("app"), CODE_ROOT, measured).mrenclave.hex()
     subject = AppEnrolment(
         id="app-1",
         mrenclaves=[mrenclave],
@@ -88,12 +88,13 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     path = await settings(stack)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "cli", "app", "exec", "-s", str(path), "--", sys.executable, "-c", COMMAND),
+        *("-m", "attestgate.cli", "app", "exec", "-s", str(path), "--", sys.executable, "-c", COMMAND),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
-    listed, added, read, forbidden = json.loads(await asyncio.wait_for(process.stdout.readline(), 90))
+    async with asyncio.timeout(90):
+        listed, added, read, forbidden = json.loads(await process.stdout.readline())
     assert listed[0] == 200
     assert added[0] == 201
     assert read[0] == 200 and json.loads(read[1])[0]["priority"] == 7
@@ -107,7 +108,8 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     controller = stack.log("controller")
     assert "/app/app-1" in controller
     await stack.order(Revoke(kind="app", id="app-1", reason="a test of stopping"))
-    errors = (await asyncio.wait_for(process.stderr.read(), 60)).decode()
+    async with asyncio.timeout(60):
+        errors = (await process.stderr.read()).decode()
     assert await process.wait() == 1
     for words in ("asked by the manager for evidence", "admitted at the gateway", "not admitted", "a test of stopping"):
         assert words in errors, errors
@@ -115,7 +117,7 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
-    measured = {"manager_identity": ["00" * 32], "suites": ["x25519"], "program": "app_agent.examples.flows"}
+    measured = {"manager_identity": ["00" * 32], "suites": ["x25519"], "program": "attestgate.app_agent.examples.flows"}
     (tmp_path / "measured.toml").write_text(tomli_w.dumps(measured))
     values = {
         "id": "a1",
@@ -129,7 +131,7 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["app", "exec", "-s", str(path), "--", "true"])
     assert isinstance(result.exception, Refusal)
     assert result.exception.reasons[0].code == "settings.program"
-    (tmp_path / "measured.toml").write_text(tomli_w.dumps({**measured, "program": "app_agent.proxy"}))
+    (tmp_path / "measured.toml").write_text(tomli_w.dumps({**measured, "program": "attestgate.app_agent.proxy"}))
     result = CliRunner().invoke(app, ["app", "exec", "-s", str(path), "--", "true"])
     assert isinstance(result.exception, Refusal)
     assert result.exception.reasons[0].code == "settings.proxy"

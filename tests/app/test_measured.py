@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from app_agent.main import run
-from app_agent.measured import load_for_application, program_of
-from schemas.base import Refusal
-from schemas.settings import AppSettings, BusSettings
+from attestgate.app_agent.main import run
+from attestgate.app_agent.measured import load_for_application, program_of
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import AppSettings, BusSettings
 from tests.sessions.harness import World
 
 

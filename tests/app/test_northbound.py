@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compose.nginx import free_port
+from attestgate.compose.nginx import free_port
 from tests.app.switch import DATAPATH_ID, switch
 from tests.app.test_sdn import WHY_NOT
 from tests.gateway.support import until
@@ -22,7 +22,9 @@ async def test_flows_come_and_go_at_the_switch(tmp_path: Path) -> None:
     openflow, path = free_port(), tmp_path / "c.sock"
     arguments = ("simulated", "sdn", "--socket", str(path), "--openflow", str(openflow))
     with (tmp_path / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "cli", *arguments, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "attestgate.cli", *arguments, stdout=log, stderr=log
+        )
     transport = httpx.AsyncHTTPTransport(uds=str(path))
     try:
         async with (

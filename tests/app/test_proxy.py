@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from app_agent import proxy
-from app_agent.application import Application
-from app_agent.step8_open import client
-from schemas.settings import Measured
+from attestgate.app_agent import proxy
+from attestgate.app_agent.application import Application
+from attestgate.app_agent.step8_open import client
+from attestgate.schemas.settings import Measured
 from tests.gateway.conftest import gate
 from tests.gateway.support import Gate, until
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compose.nginx import free_port
-from compose.stack import Stack
-from compose.up import one_of_each
-from compose.vectors import DRIFT
+from attestgate.compose.nginx import free_port
+from attestgate.compose.stack import Stack
+from attestgate.compose.up import one_of_each
+from attestgate.compose.vectors import DRIFT
 from tests.app.switch import DATAPATH_ID, Switch, missing, switch
 from tests.gateway.support import until
 

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import Bus, Conflict, Stored
-from bus.credentials import create
-from bus.layout import LOG, TREE
-from bus.nats import NatsBus
-from bus.permissions import MANAGER, ROLES
-from bus.setup import ensure
-from manager.audit.check import check
-from manager.audit.copy import LogCopy, read_log
-from manager.audit.intake import Intake, subject_of
-from manager.audit.log import DecisionLog
-from manager.audit.memory import Memory
-from manager.audit.telling import Telling
-from schemas.audit import Admitted, Decision, sign_decision
-from schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
+from attestgate.bus.api import Bus, Conflict, Stored
+from attestgate.bus.credentials import create
+from attestgate.bus.layout import LOG, TREE
+from attestgate.bus.nats import NatsBus
+from attestgate.bus.permissions import MANAGER, ROLES
+from attestgate.bus.setup import ensure
+from attestgate.manager.audit.check import check
+from attestgate.manager.audit.copy import LogCopy, read_log
+from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.manager.audit.memory import Memory
+from attestgate.manager.audit.telling import Telling
+from attestgate.schemas.audit import Admitted, Decision, sign_decision
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
 from tests.bus.conftest import join, server, trust  # noqa: F401  fixtures
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)

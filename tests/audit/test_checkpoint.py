@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host_agent.witness import Witness
-from schemas.base import Refusal
-from schemas.checkpoint import MAX_NOTE, Checkpoint, key_id, open_checkpoint, origin_of, sign_checkpoint
+from attestgate.host_agent.witness import Witness
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import MAX_NOTE, Checkpoint, key_id, open_checkpoint, origin_of, sign_checkpoint
 from tests.audit.conftest import KEY, SIGNERS
 
 HEAD = Checkpoint(origin=origin_of("test.example"), size=5, root=b"\x01" * 32, cursor=7, at=1_800_000_000)

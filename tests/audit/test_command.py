@@ -13,14 +13,14 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from bus.credentials import issue
-from bus.server import EmbeddedServer
-from cli.main import app
-from manager.audit.merkle import includes, leaf_hash
-from manager.ear import jwks
-from schemas.audit import KeyInForce
-from schemas.base import Refusal
-from schemas.checkpoint import open_checkpoint
+from attestgate.bus.credentials import issue
+from attestgate.bus.server import EmbeddedServer
+from attestgate.cli.main import app
+from attestgate.manager.audit.merkle import includes, leaf_hash
+from attestgate.manager.ear import jwks
+from attestgate.schemas.audit import KeyInForce
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.checkpoint import open_checkpoint
 from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, copied, rewrite
 from tests.audit.support import decided
 from tests.bus.conftest import Join

@@ -12,15 +12,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bus import subjects
-from bus.layout import LOG, TREE
-from manager.audit.head import HEAD
-from manager.sessions.record import AppRecord, HostRecord
-from schemas import audit
-from schemas.admission import GatewayReport, sign_report
-from schemas.break_glass import LABEL, BreakGlass
-from schemas.enrolment import Enrol, HostEnrolment, Revoke
-from schemas.signing import sign
+from attestgate.bus import subjects
+from attestgate.bus.layout import LOG, TREE
+from attestgate.manager.audit.head import HEAD
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.schemas import audit
+from attestgate.schemas.admission import GatewayReport, sign_report
+from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
+from attestgate.schemas.signing import sign
 from tests.audit.support import decided, said
 from tests.sessions.conftest import site, world  # noqa: F401  fixtures
 from tests.sessions.harness import GATEWAY, HOST_ENCLAVE, LISTS, Deployment

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import Stored
-from bus.layout import TREE
-from bus.nats import NatsBus
-from manager.audit.head import HEAD
-from schemas.base import Refusal
+from attestgate.bus.api import Stored
+from attestgate.bus.layout import TREE
+from attestgate.bus.nats import NatsBus
+from attestgate.manager.audit.head import HEAD
+from attestgate.schemas.base import Refusal
 from tests.audit.conftest import NOW, Keeper, codes, copied, entry, rewrite
 from tests.bus.conftest import Join
 

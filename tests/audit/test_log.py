@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import ONCE, BusError, Conflict
-from bus.layout import LOG, TREE
-from bus.memory import MemoryServer
-from manager.audit import head
-from manager.audit.check import check
-from manager.audit.copy import read_log
-from manager.audit.head import HEAD, open_head, tile_key
-from manager.audit.merkle import consistency_proof, goes_on, leaf_hash
-from schemas.base import Refusal
+from attestgate.bus.api import ONCE, BusError, Conflict
+from attestgate.bus.layout import LOG, TREE
+from attestgate.bus.memory import MemoryServer
+from attestgate.manager.audit import head
+from attestgate.manager.audit.check import check
+from attestgate.manager.audit.copy import read_log
+from attestgate.manager.audit.head import HEAD, open_head, tile_key
+from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash
+from attestgate.schemas.base import Refusal
 from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, codes, copied, entry
 from tests.bus.conftest import Join
 from tests.sessions.mortal import Counter, Killed, MortalBus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.audit.merkle import (
+from attestgate.manager.audit.merkle import (
     Frontier,
     consistency_proof,
     goes_on,

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from bus import layout, subjects
-from bus.nats import NatsBus
-from bus.permissions import API, EDGE_API, MANAGER, VIEWER
-from bus.server import EmbeddedServer
-from bus.setup import ensure
+from attestgate.bus import layout, subjects
+from attestgate.bus.nats import NatsBus
+from attestgate.bus.permissions import API, EDGE_API, MANAGER, VIEWER
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
 from tests.bus.conftest import Join
 from tests.bus.test_hostile import TARGETS, furnish, look
 

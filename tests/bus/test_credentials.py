@@ -14,13 +14,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus.api import BusError
-from bus.credentials import SYSTEM, Holder, _new_seed, _public, _sign, create, holder, issue, load, write_private
-from bus.layout import COPIED
-from bus.nats import connect
-from bus.permissions import ROLES
-from bus.server import EmbeddedServer
-from schemas.base import Refusal
+from attestgate.bus.api import BusError
+from attestgate.bus.credentials import (
+    SYSTEM,
+    Holder,
+    _new_seed,
+    _public,
+    _sign,
+    create,
+    holder,
+    issue,
+    load,
+    write_private,
+)
+from attestgate.bus.layout import COPIED
+from attestgate.bus.nats import connect
+from attestgate.bus.permissions import ROLES
+from attestgate.bus.server import EmbeddedServer
+from attestgate.schemas.base import Refusal
 
 
 def claims(token: str) -> dict[str, object]:

@@ -17,10 +17,10 @@ from typing import Any
 import nats.errors
 import pytest
 
-from bus import layout, subjects
-from bus.api import Conflict, Message
-from bus.nats import NatsBus
-from bus.permissions import EDGE_API, MANAGER, NAME, ROLES
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import Conflict, Message
+from attestgate.bus.nats import NatsBus
+from attestgate.bus.permissions import EDGE_API, MANAGER, NAME, ROLES
 from tests.bus.conftest import Join
 
 SESSION = "ab" * 16

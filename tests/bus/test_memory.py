@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
-from bus import layout, subjects
-from bus.api import Delivery, Entry
-from bus.memory import MemoryBus, MemoryServer
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import Delivery, Entry
+from attestgate.bus.memory import MemoryBus, MemoryServer
 
 WORK = subjects.work("test", "ab" * 16, "x")
 ACK_WAIT = layout.WORKERS.ack_wait_s

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bus import recent
-from bus.api import BusError, Entry
-from bus.memory import MemoryServer
-from bus.memory_bucket import MemoryBucket
-from bus.recent import KEPT_S, Recent
+from attestgate.bus import recent
+from attestgate.bus.api import BusError, Entry
+from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.bus.recent import KEPT_S, Recent
 
 
 class Counted:

@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-import bus.server
-from bus import layout, subjects
-from bus.api import BusError, Entry, Message
-from bus.credentials import Trust, create, issue
-from bus.nats import connect
-from bus.server import EmbeddedServer, find_binary
-from bus.setup import ensure
-from schemas.base import Refusal
+import attestgate
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError, Entry, Message
+from attestgate.bus.credentials import Trust, create, issue
+from attestgate.bus.nats import connect
+from attestgate.bus.server import EmbeddedServer, find_binary
+from attestgate.bus.setup import ensure
+from attestgate.schemas.base import Refusal
 from tests.bus.conftest import Join
 
-ROOT = Path(bus.server.__file__).parents[1]
+ROOT = Path(attestgate.__file__).parents[2]
 
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -226,8 +226,8 @@ async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(
 PARENT = """
     import asyncio, signal, sys
     from pathlib import Path
-    from bus.credentials import load
-    from bus.server import EmbeddedServer
+    from attestgate.bus.credentials import load
+    from attestgate.bus.server import EmbeddedServer
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 

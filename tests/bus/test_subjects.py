@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import layout, subjects
-from bus.subjects import STEPS, Address
-from schemas.base import Refusal
+from attestgate.bus import layout, subjects
+from attestgate.bus.subjects import STEPS, Address
+from attestgate.schemas.base import Refusal
 
 ids = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 sessions = st.binary(min_size=16, max_size=16).map(bytes.hex)

@@ -8,10 +8,10 @@ import pytest
 import structlog
 import tomli_w
 
-from cli.main import run
-from compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
-from manager import deployment
-from schemas.nginx import NginxConfig
+from attestgate.cli.main import run
+from attestgate.compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
+from attestgate.manager import deployment
+from attestgate.schemas.nginx import NginxConfig
 from tests.cli.support import NOBODY, Ran
 
 Run = Callable[..., Ran]
@@ -49,7 +49,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     plan.settings("nginx").write_text(tomli_w.dumps(settings), encoding="utf-8")
     plan.write_operator(NOBODY)
     plan.write_measured("host")
-    plan.write_measured("app", "app_agent.examples.flows")
+    plan.write_measured("app", "attestgate.app_agent.examples.flows")
     plan.write_host(NOBODY, "host-1", "machine-a", plan.folder / "list", ["app-1"])
     plan.write_app(NOBODY, "app-1", "host-1", "machine-a", plan.volume("app-1"), plan.folder / "status" / "app-1")
     return plan

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bus import subjects
-from bus.memory import MemoryServer
-from compose.events import EventWatch, is_event
-from schemas.events import Event
+from attestgate.bus import subjects
+from attestgate.bus.memory import MemoryServer
+from attestgate.compose.events import EventWatch, is_event
+from attestgate.schemas.events import Event
 
 
 def event(number: int) -> Event:

@@ -8,7 +8,7 @@ import click
 import pytest
 import typer.main
 
-from cli.main import app
+from attestgate.cli.main import app
 from tests.cli.conftest import Run
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cli.__main__ import run
+from attestgate.cli.__main__ import run
 
 
 class Interrupted:
@@ -17,7 +17,7 @@ class Interrupted:
 
 
 def test_it_ends_without_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delitem(sys.modules, "cli.main")
+    monkeypatch.delitem(sys.modules, "attestgate.cli.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupted()])
     with pytest.raises(SystemExit) as end:
         run()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-import app_agent.main
-import host_agent.main
-from cli.config import MODELS, Process
-from compose.plan import Plan
-from schemas.base import Refusal
-from schemas.settings import OperatorFile, load_measured, load_settings
+from attestgate.app_agent import main as app_main
+from attestgate.cli.config import MODELS, Process
+from attestgate.compose.plan import Plan
+from attestgate.host_agent import main as host_main
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import OperatorFile, load_measured, load_settings
 from tests.cli.conftest import Run
 
 FILES: dict[str, tuple[str, list[str]]] = {
@@ -181,7 +181,7 @@ def test_a_profile_that_is_not_named_is_production(attestgate: Run, changed: Wri
     assert ran.status == 2 and 'profile = "production"' in ran.line
 
 
-@pytest.mark.parametrize(("kind", "main"), [("host", host_agent.main.main), ("app", app_agent.main.main)])
+@pytest.mark.parametrize(("kind", "main"), [("host", host_main.main), ("app", app_main.main)])
 @pytest.mark.parametrize("profile", ["production", None])
 def test_an_agent_in_production_refuses_a_simulated_platform(
     changed: Write,
@@ -197,7 +197,7 @@ def test_an_agent_in_production_refuses_a_simulated_platform(
     assert said.startswith("enclave.profile: platform: expected a hardware platform") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("kind", "main"), [("host", host_agent.main.main), ("app", app_agent.main.main)])
+@pytest.mark.parametrize(("kind", "main"), [("host", host_main.main), ("app", app_main.main)])
 def test_a_simulated_platform_is_asked_for_by_name(
     attestgate: Run, changed: Write, kind: str, main: Callable[[list[str]], int]
 ) -> None:
@@ -244,7 +244,7 @@ def test_measured_settings_that_do_not_fit_are_named(
     change(table)
     measured = tmp_path / "measured.toml"
     measured.write_text(tomli_w.dumps(table), encoding="utf-8")
-    assert host_agent.main.main([str(changed("host", _put("measured", str(measured))))]) == 2
+    assert host_main.main([str(changed("host", _put("measured", str(measured))))]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"settings.key: {measured}: {key}") and said.count("\n") == 1
 

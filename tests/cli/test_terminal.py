@@ -8,12 +8,12 @@ import pytest
 from pydantic import JsonValue
 from rich.console import Console
 
-from cli.explain import timeline
-from cli.watch import table
-from compose.plan import Plan
-from schemas.base import Reason, Refusal
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.cli.explain import timeline
+from attestgate.cli.watch import table
+from attestgate.compose.plan import Plan
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 from tests.cli.conftest import Run
 
 EVIL = "\x1b[2J\r\n[/red] \x9b1m :x: \u202e end"
@@ -37,7 +37,7 @@ def test_a_table_shows_what_it_is_given(
         return {"host.host-1": SUMMARY}
 
     monkeypatch.setenv("COLUMNS", width)
-    monkeypatch.setattr("cli.watch._now", now)
+    monkeypatch.setattr("attestgate.cli.watch._now", now)
     ran = attestgate("sessions", "-O", deployed.settings("operator"))
     assert ran.status == 0 and "[/red]" in ran.out and ":x:" in ran.out
     assert all(line.isprintable() for line in ran.out.splitlines())
@@ -47,7 +47,7 @@ def test_a_complaint_is_one_line(attestgate: Run, deployed: Plan, monkeypatch: p
     async def refused(*_: object) -> None:
         raise Refusal(REASON)
 
-    monkeypatch.setattr("cli.watch._now", refused)
+    monkeypatch.setattr("attestgate.cli.watch._now", refused)
     ran = attestgate("sessions", "-O", deployed.settings("operator"))
     assert ran.status == 1 and ran.line.isprintable()
 

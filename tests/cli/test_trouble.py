@@ -16,18 +16,18 @@ import pytest
 import structlog
 import tomli_w
 
-from app_agent.main import main as app_main
-from bus import credentials
-from bus.nats import connect
-from bus.server import find_binary
-from bus.setup import ensure
-from compose.nginx import Nginx, free_port
-from compose.plan import GATEWAY, POLICY_AUTHOR, Plan
-from enclave.simulated import authority
-from host_agent import tpm_service
-from host_agent.main import main as host_main
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
+from attestgate.app_agent.main import main as app_main
+from attestgate.bus import credentials
+from attestgate.bus.nats import connect
+from attestgate.bus.server import find_binary
+from attestgate.bus.setup import ensure
+from attestgate.compose.nginx import Nginx, free_port
+from attestgate.compose.plan import GATEWAY, POLICY_AUTHOR, Plan
+from attestgate.enclave.simulated import authority
+from attestgate.host_agent import tpm_service
+from attestgate.host_agent.main import main as host_main
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
 from tests.cli.conftest import Run
 from tests.cli.support import NOBODY
 from tests.ima.lists import VECTORS, document, recorded
@@ -172,7 +172,7 @@ def test_half_of_the_keys_are_not_left(
     def stopped(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("bus.credentials.write_context", stopped)
+    monkeypatch.setattr("attestgate.bus.credentials.write_context", stopped)
     ran = attestgate("keys", "init", tmp_path / "keys", "--trust-domain", "attestgate.test")
     assert ran.status == status and "Traceback" not in ran.err
     assert list(tmp_path.iterdir()) == []
@@ -463,7 +463,12 @@ async def test_a_bus_that_takes_connections_and_says_nothing_is_silent(deployed:
 
 async def _run(*arguments: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cli", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "attestgate.cli",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
@@ -473,6 +478,6 @@ def test_ctrl_c_in_a_command_is_no_traceback(attestgate: Run, deployed: Plan, mo
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cli.enrol.read_identity", interrupted)
+    monkeypatch.setattr("attestgate.cli.enrol.read_identity", interrupted)
     ran = attestgate("recheck", "host", "host-1", "-O", deployed.settings("operator"))
     assert ran.status == 130 and "Traceback" not in ran.err

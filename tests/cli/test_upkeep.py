@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import tomli_w
 
+from attestgate.bus import credentials, subjects
+from attestgate.bus.logs import set_up_logs
+from attestgate.bus.server import EmbeddedServer
+from attestgate.manager.quarantine import Quarantine
+from attestgate.manager.storage_keys import read
+from attestgate.manager.vault import epoch_of
+from attestgate.schemas.base import Reason, pack
+from attestgate.schemas.enrolment import RecheckNow
+from attestgate.schemas.messages import HostHello
 from bench.fleet import Fleet
-from bus import credentials, subjects
-from bus.logs import set_up_logs
-from bus.server import EmbeddedServer
-from manager.quarantine import Quarantine
-from manager.storage_keys import read
-from manager.vault import epoch_of
-from schemas.base import Reason, pack
-from schemas.enrolment import RecheckNow
-from schemas.messages import HostHello
 from tests.cli.conftest import Run
 from tests.cli.support import Ran
 from tests.sessions.harness import OPERATOR, World

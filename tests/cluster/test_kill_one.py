@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from attestgate.bus import credentials, layout
+from attestgate.bus.cluster import EmbeddedCluster
+from attestgate.bus.server import EmbeddedServer
+from attestgate.schemas.base import Reason
 from bench.fleet import Fleet
-from bus import credentials, layout
-from bus.cluster import EmbeddedCluster
-from bus.server import EmbeddedServer
-from schemas.base import Reason
 from tests.sessions.harness import World
 
 HOSTS, APPS = 20, 180

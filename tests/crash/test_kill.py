@@ -19,20 +19,20 @@ from typing import Any
 import pytest
 import tomli_w
 
-from app_agent.main import AppAgent
-from bus import credentials, layout, subjects
-from bus.agent import Link
-from bus.api import Message
-from bus.nats import NatsBus, connect
-from bus.operator import order
-from bus.server import EmbeddedServer
-from bus.setup import ensure
-from enclave.simulated import pccs
-from host_agent.main import HostAgent
-from schemas.base import parse_json
-from schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
-from schemas.events import Event
-from schemas.settings import AppSettings, BusSettings, HostSettings
+from attestgate.app_agent.main import AppAgent
+from attestgate.bus import credentials, layout, subjects
+from attestgate.bus.agent import Link
+from attestgate.bus.api import Message
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.operator import order
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
+from attestgate.enclave.simulated import pccs
+from attestgate.host_agent.main import HostAgent
+from attestgate.schemas.base import parse_json
+from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
+from attestgate.schemas.events import Event
+from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings
 from tests.audit.support import decided, said
 from tests.sessions.harness import (
     APP_ENCLAVE,

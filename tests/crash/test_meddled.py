@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from attestgate.bus import credentials, subjects
+from attestgate.bus.api import BusError, Message
+from attestgate.bus.nats import NatsBus
+from attestgate.bus.server import EmbeddedServer
+from attestgate.schemas.base import unpack
+from attestgate.schemas.events import Event
+from attestgate.schemas.messages import Sealed
+from attestgate.schemas.settings import Timing
 from bench.fleet import CALM, Fleet
-from bus import credentials, subjects
-from bus.api import BusError, Message
-from bus.nats import NatsBus
-from bus.server import EmbeddedServer
-from schemas.base import unpack
-from schemas.events import Event
-from schemas.messages import Sealed
-from schemas.settings import Timing
 from tests.sessions.harness import World, code_of
 
 pytestmark = pytest.mark.stack

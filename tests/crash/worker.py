@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 
-from bus.api import Delivery, Entry
-from bus.nats import NatsBus, join
-from manager.main import assemble
-from schemas.settings import ManagerSettings, load_settings
+from attestgate.bus.api import Delivery, Entry
+from attestgate.bus.nats import NatsBus, join
+from attestgate.manager.main import assemble
+from attestgate.schemas.settings import ManagerSettings, load_settings
 
 
 class Death:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.stack import Stack
-from compose.up import one_of_each
-from compose.vectors import CLEAN
+from attestgate.compose.stack import Stack
+from attestgate.compose.up import one_of_each
+from attestgate.compose.vectors import CLEAN
 from tests.docs.commands import commands, run_all
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from compose.plan import Plan
-from schemas.prototype import PROTOTYPE
+from attestgate.compose.plan import Plan
+from attestgate.schemas.prototype import PROTOTYPE
 from tests.cli.conftest import Run
 
 FILES = {

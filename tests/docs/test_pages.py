@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from cli.config import MODELS
-from cli.reference import DOCS, PAGES, keys_of, settings_page
-from schemas.prototype import PROTOTYPE
+from attestgate.cli.config import MODELS
+from attestgate.cli.reference import DOCS, PAGES, keys_of, settings_page
+from attestgate.schemas.prototype import PROTOTYPE
 
 ORIGINAL = [
     *("rh_host", "rh_port", "container_host", "container_port", "measurement_list", "remotehostHashKeyLocation"),
@@ -23,7 +23,9 @@ LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_says_what_the_code_says(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), "write it again: python -m cli.reference"
+    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), (
+        "write it again: python -m attestgate.cli.reference"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.__name__)

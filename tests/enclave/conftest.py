@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-import enclave
-from enclave.simulated import authority, daemon, launcher, platform, signer
+import attestgate
+from attestgate.enclave.simulated import authority, daemon, launcher, platform, signer
 
-REPOSITORY = Path(enclave.__file__).parents[1]
+REPOSITORY = Path(attestgate.__file__).parents[2]
 
 MANIFEST = """
 entry = "probe"
-packages = ["probe", "enclave", "schemas"]
+packages = ["probe", "attestgate.enclave", "attestgate.schemas"]
 distributions = ["cryptography", "msgpack", "packaging", "pydantic"]
 environment = ["PROBE_*"]
 isv_prod_id = 7
@@ -39,7 +39,7 @@ PROBE = '''
 
 import json, os, signal, socket, subprocess, sys, time
 
-from enclave.provider import open_enclave
+from attestgate.enclave.provider import open_enclave
 
 command, *rest = sys.argv[1:]
 channel = int(os.environ["ATTESTGATE_ENCLAVE_FD"])
@@ -143,7 +143,8 @@ def code(tmp_path: Path) -> Code:
     root = tmp_path / "code"
     leave_out = shutil.ignore_patterns("__pycache__")
     for package in ("enclave", "schemas"):
-        shutil.copytree(REPOSITORY / package, root / package, ignore=leave_out)
+        shutil.copytree(REPOSITORY / package, root / "attestgate" / package, ignore=leave_out)
+    shutil.copy(attestgate.__file__, root / "attestgate")
     (root / "probe").mkdir()
     (root / "probe" / "__init__.py").touch()
     (root / "probe" / "__main__.py").write_text(PROBE)
@@ -204,7 +205,7 @@ def run_probe(
 def start_launcher(machine: Machine, code: Code, *arguments: str) -> subprocess.Popen[str]:
     """A launcher as a process of its own, its enclave's output in its standard output."""
     script = (
-        "import sys; from pathlib import Path; from enclave.simulated.launcher import launch;"
+        "import sys; from pathlib import Path; from attestgate.enclave.simulated.launcher import launch;"
         "socket, manifest, root, settings, *arguments = sys.argv[1:];"
         "sys.exit(launch(Path(socket), Path(manifest), Path(root), Path(settings), arguments))"
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 import dcap_qvl
 import pytest
 
-from enclave.api import EnclaveError
-from enclave.simulated import authority, daemon, platform, signer
-from enclave.simulated.client import SimulatedEnclave
-from enclave.simulated.frames import Exited, KeyRequest, Launch, LaunchAnswer
-from enclave.simulated.launcher import launch
-from enclave.simulated.measure import measure
-from schemas.base import MAX_MESSAGE, Refusal, pack, unpack
+from attestgate.enclave.api import EnclaveError
+from attestgate.enclave.simulated import authority, daemon, platform, signer
+from attestgate.enclave.simulated.client import SimulatedEnclave
+from attestgate.enclave.simulated.frames import Exited, KeyRequest, Launch, LaunchAnswer
+from attestgate.enclave.simulated.launcher import launch
+from attestgate.enclave.simulated.measure import measure
+from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack, unpack
 from tests.enclave.conftest import REPOSITORY, Code, Machine, World, run_probe, start_launcher, switched_on, wait_dead
 
 REPORT_DATA = bytes(range(64))
@@ -167,7 +167,7 @@ def test_machine_killed_means_enclave_dead_and_its_leftovers_replaced(world: Wor
     platform.create(machine.folder, world.authority)
     os.mkfifo(tmp_path / "go")
     script = (
-        "import asyncio, sys; from pathlib import Path; from enclave.simulated.daemon import serve;"
+        "import asyncio, sys; from pathlib import Path; from attestgate.enclave.simulated.daemon import serve;"
         "asyncio.run(serve(*map(Path, sys.argv[1:]), lambda: print('ready', flush=True)))"
     )
     command = [sys.executable, "-c", script, *map(str, (machine.folder, machine.socket, world.signer))]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from enclave.api import EnclaveError
-from enclave.gramine import DEV_ATTESTATION, GramineEnclave
-from enclave.provider import Profile, open_enclave
-from schemas.base import Refusal
+from attestgate.enclave.api import EnclaveError
+from attestgate.enclave.gramine import DEV_ATTESTATION, GramineEnclave
+from attestgate.enclave.provider import Profile, open_enclave
+from attestgate.schemas.base import Refusal
 
 
 class DevAttestation:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave.manifest import parse_manifest
-from enclave.simulated import trusted
-from enclave.simulated.image import Images
-from enclave.simulated.measure import measure, read_contents
-from schemas.base import Refusal
+from attestgate.enclave.manifest import parse_manifest
+from attestgate.enclave.simulated import trusted
+from attestgate.enclave.simulated.image import Images
+from attestgate.enclave.simulated.measure import measure, read_contents
+from attestgate.schemas.base import Refusal
 from tests.enclave.conftest import MANIFEST, Code
 
 
@@ -34,8 +34,10 @@ def test_reads_what_it_says() -> None:
     [
         ('entry = "probe"', 'entry = "probe; rm"'),
         ('entry = "probe"', ""),
-        ('packages = ["probe", "enclave", "schemas"]', "packages = []"),
-        ('"probe", "enclave"', '"../probe", "enclave"'),
+        ('packages = ["probe", "attestgate.enclave", "attestgate.schemas"]', "packages = []"),
+        ('"probe", "attestgate', '"../probe", "attestgate'),
+        ("attestgate.enclave", "attestgate..enclave"),
+        ("attestgate.enclave", "attestgate/enclave"),
         ('"msgpack"', '"msgpack; ; "'),
         ("PROBE_*", "LD_PRELOAD"),
         ("PROBE_*", "PYTHON*"),
@@ -105,7 +107,7 @@ def test_bytecode_is_not_part_of_it(code: Code) -> None:
         lambda code: (code.root / "probe" / "late.py").write_text("VALUE = 1\n"),
         lambda code: (code.root / "probe" / "new.py").touch(),
         lambda code: (code.root / "probe" / "late.py").rename(code.root / "probe" / "later.py"),
-        lambda code: (code.root / "schemas" / "base.py").unlink(),
+        lambda code: (code.root / "attestgate" / "schemas" / "base.py").unlink(),
         lambda code: code.settings.write_text("manager_identity = 'bb'\n"),
         lambda code: code.manifest.write_text(MANIFEST.replace("PROBE_*", "OTHER_*")),
         lambda code: code.manifest.write_text(MANIFEST.replace('"packaging", ', "")),
@@ -156,18 +158,31 @@ def test_missing_parts_are_named(code: Code) -> None:
     with pytest.raises(Refusal) as refused:
         measured(code)
     assert code_of(refused) == "measure.distribution"
-    code.manifest.write_text(MANIFEST.replace('"schemas"', '"no_such_package"'))
+    code.manifest.write_text(MANIFEST.replace('"attestgate.schemas"', '"attestgate.no_such_package"'))
     with pytest.raises(Refusal) as refused:
         measured(code)
     assert code_of(refused) == "measure.package"
 
 
-def test_package_that_is_a_link_is_refused(code: Code, tmp_path: Path) -> None:
-    (code.root / "schemas").rename(tmp_path / "elsewhere")
-    (code.root / "schemas").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Refusal) as refused:
-        measured(code)
-    assert code_of(refused) == "measure.package"
+def test_package_that_is_a_link_is_measured_and_copied_as_what_it_leads_to(code: Code, tmp_path: Path) -> None:
+    """As in a checkout, where src/attestgate holds links: the measurement is that of an installed wheel."""
+    before, schemas = measured(code), code.root / "attestgate" / "schemas"
+    schemas.rename(tmp_path / "elsewhere")
+    schemas.symlink_to(tmp_path / "elsewhere")
+    assert measured(code) == before
+    images = Images(tmp_path / "images")
+    image = images.build(read_contents(code.manifest, code.root, code.settings))
+    copy = image.code / "attestgate" / "schemas" / "base.py"
+    assert not copy.parent.is_symlink() and copy.read_bytes() == (schemas / "base.py").read_bytes()
+    images.close()
+    (tmp_path / "elsewhere" / "base.py").write_text("EVIL = True\n")
+    assert measured(code) != before
+
+
+def test_what_makes_a_folder_a_package_is_measured(code: Code) -> None:
+    before = measured(code)
+    (code.root / "attestgate" / "__init__.py").write_text("EVIL = True\n")
+    assert measured(code) != before
 
 
 def test_linked_folder_does_not_loop_and_is_not_inside(code: Code) -> None:

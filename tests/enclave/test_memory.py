@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
-from enclave import memory
-from enclave.memory import file_in_memory
+from attestgate.enclave import memory
+from attestgate.enclave.memory import file_in_memory
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from cryptography import x509
 
-from enclave.simulated import authority, pccs, platform
-from enclave.simulated.authority import Authority
-from enclave.simulated.documents import PckCa
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from schemas.base import Refusal
+from attestgate.enclave.simulated import authority, pccs, platform
+from attestgate.enclave.simulated.authority import Authority
+from attestgate.enclave.simulated.documents import PckCa
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.schemas.base import Refusal
 
 API = "/sgx/certification/v4"
 IDENTITY = EnclaveIdentity(mrenclave=b"e" * 32, mrsigner=b"s" * 32, isv_prod_id=1, isv_svn=1, debug=False)

@@ -13,11 +13,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from enclave.simulated import authority, platform
-from enclave.simulated.authority import CPUSVN, FMSPC, OLD_CPUSVN, Authority
-from enclave.simulated.documents import PckCa
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from enclave.simulated.sgx_extension import OID, PckFacts, PlatformInstance, sgx_extension
+from attestgate.enclave.simulated import authority, platform
+from attestgate.enclave.simulated.authority import CPUSVN, FMSPC, OLD_CPUSVN, Authority
+from attestgate.enclave.simulated.documents import PckCa
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.enclave.simulated.sgx_extension import OID, PckFacts, PlatformInstance, sgx_extension
 from tests.enclave.conftest import vectors
 
 REPORT_DATA = bytes(range(64))

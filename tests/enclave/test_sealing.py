@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave.api import KeyPolicy
-from enclave.sealing import OVERHEAD, seal, unseal
-from schemas.base import Refusal, Secret
+from attestgate.enclave.api import KeyPolicy
+from attestgate.enclave.sealing import OVERHEAD, seal, unseal
+from attestgate.schemas.base import Refusal, Secret
 
 
 class Machine:

@@ -12,12 +12,12 @@ from typing import Any, cast
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.api import Bus, BusError
-from bus.subjects import inbound
-from manager.gateway.metrics import GatewayMetrics
-from manager.gateway.worker import GatewayWorker
-from schemas.admission import Applied, Statement, Withdrawal, open_report, post
-from schemas.settings import BusSettings, GatewaySettings
+from attestgate.bus.api import Bus, BusError
+from attestgate.bus.subjects import inbound
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.gateway.worker import GatewayWorker
+from attestgate.schemas.admission import Applied, Statement, Withdrawal, open_report, post
+from attestgate.schemas.settings import BusSettings, GatewaySettings
 from tests.gateway.support import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
 
 HOST = f"host.{HOST_SESSION}"
@@ -81,7 +81,8 @@ class Deployment:
         found: list[Applied] = []
         while not (found := [r for r in self.reports() if (r.key, r.state, r.sequence) == (key, state, sequence)]):
             self.bus.heard.clear()
-            await asyncio.wait_for(self.bus.heard.wait(), 15)
+            async with asyncio.timeout(15):
+                await self.bus.heard.wait()
         return found[-1]
 
     async def told(self, what: str, fits: Callable[[dict[str, object]], bool] = lambda _: True) -> dict[str, object]:

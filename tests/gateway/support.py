@@ -21,16 +21,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from bus.api import BusError, Entry
-from compose.controller import serve
-from compose.nginx import Nginx, free_port
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.ledger import CertificateEntry, HostEntry
-from manager.pki.authority import Authority, create_ca, load_authority
-from manager.pki.issue import Issued, issue, issue_server
-from schemas.admission import ALL, HostLease, Lease
-from schemas.base import Secret
-from schemas.nginx import NginxConfig
+from attestgate.bus.api import BusError, Entry
+from attestgate.compose.controller import serve
+from attestgate.compose.nginx import Nginx, free_port
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.pki.authority import Authority, create_ca, load_authority
+from attestgate.manager.pki.issue import Issued, issue, issue_server
+from attestgate.schemas.admission import ALL, HostLease, Lease
+from attestgate.schemas.base import Secret
+from attestgate.schemas.nginx import NginxConfig
 
 HOST_SESSION = "0a" * 16
 APP_SESSION = "0b" * 16

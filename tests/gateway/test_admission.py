@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from manager.gateway.dictionary import MAX_BODY, Dictionary, NginxError, OtherEpoch, ZoneFull
-from manager.gateway.ledger import CertificateEntry, HostEntry
-from manager.pki.authority import create_ca, load_authority
-from schemas.nginx import NginxConfig
+from attestgate.manager.gateway.dictionary import MAX_BODY, Dictionary, NginxError, OtherEpoch, ZoneFull
+from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.pki.authority import create_ca, load_authority
+from attestgate.schemas.nginx import NginxConfig
 from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, logged, running, until
 
 pytestmark = pytest.mark.stack

@@ -9,13 +9,13 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from cli.main import app
-from manager.keyfiles import create_identity, read_identity
-from schemas.admission import ALL, Withdrawal, open_report
-from schemas.base import Refusal, pack
-from schemas.break_glass import LABEL, BreakGlass, read_break_glass
-from schemas.settings import BreakGlassSettings
-from schemas.signing import sign, verify
+from attestgate.cli.main import app
+from attestgate.manager.keyfiles import create_identity, read_identity
+from attestgate.schemas.admission import ALL, Withdrawal, open_report
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.break_glass import LABEL, BreakGlass, read_break_glass
+from attestgate.schemas.settings import BreakGlassSettings
+from attestgate.schemas.signing import sign, verify
 from tests.gateway.deployment import Deployment, at_work, status
 from tests.gateway.support import Client, Gate, until
 

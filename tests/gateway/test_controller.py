@@ -10,7 +10,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from compose.controller import MAX_FLOWS, Controller, application, serve
+from attestgate.compose.controller import MAX_FLOWS, Controller, application, serve
 
 FLOW: dict[str, Any] = {"priority": 10, "match": {"eth_type": "0x0800"}, "actions": ["output:2"]}
 
@@ -87,5 +87,6 @@ async def test_a_file_that_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.write_text("a key")
     with pytest.raises(OSError, match="in use"):
-        await asyncio.wait_for(serve(path), 60)
+        async with asyncio.timeout(60):
+            await serve(path)
     assert path.read_text() == "a key"

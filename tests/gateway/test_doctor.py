@@ -9,11 +9,11 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from cli.main import app
-from manager import doctor
-from manager.doctor import Finding
-from manager.listening import listening
-from schemas.settings import BusSettings, GatewaySettings
+from attestgate.cli.main import app
+from attestgate.manager import doctor
+from attestgate.manager.doctor import Finding
+from attestgate.manager.listening import listening
+from attestgate.schemas.settings import BusSettings, GatewaySettings
 from tests.gateway.support import Gate, running
 
 HEADER = "  sl  local_address rem_address   st\n"

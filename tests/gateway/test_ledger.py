@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
-from schemas.admission import HostLease, Lease, Statement, Withdrawal
-from schemas.base import Refusal
+from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
+from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
+from attestgate.schemas.base import Refusal
 
 SESSION = "0a" * 16
 CERT, HOST = "cert.01", f"host.{SESSION}"

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.memory import MemoryServer
-from compose.nginx import Nginx
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.ledger import Entry
-from schemas.admission import Withdrawal, open_report, post
+from attestgate.bus.memory import MemoryServer
+from attestgate.compose.nginx import Nginx
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.ledger import Entry
+from attestgate.schemas.admission import Withdrawal, open_report, post
 from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import Client, Gate, host_lease, lease, running, until
 
@@ -94,7 +94,7 @@ async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(dep
             await asyncio.sleep(0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manager.gateway.worker.Dictionary", Counted)
+        patch.setattr("attestgate.manager.gateway.worker.Dictionary", Counted)
         async with at_work(deployment.worker()):
             await deployment.admit(*clients)
             late.set()

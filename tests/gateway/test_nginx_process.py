@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from compose.nginx import Nginx, render
-from schemas.base import Refusal
-from schemas.nginx import FORWARDED, NginxConfig
+from attestgate.compose.nginx import Nginx, render
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import FORWARDED, NginxConfig
 from tests.gateway.support import Gate, until
 
 pytestmark = pytest.mark.stack

@@ -12,17 +12,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
-from cli.main import app
-from compose.nginx import Nginx, free_port, render
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.public import MOST, publish
-from manager.pki import crl
-from manager.pki.authority import key_id
-from manager.sessions.work import Revoked
-from schemas.admission import crl_key
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
-from schemas.settings_file import load_part
+from attestgate.cli.main import app
+from attestgate.compose.nginx import Nginx, free_port, render
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.public import MOST, publish
+from attestgate.manager.pki import crl
+from attestgate.manager.pki.authority import key_id
+from attestgate.manager.sessions.work import Revoked
+from attestgate.schemas.admission import crl_key
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings_file import load_part
 from tests.gateway.support import Gate, running
 
 RUNNER = CliRunner()

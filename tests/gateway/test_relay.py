@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from schemas.admission import Withdrawal
-from schemas.base import Refusal
-from schemas.nginx import NginxConfig
+from attestgate.schemas.admission import Withdrawal
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.nginx import NginxConfig
 from tests.gateway.deployment import HOST, Deployment, at_work
 from tests.gateway.support import Client, Gate, host_lease, lease, until
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from manager.gateway.dictionary import Dictionary
-from schemas.admission import ALL, READ_ONLY, Rule
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.schemas.admission import ALL, READ_ONLY, Rule
 from tests.gateway.support import Client, Gate, logged, until
 
 RULE = TypeAdapter(Rule)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from schemas.admission import (
+from attestgate.schemas.admission import (
     MAX_APPLIED,
     Applied,
     GatewayReport,
@@ -23,7 +23,7 @@ from schemas.admission import (
     sign_report,
     spiffe_id,
 )
-from schemas.base import Refusal, pack, unpack
+from attestgate.schemas.base import Refusal, pack, unpack
 from tests.gateway.test_ledger import host, lease, withdrawal
 
 KEY = Ed25519PrivateKey.generate()

@@ -9,10 +9,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.gateway.map_file import MapFile, expression
-from manager.pki import crl
-from manager.sessions.work import Revoked
-from schemas.admission import Withdrawal
+from attestgate.manager.gateway.map_file import MapFile, expression
+from attestgate.manager.pki import crl
+from attestgate.manager.sessions.work import Revoked
+from attestgate.schemas.admission import Withdrawal
 from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import Client, Gate, host_lease, lease, running, until
 from tests.gateway.test_rules import ALLOWED, ONE_SUBTREE, REFUSED, send

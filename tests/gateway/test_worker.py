@@ -11,11 +11,11 @@ import pytest
 import structlog.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus.memory import MemoryServer
-from manager.gateway.dictionary import Dictionary
-from manager.gateway.ledger import Entry, HostEntry
-from schemas.admission import Withdrawal, post
-from schemas.base import Refusal
+from attestgate.bus.memory import MemoryServer
+from attestgate.manager.gateway.dictionary import Dictionary
+from attestgate.manager.gateway.ledger import Entry, HostEntry
+from attestgate.schemas.admission import Withdrawal, post
+from attestgate.schemas.base import Refusal
 from tests.gateway.deployment import HOST, Deployment, at_work, status
 from tests.gateway.support import APP_SESSION, HOST_SESSION, FakeBus, Gate, host_lease, lease, running, until
 
@@ -292,7 +292,7 @@ async def test_a_report_is_of_what_nginx_was_asked_and_not_of_what_came_meanwhil
     statement = Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked")
     gone = post(deployment.manager, statement)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manager.gateway.worker.Dictionary", Interrupted)
+        patch.setattr("attestgate.manager.gateway.worker.Dictionary", Interrupted)
         async with at_work(deployment.worker()):
             await deployment.say(lease(client, now))
             await deployment.reported(client.key, "withdrawn", 2)

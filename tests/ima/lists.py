@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from struct import pack
 
-from manager.verification import tpm
-from manager.verification.ima_list import entries, frames
-from manager.verification.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load
-from schemas.host_policy import HostPolicy
+from attestgate.manager.verification import tpm
+from attestgate.manager.verification.ima_list import entries, frames
+from attestgate.manager.verification.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load
+from attestgate.schemas.host_policy import HostPolicy
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "ima" / "debian12"
 NONCES = {"clean": b"nonce-one-clean-0000000000000001", "drift": b"nonce-two-drift-0000000000000002"}

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification import ima_reading
-from manager.verification.ima import appraise_list, inspect_list
-from manager.verification.ima_list import entries, replay
-from manager.verification.ima_memory import MAX_KEPT, Memory
-from manager.verification.runtime_policy import LoadedPolicy
-from manager.verification.tpm import QuotedPcrs
-from schemas.base import pack, unpack
-from schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
+from attestgate.manager.verification import ima_reading
+from attestgate.manager.verification.ima import appraise_list, inspect_list
+from attestgate.manager.verification.ima_list import entries, replay
+from attestgate.manager.verification.ima_memory import MAX_KEPT, Memory
+from attestgate.manager.verification.runtime_policy import LoadedPolicy
+from attestgate.manager.verification.tpm import QuotedPcrs
+from attestgate.schemas.base import pack, unpack
+from attestgate.schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
 from tests.ima.lists import (
     ANCHORED,
     ENTRIES,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification.ima_ascii import is_ascii, to_binary
-from manager.verification.ima_list import entries
-from schemas.base import Refusal
+from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
+from attestgate.manager.verification.ima_list import entries
+from attestgate.schemas.base import Refusal
 from tests.ima.lists import VECTORS, frame, framed_data, ng, old_frame, recorded, sized
 
 DIGEST = bytes(range(32)).hex()

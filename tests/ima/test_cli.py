@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
-from cli.policy import app as policy_app
-from cli.verify_ima import ImaCommand, verify_ima
-from manager.verification import ima_offline
-from manager.verification.policy_dsse import sign
-from schemas.host_policy import HostPolicy
+from attestgate.cli.policy import app as policy_app
+from attestgate.cli.verify_ima import ImaCommand, verify_ima
+from attestgate.manager.verification import ima_offline
+from attestgate.manager.verification.policy_dsse import sign
+from attestgate.schemas.host_policy import HostPolicy
 from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
 
 KEYS = {"accepted", "boot_state", "entries", "anchored_entries", "violations", "pcr10", "unknown", "reasons"}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification import ima_list
-from manager.verification.ima_list import byte_order, entries, frames, parse, readable, replay
-from schemas.base import Refusal, unpack
-from schemas.base import pack as packed
-from schemas.host_policy import BANKS, Replay
-from schemas.messages import MAX_LIST
+from attestgate.manager.verification import ima_list
+from attestgate.manager.verification.ima_list import byte_order, entries, frames, parse, readable, replay
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.base import pack as packed
+from attestgate.schemas.host_policy import BANKS, Replay
+from attestgate.schemas.messages import MAX_LIST
 from tests.ima.lists import (
     ANCHORED,
     ENTRIES,

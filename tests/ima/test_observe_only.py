@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cryptography import x509
 
-from compose.policies import Policies
-from manager.pki.issue import read_marks
-from manager.sessions.record import AppRecord
-from schemas.messages import Outcome
-from schemas.settings import Timing
+from attestgate.compose.policies import Policies
+from attestgate.manager.pki.issue import read_marks
+from attestgate.manager.sessions.record import AppRecord
+from attestgate.schemas.messages import Outcome
+from attestgate.schemas.settings import Timing
 from tests.ima.lists import framed
 from tests.sessions.harness import LISTS, World, deployed
 

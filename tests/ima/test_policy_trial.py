@@ -16,21 +16,21 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import JsonValue
 from typer.testing import CliRunner
 
-from bus.api import Message
-from cli.policy import app as policy_app
-from cli.policy_hosts import Answers
-from compose.policies import Policies
-from manager.policy_tree import measured_files
-from manager.policy_trial import try_on
-from manager.registry import manifest_name
-from manager.sessions.record import HostRecord
-from manager.verification.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
-from manager.verification.runtime_policy import load
-from schemas.base import Refusal, unpack
-from schemas.enrolment import PolicyManifest, RecheckNow, TryPolicy
-from schemas.event_data import PolicyTried
-from schemas.events import Event
-from schemas.sgx import policy_name
+from attestgate.bus.api import Message
+from attestgate.cli.policy import app as policy_app
+from attestgate.cli.policy_hosts import Answers
+from attestgate.compose.policies import Policies
+from attestgate.manager.policy_tree import measured_files
+from attestgate.manager.policy_trial import try_on
+from attestgate.manager.registry import manifest_name
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.verification.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
+from attestgate.manager.verification.runtime_policy import load
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, TryPolicy
+from attestgate.schemas.event_data import PolicyTried
+from attestgate.schemas.events import Event
+from attestgate.schemas.sgx import policy_name
 from tests.ima.lists import VECTORS, document, frame, loaded, ng, recorded
 from tests.sessions.harness import Deployment, World, deployed
 

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from manager.verification.ima_list import entries, replay
-from manager.verification.tpm import RSAPSS, RSASSA
-from schemas.host_policy import Bank, Replay
+from attestgate.manager.verification.ima_list import entries, replay
+from attestgate.manager.verification.tpm import RSAPSS, RSASSA
+from attestgate.schemas.host_policy import Bank, Replay
 from tests.ima.lists import document, frame, ng
 from tests.ima.test_cli import run
 from tests.ima.test_tpm import EC_KEY, NONCE, attest, ecdsa, rsa_signature

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification.tpm import (
+from attestgate.manager.verification.tpm import (
     ECDSA,
     MAX_STRUCTURE,
     RSAPSS,
@@ -23,7 +23,7 @@ from manager.verification.tpm import (
     read_key,
     verify_quote,
 )
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 from tests.ima.lists import NONCES, VECTORS, quote
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())

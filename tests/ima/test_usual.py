@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification.ima_list import ByteOrder, Entry, frames, parse
-from manager.verification.ima_usual import reader
-from schemas.base import Reason, Refusal
+from attestgate.manager.verification.ima_list import ByteOrder, Entry, frames, parse
+from attestgate.manager.verification.ima_usual import reader
+from attestgate.schemas.base import Reason, Refusal
 from tests.ima.lists import frame, framed_data, ng, recorded
 
 MARKS: dict[ByteOrder, Literal["<", ">"]] = {"little": "<", "big": ">"}

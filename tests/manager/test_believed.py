@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bus.memory import MemoryServer
-from manager import registry as module
-from manager.high_water import HighWater
-from manager.registry import Registry, operators_from
-from schemas.base import Refusal, pack
-from schemas.enrolment import Command, Enrol, HostEnrolment
-from schemas.signing import Signed, sign, verify
+from attestgate.bus.memory import MemoryServer
+from attestgate.manager import registry as module
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.registry import Registry, operators_from
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment
+from attestgate.schemas.signing import Signed, sign, verify
 from tests.sessions.harness import OPERATOR, TIMING, World
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.memory import MemoryServer
-from manager.audit.intake import Intake
-from manager.high_water import HighWater
-from manager.outbox import Outbox
-from manager.vault import StorageKeys, Stored, Vault
-from manager.whole_file import replace_file
-from schemas.base import Model, Refusal, Secret, parse_json
+from attestgate.bus.memory import MemoryServer
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.vault import StorageKeys, Stored, Vault
+from attestgate.manager.whole_file import replace_file
+from attestgate.schemas.base import Model, Refusal, Secret, parse_json
 
 
 class Thing(Model):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus import subjects
-from bus.memory_bucket import MemoryBucket
-from schemas.base import pack, unpack
-from schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
-from schemas.events import Event
-from schemas.signing import Signed, sign
+from attestgate.bus import subjects
+from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.schemas.base import pack, unpack
+from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
+from attestgate.schemas.events import Event
+from attestgate.schemas.signing import Signed, sign
 from tests.sessions.harness import AUTHOR, HOST_ENCLAVE, OPERATOR, Deployment, code_of
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bus.memory_bucket import MemoryBucket
-from schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
+from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
 from tests.sessions.harness import APP_ENCLAVE, Deployment
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from bus.memory import MemoryServer
-from manager import registry as module
-from manager.high_water import HighWater
-from manager.registry import MANIFEST, REMEMBERED, Registry, operators_from
-from schemas.base import Refusal, pack
-from schemas.enrolment import PolicyManifest, PutPolicy
-from schemas.settings import OperatorSettings
-from schemas.sgx import policy_name
-from schemas.signing import Signed, verify
+from attestgate.bus.memory import MemoryServer
+from attestgate.manager import registry as module
+from attestgate.manager.high_water import HighWater
+from attestgate.manager.registry import MANIFEST, REMEMBERED, Registry, operators_from
+from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.settings import OperatorSettings
+from attestgate.schemas.sgx import policy_name
+from attestgate.schemas.signing import Signed, verify
 from tests.sessions.harness import AUTHOR, World
 
 Made = tuple[Registry, Callable[[PutPolicy | bytes], Any], list[bytes]]
@@ -33,7 +33,7 @@ async def made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return verify(signed, *arguments)
 
     monkeypatch.setattr(module, "verify", counted)
-    monkeypatch.setattr("bus.recent.KEPT_S", 0.0)  # read each time
+    monkeypatch.setattr("attestgate.bus.recent.KEPT_S", 0.0)  # read each time
     author = OperatorSettings(name=AUTHOR, role="policy-author", identity=world.public["policy_authors"][AUTHOR])
     registry = Registry(bus, operators_from([author]), HighWater(tmp_path / "high-water.json"))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from bus import credentials, subjects
-from bus.forward import DATAGRAM, File, Position, Stream, Syslog, follow, syslog_message
-from bus.nats import NatsBus, connect
-from bus.server import EmbeddedServer
-from bus.setup import ensure
-from schemas.base import Refusal
-from schemas.events import Event
+from attestgate.bus import credentials, subjects
+from attestgate.bus.forward import DATAGRAM, File, Position, Stream, Syslog, follow, syslog_message
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.events import Event
 from tests.cli.conftest import Run, attestgate, deployed
 
 __all__ = ["attestgate", "deployed"]
@@ -108,7 +108,7 @@ async def test_it_goes_on_where_it_left_off(buses: tuple[NatsBus, NatsBus], tmp_
 async def test_what_the_receiver_did_not_take_is_tried_again(
     buses: tuple[NatsBus, NatsBus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.forward.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("attestgate.bus.forward.LOOK_AGAIN_S", 0.01)
     manager, operator = buses
     await publish(manager, *map(event, range(3)))
     sink = Kept(3, failures=2)
@@ -178,4 +178,5 @@ async def test_it_ends_when_nobody_reads_any_more(buses: tuple[NatsBus, NatsBus]
     os.close(reader)
     closing = suppress(BrokenPipeError)  # that says so once more
     with closing, os.fdopen(writer, "w") as unread, pytest.raises(BrokenPipeError):
-        await asyncio.wait_for(follow(operator, Stream(unread), Position(None)), 60)
+        async with asyncio.timeout(60):
+            await follow(operator, Stream(unread), Position(None))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bus.logs import of_none, of_session, reload_level, set_up_logs
-from compose.plan import Plan
-from schemas.base import Secret
-from schemas.settings import OperatorFile
+from attestgate.bus.logs import of_none, of_session, reload_level, set_up_logs
+from attestgate.compose.plan import Plan
+from attestgate.schemas.base import Secret
+from attestgate.schemas.settings import OperatorFile
 from tests.cli.conftest import deployed
 
 __all__ = ["deployed"]
@@ -145,9 +145,9 @@ async def test_a_running_process_takes_sighup_and_goes_on(deployed: Plan, tmp_pa
 STARTED = """
 import asyncio, sys
 from pathlib import Path
-from bus.agent_process import agent_main
-from cli import processes
-from schemas.settings import AppSettings, GatewaySettings, HostSettings, ManagerSettings
+from attestgate.bus.agent_process import agent_main
+from attestgate.cli import processes
+from attestgate.schemas.settings import AppSettings, GatewaySettings, HostSettings, ManagerSettings
 
 async def run(settings):
     print("running", flush=True)

@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import tests.sessions.harness as harness
-from bus.api import Entry
-from cli.reference import DOCS, families, metrics_page
-from manager.gateway.metrics import GatewayMetrics
-from manager.main import assemble
-from manager.metrics import ManagerMetrics
-from manager.metrics_http import served
-from schemas.base import Refusal
-from schemas.enrolment import Revoke
+from attestgate.bus.api import Entry
+from attestgate.cli.reference import DOCS, families, metrics_page
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.main import assemble
+from attestgate.manager.metrics import ManagerMetrics
+from attestgate.manager.metrics_http import served
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.enrolment import Revoke
 from tests.sessions.harness import OTHER_ENCLAVE, Deployment, World, deployed
 
 ROW = re.compile(r"^\| `(attestgate_[a-z_]+)` \| (\w+) \| ([a-z_, ]+) \| .+ \|$", re.MULTILINE)
@@ -63,7 +63,7 @@ async def emitted(registry: CollectorRegistry) -> set[str]:
 
 
 def test_the_page_says_what_the_code_says() -> None:
-    assert (DOCS / "metrics.md").read_text(encoding="utf-8") == metrics_page(), "python -m cli.reference"
+    assert (DOCS / "metrics.md").read_text(encoding="utf-8") == metrics_page(), "python -m attestgate.cli.reference"
 
 
 def test_names_follow_prometheus_conventions() -> None:

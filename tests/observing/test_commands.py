@@ -14,13 +14,13 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from bus import credentials, subjects
-from bus.nats import NatsBus, connect
-from bus.server import EmbeddedServer
-from bus.setup import ensure
-from schemas.base import Reason
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.bus import credentials, subjects
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
+from attestgate.schemas.base import Reason
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 
 HOST, APP = "a1" * 16, "b2" * 16
 AT = 1_700_000_000

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import asyncapi
-from schemas.base import Model
-from schemas.event_data import BY_NAME, EVENTS, GatewayWhat, Kind, SessionWhat
-from schemas.events import Event
+from attestgate.bus import asyncapi
+from attestgate.schemas.base import Model
+from attestgate.schemas.event_data import BY_NAME, EVENTS, GatewayWhat, Kind, SessionWhat
+from attestgate.schemas.events import Event
 
-ROOT = Path(asyncapi.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "asyncapi.json"
 PRINTABLE = re.compile(r"[!-~]*")
 FIELDS: dict[str, Any] = {"id": "1", "kind": "host", "subject": "h1", "what": "trusted", "at": 1_700_000_000}
 
 
 def test_the_document_is_what_the_models_make() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == asyncapi.text(), "make it again: python -m bus.asyncapi"
+    assert DOCUMENT.read_text(encoding="utf-8") == asyncapi.text(), "make it again: python -m attestgate.bus.asyncapi"
 
 
 def test_the_document_names_every_event_and_every_reference_resolves() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from bus import subjects
-from bus.layout import SUMMARIES
-from schemas.enrolment import Revoke
-from schemas.event_data import BY_NAME
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.bus import subjects
+from attestgate.bus.layout import SUMMARIES
+from attestgate.schemas.enrolment import Revoke
+from attestgate.schemas.event_data import BY_NAME
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 from tests.sessions.conftest import site, world  # noqa: F401  fixtures
 from tests.sessions.harness import LISTS, Deployment
 

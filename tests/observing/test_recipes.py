@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from bus import credentials, layout, subjects
-from bus.nats import NatsBus, connect
-from bus.server import EmbeddedServer
-from bus.setup import ensure
-from manager import deployment
-from schemas.event_data import EVENTS
-from schemas.events import Event
-from schemas.summary import Summary
+from attestgate.bus import credentials, layout, subjects
+from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.setup import ensure
+from attestgate.manager import deployment
+from attestgate.schemas.event_data import EVENTS
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
 
-PAGE = (Path(deployment.__file__).parents[1] / "docs" / "observing.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "observing.md").read_text(encoding="utf-8")
 RECIPES = [
     line.removeprefix("$ ") for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.splitlines()
 ]

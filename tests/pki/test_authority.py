@@ -6,8 +6,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from manager.pki.authority import create_ca, load_authority
-from schemas.base import Refusal, Secret
+from attestgate.manager.pki.authority import create_ca, load_authority
+from attestgate.schemas.base import Refusal, Secret
 
 AT = 1_790_000_000
 PASSPHRASE = Secret(b"correct horse battery staple")

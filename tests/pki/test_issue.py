@@ -14,9 +14,9 @@ from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.pki.authority import Authority, create_ca, load_authority
-from manager.pki.issue import MAX_REQUEST, issue, issue_server
-from schemas.base import Refusal, Secret
+from attestgate.manager.pki.authority import Authority, create_ca, load_authority
+from attestgate.manager.pki.issue import MAX_REQUEST, issue, issue_server
+from attestgate.schemas.base import Refusal, Secret
 
 AT = 1_790_000_000
 IDENTITY = "spiffe://sdn.example.org/host/h1/app/a1"

@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.pki import crl
-from manager.pki.authority import create_ca, key_id, load_authority
-from manager.pki.issue import MANAGER_KEY, PROXY, issue, issue_with_key, read_marks
-from manager.pki.rotation import finish, rotate
-from schemas.base import Refusal, Secret
+from attestgate.manager.pki import crl
+from attestgate.manager.pki.authority import create_ca, key_id, load_authority
+from attestgate.manager.pki.issue import MANAGER_KEY, PROXY, issue, issue_with_key, read_marks
+from attestgate.manager.pki.rotation import finish, rotate
+from attestgate.schemas.base import Refusal, Secret
 from tests.gateway.support import PASSPHRASE, Gate, running
 
 AT = 1_790_000_000

@@ -12,14 +12,14 @@ from unittest.mock import patch
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus import channel
-from bus.channel import Channel
-from manager.audit import merkle
-from schemas import binding
-from schemas.audit import Admitted, Decision, sign_decision
-from schemas.base import Secret
-from schemas.binding import Role
-from schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from attestgate.bus import channel
+from attestgate.bus.channel import Channel
+from attestgate.manager.audit import merkle
+from attestgate.schemas import binding
+from attestgate.schemas.audit import Admitted, Decision, sign_decision
+from attestgate.schemas.base import Secret
+from attestgate.schemas.binding import Role
+from attestgate.schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[1] / "vectors" / "protocol"
 

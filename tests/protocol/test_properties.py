@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from bus import envelope
-from bus.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
-from bus.envelope import SUITES, SuiteName
-from manager.vault import Stored
-from schemas import messages
-from schemas.base import Model, Refusal, Secret, pack, unpack
-from schemas.binding import canonical
-from schemas.enrolment import Command
-from schemas.evidence import pack_measurements, unpack_measurements
-from schemas.messages import MeasurementList
-from schemas.signing import Signed
+from attestgate.bus import envelope
+from attestgate.bus.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
+from attestgate.bus.envelope import SUITES, SuiteName
+from attestgate.manager.vault import Stored
+from attestgate.schemas import messages
+from attestgate.schemas.base import Model, Refusal, Secret, pack, unpack
+from attestgate.schemas.binding import canonical
+from attestgate.schemas.enrolment import Command
+from attestgate.schemas.evidence import pack_measurements, unpack_measurements
+from attestgate.schemas.messages import MeasurementList
+from attestgate.schemas.signing import Signed
 
 PARTS = st.lists(st.binary(max_size=40) | st.text(max_size=20) | st.integers(0, 2**64 - 1), max_size=5)
 KINDS: list[type[BaseModel]] = [
@@ -301,7 +301,7 @@ def test_a_list_that_is_not_what_it_says_is_refused(change: dict[str, Any]) -> N
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("schemas.evidence.MAX_LIST", 1000)
+    monkeypatch.setattr("attestgate.schemas.evidence.MAX_LIST", 1000)
     bomb = pack_measurements(bytes(100_000), 0)
     assert len(bomb.zlib) < 1000
     with pytest.raises(Refusal, match=r"evidence\.list"):

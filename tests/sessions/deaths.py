@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bus import layout
-from schemas.settings import Timing
+from attestgate.bus import layout
+from attestgate.schemas.settings import Timing
 from tests.sessions.harness import Deployment, World, deployed
 from tests.sessions.mortal import Counter, MortalBus
 from tests.sessions.quiet_loop import QuietLoop

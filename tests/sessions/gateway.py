@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bus import subjects
-from bus.memory import MemoryBus
-from manager.gateway.ledger import Ledger
-from schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
-from schemas.base import Refusal
+from attestgate.bus import subjects
+from attestgate.bus.memory import MemoryBus
+from attestgate.manager.gateway.ledger import Ledger
+from attestgate.schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
+from attestgate.schemas.base import Refusal
 from tests.sessions.wire import Clock
 from tests.sessions.world import GATEWAY
 

@@ -15,22 +15,30 @@ from typing import Any
 
 import httpx
 
-from app_agent.main import AppAgent
-from bus import subjects
-from bus.agent import Link
-from bus.memory import MemoryBus
-from bus.memory_stream import MemoryConsumer
-from enclave.simulated import pccs
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from host_agent.main import HostAgent
-from manager.limits import Limiter
-from manager.main import assemble
-from manager.worker import Worker
-from schemas.base import pack
-from schemas.enrolment import Action, AppEnrolment, Command, Enrol, GatewayEnrolment, HostEnrolment, Placement
-from schemas.events import Event
-from schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
-from schemas.signing import sign
+from attestgate.app_agent.main import AppAgent
+from attestgate.bus import subjects
+from attestgate.bus.agent import Link
+from attestgate.bus.memory import MemoryBus
+from attestgate.bus.memory_stream import MemoryConsumer
+from attestgate.enclave.simulated import pccs
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.host_agent.main import HostAgent
+from attestgate.manager.limits import Limiter
+from attestgate.manager.main import assemble
+from attestgate.manager.worker import Worker
+from attestgate.schemas.base import pack
+from attestgate.schemas.enrolment import (
+    Action,
+    AppEnrolment,
+    Command,
+    Enrol,
+    GatewayEnrolment,
+    HostEnrolment,
+    Placement,
+)
+from attestgate.schemas.events import Event
+from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
+from attestgate.schemas.signing import sign
 from tests.sessions.gateway import Gateway
 from tests.sessions.wire import Clock, Held, Wire
 from tests.sessions.witness import PATIENCE_S, Witness, code_of

@@ -16,15 +16,15 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bus import subjects
-from bus.api import BusError
-from bus.memory_bucket import BucketState
-from manager.observer import Observer
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.admission import HostLease, Lease, Withdrawal
-from schemas.enrolment import Action, Enrol, RecheckNow, Revoke
-from schemas.settings import Timing
+from attestgate.bus import subjects
+from attestgate.bus.api import BusError
+from attestgate.bus.memory_bucket import BucketState
+from attestgate.manager.observer import Observer
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.admission import HostLease, Lease, Withdrawal
+from attestgate.schemas.enrolment import Action, Enrol, RecheckNow, Revoke
+from attestgate.schemas.settings import Timing
 from tests.sessions.harness import LISTS, OPERATOR, Agent, Deployment, Held, World, deployed
 from tests.sessions.mortal import Counter, MortalBus
 from tests.sessions.quiet_loop import QuietLoop

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from bus.api import Stored
-from bus.memory import MemoryBus, MemoryDelivery
-from bus.memory_bucket import MemoryBucket
+from attestgate.bus.api import Stored
+from attestgate.bus.memory import MemoryBus, MemoryDelivery
+from attestgate.bus.memory_bucket import MemoryBucket
 
 
 class Killed(BaseException):

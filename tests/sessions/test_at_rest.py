@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from manager.sessions.record import AppRecord, HostRecord, record_key
-from manager.sessions.states import State
-from schemas.enrolment import RecheckNow, Revoke
+from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.sessions.harness import Deployment
 
 HOST_BYTES = 2000

@@ -11,13 +11,13 @@ from unittest.mock import AsyncMock
 import msgpack
 import pytest
 
-from bus import subjects
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
-from schemas.base import MAX_MESSAGE, Refusal, pack
-from schemas.enrolment import RecheckNow
-from schemas.event_data import BY_NAME
+from attestgate.bus import subjects
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
+from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
+from attestgate.schemas.enrolment import RecheckNow
+from attestgate.schemas.event_data import BY_NAME
 from tests.sessions.harness import Deployment, World, deployed
 
 IN = f"{subjects.IN}.>"

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bus import layout, subjects
-from bus.api import BusError
-from bus.memory_bucket import MemoryBucket
-from manager.sessions.draft import KEPT_S
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.enrolment import Revoke
+from attestgate.bus import layout, subjects
+from attestgate.bus.api import BusError
+from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.manager.sessions.draft import KEPT_S
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.enrolment import Revoke
 from tests.sessions.harness import LISTS, Deployment
 
 Story = Callable[[Deployment], Awaitable[None]]

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from bus import envelope, subjects
-from manager.sessions.handshake import MAX_VERIFICATIONS
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.base import pack, unpack
-from schemas.binding import Role, canonical, digest, first_transcript, next_transcript, report_data
-from schemas.evidence import app_evidence_hash, host_evidence_hash, pack_measurements
-from schemas.messages import AppEvidence, AppHello, Challenge, HostEvidence, HostHello, Sealed
-from schemas.signing import Signed
+from attestgate.bus import envelope, subjects
+from attestgate.manager.sessions.handshake import MAX_VERIFICATIONS
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.base import pack, unpack
+from attestgate.schemas.binding import Role, canonical, digest, first_transcript, next_transcript, report_data
+from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash, pack_measurements
+from attestgate.schemas.messages import AppEvidence, AppHello, Challenge, HostEvidence, HostHello, Sealed
+from attestgate.schemas.signing import Signed
 from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE, Deployment, Held, code_of
 
 LIST = (LISTS / "clean.bin").read_bytes()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bus.api import BusError
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.enrolment import RecheckNow, Revoke
+from attestgate.bus.api import BusError
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.audit.support import decided, said
 from tests.sessions.harness import LONG, Deployment, World, deployed
 from tests.sessions.mortal import Counter, Killed, MortalBus

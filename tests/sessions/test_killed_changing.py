@@ -11,11 +11,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.admission import Lease, Withdrawal
-from schemas.enrolment import RecheckNow
-from schemas.settings import Timing
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.admission import Lease, Withdrawal
+from attestgate.schemas.enrolment import RecheckNow
+from attestgate.schemas.settings import Timing
 from tests.sessions.deaths import Doomed, doomed
 from tests.sessions.harness import LONG, Agent, Deployment, World
 

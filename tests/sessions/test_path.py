@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from bus import subjects
-from compose.policies import Policies
-from manager.sessions.draft import KEPT_S
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.base import unpack
-from schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
-from schemas.messages import Challenge
-from schemas.settings import Timing
-from schemas.sgx import policy_name
-from schemas.signing import Signed
+from attestgate.bus import subjects
+from attestgate.compose.policies import Policies
+from attestgate.manager.sessions.draft import KEPT_S
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.base import unpack
+from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
+from attestgate.schemas.messages import Challenge
+from attestgate.schemas.settings import Timing
+from attestgate.schemas.sgx import policy_name
+from attestgate.schemas.signing import Signed
 from tests.sessions.harness import (
     APP_ENCLAVE,
     LISTS,

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from app_agent.step6_colocation import PURPOSE, read_key
-from bus import envelope, subjects
-from bus.agent import AgentSession, Link
-from bus.channel import Frame, seal_frame
-from enclave.sealing import unseal
-from host_agent.step6_deliver import deliver
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.base import Refusal, Secret, pack, unpack
-from schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
-from schemas.messages import DeliverKey, Proof, VolumeKey
+from attestgate.app_agent.step6_colocation import PURPOSE, read_key
+from attestgate.bus import envelope, subjects
+from attestgate.bus.agent import AgentSession, Link
+from attestgate.bus.channel import Frame, seal_frame
+from attestgate.enclave.sealing import unseal
+from attestgate.host_agent.step6_deliver import deliver
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.base import Refusal, Secret, pack, unpack
+from attestgate.schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
+from attestgate.schemas.messages import DeliverKey, Proof, VolumeKey
 from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of
 
 

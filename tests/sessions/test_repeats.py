@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bus import layout, subjects
-from bus.memory import MemoryDelivery
-from manager.sessions.record import HostRecord
-from schemas.enrolment import RecheckNow
+from attestgate.bus import layout, subjects
+from attestgate.bus.memory import MemoryDelivery
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.schemas.enrolment import RecheckNow
 from tests.sessions.harness import LONG, Deployment, World, deployed
 
 ACKNOWLEDGED = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bus import subjects
-from bus.channel import Frame
-from bus.memory_bucket import BucketState
-from manager.sessions.record import AppRecord, HostRecord
-from manager.sessions.states import State
-from schemas.base import Refusal, unpack
-from schemas.enrolment import RecheckNow, Revoke
+from attestgate.bus import subjects
+from attestgate.bus.channel import Frame
+from attestgate.bus.memory_bucket import BucketState
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.sessions.harness import LISTS, Deployment, World, code_of, deployed
 
 

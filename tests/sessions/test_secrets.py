@@ -10,13 +10,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel
 
-from app_agent.step5_evidence import TlsKey
-from manager.keyfiles import read_secret
-from manager.sessions.record import AppRecord, HostRecord
-from manager.vault import Vault
-from schemas.base import Secret
-from schemas.enrolment import RecheckNow, Revoke
-from schemas.messages import AppGrant, HostGrant
+from attestgate.app_agent.step5_evidence import TlsKey
+from attestgate.manager.keyfiles import read_secret
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.vault import Vault
+from attestgate.schemas.base import Secret
+from attestgate.schemas.enrolment import RecheckNow, Revoke
+from attestgate.schemas.messages import AppGrant, HostGrant
 from tests.sessions.harness import Deployment
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manager.sessions.states import APP, ENDS, HOST, Input, NoMove, State, Table, move
+from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, NoMove, State, Table, move
 
 COLUMNS = [
     "HELLO",

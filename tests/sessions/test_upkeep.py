@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from bus import subjects
-from bus.api import BusError
-from manager.judge import Judge
-from manager.limits import Limiter
-from manager.outbox import Outbox
-from manager.sessions.draft import KEPT_S
-from manager.sessions.record import AppRecord, HostRecord
-from manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from manager.vault import Vault, epoch_of
-from manager.worker import ATTEMPTS
-from schemas.base import Refusal, unpack
-from schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
-from schemas.quarantine import LIMIT, Quarantined
+from attestgate.bus import subjects
+from attestgate.bus.api import BusError
+from attestgate.manager.judge import Judge
+from attestgate.manager.limits import Limiter
+from attestgate.manager.outbox import Outbox
+from attestgate.manager.sessions.draft import KEPT_S
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from attestgate.manager.vault import Vault, epoch_of
+from attestgate.manager.worker import ATTEMPTS
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
+from attestgate.schemas.quarantine import LIMIT, Quarantined
 from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
 
 BEGUN = 2

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from bus import subjects
-from bus.api import Message
-from bus.memory import MemoryBus, MemoryDelivery, MemoryServer
+from attestgate.bus import subjects
+from attestgate.bus.api import Message
+from attestgate.bus.memory import MemoryBus, MemoryDelivery, MemoryServer
 
 Held = tuple[str, bytes]
 Meddle = Callable[[str, bytes], Iterable[tuple[str, bytes]]]

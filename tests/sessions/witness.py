@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from bus.api import Message
-from bus.memory import MemoryBus
-from manager.sessions.record import AppRecord, HostRecord, record_key
-from manager.sessions.states import State
-from schemas.base import parse_json
-from schemas.binding import Role
-from schemas.events import Event
+from attestgate.bus.api import Message
+from attestgate.bus.memory import MemoryBus
+from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
+from attestgate.manager.sessions.states import State
+from attestgate.schemas.base import parse_json
+from attestgate.schemas.binding import Role
+from attestgate.schemas.events import Event
 from tests.sessions.world import World
 
 PATIENCE_S = 20.0

@@ -6,17 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from compose.policies import Policies
-from enclave.api import KeyPolicy
-from enclave.simulated import authority, platform
-from enclave.simulated.platform import Platform
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from manager import deployment
-from manager.keyfiles import read_identity, read_secret
-from manager.storage_keys import StorageKeyFile
-from manager.vault import Vault
-from schemas.base import Secret
-from schemas.settings import (
+from attestgate.compose.policies import Policies
+from attestgate.enclave.api import KeyPolicy
+from attestgate.enclave.simulated import authority, platform
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.manager import deployment
+from attestgate.manager.keyfiles import read_identity, read_secret
+from attestgate.manager.storage_keys import StorageKeyFile
+from attestgate.manager.vault import Vault
+from attestgate.schemas.base import Secret
+from attestgate.schemas.settings import (
     AttestationSettings,
     BusSettings,
     GatewaySet,
@@ -26,7 +26,7 @@ from schemas.settings import (
     SuiteSetting,
     Timing,
 )
-from schemas.sgx import PlatformIdentity
+from attestgate.schemas.sgx import PlatformIdentity
 
 LISTS = Path(__file__).resolve().parents[1] / "vectors" / "ima" / "debian12"
 MRSIGNER = b"\x22" * 32

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulated import authority, platform
-from enclave.simulated.authority import Authority
-from enclave.simulated.documents import Documents, PckCa
-from enclave.simulated.platform import Platform
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from manager.verification.collateral import Collateral
-from manager.verification.quote import parse
-from manager.verification.sgx import appraise
-from schemas.base import parse_json
-from schemas.sgx import SgxPolicy, SgxVerdict
+from attestgate.enclave.simulated import authority, platform
+from attestgate.enclave.simulated.authority import Authority
+from attestgate.enclave.simulated.documents import Documents, PckCa
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.manager.verification.collateral import Collateral
+from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx import appraise
+from attestgate.schemas.base import parse_json
+from attestgate.schemas.sgx import SgxPolicy, SgxVerdict
 
 NOW = int(time.time()) + 3600
 """Ahead of the clock: what a service issues while the tests run, by the real clock, is valid then."""

@@ -19,9 +19,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from manager.verification.offline import NamedPolicy, verify_ias, verify_quote
-from manager.verification.quote import parse
-from schemas.base import Refusal
+from attestgate.manager.verification.offline import NamedPolicy, verify_ias, verify_quote
+from attestgate.manager.verification.quote import parse
+from attestgate.schemas.base import Refusal
 from tests.sgx.conftest import NOW, Site
 from tests.sgx.test_ias import authority, report
 

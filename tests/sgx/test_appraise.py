@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from enclave.simulated import authority, platform
-from enclave.simulated.authority import OLD_CPUSVN
-from manager.verification.collateral import Collateral, examine
-from manager.verification.quote import parse
-from manager.verification.sgx import LAST_SECOND, appraise
-from schemas.base import pack, unpack
-from schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
+from attestgate.enclave.simulated import authority, platform
+from attestgate.enclave.simulated.authority import OLD_CPUSVN
+from attestgate.manager.verification.collateral import Collateral, examine
+from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx import LAST_SECOND, appraise
+from attestgate.schemas.base import pack, unpack
+from attestgate.schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
 from tests.sgx.conftest import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of, load_vector
 from tests.sgx.turned import signed
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bus.api import Bucket, BusError, Entry
-from bus.memory import MemoryServer
-from enclave.simulated.pccs import application
-from manager.verification.collateral import MAX_PIECE, examine
-from manager.verification.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
-from manager.verification.fetch import ATTEMPTS
-from manager.verification.pcs import Pcs
-from schemas.base import Refusal, pack, unpack
+from attestgate.bus.api import Bucket, BusError, Entry
+from attestgate.bus.memory import MemoryServer
+from attestgate.enclave.simulated.pccs import application
+from attestgate.manager.verification.collateral import MAX_PIECE, examine
+from attestgate.manager.verification.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
+from attestgate.manager.verification.fetch import ATTEMPTS
+from attestgate.manager.verification.pcs import Pcs
+from attestgate.schemas.base import Refusal, pack, unpack
 from tests.sgx.conftest import NOW, Site
 
 AT = NOW

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.evidence import read_time
-from cli.inspect import app as inspect_app
-from cli.verify import app as verify_app
-from manager.verification.collateral import examine
-from manager.verification.offline import MAX_FILE
-from schemas.base import Refusal
+from attestgate.cli.evidence import read_time
+from attestgate.cli.inspect import app as inspect_app
+from attestgate.cli.verify import app as verify_app
+from attestgate.manager.verification.collateral import examine
+from attestgate.manager.verification.offline import MAX_FILE
+from attestgate.schemas.base import Refusal
 from tests.sgx import test_ias as ias
 from tests.sgx.conftest import ENCLAVE, NOW, Site
 

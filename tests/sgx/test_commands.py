@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.inspect import app as inspect_app
-from cli.verify import app as verify_app
+from attestgate.cli.inspect import app as inspect_app
+from attestgate.cli.verify import app as verify_app
 from tests.sgx.conftest import ENCLAVE, NOW, Site
 
 TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

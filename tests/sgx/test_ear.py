@@ -11,14 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from cli.verify import app
-from enclave.simulated import platform
-from enclave.simulated.authority import OLD_CPUSVN
-from manager.ear import HOST_INTEGRITY, SGX, appraised, jwks, look, read, sign
-from schemas.base import Reason, Refusal
-from schemas.ear import STANDS_IN, ClaimName, Submod, tier
-from schemas.host_policy import ListVerdict, Replay
-from schemas.sgx import SgxVerdict
+from attestgate.cli.verify import app
+from attestgate.enclave.simulated import platform
+from attestgate.enclave.simulated.authority import OLD_CPUSVN
+from attestgate.manager.ear import HOST_INTEGRITY, SGX, appraised, jwks, look, read, sign
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.ear import STANDS_IN, ClaimName, Submod, tier
+from attestgate.schemas.host_policy import ListVerdict, Replay
+from attestgate.schemas.sgx import SgxVerdict
 from tests.sgx.conftest import ENCLAVE, NOW, Site
 
 KEY = Ed25519PrivateKey.generate()

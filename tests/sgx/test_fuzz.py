@@ -16,16 +16,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import schemas
-from manager.verification.offline import NamedPolicy, verify_ias, verify_quote
-from manager.verification.quote import SIGNED_LENGTH, parse
-from schemas.sgx import SgxVerdict
+import attestgate
+from attestgate.manager.verification.offline import NamedPolicy, verify_ias, verify_quote
+from attestgate.manager.verification.quote import SIGNED_LENGTH, parse
+from attestgate.schemas.sgx import SgxVerdict
 from tests.sgx.conftest import NOW, Site, Vector, codes, load_vector
 from tests.sgx.fuzz import seeds, target
 from tests.sgx.test_appraise import judge_baseline
 from tests.sgx.test_ias import authority
 
-REPOSITORY = Path(schemas.__file__).parents[1]
+REPOSITORY = Path(attestgate.__file__).parents[2]
 BLANK_TO_BLANK = {(0x00, 5)}
 """The one kind of bit without a meaning: the blank after the last certificate (a NUL) turned into another blank."""
 CERTIFICATION_DATA = 1052

@@ -19,13 +19,13 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.verification.describe import describe_report
-from manager.verification.epid import parse_quote
-from manager.verification.ias import MAX_REPORT, appraise_report, parse_report
-from manager.verification.offline import NamedPolicy, verify_ias
-from manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
-from schemas.base import Refusal
-from schemas.sgx import IasVerdict, SgxPolicy
+from attestgate.manager.verification.describe import describe_report
+from attestgate.manager.verification.epid import parse_quote
+from attestgate.manager.verification.ias import MAX_REPORT, appraise_report, parse_report
+from attestgate.manager.verification.offline import NamedPolicy, verify_ias
+from attestgate.manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import IasVerdict, SgxPolicy
 
 MADE = datetime(2025, 7, 1, tzinfo=UTC)
 AT = int(MADE.timestamp())

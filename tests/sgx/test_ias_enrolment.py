@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from enclave.simulated import ias as simulated
-from enclave.simulated import platform
-from enclave.simulated.quoting_enclave import EnclaveIdentity
-from manager.ear import read
-from schemas.settings import AttestationSettings, IasSettings, ManagerSettings, SuiteSetting, Timing
-from schemas.sgx import PlatformIdentity
+from attestgate.enclave.simulated import ias as simulated
+from attestgate.enclave.simulated import platform
+from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
+from attestgate.manager.ear import read
+from attestgate.schemas.settings import AttestationSettings, IasSettings, ManagerSettings, SuiteSetting, Timing
+from attestgate.schemas.sgx import PlatformIdentity
 from tests.sessions.harness import LISTS, TIMING, Clock, Deployment, Enclave, Wire, World
 
 SPID = bytes(range(16))

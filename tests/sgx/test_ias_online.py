@@ -14,18 +14,18 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulated import authority, platform
-from enclave.simulated import ias as simulated
-from enclave.simulated.authority import OLD_CPUSVN
-from enclave.simulated.platform import Platform
-from manager.attestation import Epid, Root, Wanted
-from manager.verification.chain import certificates
-from manager.verification.colocation import same_platform
-from manager.verification.epid import parse_quote
-from manager.verification.fetch import ATTEMPTS, Service
-from manager.verification.ias_client import Ias
-from schemas.base import Refusal
-from schemas.sgx import BASELINE, IasVerdict, SgxPolicy
+from attestgate.enclave.simulated import authority, platform
+from attestgate.enclave.simulated import ias as simulated
+from attestgate.enclave.simulated.authority import OLD_CPUSVN
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.manager.attestation import Epid, Root, Wanted
+from attestgate.manager.verification.chain import certificates
+from attestgate.manager.verification.colocation import same_platform
+from attestgate.manager.verification.epid import parse_quote
+from attestgate.manager.verification.fetch import ATTEMPTS, Service
+from attestgate.manager.verification.ias_client import Ias
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import BASELINE, IasVerdict, SgxPolicy
 from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site
 
 SPID = bytes(range(16))

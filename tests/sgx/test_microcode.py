@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bus import envelope
-from enclave.sealing import unseal
-from enclave.simulated import platform
-from enclave.simulated.authority import CPUSVN
-from enclave.simulated.platform import Platform
-from host_agent.step6_deliver import PURPOSE, deliver, volume_file
-from manager.ear import look
-from schemas.base import Refusal, Secret
-from schemas.messages import DeliverKey
+from attestgate.bus import envelope
+from attestgate.enclave.sealing import unseal
+from attestgate.enclave.simulated import platform
+from attestgate.enclave.simulated.authority import CPUSVN
+from attestgate.enclave.simulated.platform import Platform
+from attestgate.host_agent.step6_deliver import PURPOSE, deliver, volume_file
+from attestgate.manager.ear import look
+from attestgate.schemas.base import Refusal, Secret
+from attestgate.schemas.messages import DeliverKey
 from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, Deployment, Enclave, World, deployed
 
 NEWER = bytes((CPUSVN[0] + 1, *CPUSVN[1:]))

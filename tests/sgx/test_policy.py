@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from manager.verification.colocation import same_platform
-from schemas.base import Refusal
-from schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
+from attestgate.manager.verification.colocation import same_platform
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
 from tests.sgx.conftest import Site
 
 PINNED = {"version": 1, "mrenclaves": ["11" * 32]}

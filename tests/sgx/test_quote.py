@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.verification.quote import MAX_QUOTE, parse, parse_body
-from schemas.base import Refusal
+from attestgate.manager.verification.quote import MAX_QUOTE, parse, parse_body
+from attestgate.schemas.base import Refusal
 from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
 
 AUTH_SIZE_AT = 436 + 64 + 64 + 384 + 64

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulated import platform
-from enclave.simulated.authority import OLD_CPUSVN
-from enclave.simulated.certificates import Issuer
-from manager.verification.quote import parse
+from attestgate.enclave.simulated import platform
+from attestgate.enclave.simulated.authority import OLD_CPUSVN
+from attestgate.enclave.simulated.certificates import Issuer
+from attestgate.manager.verification.quote import parse
 from tests.sgx.conftest import NOW, Site, codes
 from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
 

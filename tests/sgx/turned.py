@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave.simulated.certificates import Issuer
-from enclave.simulated.files import read_certificate, read_p256_key
-from manager.verification.collateral import Collateral
-from manager.verification.quote import SIGNED_LENGTH, parse
+from attestgate.enclave.simulated.certificates import Issuer
+from attestgate.enclave.simulated.files import read_certificate, read_p256_key
+from attestgate.manager.verification.collateral import Collateral
+from attestgate.manager.verification.quote import SIGNED_LENGTH, parse
 from tests.sgx.conftest import NOW, Site
 
 DAY = 86_400

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bus.credentials import holder
-from compose.prepare import APPS, prepare
-from compose.vectors import CLEAN, DRIFT
+from attestgate.bus.credentials import holder
+from attestgate.compose.prepare import APPS, prepare
+from attestgate.compose.vectors import CLEAN, DRIFT
 from tests.stack.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from compose.prepare import APPS
-from enclave.simulated import platform
+from attestgate.compose.prepare import APPS
+from attestgate.enclave.simulated import platform
 from tests.stack.containers import Containers
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from compose.prepare import APPS
-from compose.vectors import CLEAN, DRIFT
+from attestgate.compose.prepare import APPS
+from attestgate.compose.vectors import CLEAN, DRIFT
 from tests.stack.containers import Containers, up
 from tests.stack.engine import Engine
 

@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from bus import credentials
-from bus.nats import connect
-from bus.server import EmbeddedServer
-from compose.children import Child
-from compose.nginx import Nginx
-from compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
-from compose.stack import Stack
-from compose.telling import reasons_of
-from compose.up import one_of_each
-from schemas.settings import Timing
+from attestgate.bus import credentials
+from attestgate.bus.nats import connect
+from attestgate.bus.server import EmbeddedServer
+from attestgate.compose.children import Child
+from attestgate.compose.nginx import Nginx
+from attestgate.compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import reasons_of
+from attestgate.compose.up import one_of_each
+from attestgate.schemas.settings import Timing
 from tests.docs.commands import commands, run_all
 from tests.stack.conftest import WANTED
 from tests.story.support import ENDS

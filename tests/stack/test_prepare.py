@@ -15,13 +15,13 @@ import pytest
 import tomli_w
 from prometheus_client import CollectorRegistry, Gauge
 
-from cli.config import MODELS, detect
-from compose import health
-from compose.inside import ALLOWED
-from compose.prepare import APPS, HOST, prepare
-from manager.metrics_http import served
-from schemas.base import Refusal
-from schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
+from attestgate.cli.config import MODELS, detect
+from attestgate.compose import health
+from attestgate.compose.inside import ALLOWED
+from attestgate.compose.prepare import APPS, HOST, prepare
+from attestgate.manager.metrics_http import served
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
 from tests.enclave.test_gramine_manifests import rendered
 from tests.stack.containers import ROOT
 

@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel
 
-from bus.nats import connect
-from compose.stack import Stack
-from manager.sessions.record import AppRecord, HostRecord
-from manager.vault import StorageKeys, Vault
-from schemas.base import Secret, parse_json
-from schemas.binding import application_key
+from attestgate.bus.nats import connect
+from attestgate.compose.stack import Stack
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.vault import StorageKeys, Vault
+from attestgate.schemas.base import Secret, parse_json
+from attestgate.schemas.binding import application_key
 from tests.cli.processes import processes_of
 
 _SEED = re.compile(rb"S[OAUNC][A-Z2-7]{56}")

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from compose.stack import Stack
-from compose.telling import Narrator, reasons_of
-from schemas.base import Reason
-from schemas.events import Event
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import Narrator, reasons_of
+from attestgate.schemas.base import Reason
+from attestgate.schemas.events import Event
 from tests.cli.processes import processes_of
 
 HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")

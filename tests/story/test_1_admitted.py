@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from compose.events import is_event
-from compose.stack import Stack
-from compose.vectors import CLEAN_ENTRIES
-from schemas.events import Event
+from attestgate.compose.events import is_event
+from attestgate.compose.stack import Stack
+from attestgate.compose.vectors import CLEAN_ENTRIES
+from attestgate.schemas.events import Event
 from tests.story.support import APPS, HOST, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from compose import intruders
-from compose.stack import Stack
-from schemas.base import Reason
+from attestgate.compose import intruders
+from attestgate.compose.stack import Stack
+from attestgate.schemas.base import Reason
 from tests.story.support import APPS, HOST, refusals, scene, session_of, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app_agent.step8_open import client
-from compose import intruders
-from compose.stack import CODE_ROOT, Stack
-from enclave.simulated.measure import measure
-from schemas.enrolment import AppEnrolment, Enrol, Placement
-from schemas.settings import load_measured
+from attestgate.app_agent.step8_open import client
+from attestgate.compose import intruders
+from attestgate.compose.stack import Stack
+from attestgate.enclave.simulated.measure import agent_manifest, measure
+from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement
+from attestgate.schemas.settings import load_measured
 from tests.story.support import HOST, MACHINE, scene, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
@@ -66,7 +65,7 @@ async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
     code = stack.plan.folder / "spoofing"
     await asyncio.to_thread(_spoofing_code, code)
     measured = stack.plan.settings("app.measured")
-    found = await asyncio.to_thread(measure, code / "app_agent" / "enclave.toml", code, measured)
+    found = await asyncio.to_thread(measure, agent_manifest("app", code), code, measured)
     subject = AppEnrolment(
         id="app-5",
         mrenclaves=[found.mrenclave.hex()],
@@ -86,9 +85,7 @@ async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
 
 
 def _spoofing_code(folder: Path) -> None:
-    for package in intruders.PACKAGES:
-        shutil.copytree(CODE_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    program = folder / "app_agent" / "examples" / "flows.py"
+    program = intruders.copy_code(folder) / "app_agent" / "examples" / "flows.py"
     text = program.read_text(encoding="utf-8")
     opened = "application.client() as http:"
     changed = text.replace(opened, f"{opened}\n        http.headers.update({SPOOFED!r})")

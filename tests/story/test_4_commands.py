@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from bus import credentials
-from compose.stack import Stack
-from schemas.events import Event
+from attestgate.bus import credentials
+from attestgate.compose.stack import Stack
+from attestgate.schemas.events import Event
 from tests.story.support import APPS, HOST, session_of
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from compose.plan import POLICY_AUTHOR
-from compose.policies import Policies
-from compose.stack import Stack
-from compose.vectors import CLEAN, CLEAN_ENTRIES
-from manager.keyfiles import read_identity
-from manager.verification.ima_list import frames
-from schemas.base import pack
+from attestgate.compose.plan import POLICY_AUTHOR
+from attestgate.compose.policies import Policies
+from attestgate.compose.stack import Stack
+from attestgate.compose.vectors import CLEAN, CLEAN_ENTRIES
+from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.verification.ima_list import frames
+from attestgate.schemas.base import pack
 from tests.story.support import APPS, HOST, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.stack import Stack
-from compose.telling import reasons_of
-from compose.vectors import CLEAN, DRIFT
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import reasons_of
+from attestgate.compose.vectors import CLEAN, DRIFT
 from tests.story.support import (
     APPS,
     HOST,

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bus import subjects
-from bus.api import Message
-from compose.stack import Stack
-from schemas.event_data import BY_NAME
-from schemas.events import Event
+from attestgate.bus import subjects
+from attestgate.bus.api import Message
+from attestgate.compose.stack import Stack
+from attestgate.schemas.event_data import BY_NAME
+from attestgate.schemas.events import Event
 from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, written
 from tests.story.support import APPS, HOST, through
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from manager.verification.ima import appraise_list
-from manager.verification.tpm_evidence import clock, judge_quote
-from schemas.base import Refusal
-from schemas.host_policy import Replay
-from schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
+from attestgate.manager.verification.ima import appraise_list
+from attestgate.manager.verification.tpm_evidence import clock, judge_quote
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.host_policy import Replay
+from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
 from tests.ima.lists import NOW, host, loaded, recorded
 from tests.tpm.soft import BOOT, SoftTpm, remade
 

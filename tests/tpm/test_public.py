@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.verification.tpm import read_key
-from manager.verification.tpm_public import (
+from attestgate.manager.verification.tpm import read_key
+from attestgate.manager.verification.tpm_public import (
     DECRYPT,
     FIXED_PARENT,
     FIXED_TPM,
@@ -21,7 +21,7 @@ from manager.verification.tpm_public import (
     attestation_key,
     parse_public,
 )
-from schemas.base import Refusal
+from attestgate.schemas.base import Refusal
 from tests.ima.lists import VECTORS
 from tests.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from bus.agent import Link
-from host_agent import tpm_client
-from host_agent.main import HostAgent
-from host_agent.tpm_client import TpmClient
-from host_agent.tpm_service import TpmService, address
-from manager.sessions.record import HostRecord
-from schemas.base import Refusal
-from schemas.enrolment import Enrol, HostEnrolment, RecheckNow
-from schemas.host_policy import Bank
-from schemas.settings import BusSettings, HostSettings
-from schemas.tpm import TpmEnrolment, TpmQuote
+from attestgate.bus.agent import Link
+from attestgate.host_agent import tpm_client
+from attestgate.host_agent.main import HostAgent
+from attestgate.host_agent.tpm_client import TpmClient
+from attestgate.host_agent.tpm_service import TpmService, address
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.enrolment import Enrol, HostEnrolment, RecheckNow
+from attestgate.schemas.host_policy import Bank
+from attestgate.schemas.settings import BusSettings, HostSettings
+from attestgate.schemas.tpm import TpmEnrolment, TpmQuote
 from tests.ima.lists import recorded
 from tests.sessions.harness import HOST_ENCLAVE, Deployment, World, code_of, deployed
 from tests.tpm.soft import BOOT, SoftTpm, remade

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from compose import story
-from compose.kernel import BOOTED, Kernel, with_boot
-from compose.software_tpm import missing
-from compose.stack import Stack
-from compose.telling import Narrator, reasons_of
-from compose.vectors import CLEAN
-from manager.verification.ima_list import entries
-from schemas.messages import Outcome
+from attestgate.compose import story
+from attestgate.compose.kernel import BOOTED, Kernel, with_boot
+from attestgate.compose.software_tpm import missing
+from attestgate.compose.stack import Stack
+from attestgate.compose.telling import Narrator, reasons_of
+from attestgate.compose.vectors import CLEAN
+from attestgate.manager.verification.ima_list import entries
+from attestgate.schemas.messages import Outcome
 from tests.ima.lists import ENTRIES
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.tpm import app as tpm_app
-from compose.kernel import BOOTED, FIRMWARE, enrolled
-from compose.software_tpm import SoftwareTpm, missing
-from host_agent import tpm as host_tpm
-from host_agent.tpm import Tpm
-from host_agent.tpm_service import TpmService
-from manager.sessions.record import HostRecord
-from manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
-from manager.verification.ima import appraise_list
-from manager.verification.tpm_evidence import clock, judge_quote
-from schemas.base import Refusal, read_json
-from schemas.host_policy import ListVerdict, Replay
-from schemas.tpm import TpmAnswer, TpmClock, TpmEnrolment, TpmKept
+from attestgate.cli.tpm import app as tpm_app
+from attestgate.compose.kernel import BOOTED, FIRMWARE, enrolled
+from attestgate.compose.software_tpm import SoftwareTpm, missing
+from attestgate.host_agent import tpm as host_tpm
+from attestgate.host_agent.tpm import Tpm
+from attestgate.host_agent.tpm_service import TpmService
+from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
+from attestgate.manager.verification.ima import appraise_list
+from attestgate.manager.verification.tpm_evidence import clock, judge_quote
+from attestgate.schemas.base import Refusal, read_json
+from attestgate.schemas.host_policy import ListVerdict, Replay
+from attestgate.schemas.tpm import TpmAnswer, TpmClock, TpmEnrolment, TpmKept
 from tests.ima.lists import NOW, host, loaded, recorded
 from tests.sessions.harness import World, deployed
 from tests.tpm.soft import remade

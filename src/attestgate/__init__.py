@@ -1,0 +1,1 @@
+"""attestgate: remote attestation in front of an SDN controller."""
