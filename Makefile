@@ -58,7 +58,7 @@ COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || ec
 	-p attestgate --env-file $(RUN_FOLDER)/env -f compose/compose.yaml $(FILES)
 
 stack: engine setup wheels
-	@test -f $(RUN_FOLDER)/env || { rm -rf $(RUN_FOLDER) && $(VENV)/bin/python -m attestgate.compose.prepare $(RUN_FOLDER); }
+	@test -f $(RUN_FOLDER)/env || { rm -rf $(RUN_FOLDER) && $(VENV)/bin/python -m attestgate.compose.images.prepare $(RUN_FOLDER); }
 	@docker image inspect attestgate/base:bookworm >/dev/null 2>&1 && export $(LOCAL); \
 		$(COMPOSE) build && $(COMPOSE) up -d
 	@echo "running: docker ps; attestgate's events: docs/observing.md; to end it: make stack-down"

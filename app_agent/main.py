@@ -13,11 +13,11 @@ from attestgate.app_agent.measured import load_for_application, program_of
 from attestgate.app_agent.step5_evidence import TlsKey, first_evidence, hello, recheck_evidence
 from attestgate.app_agent.step6_colocation import prove_colocation
 from attestgate.app_agent.step7_certificate import Credential, accept_certificate
-from attestgate.bus.agent import AgentSession, Link, SessionOver
-from attestgate.bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end
+from attestgate.bus.agent.link import AgentSession, Link, SessionOver
+from attestgate.bus.agent.process import agent_main, healthy_until, lease_over, sessions_without_end
 from attestgate.bus.api import BusError
-from attestgate.bus.credentials import require
-from attestgate.bus.nats import join
+from attestgate.bus.auth.credentials import require
+from attestgate.bus.client.nats import join
 from attestgate.enclave.api import Enclave, EnclaveError
 from attestgate.enclave.provider import open_enclave
 from attestgate.schemas.base import Reason, Refusal, unpack

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestgate.bus.agent import AgentSession
+from attestgate.bus.agent.link import AgentSession
 from attestgate.enclave.api import Enclave
 from attestgate.schemas.binding import enclave_key_hash, recheck_report_data, report_data
 from attestgate.schemas.evidence import app_evidence_hash

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from attestgate.bus.agent import AgentSession
+from attestgate.bus.agent.link import AgentSession
 from attestgate.enclave.api import Enclave
 from attestgate.enclave.sealing import unseal
 from attestgate.schemas.base import Refusal, Secret, read_at_most, unpack

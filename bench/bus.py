@@ -20,11 +20,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from secrets import token_hex
 
-from attestgate.bus import credentials, subjects
-from attestgate.bus.cluster import EmbeddedCluster
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus import subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.cluster import EmbeddedCluster
+from attestgate.bus.server.embedded import EmbeddedServer
 
 IN_FLIGHT = 64
 RECORD, LINE = bytes(2048), bytes(400)

@@ -25,13 +25,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestgate.bus.api import Message
+from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import SESSIONS, SUMMARIES
-from attestgate.bus.nats import connect
-from attestgate.compose.nginx import Nginx, free_port
-from attestgate.compose.plan import Plan
-from attestgate.compose.stack import Stack
-from attestgate.compose.vectors import CLEAN, DRIFT
-from attestgate.manager.keyfiles import write_private
+from attestgate.compose.local.plan import Plan
+from attestgate.compose.local.recorded import CLEAN, DRIFT
+from attestgate.compose.local.stack import Stack
+from attestgate.compose.nginx.process import Nginx, free_port
+from attestgate.manager.local.keyfiles import write_private
 from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
 from attestgate.schemas.nginx import NginxConfig
 from bench.gateway import spread

@@ -18,18 +18,19 @@ from typing import Any
 import httpx
 
 from attestgate.app_agent.main import AppAgent
-from attestgate.bus import credentials, layout, subjects
-from attestgate.bus.agent import Link
+from attestgate.bus import layout, subjects
+from attestgate.bus.agent.link import Link
 from attestgate.bus.api import BusError, Message
-from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
 from attestgate.bus.operator import order
-from attestgate.bus.setup import ensure
 from attestgate.enclave.simulated import pccs
 from attestgate.host_agent.main import HostAgent
 from attestgate.manager.gateway.ledger import Ledger
-from attestgate.manager.gateway.telling import Telling
+from attestgate.manager.gateway.reports import Telling
+from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.main import assemble
-from attestgate.manager.worker import Worker
 from attestgate.schemas.admission import BUCKET, Applied, Lease, open_posted
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement

@@ -23,9 +23,9 @@ from pathlib import Path
 from struct import pack
 from typing import IO, Any
 
-from attestgate.manager.verification.ima import appraise_list
-from attestgate.manager.verification.ima_list import entries
-from attestgate.manager.verification.runtime_policy import LoadedPolicy, learn, load
+from attestgate.manager.verification.ima.appraisal import appraise_list
+from attestgate.manager.verification.ima.measurement_list import entries
+from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, learn, load
 from attestgate.schemas.host_policy import HostPolicy, Replay
 
 HOSTS, COMMON, OWN = 1000, 4000, 1000

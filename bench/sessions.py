@@ -32,13 +32,14 @@ from typing import Any
 import structlog
 import tomli_w
 
-from attestgate.bus import credentials, layout, subjects
-from attestgate.bus.channel import Channel
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.compose.children import Child, Children
+from attestgate.bus import layout, subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.crypto.channel import Channel
+from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.compose.local.children import Child, Children
 from attestgate.manager.audit.intake import Intake
-from attestgate.manager.outbox import Outbox, Pointer, summary, summary_key
+from attestgate.manager.records.outbox import Outbox, Pointer, summary, summary_key
 from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.manager.sessions.work import Order

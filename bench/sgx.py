@@ -22,16 +22,15 @@ from unittest.mock import patch
 import dcap_qvl
 import httpx
 
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from attestgate.enclave.simulated import authority, pccs, platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
-from attestgate.manager.high_water import HighWater
-from attestgate.manager.verification import dcap
-from attestgate.manager.verification.collateral import Collateral
-from attestgate.manager.verification.collateral_client import CollateralClient
-from attestgate.manager.verification.pcs import Pcs
-from attestgate.manager.verification.quote import parse
-from attestgate.manager.verification.sgx import appraise
+from attestgate.manager.attestation.collateral_client import CollateralClient
+from attestgate.manager.attestation.pcs_client import Pcs
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.verification.sgx.appraisal import appraise, dcap
+from attestgate.manager.verification.sgx.collateral import Collateral
+from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import read_json
 from attestgate.schemas.sgx import BASELINE, SgxVerdict
 

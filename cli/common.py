@@ -11,7 +11,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from attestgate.bus import credentials, logs
+from attestgate.bus import logs
+from attestgate.bus.auth import credentials
 from attestgate.schemas.base import Reason, Refusal, first_message, printable, where
 from attestgate.schemas.settings import OperatorFile, load_settings
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from attestgate.cli.common import INTERRUPTED, say
-from attestgate.compose.story import tell_story
-from attestgate.compose.up import keep_up
+from attestgate.compose.demo.story import tell_story
+from attestgate.compose.local.up import keep_up
 
 
 def register(app: typer.Typer) -> None:

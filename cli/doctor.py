@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from attestgate.cli.common import REFUSED, Json, say
-from attestgate.compose.nginx import Nginx
-from attestgate.manager import doctor as checks
-from attestgate.manager.doctor import Finding
+from attestgate.compose.nginx.process import Nginx
+from attestgate.manager.diagnosis import doctor as checks
+from attestgate.manager.diagnosis.doctor import Finding
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings import GatewaySettings, HostSettings, ManagerSettings, load_settings

@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from attestgate.bus.nats import join
+from attestgate.bus.client.nats import join
 from attestgate.bus.operator import order
 from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, wrong
 from attestgate.cli.processes import CodeOption
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
-from attestgate.manager.keyfiles import read_identity
-from attestgate.manager.tpm_enrolment import enrolment as tpm_enrolment
-from attestgate.manager.tpm_enrolment import golden_from as golden_values
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.manager.verification.tpm.enrolment import enrolment as tpm_enrolment
+from attestgate.manager.verification.tpm.enrolment import golden_from as golden_values
 from attestgate.schemas.admission import ALL, READ_ONLY
 from attestgate.schemas.base import read_json
 from attestgate.schemas.enrolment import (

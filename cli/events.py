@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from attestgate.bus.client.nats import join
 from attestgate.bus.forward import File, Position, Sink, Stream, Syslog, follow
 from attestgate.bus.lifetime import until_told
-from attestgate.bus.nats import join
 from attestgate.cli.common import LogFormat, OperatorOption, operator_file, set_up_logs, wrong
 
 LOCAL_SYSLOG = Path("/dev/log")

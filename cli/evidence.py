@@ -18,8 +18,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from attestgate.manager.verification.chain import utc
-from attestgate.manager.verification.offline import MAX_FILE
+from attestgate.manager.verification.offline.quote import MAX_FILE
+from attestgate.manager.verification.x509 import utc
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.sgx import Appraisal
 

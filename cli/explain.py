@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from attestgate.manager.ear import look
+from attestgate.manager.verification.ear import look
 from attestgate.schemas.base import Reason, printable
 from attestgate.schemas.ear import tier
 from attestgate.schemas.event_data import BY_NAME

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.cli.common import SettingsFile, checked, complain, say, wrong
 from attestgate.cli.enrol import SHORTHAND
-from attestgate.compose.nginx import Nginx, render
-from attestgate.manager.keyfiles import read_identity, read_secret, write_private
+from attestgate.compose.nginx.process import Nginx, render
+from attestgate.manager.local.keyfiles import read_identity, read_secret, write_private
 from attestgate.manager.pki.authority import load_authority
 from attestgate.manager.pki.issue import issue_server
 from attestgate.schemas.admission import serial_hex

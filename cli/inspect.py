@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from attestgate.cli.evidence import REFUSED, JsonCommand, JsonGroup, fail, read, show
-from attestgate.manager.verification.describe import describe_quote
-from attestgate.manager.verification.offline import decoded
-from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.offline.describe import describe_quote
+from attestgate.manager.verification.offline.quote import decoded
+from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import Refusal
 
 app = typer.Typer(cls=JsonGroup, help="Show what evidence says, without judging it.")

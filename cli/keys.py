@@ -10,17 +10,16 @@ from typing import Annotated
 
 import typer
 
-from attestgate.bus import credentials
-from attestgate.bus.nats import join
-from attestgate.bus.server import configuration
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import join
+from attestgate.bus.server.embedded import configuration
 from attestgate.cli.common import SettingsFile, say
-from attestgate.manager import deployment
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.keyfiles import read_identity, read_secret
-from attestgate.manager.pki import rotation
-from attestgate.manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from attestgate.manager.vault import Vault
+from attestgate.manager.local.keyfiles import read_identity, read_secret
+from attestgate.manager.pki import deployment, rotation
+from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from attestgate.manager.records.vault import Vault
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.settings import ManagerSettings, load_settings
 

@@ -14,12 +14,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from attestgate.bus.api import Bus
-from attestgate.bus.nats import join
+from attestgate.bus.client.nats import join
 from attestgate.cli.common import REFUSED, Json, OperatorOption, complain, operator_file, say
 from attestgate.manager.audit.check import check, decisions, kept_from
 from attestgate.manager.audit.copy import LogCopy, read_head, read_log
 from attestgate.manager.audit.merkle import inclusion_proof
-from attestgate.manager.ear_offline import read_identities
+from attestgate.manager.verification.offline.ear import read_identities
 from attestgate.schemas.audit import Decision
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint

@@ -12,15 +12,15 @@ import typer
 
 from attestgate.cli.common import complain, inaccessible, wrong
 from attestgate.cli.policy_hosts import on_hosts
-from attestgate.manager.policy_tree import measured_files
-from attestgate.manager.policy_trial import Trial, try_on
-from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
-from attestgate.manager.verification.ima_list import Entry, entries, readable
-from attestgate.manager.verification.policy_dsse import read_signing_key
-from attestgate.manager.verification.policy_dsse import sign as sign_dsse
-from attestgate.manager.verification.policy_lint import lint as findings_of
-from attestgate.manager.verification.runtime_policy import MAX_POLICY, load, read
-from attestgate.manager.verification.runtime_policy import learn as learned_from
+from attestgate.manager.policy.policy_tree import measured_files
+from attestgate.manager.policy.policy_trial import Trial, try_on
+from attestgate.manager.verification.ima.ascii import is_ascii, to_binary
+from attestgate.manager.verification.ima.measurement_list import Entry, entries, readable
+from attestgate.manager.verification.ima.policy_dsse import read_signing_key
+from attestgate.manager.verification.ima.policy_dsse import sign as sign_dsse
+from attestgate.manager.verification.ima.policy_lint import lint as findings_of
+from attestgate.manager.verification.ima.runtime_policy import MAX_POLICY, load, read
+from attestgate.manager.verification.ima.runtime_policy import learn as learned_from
 from attestgate.schemas.base import Refusal, printable
 from attestgate.schemas.messages import MAX_LIST
 

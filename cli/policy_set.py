@@ -9,8 +9,8 @@ import typer
 
 from attestgate.cli.common import OperatorOption, say
 from attestgate.cli.enrol import command
-from attestgate.manager.keyfiles import read_identity
-from attestgate.manager.policy_set import read_policy_key, sign_set
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.manager.policy.policy_set import read_policy_key, sign_set
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.enrolment import PutPolicy
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from attestgate.bus import credentials
+from attestgate.bus.auth import credentials
 from attestgate.bus.lifetime import until_told
 from attestgate.bus.logs import reload_level
 from attestgate.cli.common import LogFormat, SettingsFile, set_up_logs

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from attestgate.bus.nats import join
+from attestgate.bus.client.nats import join
 from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, screen
 from attestgate.cli.enrol import command
 from attestgate.schemas.base import Refusal, printable, unpack

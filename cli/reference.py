@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from attestgate.cli.config import MODELS, Process
 from attestgate.manager.audit.log import Status
 from attestgate.manager.gateway.metrics import GatewayMetrics
-from attestgate.manager.metrics import ManagerMetrics
+from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.prototype import PROTOTYPE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

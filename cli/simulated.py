@@ -14,12 +14,12 @@ import typer
 from attestgate.bus.lifetime import until_told
 from attestgate.cli.common import LogFormat, LogOption, say, set_up_logs
 from attestgate.cli.processes import CodeOption
-from attestgate.compose import controller
+from attestgate.compose.sdn import controller
 from attestgate.enclave.simulated import authority as authorities
 from attestgate.enclave.simulated import daemon, pccs, platform, signer
 from attestgate.enclave.simulated.launcher import launch
 from attestgate.enclave.simulated.measure import CODE_ROOT
-from attestgate.manager.keyfiles import read_secret
+from attestgate.manager.local.keyfiles import read_secret
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import PlatformIdentity
 

@@ -15,8 +15,8 @@ from attestgate.bus.lifetime import until_told
 from attestgate.cli.common import LogFormat, LogOption, say, set_up_logs, wrong
 from attestgate.host_agent.tpm import DEVICE, Tpm
 from attestgate.host_agent.tpm_service import HOST, run
-from attestgate.manager.tpm_enrolment import challenge as challenge_for
-from attestgate.manager.tpm_enrolment import read_bundle
+from attestgate.manager.verification.tpm.enrolment import challenge as challenge_for
+from attestgate.manager.verification.tpm.enrolment import read_bundle
 from attestgate.schemas.base import Refusal, read_json
 from attestgate.schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
 

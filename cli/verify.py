@@ -18,9 +18,8 @@ from attestgate.cli.evidence import (
     read_time,
     show,
 )
-from attestgate.manager.ear_offline import judge_ear, read_keys
-from attestgate.manager.verification.chain import utc
-from attestgate.manager.verification.offline import (
+from attestgate.manager.verification.offline.ear import judge_ear, read_keys
+from attestgate.manager.verification.offline.quote import (
     NamedPolicy,
     decoded,
     describe_quote_file,
@@ -29,6 +28,7 @@ from attestgate.manager.verification.offline import (
     verify_ias,
     verify_quote,
 )
+from attestgate.manager.verification.x509 import utc
 from attestgate.schemas.base import Refusal
 
 app = typer.Typer(

@@ -12,11 +12,11 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from attestgate.cli.evidence import REFUSED, WRONG, read, read_time, show, wrong
-from attestgate.manager.verification.chain import utc
-from attestgate.manager.verification.ima_offline import QuoteFiles, judge_files, refused
-from attestgate.manager.verification.offline import decoded
-from attestgate.manager.verification.policy_dsse import read_key
-from attestgate.manager.verification.runtime_policy import MAX_POLICY, LoadedPolicy, load
+from attestgate.manager.verification.ima.policy_dsse import read_key
+from attestgate.manager.verification.ima.runtime_policy import MAX_POLICY, LoadedPolicy, load
+from attestgate.manager.verification.offline.ima import QuoteFiles, judge_files, refused
+from attestgate.manager.verification.offline.quote import decoded
+from attestgate.manager.verification.x509 import utc
 from attestgate.schemas.base import Reason, Refusal, parse_json
 from attestgate.schemas.host_policy import HostPolicy, ListVerdict
 from attestgate.schemas.messages import MAX_LIST

@@ -16,8 +16,8 @@ from rich.table import Column, Table
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Entry
+from attestgate.bus.client.nats import NatsBus, join
 from attestgate.bus.forward import event_of
-from attestgate.bus.nats import NatsBus, join
 from attestgate.cli.common import Json, OperatorOption, operator_file, say, screen
 from attestgate.cli.explain import clock, timeline
 from attestgate.schemas.base import Refusal, parse_json, printable

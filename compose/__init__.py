@@ -1,1 +1,1 @@
-
+"""Stacks that are ready to run: on one machine, and in containers."""

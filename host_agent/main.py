@@ -7,11 +7,11 @@ import time
 
 import structlog
 
-from attestgate.bus.agent import AgentSession, Link, SessionOver
-from attestgate.bus.agent_process import agent_main, healthy_until, lease_over, sessions_without_end, tell
+from attestgate.bus.agent.link import AgentSession, Link, SessionOver
+from attestgate.bus.agent.process import agent_main, healthy_until, lease_over, sessions_without_end, tell
 from attestgate.bus.api import BusError
-from attestgate.bus.credentials import require
-from attestgate.bus.nats import join
+from attestgate.bus.auth.credentials import require
+from attestgate.bus.client.nats import join
 from attestgate.enclave.api import Enclave, EnclaveError
 from attestgate.enclave.provider import open_enclave
 from attestgate.host_agent.step1_hello import hello

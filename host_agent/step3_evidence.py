@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attestgate.bus.agent import AgentSession
+from attestgate.bus.agent.link import AgentSession
 from attestgate.enclave.api import Enclave
 from attestgate.host_agent.tpm_client import TpmClient
 from attestgate.schemas.base import Refusal, read_at_most

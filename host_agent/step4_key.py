@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attestgate.bus.agent import AgentSession
+from attestgate.bus.agent.link import AgentSession
 from attestgate.schemas.base import Secret
 from attestgate.schemas.binding import host_proof
 from attestgate.schemas.messages import HostGrant

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from attestgate.bus import envelope
-from attestgate.bus.envelope import SUITES
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.envelope import SUITES
 from attestgate.enclave.api import Enclave
 from attestgate.enclave.sealing import seal
 from attestgate.schemas.base import Reason, Refusal, Secret, pack

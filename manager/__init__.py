@@ -1,1 +1,1 @@
-
+"""The manager: judges evidence, grants and withdraws trust."""

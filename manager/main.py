@@ -14,41 +14,41 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
-from attestgate.bus.nats import NatsBus, join
-from attestgate.bus.setup import ensure
-from attestgate.manager.attestation import AttestationService, Dcap, Epid, Root
+from attestgate.bus.client.nats import NatsBus, join
+from attestgate.bus.client.setup import ensure
+from attestgate.manager.attestation.collateral_client import CollateralClient
+from attestgate.manager.attestation.fetch import Service
+from attestgate.manager.attestation.ias_client import Ias
+from attestgate.manager.attestation.pcs_client import Pcs
+from attestgate.manager.attestation.service import AttestationService, Dcap, Epid, Root
+from attestgate.manager.attestation.verifier import Judge
+from attestgate.manager.audit.alarms import Telling
 from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.last_head import Memory
 from attestgate.manager.audit.log import DecisionLog
-from attestgate.manager.audit.memory import Memory
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.audit.telling import Telling
-from attestgate.manager.certificates import Certificates
 from attestgate.manager.emitter import Emitter, plain
-from attestgate.manager.high_water import HighWater
-from attestgate.manager.inbound import Inbound
-from attestgate.manager.internal import Internal
-from attestgate.manager.judge import Judge
-from attestgate.manager.keyfiles import read_identity, read_private, read_secret
-from attestgate.manager.metrics import ManagerMetrics
-from attestgate.manager.metrics_http import served
+from attestgate.manager.handlers.agent_messages import Inbound
+from attestgate.manager.handlers.operators import Operators
+from attestgate.manager.handlers.quarantine import Quarantine
+from attestgate.manager.handlers.session_messages import Internal
+from attestgate.manager.handlers.worker import Worker
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
+from attestgate.manager.metrics.http import served
+from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.manager.observer import Observer
-from attestgate.manager.operators import Operators
-from attestgate.manager.outbox import Outbox
 from attestgate.manager.pki.authority import expiries, load_authority
-from attestgate.manager.policy_set import read_policy_key
-from attestgate.manager.quarantine import Quarantine
-from attestgate.manager.registry import Registry, operators_from
+from attestgate.manager.policy.policy_set import read_policy_key
+from attestgate.manager.policy.registry import Registry, operators_from
+from attestgate.manager.records.issuance import Certificates
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.session_store import SessionStore
+from attestgate.manager.records.storage_keys import StorageKeyFile
+from attestgate.manager.records.vault import Vault
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.storage_keys import StorageKeyFile
-from attestgate.manager.store import SessionStore
-from attestgate.manager.vault import Vault
-from attestgate.manager.verification.chain import fingerprint
-from attestgate.manager.verification.collateral_client import CollateralClient
-from attestgate.manager.verification.fetch import Service
-from attestgate.manager.verification.ias_client import Ias
-from attestgate.manager.verification.offline import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
-from attestgate.manager.verification.pcs import Pcs
-from attestgate.manager.worker import Worker
+from attestgate.manager.verification.offline.quote import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
+from attestgate.manager.verification.x509 import fingerprint
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import origin_of
 from attestgate.schemas.settings import AttestationSettings, ManagerSettings

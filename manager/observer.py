@@ -1,4 +1,4 @@
-"""What a worker lets be counted of its work: nothing, unless somebody counts (manager/metrics.py)."""
+"""What a worker lets be counted of its work: nothing, unless somebody counts (manager/metrics/manager.py)."""
 
 from __future__ import annotations
 

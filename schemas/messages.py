@@ -2,7 +2,7 @@
 
 Which of them are sealed, and how: hello, challenge, resume and signed refusals travel in the clear (a challenge and a
 refusal are signed); evidence is sealed to the manager's session key; a grant is sealed to the enclave's session key
-and signed; everything after it goes through the channel (bus/channel.py).
+and signed; everything after it goes through the channel (bus/crypto/channel.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one gateway's nginx is told: a settings file of its own; compose/nginx.py renders the configuration from it."""
+"""Settings of one gateway's nginx; compose/nginx/process.py renders its configuration from them."""
 
 from __future__ import annotations
 

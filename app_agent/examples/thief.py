@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from attestgate.app_agent.step6_colocation import PURPOSE
-from attestgate.bus import envelope
-from attestgate.bus.envelope import SUITES
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.envelope import SUITES
 from attestgate.enclave.provider import open_enclave
 from attestgate.enclave.sealing import unseal
 from attestgate.schemas.base import Refusal, unpack

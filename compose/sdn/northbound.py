@@ -1,4 +1,4 @@
-"""The northbound of the os-ken controller: the same REST as compose/controller.py, with real switches behind it.
+"""The northbound of the os-ken controller: the same REST as compose/sdn/controller.py, with real switches behind it.
 
 It listens on a unix socket that only its own user can open, so that nothing but nginx reaches it; OpenFlow listens
 where only switches are: on loopback, or on a network of their own.
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from attestgate.compose.controller import application, read_flow, serve, told
+from attestgate.compose.sdn.controller import application, read_flow, serve, told
 from attestgate.compose.sdn.switches import NoAnswer, Switches
 
 

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import Bus, BusError, Conflict, Stored
 from attestgate.bus.layout import LOG, TREE
+from attestgate.manager.audit.alarms import Telling
 from attestgate.manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
 from attestgate.manager.audit.intake import Intake, subject_of
-from attestgate.manager.audit.memory import Memory
+from attestgate.manager.audit.last_head import Memory
 from attestgate.manager.audit.merkle import Frontier, leaf_hash
-from attestgate.manager.audit.telling import Telling
 from attestgate.schemas.audit import open_decision
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.checkpoint import Checkpoint, sign_checkpoint

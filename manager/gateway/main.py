@@ -7,12 +7,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue, TypeAdapter
 
 from attestgate.bus.api import BusError
-from attestgate.bus.nats import NatsBus, join
+from attestgate.bus.client.nats import NatsBus, join
 from attestgate.manager.emitter import Emitter, plain
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
-from attestgate.manager.keyfiles import read_identity
-from attestgate.manager.metrics_http import served
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import GatewaySettings
 

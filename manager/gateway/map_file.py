@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from attestgate.manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
 from attestgate.manager.gateway.ledger import CertificateEntry, Entry
-from attestgate.manager.whole_file import replace_file
+from attestgate.manager.local.atomic_file import replace_file
 
 _MARK = "# "
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)

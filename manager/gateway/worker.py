@@ -1,7 +1,7 @@
 """The gateway worker: follows the admissions on the bus and makes one nginx agree with them.
 
 Its tasks run beside each other, so that none holds up a withdrawal: one takes signed statements into the ledger, one
-brings nginx's dictionary in line with the ledger, two tell of it (manager/gateway/telling.py). The worker keeps nothing
+brings nginx's dictionary in line with the ledger, two tell of it (manager/gateway/reports.py). The worker keeps nothing
 of its own: killed anywhere and started again, it reads the bucket and nginx and comes to the same end. It never makes a
 lease longer; without it, every admission ends at its own time.
 """
@@ -26,7 +26,7 @@ from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.only_one import only_one
 from attestgate.manager.gateway.public import publish
 from attestgate.manager.gateway.relay import Relay
-from attestgate.manager.gateway.telling import Emit, Telling, complain
+from attestgate.manager.gateway.reports import Emit, Telling, complain
 from attestgate.schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.break_glass import BreakGlass

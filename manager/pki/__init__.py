@@ -1,1 +1,1 @@
-
+"""The certificate authorities, and the certificates that applications get."""

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, JsonValue
 
 from attestgate.bus import subjects
-from attestgate.bus.channel import Channel
+from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.layout import ADMISSIONS, TTL
-from attestgate.manager import ear
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
 from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
+from attestgate.manager.verification import ear
 from attestgate.schemas.admission import Statement, Withdrawal, post
 from attestgate.schemas.audit import Decision, Fact, sign_decision
 from attestgate.schemas.base import Reason, pack

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, JsonValue
 
-from attestgate.bus import envelope
-from attestgate.bus.channel import Channel, Frame, open_frame
-from attestgate.bus.envelope import SuiteName
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.channel import Channel, Frame, open_frame
+from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
 from attestgate.manager.sessions.record import Handshake
 from attestgate.manager.sessions.states import Input

@@ -6,7 +6,7 @@ A question that got no answer within its window is asked again until the lease i
 
 from __future__ import annotations
 
-from attestgate.bus.channel import Channel
+from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.pki.issue import Issued
 from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
 from attestgate.manager.sessions.ends import end

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator
 
-from attestgate.bus.channel import Channel
-from attestgate.bus.envelope import SuiteName
+from attestgate.bus.crypto.channel import Channel
+from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.states import ENDS, State
 from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role

@@ -6,7 +6,7 @@ the enrolment record and the policy, never from the hello.
 
 from __future__ import annotations
 
-from attestgate.bus.envelope import SuiteName
+from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.handshake import fresh_handshake
 from attestgate.manager.sessions.record import HostRecord

@@ -1,4 +1,4 @@
-"""Step 3: the host's evidence has been judged (manager/judge.py); the session takes the answer.
+"""Step 3: the host's evidence has been judged (manager/attestation/verifier.py); the session takes the answer.
 
 Good evidence leads on to step 4, in the same transition. Evidence of the host's own that falls short ends the
 session; evidence that could be anybody's does not.
@@ -6,7 +6,7 @@ session; evidence that could be anybody's does not.
 
 from __future__ import annotations
 
-from attestgate.bus.channel import Channel
+from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.sessions.draft import Context, Draft, Judgement
 from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import accept_evidence, count_foreign_evidence

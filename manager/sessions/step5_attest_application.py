@@ -6,7 +6,7 @@ host is trusted and both quotes name one platform, the host's session is asked t
 
 from __future__ import annotations
 
-from attestgate.bus.envelope import SuiteName
+from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.draft import Context, Draft, Judgement
 from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import accept_evidence, count_foreign_evidence, fresh_handshake

@@ -6,7 +6,7 @@ an enclave on the host's own machine can unseal the volume's key, and only the o
 
 from __future__ import annotations
 
-from attestgate.bus.channel import Channel
+from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof

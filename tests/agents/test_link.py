@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus import envelope, subjects
-from attestgate.bus.agent import INBOX, AgentSession, Link, SessionOver
+from attestgate.bus import subjects
+from attestgate.bus.agent.link import INBOX, AgentSession, Link, SessionOver
 from attestgate.bus.api import BusError
-from attestgate.bus.channel import Channel
-from attestgate.bus.memory import MemoryBus, MemoryServer
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.channel import Channel
+from attestgate.bus.memory.server import MemoryBus, MemoryServer
 from attestgate.manager.sessions.handshake import session_id
 from attestgate.schemas.base import Reason, Secret, pack
 from attestgate.schemas.binding import hello_hash

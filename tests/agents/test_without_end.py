@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from attestgate.bus.agent import SessionOver
-from attestgate.bus.agent_process import BACK_OFF_S, lease_over, sessions_without_end
+from attestgate.bus.agent.link import SessionOver
+from attestgate.bus.agent.process import BACK_OFF_S, lease_over, sessions_without_end
 from attestgate.bus.api import BusError
 from attestgate.enclave.api import EnclaveError
 from attestgate.schemas.base import Refusal
@@ -27,8 +27,8 @@ async def pauses(monkeypatch: pytest.MonkeyPatch, ends: list[BaseException], las
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("attestgate.bus.agent_process.asyncio.sleep", sleep)
-    monkeypatch.setattr("attestgate.bus.agent_process.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("attestgate.bus.agent.process.asyncio.sleep", sleep)
+    monkeypatch.setattr("attestgate.bus.agent.process.time.monotonic", lambda: clock[0])
     with pytest.raises(asyncio.CancelledError):
         await sessions_without_end(session, 2.0, EnclaveError)
     return slept

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attestgate.app_agent.application import Application
 from attestgate.app_agent.main import AppAgent
-from attestgate.bus.agent import Link
+from attestgate.bus.agent.link import Link
 from attestgate.schemas.settings import AppSettings, BusSettings
 from tests.app import program
 from tests.sessions.harness import APP_ENCLAVE, Agent, Deployment

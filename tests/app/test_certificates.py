@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from attestgate.enclave import memory
-from attestgate.manager.keyfiles import read_secret
+from attestgate.manager.local.keyfiles import read_secret
 from attestgate.manager.pki.authority import key_id, load_authority
 from attestgate.manager.pki.issue import read_marks
 from attestgate.manager.sessions.record import AppRecord

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from attestgate.app_agent.proxy import unix_socket
 from attestgate.cli.exec import Exec
 from attestgate.cli.main import app
-from attestgate.compose.nginx import free_port
-from attestgate.compose.stack import Stack
-from attestgate.compose.vectors import CLEAN
+from attestgate.compose.local.recorded import CLEAN
+from attestgate.compose.local.stack import Stack
+from attestgate.compose.nginx.process import free_port
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
-from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.signing import sign, verify

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from attestgate.compose.nginx import free_port
+from attestgate.compose.nginx.process import free_port
 from tests.app.switch import DATAPATH_ID, switch
 from tests.app.test_sdn import WHY_NOT
 from tests.gateway.support import until

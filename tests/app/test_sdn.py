@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from attestgate.compose.nginx import free_port
-from attestgate.compose.stack import Stack
-from attestgate.compose.up import one_of_each
-from attestgate.compose.vectors import DRIFT
+from attestgate.compose.local.recorded import DRIFT
+from attestgate.compose.local.stack import Stack
+from attestgate.compose.local.up import one_of_each
+from attestgate.compose.nginx.process import free_port
 from tests.app.switch import DATAPATH_ID, Switch, missing, switch
 from tests.gateway.support import until
 

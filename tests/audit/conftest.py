@@ -12,17 +12,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import Bus, Conflict, Stored
-from attestgate.bus.credentials import create
+from attestgate.bus.auth.credentials import create
+from attestgate.bus.auth.permissions import MANAGER, ROLES
+from attestgate.bus.client.nats import NatsBus
+from attestgate.bus.client.setup import ensure
 from attestgate.bus.layout import LOG, TREE
-from attestgate.bus.nats import NatsBus
-from attestgate.bus.permissions import MANAGER, ROLES
-from attestgate.bus.setup import ensure
+from attestgate.manager.audit.alarms import Telling
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import LogCopy, read_log
 from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.audit.last_head import Memory
 from attestgate.manager.audit.log import DecisionLog
-from attestgate.manager.audit.memory import Memory
-from attestgate.manager.audit.telling import Telling
 from attestgate.schemas.audit import Admitted, Decision, sign_decision
 from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
 from tests.bus.conftest import join, server, trust  # noqa: F401  fixtures

@@ -5,13 +5,13 @@ from __future__ import annotations
 from secrets import token_hex
 
 from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.audit.alarms import Telling
 from attestgate.manager.audit.check import check, decisions
 from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.last_head import Memory
 from attestgate.manager.audit.log import DecisionLog
-from attestgate.manager.audit.memory import Memory
-from attestgate.manager.audit.telling import Telling
-from attestgate.manager.keyfiles import read_identity
+from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.audit import Decision
 from attestgate.schemas.checkpoint import origin_of
 from tests.sessions.harness import World

@@ -13,11 +13,11 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from attestgate.bus.credentials import issue
-from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.auth.credentials import issue
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.cli.main import app
 from attestgate.manager.audit.merkle import includes, leaf_hash
-from attestgate.manager.ear import jwks
+from attestgate.manager.verification.ear import jwks
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import open_checkpoint

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import Stored
+from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.layout import TREE
-from attestgate.bus.nats import NatsBus
 from attestgate.manager.audit.head import HEAD
 from attestgate.schemas.base import Refusal
 from tests.audit.conftest import NOW, Keeper, codes, copied, entry, rewrite

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import ONCE, BusError, Conflict
 from attestgate.bus.layout import LOG, TREE
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.audit import head
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import read_log

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus.credentials import Trust, create, issue
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus.auth.credentials import Trust, create, issue
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
 
 Join = Callable[[str, str], Awaitable[NatsBus]]
 """Connect as (role, name)."""
@@ -27,7 +27,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trust(keys: Path) -> Trust:
-    from attestgate.bus.credentials import load
+    from attestgate.bus.auth.credentials import load
 
     return load(keys)
 

@@ -13,7 +13,7 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, Message
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from tests.bus.conftest import Join
 
 SESSION = "ab" * 16
@@ -260,7 +260,7 @@ async def test_what_is_published_to_a_keys_subject_is_its_value(world: World, mo
     assert await bucket.get("serial.1") == Entry("serial.1", b"newer", first + 2)
     await world.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
     assert await bucket.get("serial.1") is None
-    monkeypatch.setattr("attestgate.bus.connection.PATIENCE_S", 0.1)
+    monkeypatch.setattr("attestgate.bus.client.connection.PATIENCE_S", 0.1)
     with pytest.raises(BusError):
         await world.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
 

@@ -14,10 +14,10 @@ import pytest
 from nats.aio.msg import Msg
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.nats import NatsBus
-from attestgate.bus.permissions import API, EDGE_API, MANAGER, VIEWER
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus.auth.permissions import API, EDGE_API, MANAGER, VIEWER
+from attestgate.bus.client.nats import NatsBus
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
 from tests.bus.conftest import Join
 from tests.bus.test_hostile import TARGETS, furnish, look
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attestgate.bus.api import BusError
-from attestgate.bus.credentials import (
+from attestgate.bus.auth.credentials import (
     SYSTEM,
     Holder,
     _new_seed,
@@ -27,10 +27,10 @@ from attestgate.bus.credentials import (
     load,
     write_private,
 )
+from attestgate.bus.auth.permissions import ROLES
+from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
-from attestgate.bus.nats import connect
-from attestgate.bus.permissions import ROLES
-from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
 
 

@@ -19,8 +19,8 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import Conflict, Message
-from attestgate.bus.nats import NatsBus
-from attestgate.bus.permissions import EDGE_API, MANAGER, NAME, ROLES
+from attestgate.bus.auth.permissions import EDGE_API, MANAGER, NAME, ROLES
+from attestgate.bus.client.nats import NatsBus
 from tests.bus.conftest import Join
 
 SESSION = "ab" * 16

@@ -7,7 +7,7 @@ from typing import Any
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import Delivery, Entry
-from attestgate.bus.memory import MemoryBus, MemoryServer
+from attestgate.bus.memory.server import MemoryBus, MemoryServer
 
 WORK = subjects.work("test", "ab" * 16, "x")
 ACK_WAIT = layout.WORKERS.ack_wait_s

@@ -12,9 +12,9 @@ from nats.aio.client import Client
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError, Message
-from attestgate.bus.credentials import issue
-from attestgate.bus.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, VIEWER, Role, exports, imports
-from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.auth.credentials import issue
+from attestgate.bus.auth.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, VIEWER, Role, exports, imports
+from attestgate.bus.server.embedded import EmbeddedServer
 from tests.bus.conftest import Join
 
 ME, OTHER = "me", "other"
@@ -271,8 +271,8 @@ async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join
 
 
 async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attestgate.bus.connection.PATIENCE_S", 0.1)
-    monkeypatch.setattr("attestgate.bus.connection.ANSWER_S", 0.2)
+    monkeypatch.setattr("attestgate.bus.client.connection.PATIENCE_S", 0.1)
+    monkeypatch.setattr("attestgate.bus.client.connection.ANSWER_S", 0.2)
     gateway = await join("gateway", "g1")
     with pytest.raises(BusError, match="no answer"):
         await gateway.bucket("admissions").put("a", b"forged")

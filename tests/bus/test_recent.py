@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from attestgate.bus import recent
 from attestgate.bus.api import BusError, Entry
-from attestgate.bus.memory import MemoryServer
-from attestgate.bus.memory_bucket import MemoryBucket
-from attestgate.bus.recent import KEPT_S, Recent
+from attestgate.bus.client import recent
+from attestgate.bus.client.recent import KEPT_S, Recent
+from attestgate.bus.memory.bucket import MemoryBucket
+from attestgate.bus.memory.server import MemoryServer
 
 
 class Counted:

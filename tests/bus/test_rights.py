@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import layout
-from attestgate.bus.credentials import create, issue, load
-from attestgate.bus.permissions import MANAGER, ROLES
-from attestgate.bus.rights import try_rights
-from attestgate.bus.server import EmbeddedServer
-from attestgate.manager import doctor
+from attestgate.bus.auth.credentials import create, issue, load
+from attestgate.bus.auth.permissions import MANAGER, ROLES
+from attestgate.bus.client.rights import try_rights
+from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.manager.diagnosis import doctor
 from attestgate.schemas.settings import BusSettings
 from tests.bus.conftest import Join
 
@@ -44,7 +44,7 @@ async def test_a_server_with_other_accounts_is_found(tmp_path: Path, monkeypatch
         "host": dataclasses.replace(host, subscribe=()),
     }
     with monkeypatch.context() as patch:
-        patch.setattr("attestgate.bus.credentials.ROLES", {**ROLES, **other})
+        patch.setattr("attestgate.bus.auth.credentials.ROLES", {**ROLES, **other})
         create(tmp_path / "keys")
     async with EmbeddedServer(tmp_path / "server", load(tmp_path / "keys")) as server:
         for role in other:

@@ -22,10 +22,10 @@ import pytest
 import attestgate
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError, Entry, Message
-from attestgate.bus.credentials import Trust, create, issue
-from attestgate.bus.nats import connect
-from attestgate.bus.server import EmbeddedServer, find_binary
-from attestgate.bus.setup import ensure
+from attestgate.bus.auth.credentials import Trust, create, issue
+from attestgate.bus.client.nats import connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer, find_binary
 from attestgate.schemas.base import Refusal
 from tests.bus.conftest import Join
 
@@ -226,8 +226,8 @@ async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(
 PARENT = """
     import asyncio, signal, sys
     from pathlib import Path
-    from attestgate.bus.credentials import load
-    from attestgate.bus.server import EmbeddedServer
+    from attestgate.bus.auth.credentials import load
+    from attestgate.bus.server.embedded import EmbeddedServer
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 

@@ -9,8 +9,8 @@ import structlog
 import tomli_w
 
 from attestgate.cli.main import run
-from attestgate.compose.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
-from attestgate.manager import deployment
+from attestgate.compose.local.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
+from attestgate.manager.pki import deployment
 from attestgate.schemas.nginx import NginxConfig
 from tests.cli.support import NOBODY, Ran
 

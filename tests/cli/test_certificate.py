@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from attestgate.compose.plan import GATEWAY_NAME, Plan
+from attestgate.compose.local.plan import GATEWAY_NAME, Plan
 from tests.cli.conftest import Run
 
 

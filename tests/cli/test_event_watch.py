@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attestgate.bus import subjects
-from attestgate.bus.memory import MemoryServer
-from attestgate.compose.events import EventWatch, is_event
+from attestgate.bus.memory.server import MemoryServer
+from attestgate.compose.local.events import EventWatch, is_event
 from attestgate.schemas.events import Event
 
 

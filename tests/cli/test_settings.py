@@ -12,7 +12,7 @@ import tomli_w
 
 from attestgate.app_agent import main as app_main
 from attestgate.cli.config import MODELS, Process
-from attestgate.compose.plan import Plan
+from attestgate.compose.local.plan import Plan
 from attestgate.host_agent import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import OperatorFile, load_measured, load_settings

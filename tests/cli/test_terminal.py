@@ -10,7 +10,7 @@ from rich.console import Console
 
 from attestgate.cli.explain import timeline
 from attestgate.cli.watch import table
-from attestgate.compose.plan import Plan
+from attestgate.compose.local.plan import Plan
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary

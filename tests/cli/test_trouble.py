@@ -17,12 +17,12 @@ import structlog
 import tomli_w
 
 from attestgate.app_agent.main import main as app_main
-from attestgate.bus import credentials
-from attestgate.bus.nats import connect
-from attestgate.bus.server import find_binary
-from attestgate.bus.setup import ensure
-from attestgate.compose.nginx import Nginx, free_port
-from attestgate.compose.plan import GATEWAY, POLICY_AUTHOR, Plan
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import find_binary
+from attestgate.compose.local.plan import GATEWAY, POLICY_AUTHOR, Plan
+from attestgate.compose.nginx.process import Nginx, free_port
 from attestgate.enclave.simulated import authority
 from attestgate.host_agent import tpm_service
 from attestgate.host_agent.main import main as host_main
@@ -172,7 +172,7 @@ def test_half_of_the_keys_are_not_left(
     def stopped(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("attestgate.bus.credentials.write_context", stopped)
+    monkeypatch.setattr("attestgate.bus.auth.credentials.write_context", stopped)
     ran = attestgate("keys", "init", tmp_path / "keys", "--trust-domain", "attestgate.test")
     assert ran.status == status and "Traceback" not in ran.err
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus import credentials, layout
-from attestgate.bus.cluster import EmbeddedCluster
-from attestgate.bus.server import EmbeddedServer
+from attestgate.bus import layout
+from attestgate.bus.auth import credentials
+from attestgate.bus.server.cluster import EmbeddedCluster
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Reason
 from bench.fleet import Fleet
 from tests.sessions.harness import World

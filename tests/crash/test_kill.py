@@ -20,13 +20,14 @@ import pytest
 import tomli_w
 
 from attestgate.app_agent.main import AppAgent
-from attestgate.bus import credentials, layout, subjects
-from attestgate.bus.agent import Link
+from attestgate.bus import layout, subjects
+from attestgate.bus.agent.link import Link
 from attestgate.bus.api import Message
-from attestgate.bus.nats import NatsBus, connect
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
 from attestgate.bus.operator import order
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.enclave.simulated import pccs
 from attestgate.host_agent.main import HostAgent
 from attestgate.schemas.base import parse_json

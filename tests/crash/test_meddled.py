@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from attestgate.bus import credentials, subjects
+from attestgate.bus import subjects
 from attestgate.bus.api import BusError, Message
-from attestgate.bus.nats import NatsBus
-from attestgate.bus.server import EmbeddedServer
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import unpack
 from attestgate.schemas.events import Event
 from attestgate.schemas.messages import Sealed

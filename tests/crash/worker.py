@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from attestgate.bus.api import Delivery, Entry
-from attestgate.bus.nats import NatsBus, join
+from attestgate.bus.client.nats import NatsBus, join
 from attestgate.manager.main import assemble
 from attestgate.schemas.settings import ManagerSettings, load_settings
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.compose.stack import Stack
-from attestgate.compose.up import one_of_each
-from attestgate.compose.vectors import CLEAN
+from attestgate.compose.local.recorded import CLEAN
+from attestgate.compose.local.stack import Stack
+from attestgate.compose.local.up import one_of_each
 from tests.docs.commands import commands, run_all
 
 

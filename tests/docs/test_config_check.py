@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from attestgate.compose.plan import Plan
+from attestgate.compose.local.plan import Plan
 from attestgate.schemas.prototype import PROTOTYPE
 from tests.cli.conftest import Run
 

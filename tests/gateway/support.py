@@ -22,8 +22,8 @@ from starlette.routing import Route
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from attestgate.bus.api import BusError, Entry
-from attestgate.compose.controller import serve
-from attestgate.compose.nginx import Nginx, free_port
+from attestgate.compose.nginx.process import Nginx, free_port
+from attestgate.compose.sdn.controller import serve
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from attestgate.cli.main import app
-from attestgate.manager.keyfiles import create_identity, read_identity
+from attestgate.manager.local.keyfiles import create_identity, read_identity
 from attestgate.schemas.admission import ALL, Withdrawal, open_report
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.break_glass import LABEL, BreakGlass, read_break_glass

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from attestgate.compose.controller import MAX_FLOWS, Controller, application, serve
+from attestgate.compose.sdn.controller import MAX_FLOWS, Controller, application, serve
 
 FLOW: dict[str, Any] = {"priority": 10, "match": {"eth_type": "0x0800"}, "actions": ["output:2"]}
 

@@ -10,9 +10,9 @@ import tomli_w
 from typer.testing import CliRunner
 
 from attestgate.cli.main import app
-from attestgate.manager import doctor
-from attestgate.manager.doctor import Finding
-from attestgate.manager.listening import listening
+from attestgate.manager.diagnosis import doctor
+from attestgate.manager.diagnosis.doctor import Finding
+from attestgate.manager.diagnosis.listening import listening
 from attestgate.schemas.settings import BusSettings, GatewaySettings
 from tests.gateway.support import Gate, running
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus.memory import MemoryServer
-from attestgate.compose.nginx import Nginx
+from attestgate.bus.memory.server import MemoryServer
+from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import Entry
 from attestgate.schemas.admission import Withdrawal, open_report, post

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from attestgate.compose.nginx import Nginx, render
+from attestgate.compose.nginx.process import Nginx, render
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import FORWARDED, NginxConfig
 from tests.gateway.support import Gate, until

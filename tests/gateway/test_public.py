@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from attestgate.cli.main import app
-from attestgate.compose.nginx import Nginx, free_port, render
+from attestgate.compose.nginx.process import Nginx, free_port, render
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.public import MOST, publish
 from attestgate.manager.pki import crl

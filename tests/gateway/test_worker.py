@@ -11,7 +11,7 @@ import pytest
 import structlog.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import Entry, HostEntry
 from attestgate.schemas.admission import Withdrawal, post

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from struct import pack
 
-from attestgate.manager.verification import tpm
-from attestgate.manager.verification.ima_list import entries, frames
-from attestgate.manager.verification.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load
+from attestgate.compose.local.recorded import FOLDER
+from attestgate.manager.verification.ima.measurement_list import entries, frames
+from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load
+from attestgate.manager.verification.tpm import quote as tpm
 from attestgate.schemas.host_policy import HostPolicy
 
-VECTORS = Path(__file__).parent.parent / "vectors" / "ima" / "debian12"
+VECTORS = FOLDER
 NONCES = {"clean": b"nonce-one-clean-0000000000000001", "drift": b"nonce-two-drift-0000000000000002"}
 ANCHORED = {"clean": 446, "drift": 457}
 ENTRIES = {"clean": 448, "drift": 459}

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification import ima_reading
-from attestgate.manager.verification.ima import appraise_list, inspect_list
-from attestgate.manager.verification.ima_list import entries, replay
-from attestgate.manager.verification.ima_memory import MAX_KEPT, Memory
-from attestgate.manager.verification.runtime_policy import LoadedPolicy
-from attestgate.manager.verification.tpm import QuotedPcrs
+from attestgate.manager.verification.ima import replay as replaying
+from attestgate.manager.verification.ima.appraisal import appraise_list, inspect_list
+from attestgate.manager.verification.ima.cache import MAX_KEPT, Memory
+from attestgate.manager.verification.ima.measurement_list import entries, replay
+from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
+from attestgate.manager.verification.tpm.quote import QuotedPcrs
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
 from tests.ima.lists import (
@@ -344,7 +344,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
 
 
 def test_a_list_longer_than_the_memory_is_not_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ima_reading, "TRIM_EVERY", 40)
+    monkeypatch.setattr(replaying, "TRIM_EVERY", 40)
     policy = loaded(boot_aggregate(), excludes=["/tmp/"])
     kept = policy._memories["sha256"] = Memory(limit=50)
     most: list[int] = []

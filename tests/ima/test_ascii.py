@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.ima_ascii import is_ascii, to_binary
-from attestgate.manager.verification.ima_list import entries
+from attestgate.manager.verification.ima.ascii import is_ascii, to_binary
+from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.schemas.base import Refusal
 from tests.ima.lists import VECTORS, frame, framed_data, ng, old_frame, recorded, sized
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from attestgate.cli.policy import app as policy_app
 from attestgate.cli.verify_ima import ImaCommand, verify_ima
-from attestgate.manager.verification import ima_offline
-from attestgate.manager.verification.policy_dsse import sign
+from attestgate.manager.verification.ima.policy_dsse import sign
+from attestgate.manager.verification.offline import ima as ima_offline
 from attestgate.schemas.host_policy import HostPolicy
 from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.manager.policy_trial import try_on
-from attestgate.manager.verification.ima_list import entries
-from attestgate.manager.verification.runtime_policy import RuntimePolicy, load
+from attestgate.manager.policy.policy_trial import try_on
+from attestgate.manager.verification.ima.measurement_list import entries
+from attestgate.manager.verification.ima.runtime_policy import RuntimePolicy, load
 from tests.ima.lists import VECTORS, document, recorded
 
 KEYLIME = os.environ.get("ATTESTGATE_KEYLIME")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification import ima_list
-from attestgate.manager.verification.ima_list import byte_order, entries, frames, parse, readable, replay
+from attestgate.manager.verification.ima import measurement_list
+from attestgate.manager.verification.ima.measurement_list import byte_order, entries, frames, parse, readable, replay
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.base import pack as packed
 from attestgate.schemas.host_policy import BANKS, Replay
@@ -147,11 +147,11 @@ def test_what_the_kernel_does_not_write_is_refused_by_name(data: bytes, code: st
 
 
 def test_bounds_hold_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = b"/" * (ima_list.MAX_PATH - 1) + b"\0"
+    path = b"/" * (measurement_list.MAX_PATH - 1) + b"\0"
     assert next(entries(frame(b"ima-ng", ng(), path))).path == path[:-1]
-    buffer = frame(b"ima-buf", ng(), b"b\0", bytes(ima_list.MAX_DATA - 54))
-    assert next(entries(buffer)).buffer == bytes(ima_list.MAX_DATA - 54)
-    monkeypatch.setattr(ima_list, "MAX_LIST", len(GOOD))
+    buffer = frame(b"ima-buf", ng(), b"b\0", bytes(measurement_list.MAX_DATA - 54))
+    assert next(entries(buffer)).buffer == bytes(measurement_list.MAX_DATA - 54)
+    monkeypatch.setattr(measurement_list, "MAX_LIST", len(GOOD))
     assert len(list(frames(GOOD, "little"))) == 1
     with pytest.raises(Refusal, match=r"ima\.size"):
         list(frames(GOOD + GOOD, "little"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from attestgate.compose.policies import Policies
+from attestgate.compose.local.policies import Policies
 from attestgate.manager.pki.issue import read_marks
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.schemas.messages import Outcome

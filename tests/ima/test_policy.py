@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.ima import appraise_list
-from attestgate.manager.verification.ima_keys import is_key, key_id, read_keys, signed
-from attestgate.manager.verification.ima_list import entries
-from attestgate.manager.verification.policy_lint import lint
-from attestgate.manager.verification.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load, read
+from attestgate.manager.verification.ima.appraisal import appraise_list
+from attestgate.manager.verification.ima.keyrings import is_key, key_id, read_keys, signed
+from attestgate.manager.verification.ima.measurement_list import entries
+from attestgate.manager.verification.ima.policy_lint import lint
+from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load, read
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import GoldenPcrs, ListVerdict, Replay
 from tests.ima.lists import NOW, boot_aggregate, document, frame, host, loaded, ng, recorded

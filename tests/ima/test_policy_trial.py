@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from attestgate.bus.api import Message
 from attestgate.cli.policy import app as policy_app
 from attestgate.cli.policy_hosts import Answers
-from attestgate.compose.policies import Policies
-from attestgate.manager.policy_tree import measured_files
-from attestgate.manager.policy_trial import try_on
-from attestgate.manager.registry import manifest_name
+from attestgate.compose.local.policies import Policies
+from attestgate.manager.policy.policy_tree import measured_files
+from attestgate.manager.policy.policy_trial import try_on
+from attestgate.manager.policy.registry import manifest_name
 from attestgate.manager.sessions.record import HostRecord
-from attestgate.manager.verification.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
-from attestgate.manager.verification.runtime_policy import load
+from attestgate.manager.verification.ima.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
+from attestgate.manager.verification.ima.runtime_policy import load
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, TryPolicy
 from attestgate.schemas.event_data import PolicyTried

@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestgate.manager.verification.ima_list import entries, replay
-from attestgate.manager.verification.tpm import RSAPSS, RSASSA
+from attestgate.manager.verification.ima.measurement_list import entries, replay
+from attestgate.manager.verification.tpm.quote import RSAPSS, RSASSA
 from attestgate.schemas.host_policy import Bank, Replay
 from tests.ima.lists import document, frame, ng
 from tests.ima.test_cli import run

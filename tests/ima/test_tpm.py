@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.tpm import (
+from attestgate.manager.verification.tpm.quote import (
     ECDSA,
     MAX_STRUCTURE,
     RSAPSS,

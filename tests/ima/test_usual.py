@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.ima_list import ByteOrder, Entry, frames, parse
-from attestgate.manager.verification.ima_usual import reader
+from attestgate.manager.verification.ima.fast_path import reader
+from attestgate.manager.verification.ima.measurement_list import ByteOrder, Entry, frames, parse
 from attestgate.schemas.base import Reason, Refusal
 from tests.ima.lists import frame, framed_data, ng, recorded
 

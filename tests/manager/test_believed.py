@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus.memory import MemoryServer
-from attestgate.manager import registry as module
-from attestgate.manager.high_water import HighWater
-from attestgate.manager.registry import Registry, operators_from
+from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.policy import registry as module
+from attestgate.manager.policy.registry import Registry, operators_from
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment
 from attestgate.schemas.signing import Signed, sign, verify

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.audit.intake import Intake
-from attestgate.manager.high_water import HighWater
-from attestgate.manager.outbox import Outbox
-from attestgate.manager.vault import StorageKeys, Stored, Vault
-from attestgate.manager.whole_file import replace_file
+from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.vault import StorageKeys, Stored, Vault
 from attestgate.schemas.base import Model, Refusal, Secret, parse_json
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
 from tests.sessions.harness import APP_ENCLAVE, Deployment
 

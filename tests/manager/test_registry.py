@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from attestgate.bus.memory import MemoryServer
-from attestgate.manager import registry as module
-from attestgate.manager.high_water import HighWater
-from attestgate.manager.registry import MANIFEST, REMEMBERED, Registry, operators_from
+from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.policy import registry as module
+from attestgate.manager.policy.registry import MANIFEST, REMEMBERED, Registry, operators_from
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
 from attestgate.schemas.settings import OperatorSettings
@@ -33,7 +33,7 @@ async def made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return verify(signed, *arguments)
 
     monkeypatch.setattr(module, "verify", counted)
-    monkeypatch.setattr("attestgate.bus.recent.KEPT_S", 0.0)  # read each time
+    monkeypatch.setattr("attestgate.bus.client.recent.KEPT_S", 0.0)  # read each time
     author = OperatorSettings(name=AUTHOR, role="policy-author", identity=world.public["policy_authors"][AUTHOR])
     registry = Registry(bus, operators_from([author]), HighWater(tmp_path / "high-water.json"))
 

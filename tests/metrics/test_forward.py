@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus import credentials, subjects
+from attestgate.bus import subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
 from attestgate.bus.forward import DATAGRAM, File, Position, Stream, Syslog, follow, syslog_message
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.events import Event
 from tests.cli.conftest import Run, attestgate, deployed

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from attestgate.bus.logs import of_none, of_session, reload_level, set_up_logs
-from attestgate.compose.plan import Plan
+from attestgate.compose.local.plan import Plan
 from attestgate.schemas.base import Secret
 from attestgate.schemas.settings import OperatorFile
 from tests.cli.conftest import deployed
@@ -145,7 +145,7 @@ async def test_a_running_process_takes_sighup_and_goes_on(deployed: Plan, tmp_pa
 STARTED = """
 import asyncio, sys
 from pathlib import Path
-from attestgate.bus.agent_process import agent_main
+from attestgate.bus.agent.process import agent_main
 from attestgate.cli import processes
 from attestgate.schemas.settings import AppSettings, GatewaySettings, HostSettings, ManagerSettings
 

@@ -17,8 +17,8 @@ from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.main import assemble
-from attestgate.manager.metrics import ManagerMetrics
-from attestgate.manager.metrics_http import served
+from attestgate.manager.metrics.http import served
+from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import Revoke
 from tests.sessions.harness import OTHER_ENCLAVE, Deployment, World, deployed

@@ -14,10 +14,11 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from attestgate.bus import credentials, subjects
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
+from attestgate.bus import subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary

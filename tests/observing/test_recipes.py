@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus import credentials, layout, subjects
-from attestgate.bus.nats import NatsBus, connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.bus.setup import ensure
-from attestgate.manager import deployment
+from attestgate.bus import layout, subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.manager.pki import deployment
 from attestgate.schemas.event_data import EVENTS
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary

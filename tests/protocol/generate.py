@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus import channel
-from attestgate.bus.channel import Channel
+from attestgate.bus.crypto import channel
+from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.audit import merkle
 from attestgate.schemas import binding
 from attestgate.schemas.audit import Admitted, Decision, sign_decision

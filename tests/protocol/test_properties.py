@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from attestgate.bus import envelope
-from attestgate.bus.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
-from attestgate.bus.envelope import SUITES, SuiteName
-from attestgate.manager.vault import Stored
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
+from attestgate.bus.crypto.envelope import SUITES, SuiteName
+from attestgate.manager.records.vault import Stored
 from attestgate.schemas import messages
 from attestgate.schemas.base import Model, Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import canonical

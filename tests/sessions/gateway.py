@@ -5,7 +5,7 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
-from attestgate.bus.memory import MemoryBus
+from attestgate.bus.memory.server import MemoryBus
 from attestgate.manager.gateway.ledger import Ledger
 from attestgate.schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal

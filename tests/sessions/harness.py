@@ -17,15 +17,15 @@ import httpx
 
 from attestgate.app_agent.main import AppAgent
 from attestgate.bus import subjects
-from attestgate.bus.agent import Link
-from attestgate.bus.memory import MemoryBus
-from attestgate.bus.memory_stream import MemoryConsumer
+from attestgate.bus.agent.link import Link
+from attestgate.bus.memory.server import MemoryBus
+from attestgate.bus.memory.stream import MemoryConsumer
 from attestgate.enclave.simulated import pccs
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.host_agent.main import HostAgent
-from attestgate.manager.limits import Limiter
+from attestgate.manager.handlers.rate_limit import Limiter
+from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.main import assemble
-from attestgate.manager.worker import Worker
 from attestgate.schemas.base import pack
 from attestgate.schemas.enrolment import (
     Action,

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from attestgate.bus.api import Stored
-from attestgate.bus.memory import MemoryBus, MemoryDelivery
-from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.bus.memory.bucket import MemoryBucket
+from attestgate.bus.memory.server import MemoryBus, MemoryDelivery
 
 
 class Killed(BaseException):

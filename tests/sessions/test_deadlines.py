@@ -8,7 +8,7 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError
-from attestgate.bus.memory_bucket import MemoryBucket
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State

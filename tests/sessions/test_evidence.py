@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from attestgate.bus import envelope, subjects
+from attestgate.bus import subjects
+from attestgate.bus.crypto import envelope
 from attestgate.manager.sessions.handshake import MAX_VERIFICATIONS
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State

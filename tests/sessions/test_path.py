@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import subjects
-from attestgate.compose.policies import Policies
+from attestgate.compose.local.policies import Policies
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from attestgate.app_agent.step6_colocation import PURPOSE, read_key
-from attestgate.bus import envelope, subjects
-from attestgate.bus.agent import AgentSession, Link
-from attestgate.bus.channel import Frame, seal_frame
+from attestgate.bus import subjects
+from attestgate.bus.agent.link import AgentSession, Link
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.channel import Frame, seal_frame
 from attestgate.enclave.sealing import unseal
 from attestgate.host_agent.step6_deliver import deliver
 from attestgate.manager.sessions.record import AppRecord, HostRecord

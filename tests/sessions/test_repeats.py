@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.memory import MemoryDelivery
+from attestgate.bus.memory.server import MemoryDelivery
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.enrolment import RecheckNow
 from tests.sessions.harness import LONG, Deployment, World, deployed

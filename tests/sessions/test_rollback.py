@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from attestgate.bus import subjects
-from attestgate.bus.channel import Frame
-from attestgate.bus.memory_bucket import BucketState
+from attestgate.bus.crypto.channel import Frame
+from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, unpack

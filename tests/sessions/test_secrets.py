@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import BaseModel
 
 from attestgate.app_agent.step5_evidence import TlsKey
-from attestgate.manager.keyfiles import read_secret
+from attestgate.manager.local.keyfiles import read_secret
+from attestgate.manager.records.vault import Vault
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.vault import Vault
 from attestgate.schemas.base import Secret
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from attestgate.schemas.messages import AppGrant, HostGrant

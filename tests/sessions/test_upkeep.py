@@ -10,14 +10,14 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.api import BusError
-from attestgate.manager.judge import Judge
-from attestgate.manager.limits import Limiter
-from attestgate.manager.outbox import Outbox
+from attestgate.manager.attestation.verifier import Judge
+from attestgate.manager.handlers.rate_limit import Limiter
+from attestgate.manager.handlers.worker import ATTEMPTS
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
+from attestgate.manager.records.vault import Vault, epoch_of
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from attestgate.manager.vault import Vault, epoch_of
-from attestgate.manager.worker import ATTEMPTS
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined

@@ -10,7 +10,7 @@ from typing import Any
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Message
-from attestgate.bus.memory import MemoryBus, MemoryDelivery, MemoryServer
+from attestgate.bus.memory.server import MemoryBus, MemoryDelivery, MemoryServer
 
 Held = tuple[str, bytes]
 Meddle = Callable[[str, bytes], Iterable[tuple[str, bytes]]]

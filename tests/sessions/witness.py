@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from attestgate.bus.api import Message
-from attestgate.bus.memory import MemoryBus
+from attestgate.bus.memory.server import MemoryBus
 from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import parse_json

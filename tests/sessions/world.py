@@ -6,15 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from attestgate.compose.policies import Policies
+from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.recorded import FOLDER
 from attestgate.enclave.api import KeyPolicy
 from attestgate.enclave.simulated import authority, platform
 from attestgate.enclave.simulated.platform import Platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
-from attestgate.manager import deployment
-from attestgate.manager.keyfiles import read_identity, read_secret
-from attestgate.manager.storage_keys import StorageKeyFile
-from attestgate.manager.vault import Vault
+from attestgate.manager.local.keyfiles import read_identity, read_secret
+from attestgate.manager.pki import deployment
+from attestgate.manager.records.storage_keys import StorageKeyFile
+from attestgate.manager.records.vault import Vault
 from attestgate.schemas.base import Secret
 from attestgate.schemas.settings import (
     AttestationSettings,
@@ -28,7 +29,7 @@ from attestgate.schemas.settings import (
 )
 from attestgate.schemas.sgx import PlatformIdentity
 
-LISTS = Path(__file__).resolve().parents[1] / "vectors" / "ima" / "debian12"
+LISTS = FOLDER
 MRSIGNER = b"\x22" * 32
 HOST_ENCLAVE = EnclaveIdentity(mrenclave=b"\x11" * 32, mrsigner=MRSIGNER, isv_prod_id=1, isv_svn=1, debug=False)
 APP_ENCLAVE = EnclaveIdentity(mrenclave=b"\x33" * 32, mrsigner=MRSIGNER, isv_prod_id=1, isv_svn=1, debug=False)

@@ -17,9 +17,9 @@ from attestgate.enclave.simulated.authority import Authority
 from attestgate.enclave.simulated.documents import Documents, PckCa
 from attestgate.enclave.simulated.platform import Platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
-from attestgate.manager.verification.collateral import Collateral
-from attestgate.manager.verification.quote import parse
-from attestgate.manager.verification.sgx import appraise
+from attestgate.manager.verification.sgx.appraisal import appraise
+from attestgate.manager.verification.sgx.collateral import Collateral
+from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.sgx import SgxPolicy, SgxVerdict
 

@@ -12,9 +12,9 @@ from cryptography import x509
 
 from attestgate.enclave.simulated import authority, platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
-from attestgate.manager.verification.collateral import Collateral, examine
-from attestgate.manager.verification.quote import parse
-from attestgate.manager.verification.sgx import LAST_SECOND, appraise
+from attestgate.manager.verification.sgx.appraisal import LAST_SECOND, appraise
+from attestgate.manager.verification.sgx.collateral import Collateral, examine
+from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
 from tests.sgx.conftest import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of, load_vector

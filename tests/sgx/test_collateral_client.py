@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from attestgate.bus.api import Bucket, BusError, Entry
-from attestgate.bus.memory import MemoryServer
+from attestgate.bus.memory.server import MemoryServer
 from attestgate.enclave.simulated.pccs import application
-from attestgate.manager.verification.collateral import MAX_PIECE, examine
-from attestgate.manager.verification.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
-from attestgate.manager.verification.fetch import ATTEMPTS
-from attestgate.manager.verification.pcs import Pcs
+from attestgate.manager.attestation.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
+from attestgate.manager.attestation.fetch import ATTEMPTS
+from attestgate.manager.attestation.pcs_client import Pcs
+from attestgate.manager.verification.sgx.collateral import MAX_PIECE, examine
 from attestgate.schemas.base import Refusal, pack, unpack
 from tests.sgx.conftest import NOW, Site
 

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from attestgate.cli.evidence import read_time
 from attestgate.cli.inspect import app as inspect_app
 from attestgate.cli.verify import app as verify_app
-from attestgate.manager.verification.collateral import examine
-from attestgate.manager.verification.offline import MAX_FILE
+from attestgate.manager.verification.offline.quote import MAX_FILE
+from attestgate.manager.verification.sgx.collateral import examine
 from attestgate.schemas.base import Refusal
 from tests.sgx import test_ias as ias
 from tests.sgx.conftest import ENCLAVE, NOW, Site

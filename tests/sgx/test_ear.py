@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from attestgate.cli.verify import app
 from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
-from attestgate.manager.ear import HOST_INTEGRITY, SGX, appraised, jwks, look, read, sign
+from attestgate.manager.verification.ear import HOST_INTEGRITY, SGX, appraised, jwks, look, read, sign
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.ear import STANDS_IN, ClaimName, Submod, tier
 from attestgate.schemas.host_policy import ListVerdict, Replay

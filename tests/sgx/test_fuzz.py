@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attestgate
-from attestgate.manager.verification.offline import NamedPolicy, verify_ias, verify_quote
-from attestgate.manager.verification.quote import SIGNED_LENGTH, parse
+from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias, verify_quote
+from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
 from attestgate.schemas.sgx import SgxVerdict
 from tests.sgx.conftest import NOW, Site, Vector, codes, load_vector
 from tests.sgx.fuzz import seeds, target

@@ -19,11 +19,11 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.describe import describe_report
-from attestgate.manager.verification.epid import parse_quote
-from attestgate.manager.verification.ias import MAX_REPORT, appraise_report, parse_report
-from attestgate.manager.verification.offline import NamedPolicy, verify_ias
-from attestgate.manager.verification.quote import MAX_QUOTE, SIGNED_LENGTH
+from attestgate.manager.verification.epid.report import MAX_REPORT, appraise_report, parse_report
+from attestgate.manager.verification.epid.structure import parse_quote
+from attestgate.manager.verification.offline.describe import describe_report
+from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias
+from attestgate.manager.verification.sgx.quote import MAX_QUOTE, SIGNED_LENGTH
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import IasVerdict, SgxPolicy
 

@@ -13,7 +13,7 @@ import pytest
 from attestgate.enclave.simulated import ias as simulated
 from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
-from attestgate.manager.ear import read
+from attestgate.manager.verification.ear import read
 from attestgate.schemas.settings import AttestationSettings, IasSettings, ManagerSettings, SuiteSetting, Timing
 from attestgate.schemas.sgx import PlatformIdentity
 from tests.sessions.harness import LISTS, TIMING, Clock, Deployment, Enclave, Wire, World

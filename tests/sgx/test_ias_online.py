@@ -18,12 +18,12 @@ from attestgate.enclave.simulated import authority, platform
 from attestgate.enclave.simulated import ias as simulated
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
 from attestgate.enclave.simulated.platform import Platform
-from attestgate.manager.attestation import Epid, Root, Wanted
-from attestgate.manager.verification.chain import certificates
-from attestgate.manager.verification.colocation import same_platform
-from attestgate.manager.verification.epid import parse_quote
-from attestgate.manager.verification.fetch import ATTEMPTS, Service
-from attestgate.manager.verification.ias_client import Ias
+from attestgate.manager.attestation.fetch import ATTEMPTS, Service
+from attestgate.manager.attestation.ias_client import Ias
+from attestgate.manager.attestation.service import Epid, Root, Wanted
+from attestgate.manager.verification.epid.structure import parse_quote
+from attestgate.manager.verification.sgx.same_platform import same_platform
+from attestgate.manager.verification.x509 import certificates
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, IasVerdict, SgxPolicy
 from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site

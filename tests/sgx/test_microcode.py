@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus import envelope
+from attestgate.bus.crypto import envelope
 from attestgate.enclave.sealing import unseal
 from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.authority import CPUSVN
 from attestgate.enclave.simulated.platform import Platform
 from attestgate.host_agent.step6_deliver import PURPOSE, deliver, volume_file
-from attestgate.manager.ear import look
+from attestgate.manager.verification.ear import look
 from attestgate.schemas.base import Refusal, Secret
 from attestgate.schemas.messages import DeliverKey
 from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, Deployment, Enclave, World, deployed

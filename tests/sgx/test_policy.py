@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.manager.verification.colocation import same_platform
+from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
 from tests.sgx.conftest import Site

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.quote import MAX_QUOTE, parse, parse_body
+from attestgate.manager.verification.sgx.quote import MAX_QUOTE, parse, parse_body
 from attestgate.schemas.base import Refusal
 from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
 

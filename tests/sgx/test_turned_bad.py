@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
 from attestgate.enclave.simulated.certificates import Issuer
-from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx.quote import parse
 from tests.sgx.conftest import NOW, Site, codes
 from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
 

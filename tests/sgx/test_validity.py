@@ -8,9 +8,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestgate.manager.verification.chain import SKEW_S
-from attestgate.manager.verification.collateral import Collateral
-from attestgate.manager.verification.quote import parse
+from attestgate.manager.verification.sgx.collateral import Collateral
+from attestgate.manager.verification.sgx.quote import parse
+from attestgate.manager.verification.x509 import SKEW_S
 from tests.sgx.conftest import NOW, Site, codes
 from tests.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
 

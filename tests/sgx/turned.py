@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.enclave.simulated.certificates import Issuer
 from attestgate.enclave.simulated.files import read_certificate, read_p256_key
-from attestgate.manager.verification.collateral import Collateral
-from attestgate.manager.verification.quote import SIGNED_LENGTH, parse
+from attestgate.manager.verification.sgx.collateral import Collateral
+from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
 from tests.sgx.conftest import NOW, Site
 
 DAY = 86_400

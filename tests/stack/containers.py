@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attestgate.bus.credentials import holder
-from attestgate.compose.prepare import APPS, prepare
-from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.bus.auth.credentials import holder
+from attestgate.compose.images.prepare import APPS, prepare
+from attestgate.compose.local.recorded import CLEAN, DRIFT
 from tests.stack.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ LOCAL = {
     "ATTESTGATE_SWITCH_BASE": "attestgate/switch-base:bookworm",
     "ATTESTGATE_PROMETHEUS": "attestgate/prometheus:bookworm",
 }
-"""The images that compose/local-images makes."""
+"""The images that compose/images/local-images makes."""
 BRIDGE = "unix:/run/openvswitch/br0.mgmt"
 LAST_EVENT = """
 import asyncio, sys, nats

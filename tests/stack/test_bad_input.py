@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attestgate.compose.prepare import APPS
+from attestgate.compose.images.prepare import APPS
 from attestgate.enclave.simulated import platform
 from tests.stack.containers import Containers
 

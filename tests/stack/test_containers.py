@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from attestgate.compose.prepare import APPS
-from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.compose.images.prepare import APPS
+from attestgate.compose.local.recorded import CLEAN, DRIFT
 from tests.stack.containers import Containers, up
 from tests.stack.engine import Engine
 

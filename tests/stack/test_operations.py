@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from attestgate.bus import credentials
-from attestgate.bus.nats import connect
-from attestgate.bus.server import EmbeddedServer
-from attestgate.compose.children import Child
-from attestgate.compose.nginx import Nginx
-from attestgate.compose.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
-from attestgate.compose.stack import Stack
-from attestgate.compose.telling import reasons_of
-from attestgate.compose.up import one_of_each
+from attestgate.bus.auth import credentials
+from attestgate.bus.client.nats import connect
+from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.compose.demo.narrator import reasons_of
+from attestgate.compose.local.children import Child
+from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
+from attestgate.compose.local.stack import Stack
+from attestgate.compose.local.up import one_of_each
+from attestgate.compose.nginx.process import Nginx
 from attestgate.schemas.settings import Timing
 from tests.docs.commands import commands, run_all
 from tests.stack.conftest import WANTED

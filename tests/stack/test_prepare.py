@@ -16,10 +16,10 @@ import tomli_w
 from prometheus_client import CollectorRegistry, Gauge
 
 from attestgate.cli.config import MODELS, detect
-from attestgate.compose import health
-from attestgate.compose.inside import ALLOWED
-from attestgate.compose.prepare import APPS, HOST, prepare
-from attestgate.manager.metrics_http import served
+from attestgate.compose.images import health
+from attestgate.compose.images.inside import ALLOWED
+from attestgate.compose.images.prepare import APPS, HOST, prepare
+from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
 from tests.enclave.test_gramine_manifests import rendered

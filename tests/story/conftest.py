@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from attestgate.compose.stack import Stack
-from attestgate.compose.vectors import CLEAN
+from attestgate.compose.local.recorded import CLEAN
+from attestgate.compose.local.stack import Stack
 from tests.cli.processes import processes_of
 from tests.story.support import APPS, HOST, MACHINE, measurement_list
 

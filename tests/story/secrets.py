@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel
 
-from attestgate.bus.nats import connect
-from attestgate.compose.stack import Stack
+from attestgate.bus.client.nats import connect
+from attestgate.compose.local.stack import Stack
+from attestgate.manager.records.vault import StorageKeys, Vault
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.vault import StorageKeys, Vault
 from attestgate.schemas.base import Secret, parse_json
 from attestgate.schemas.binding import application_key
 from tests.cli.processes import processes_of

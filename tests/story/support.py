@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from attestgate.compose.stack import Stack
-from attestgate.compose.telling import Narrator, reasons_of
+from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 from tests.cli.processes import processes_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from attestgate.compose.events import is_event
-from attestgate.compose.stack import Stack
-from attestgate.compose.vectors import CLEAN_ENTRIES
+from attestgate.compose.local.events import is_event
+from attestgate.compose.local.recorded import CLEAN_ENTRIES
+from attestgate.compose.local.stack import Stack
 from attestgate.schemas.events import Event
 from tests.story.support import APPS, HOST, through
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attestgate.compose import intruders
-from attestgate.compose.stack import Stack
+from attestgate.compose.demo import intruders
+from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
 from tests.story.support import APPS, HOST, refusals, scene, session_of, through
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from attestgate.app_agent.step8_open import client
-from attestgate.compose import intruders
-from attestgate.compose.stack import Stack
+from attestgate.compose.demo import intruders
+from attestgate.compose.local.stack import Stack
 from attestgate.enclave.simulated.measure import agent_manifest, measure
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement
 from attestgate.schemas.settings import load_measured

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from attestgate.bus import credentials
-from attestgate.compose.stack import Stack
+from attestgate.bus.auth import credentials
+from attestgate.compose.local.stack import Stack
 from attestgate.schemas.events import Event
 from tests.story.support import APPS, HOST, session_of
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from attestgate.compose.plan import POLICY_AUTHOR
-from attestgate.compose.policies import Policies
-from attestgate.compose.stack import Stack
-from attestgate.compose.vectors import CLEAN, CLEAN_ENTRIES
-from attestgate.manager.keyfiles import read_identity
-from attestgate.manager.verification.ima_list import frames
+from attestgate.compose.local.plan import POLICY_AUTHOR
+from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.recorded import CLEAN, CLEAN_ENTRIES
+from attestgate.compose.local.stack import Stack
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.manager.verification.ima.measurement_list import frames
 from attestgate.schemas.base import pack
 from tests.story.support import APPS, HOST, through
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.compose.stack import Stack
-from attestgate.compose.telling import reasons_of
-from attestgate.compose.vectors import CLEAN, DRIFT
+from attestgate.compose.demo.narrator import reasons_of
+from attestgate.compose.local.recorded import CLEAN, DRIFT
+from attestgate.compose.local.stack import Stack
 from tests.story.support import (
     APPS,
     HOST,

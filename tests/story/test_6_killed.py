@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from attestgate.compose.stack import Stack
+from attestgate.compose.local.stack import Stack
 from tests.story.support import (
     APPS,
     HOST,

@@ -11,7 +11,7 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Message
-from attestgate.compose.stack import Stack
+from attestgate.compose.local.stack import Stack
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
 from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, written

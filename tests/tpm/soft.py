@@ -10,9 +10,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from attestgate.compose.kernel import with_boot
-from attestgate.manager.verification.ima_list import entries, replay
-from attestgate.manager.verification.tpm_public import FIXED_PARENT, FIXED_TPM, RESTRICTED, SENSITIVE_DATA_ORIGIN, SIGN
+from attestgate.compose.demo.kernel import with_boot
+from attestgate.manager.verification.ima.measurement_list import entries, replay
+from attestgate.manager.verification.tpm.public_area import (
+    FIXED_PARENT,
+    FIXED_TPM,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SIGN,
+)
 from attestgate.schemas.host_policy import Bank, GoldenPcrs, Replay
 from attestgate.schemas.tpm import TpmEnrolment, TpmQuote
 from tests.ima.lists import recorded

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.x509.oid import NameOID
 
-from attestgate.manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
-from attestgate.manager.verification.tpm_credential import make_credential
-from attestgate.manager.verification.tpm_ek import EK_USAGE, check_ek
-from attestgate.manager.verification.tpm_public import attestation_key
+from attestgate.manager.verification.tpm.credential import make_credential
+from attestgate.manager.verification.tpm.ek import EK_USAGE, check_ek
+from attestgate.manager.verification.tpm.enrolment import challenge, enrolment, golden_from, read_bundle
+from attestgate.manager.verification.tpm.public_area import attestation_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.tpm import TpmAnswer, TpmDescription
 from tests.ima.lists import NOW, VECTORS

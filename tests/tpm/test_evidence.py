@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attestgate.manager.verification.ima import appraise_list
-from attestgate.manager.verification.tpm_evidence import clock, judge_quote
+from attestgate.manager.verification.ima.appraisal import appraise_list
+from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import Replay
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote

@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.verification.tpm import read_key
-from attestgate.manager.verification.tpm_public import (
+from attestgate.manager.verification.tpm.public_area import (
     DECRYPT,
     FIXED_PARENT,
     FIXED_TPM,
@@ -21,6 +20,7 @@ from attestgate.manager.verification.tpm_public import (
     attestation_key,
     parse_public,
 )
+from attestgate.manager.verification.tpm.quote import read_key
 from attestgate.schemas.base import Refusal
 from tests.ima.lists import VECTORS
 from tests.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b

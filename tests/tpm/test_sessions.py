@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus.agent import Link
+from attestgate.bus.agent.link import Link
 from attestgate.host_agent import tpm_client
 from attestgate.host_agent.main import HostAgent
 from attestgate.host_agent.tpm_client import TpmClient

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.compose import story
-from attestgate.compose.kernel import BOOTED, Kernel, with_boot
-from attestgate.compose.software_tpm import missing
-from attestgate.compose.stack import Stack
-from attestgate.compose.telling import Narrator, reasons_of
-from attestgate.compose.vectors import CLEAN
-from attestgate.manager.verification.ima_list import entries
+from attestgate.compose.demo import story
+from attestgate.compose.demo.kernel import BOOTED, Kernel, with_boot
+from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.demo.software_tpm import missing
+from attestgate.compose.local.recorded import CLEAN
+from attestgate.compose.local.stack import Stack
+from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.schemas.messages import Outcome
 from tests.ima.lists import ENTRIES
 

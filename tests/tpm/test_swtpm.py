@@ -14,15 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from attestgate.cli.tpm import app as tpm_app
-from attestgate.compose.kernel import BOOTED, FIRMWARE, enrolled
-from attestgate.compose.software_tpm import SoftwareTpm, missing
+from attestgate.compose.demo.kernel import BOOTED, FIRMWARE, enrolled
+from attestgate.compose.demo.software_tpm import SoftwareTpm, missing
 from attestgate.host_agent import tpm as host_tpm
 from attestgate.host_agent.tpm import Tpm
 from attestgate.host_agent.tpm_service import TpmService
 from attestgate.manager.sessions.record import HostRecord
-from attestgate.manager.tpm_enrolment import challenge, enrolment, golden_from, read_bundle
-from attestgate.manager.verification.ima import appraise_list
-from attestgate.manager.verification.tpm_evidence import clock, judge_quote
+from attestgate.manager.verification.ima.appraisal import appraise_list
+from attestgate.manager.verification.tpm.enrolment import challenge, enrolment, golden_from, read_bundle
+from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal, read_json
 from attestgate.schemas.host_policy import ListVerdict, Replay
 from attestgate.schemas.tpm import TpmAnswer, TpmClock, TpmEnrolment, TpmKept

@@ -1,0 +1,313 @@
+"""The agent's side of a session, as both agents have it: from hello to the channel, then message by message.
+
+Everything lives in the enclave's memory only. An agent that restarts says hello again; one that merely missed a
+message says `resume` and gets the same bytes once more. Messages for another session, another hello, or that do not
+open are ignored: the bus may send anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, get_args
+
+import structlog
+from pydantic import BaseModel
+
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError, Message
+from attestgate.bus.crypto import envelope
+from attestgate.bus.crypto.channel import Channel, Early, Stale, seal_frame
+from attestgate.bus.crypto.envelope import SuiteName
+from attestgate.bus.logs import of_none, of_session
+from attestgate.schemas.base import Reason, Refusal, Secret, pack, unpack
+from attestgate.schemas.binding import (
+    PROOF_STEP,
+    Role,
+    canonical,
+    digest,
+    first_transcript,
+    hello_hash,
+    next_transcript,
+)
+from attestgate.schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
+from attestgate.schemas.signing import Signed, verify
+
+log = structlog.get_logger(__name__)
+M = TypeVar("M", bound=BaseModel)
+INBOX = 1024
+"""Messages that wait for the agent; the oldest go first."""
+
+
+class SessionOver(Exception):
+    """The session has ended. `by_manager` is the final state the manager named, signed or on the channel."""
+
+    def __init__(self, reasons: list[Reason], by_manager: str | None) -> None:
+        super().__init__("; ".join(reason.sentence() for reason in reasons) or "no answer")
+        self.reasons = reasons
+        self.by_manager = by_manager
+
+
+class _Unheard(NamedTuple):
+    """A channel message of ours that the manager has not been seen to have heard; `at` is when it was first said."""
+
+    counter: int
+    step: str
+    data: bytes
+    at: float
+
+
+class Link:
+    """An agent's own corner of the bus: what it says, and what is said to it."""
+
+    def __init__(self, bus: Bus, role: Role, id: str) -> None:
+        self._bus = bus
+        self.role: Role = role
+        self.id = id
+        self._inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(INBOX)
+
+    async def listen(self) -> None:
+        """Start listening to the subjects of this id."""
+        await self._bus.listen(subjects.outbound_all(self.role, self.id), self._take)
+        await self._bus.flush()
+
+    async def say(self, step: str, data: bytes) -> None:
+        """A message to the manager; on the bus when this returns. Raises BusError."""
+        await self._bus.publish(subjects.inbound(self.role, self.id, step), data)
+
+    async def next(self, wait_s: float) -> tuple[str, bytes] | None:
+        """The next message and its step, or None after `wait_s`."""
+        try:
+            async with asyncio.timeout(max(wait_s, 0.0)):  # wait_for of Python 3.11 can swallow a cancellation
+                return await self._inbox.get()
+        except TimeoutError:
+            return None
+
+    async def _take(self, message: Message) -> None:
+        try:
+            step = subjects.parse_outbound(message.subject).step
+        except Refusal:
+            return
+        if self._inbox.full():
+            self._inbox.get_nowait()
+        self._inbox.put_nowait((step, message.data))
+
+
+class AgentSession:
+    """One session of one agent: `open`, `send_evidence`, `take_grant`, `prove`, then `say` and `hear`."""
+
+    def __init__(self, link: Link, managers: set[bytes], suites: list[SuiteName], retry_s: float) -> None:
+        self._link = link
+        self._managers = managers
+        self._suites = suites
+        self._retry_s = retry_s
+        self._hello = b""
+        self._transcript = b""
+        self._evidence = b""
+        self._private = Secret(b"")
+        self._channel: Channel | None = None
+        self._unheard: list[_Unheard] = []
+        self._said = 0
+        self._resumed_at = float("-inf")
+        self.session = ""
+        self.suite: SuiteName = "mlkem768-x25519"
+        self.public_key = b""
+        self.t2 = b""
+
+    @property
+    def transcript(self) -> bytes:
+        """The transcript as it stands: T1 before evidence is sent, T3 after the grant."""
+        return self._transcript
+
+    async def open(self, hello: BaseModel, patience_s: float) -> Challenge:
+        """Say hello, wait for this manager's challenge to it, make the session's key pair. Raises SessionOver."""
+        of_none()
+        self._hello = pack(hello)
+        await self._link.say("hello", self._hello)
+
+        def take(step: str, data: bytes) -> Challenge | None:
+            if step != "challenge":
+                return None
+            signed = unpack(Signed, data)
+            challenge = verify(signed, Challenge, "challenge", self._managers)
+            if challenge.hello != hello_hash(self._hello) or challenge.role != self._link.role:
+                return None
+            suite = self._accepted_suite(challenge.suite)
+            t0 = first_transcript(suite, challenge.role, challenge.session, self._link.id, signed.signer)
+            self._transcript = next_transcript(t0, "down", "challenge", data)
+            self.suite, self.session = suite, challenge.session
+            of_session(self.session)
+            return challenge
+
+        challenge = await self._await(take, patience_s)
+        self._private, self.public_key = envelope.generate(self.suite)
+        return challenge
+
+    async def send_evidence(self, challenge: Challenge, evidence: BaseModel) -> None:
+        """Seal evidence to the manager's session key and send it: T1 becomes T2."""
+        info = canonical("evidence", self._transcript)
+        ciphertext = envelope.seal(self.suite, challenge.session_key, info, pack(evidence))
+        self._evidence = pack(Sealed(session=self.session, ciphertext=ciphertext))
+        self.t2 = self._transcript = next_transcript(self._transcript, "up", "evidence", self._evidence)
+        await self._link.say("evidence", self._evidence)
+
+    async def take_grant(self, kind: type[M], patience_s: float) -> M:
+        """Wait for the signed grant to this enclave's key: T2 becomes T3. Raises SessionOver."""
+
+        def take(step: str, data: bytes) -> M | None:
+            if step != "grant":
+                return None
+            sealed = verify(unpack(Signed, data), Sealed, "grant", self._managers, self.t2)
+            if sealed.session != self.session:
+                return None
+            plaintext = envelope.open_sealed(self.suite, self._private, canonical("grant", self.t2), sealed.ciphertext)
+            self._transcript = next_transcript(self.t2, "down", "grant", data)
+            return unpack(kind, plaintext)
+
+        return await self._await(take, patience_s, resume=True)
+
+    async def prove(self, proof: bytes, channel_secret: Secret) -> None:
+        """Send the proof; the channel starts at T4."""
+        t3, step = self._transcript, PROOF_STEP[self._link.role]
+        data = seal_frame(
+            self.session,
+            channel_secret,
+            step,
+            pack(Proof(proof=proof)),
+            base=t3,
+            direction="up",
+            counter=0,
+            chain=t3,
+        )
+        t4 = next_transcript(t3, "up", step, data)
+        self._channel = Channel.start(self.session, channel_secret, t4, "up")
+        await self._link.say(step, data)
+
+    async def say(self, step: str, model: BaseModel) -> None:
+        """A message on the channel. It is kept until the manager has heard it: a bus that is busy only delays it."""
+        self._channel, data = self.channel.seal(step, pack(model))
+        self._unheard.append(_Unheard(self._channel.sent, step, data, time.monotonic()))
+        await self._say_from(self._said)
+
+    async def hear(self, wait_s: float) -> tuple[str, bytes] | None:
+        """The next channel message and its step, or None after `wait_s`. Raises SessionOver when it says so."""
+        until = time.monotonic() + wait_s
+        while (left := until - time.monotonic()) > 0:
+            got = await self._link.next(min(left, self._retry_s))
+            if got is None:
+                await self._say_from(self._said)
+                continue
+            step, data = got
+            try:
+                self._take_refusal(step, data)
+                self._channel, plaintext = self.channel.open(step, data)
+            except Stale:
+                continue
+            except Early:
+                if self._resumed_at + self._retry_s <= time.monotonic():
+                    await self.resume()
+                continue
+            except Refusal as refusal:
+                log.debug("ignored", step=step, reason=refusal.reasons[0].code)
+                continue
+            if step == "ended":
+                ended = unpack(Ended, plaintext)
+                raise SessionOver(ended.reasons, ended.state)
+            await self._say_unheard(older_s=self._retry_s)
+            return step, plaintext
+        return None
+
+    async def resume(self) -> None:
+        """Ask for the last messages once more, and say again what the manager has not been seen to have heard.
+
+        What the bus does not take now is asked for again later: the session is not lost by it.
+        """
+        self._resumed_at = time.monotonic()
+        try:
+            await self._link.say("resume", pack(Resume(session=self.session)))
+        except BusError as error:
+            log.info("resume put off", session=self.session, error=str(error))
+            return
+        if self._channel is not None:
+            await self._say_unheard()
+
+    async def _say_unheard(self, older_s: float = 0.0) -> None:
+        """The same bytes again: a message that got lost would otherwise hold up every later one."""
+        self._unheard = [message for message in self._unheard if message.counter > self.channel.acknowledged]
+        if self._unheard and self._unheard[0].at + older_s <= time.monotonic():
+            await self._say_from(0)
+
+    async def _say_from(self, counter: int) -> None:
+        """Say, in their order, the messages above a counter, as far as the bus takes them now."""
+        for message in self._unheard:
+            if message.counter <= counter:
+                continue
+            try:
+                await self._link.say(message.step, message.data)
+            except BusError as error:
+                log.info("put off", step=message.step, session=self.session, error=str(error))
+                return
+            self._said = max(self._said, message.counter)
+
+    @property
+    def channel(self) -> Channel:
+        """The channel; there is one after `prove`."""
+        if self._channel is None:
+            raise AssertionError("no channel before the proof")
+        return self._channel
+
+    def open_for_me(self, info: bytes, ciphertext: bytes) -> bytes:
+        """Open what was sealed to this session's enclave key. Raises Refusal `envelope.open`."""
+        return envelope.open_sealed(self.suite, self._private, info, ciphertext)
+
+    async def _await(self, take: Callable[[str, bytes], M | None], patience_s: float, *, resume: bool = False) -> M:
+        until = time.monotonic() + patience_s
+        while (left := until - time.monotonic()) > 0:
+            got = await self._link.next(min(left, self._retry_s))
+            if got is None:
+                if resume:
+                    await self.resume()
+                continue
+            try:
+                self._take_refusal(*got)
+                answer = take(*got)
+            except Refusal as refusal:
+                log.debug("ignored", step=got[0], reason=refusal.reasons[0].code)
+                continue
+            if answer is not None:
+                return answer
+        raise SessionOver([_silence(self._link, patience_s)], None)
+
+    def _take_refusal(self, step: str, data: bytes) -> None:
+        """Raise SessionOver for a signed refusal of this hello, or of evidence that this agent sent."""
+        if step == "refused":
+            refused = verify(unpack(Signed, data), Refused, "refused", self._managers)
+            if refused.hello == hello_hash(self._hello):
+                raise SessionOver(refused.reasons, "REFUSED")
+        if step == "rejected" and self._evidence:
+            rejected = verify(unpack(Signed, data), Rejected, "rejected", self._managers)
+            if rejected.session == self.session and rejected.evidence == digest("rejected", self._evidence):
+                raise SessionOver(rejected.reasons, "REFUSED")
+
+    def _accepted_suite(self, suite: str) -> SuiteName:
+        for accepted in get_args(SuiteName):
+            if suite == accepted and accepted in self._suites:
+                return suite  # type: ignore[return-value]
+        raise Refusal.because(
+            "challenge.suite",
+            "suite",
+            expected=f"one of {', '.join(self._suites)}",
+            found=suite,
+            action="set the manager's suite to one that the agents' measured settings accept",
+        )
+
+
+def _silence(link: Link, patience_s: float) -> Reason:
+    return Reason(
+        code="manager.silent",
+        field=f"{link.role} {link.id}",
+        expected=f"an answer within {patience_s:g} s",
+        found="none that fits",
+        action="check that a manager worker runs, and that manager_identity in the measured settings is its key",
+    )

@@ -1,0 +1,1 @@
+"""Who may do what on the bus: credentials, and the one table of permissions."""

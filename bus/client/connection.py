@@ -1,0 +1,112 @@
+"""One NATS connection that comes back by itself: what is written on it, and who hears that it was gone."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import PubAck
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from attestgate.bus.api import BusError
+from attestgate.bus.auth.permissions import Role
+from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
+
+log = structlog.get_logger(__name__)
+
+PATIENCE_S = 12.0
+"""How long it is sent again: a stream of a cluster that loses its leader stands still for about 5 s."""
+
+
+class Connection:
+    """A connection, and what every part of the bus does on it."""
+
+    def __init__(self, client: Client, role: Role) -> None:
+        self.client = client
+        self.api = role.api
+        """Prefix of the JetStream API calls that this credential may make."""
+        self.jetstream: JetStreamContext = client.jetstream(prefix=role.api, timeout=ANSWER_S)
+        self.connections = 1
+        """How often it has connected; a rise means that plain messages may have been missed."""
+        self._max_payload = role.max_payload
+        self._on_reconnect: set[Callable[[], None]] = set()
+
+    async def store(
+        self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Publish and return the stream's sequence. Repeated under one id until answered: stored at most once."""
+        self.check_size(subject, data)
+        sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_urlsafe(16)}
+        try:
+            return await self._store(subject, data, sent)
+        except Unanswered:  # seldom; setting up the repetition costs more than a store itself
+            return await AsyncRetrying(
+                retry=retry_if_exception_type(Unanswered),
+                stop=stop_after_delay(PATIENCE_S),
+                wait=wait_exponential_jitter(multiplier=0.05, max=1.0, jitter=0.05),
+                reraise=True,
+            )(self._store, subject, data, sent)
+
+    async def _store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
+        """Publish once and return the stream's sequence. Raises Unanswered, BusError."""
+        with translated(f"store {subject}"):
+            ack: PubAck = await self.jetstream.publish(subject, data, timeout=ANSWER_S, headers=dict(headers))
+        return ack.seq
+
+    def check_size(self, subject: str, data: bytes) -> None:
+        """The server ends the connection over a message too large, so it is not sent. Raises BusError."""
+        if len(data) > self._max_payload:
+            raise BusError(f"{subject}: {len(data)} bytes, and this credential may send {self._max_payload}")
+
+    async def flush(self) -> None:
+        """See `bus.api.Bus.flush`."""
+        with translated("flush"):
+            # The client writes its PING ahead of what it still holds back: only a second answer comes after that.
+            await self.client.flush()
+            await self.client.flush()
+
+    async def close(self) -> None:
+        """Send what is still waiting, and end every subscription."""
+        if self.client.is_closed:
+            return
+        with suppress(BusError):
+            if self.client.is_connected:
+                await self.flush()
+        await self.client.close()
+
+    @contextmanager
+    def reconnects(self, call: Callable[[], None]) -> Iterator[None]:
+        """Have `call` called after each reconnect (and at the close), as long as the context is open."""
+        self._on_reconnect.add(call)
+        try:
+            yield
+        finally:
+            self._on_reconnect.discard(call)
+
+    def check_open(self) -> None:
+        """Raises BusError once the connection was closed: by `close`, or by a server that refused the credential."""
+        if self.client.is_closed:
+            raise BusError("the connection to the bus is closed")
+
+    async def reconnected(self) -> None:
+        """The client's callback."""
+        self.connections += 1
+        log.info("bus.reconnected")
+        self._tell()
+
+    async def closed(self) -> None:
+        """The client's callback."""
+        self._tell()
+
+    def _tell(self) -> None:
+        for call in list(self._on_reconnect):
+            call()

@@ -1,0 +1,50 @@
+"""Reading a stream in pages, without a consumer: direct get in batches (NATS ADR-31)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from nats.aio.msg import Msg
+
+from attestgate.bus.api import BusError, Stored
+from attestgate.bus.client.connection import Connection
+from attestgate.bus.client.errors import translated
+
+PAGE = 256
+PAGE_BYTES = 4 * 1024 * 1024
+ANSWER_S = 5.0
+NO_MORE = ("204", "404")
+"""Status that ends a page: end of batch, and nothing there."""
+
+
+async def read_page(connection: Connection, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:
+    """What a stream has on `pattern` after a sequence, in order, and whether there is more. Raises BusError."""
+    request = {"seq": after + 1, "next_by_subj": pattern, "batch": PAGE, "max_bytes": PAGE_BYTES}
+    client = connection.client
+    inbox = client.new_inbox()
+    answers: asyncio.Queue[Msg] = asyncio.Queue()
+    with translated(f"read {stream}"):
+        subscription = await client.subscribe(inbox, cb=answers.put)
+        try:
+            await client.publish(f"{connection.api}.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
+            async with asyncio.timeout(ANSWER_S):
+                return await _collect(stream, answers)
+        finally:
+            if not client.is_closed:
+                await subscription.unsubscribe()
+
+
+async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[Stored], bool]:
+    page: list[Stored] = []
+    while True:
+        message = await answers.get()
+        headers = dict(message.headers or {})
+        status = headers.get("Status")
+        if status is None:
+            sequence = int(headers.pop("Nats-Sequence"))
+            page.append(Stored(headers.pop("Nats-Subject"), sequence, headers, message.data))
+        elif status in NO_MORE:
+            return page, headers.get("Nats-Num-Pending", "0") != "0"
+        else:
+            raise BusError(f"read {stream}: status {status}")

@@ -1,0 +1,128 @@
+"""Pulling from a shared durable consumer: one request open at a time, asked again as soon as it is used up or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from attestgate.bus.api import BusError
+from attestgate.bus.client.connection import Connection
+from attestgate.bus.client.errors import translated
+from attestgate.bus.layout import Consumer
+
+EXPIRES_S = 30
+"""How long the server keeps a request open; it says so when it ends."""
+HEARTBEAT_S = 2
+"""How often it says that an idle request is still open: a server of a cluster that was killed took it along."""
+ALIVE = "100"
+"""Status of a heartbeat."""
+SECOND = 1_000_000_000
+PAUSE_S = 0.2
+"""Before asking again a server that could not answer."""
+DRAIN_S = 1
+"""How long a worker that stops waits for what the server has sent it already."""
+USED_UP = {"404", "408"}
+"""Status of a request that ended as it should: no messages, or expired."""
+
+
+class NatsDelivery:
+    """A `bus.api.Delivery`."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
+        self.subject: str = message.subject
+        self.data: bytes = message.data
+        self.headers: Mapping[str, str] = dict(message.headers or {})
+        self.attempt: int = message.metadata.num_delivered
+
+    async def done(self) -> None:
+        """Acknowledge. Not confirmed: a lost one means that it is delivered again."""
+        with translated("acknowledge"):
+            await self._message.ack()
+
+    async def again(self, delay_s: float = 0.0) -> None:
+        """Give it back (-NAK)."""
+        with translated("give back"):
+            await self._message.nak(delay=delay_s or None)
+
+    async def working(self) -> None:
+        """Restart the redelivery clock (+WPI)."""
+        with translated("work on"):
+            await self._message.in_progress()
+
+
+async def pull(connection: Connection, consumer: Consumer, batch: int) -> AsyncGenerator[NatsDelivery]:
+    """Deliveries, for ever. Raises BusError once the connection is closed."""
+    arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+    inbox = connection.client.new_inbox()
+    with translated(f"pull from {consumer.name}"):
+        subscription = await connection.client.subscribe(inbox, cb=arrived.put)
+    try:
+        with connection.reconnects(lambda: arrived.put_nowait(None)):
+            while True:
+                connection.check_open()
+                await _ask(connection, consumer, batch, inbox)
+                for _ in range(batch):
+                    message = await _answer(arrived)
+                    if message is None:
+                        break
+                    yield NatsDelivery(message)
+    finally:
+        await _end(connection, subscription)
+        await _give_back(arrived)
+
+
+async def _ask(connection: Connection, consumer: Consumer, batch: int, inbox: str) -> None:
+    request = {"batch": batch, "expires": EXPIRES_S * SECOND, "idle_heartbeat": HEARTBEAT_S * SECOND}
+    subject = f"{connection.api}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+    with translated(f"pull from {consumer.name}"):
+        await connection.client.publish(subject, json.dumps(request).encode(), reply=inbox)
+
+
+async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
+    """The next message, or None when the request has to be made again: it expired, or the server has lost it."""
+    while True:
+        try:
+            async with asyncio.timeout(2 * HEARTBEAT_S + 1):
+                message = await arrived.get()
+        except TimeoutError:
+            return None
+        status = message and (message.headers or {}).get("Status")
+        if status != ALIVE:
+            break
+    if not status:
+        return message
+    if status not in USED_UP:
+        await asyncio.sleep(PAUSE_S)
+    return None
+
+
+async def _end(connection: Connection, subscription: Subscription) -> None:
+    """Ask for no more, and wait for what is on its way: it can only be given back once it is here."""
+    if connection.client.is_closed:
+        return
+    if not connection.client.is_connected:
+        await subscription.unsubscribe()
+        return
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py types it by halves
+    except (TimeoutError, nats.errors.Error):
+        return  # the server gives it back itself after ack_wait
+
+
+async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:
+    """What came and was not handed out goes to another worker at once."""
+    while not arrived.empty():
+        message = arrived.get_nowait()
+        if message is None or (message.headers or {}).get("Status"):
+            continue
+        try:
+            await NatsDelivery(message).again()
+        except BusError:
+            return  # the server gives it back itself after ack_wait

@@ -1,0 +1,1 @@
+"""What keeps payloads from the bus: sealed envelopes, and channels that count."""

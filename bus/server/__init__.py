@@ -1,0 +1,1 @@
+"""nats-server as a child process: one, or a cluster of three."""

@@ -1,0 +1,70 @@
+"""Whether a container of the stack is well: `python -m attestgate.compose.images.health WHAT WHERE...` exits 0 or 1.
+
+It runs every few seconds in every container, so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+FRESH_S = 30.0
+"""How old a worker's last sign of life may be."""
+PATIENCE_S = 5.0
+SO_ACCEPTCON = 0x10000
+"""The kernel's flag of a socket that listens (include/uapi/linux/net.h)."""
+
+
+def answers(url: str) -> None:
+    """An HTTP service of this container answers."""
+    with urllib.request.urlopen(url, timeout=PATIENCE_S):  # noqa: S310  an address in the Dockerfile
+        return
+
+
+def recent(url: str, name: str) -> None:
+    """A metric that holds a time is recent."""
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310
+        found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+    if found is None or time.time() - float(found.group(1)) > FRESH_S:
+        raise ValueError(f"{name} is {found.group(1) if found else 'missing'}: not of the last {FRESH_S:g} s")
+
+
+def leased(path: str) -> None:
+    """An agent's health file names an end of its lease that is still to come."""
+    if time.time() >= int(Path(path).read_text(encoding="ascii")):
+        raise ValueError("its lease is over: it is not trusted now")
+
+
+def listens(path: str) -> None:
+    """Somebody listens on a unix socket (proc_net_unix(5)); nothing is asked there, so that nothing is disturbed."""
+    for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[-1] == path and int(fields[3], 16) & SO_ACCEPTCON:
+            return
+    raise ValueError("nobody listens there")
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "answers": answers,
+    "recent": recent,
+    "leased": leased,
+    "listens": listens,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit codes: 0 well, 1 not."""
+    try:
+        CHECKS[arguments[0]](*arguments[1:])
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{' '.join(arguments)}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

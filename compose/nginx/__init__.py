@@ -1,0 +1,1 @@
+"""nginx in front of the controller: its configuration, its njs, its process."""

@@ -1,0 +1,272 @@
+"""Steps 2, 3 and 5: evidence into a judgement. Here the attestation service is contacted, for each attestation.
+
+Everything that has to be fetched (collateral, enrolment, policies) is fetched here; what is decided is decided by the
+pure functions of manager/verification. Whether evidence is the subject's own is decided last: only a quote that
+verifies, carries this session's report data, and names the enrolled platform and measurement may end a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
+
+from attestgate.manager.attestation.integrity import judge_integrity, tried
+from attestgate.manager.attestation.service import AttestationService, Wanted
+from attestgate.manager.pki.authority import Authority
+from attestgate.manager.pki.issue import check_request
+from attestgate.manager.policy.registry import InForce, Registry
+from attestgate.manager.sessions.draft import Judgement
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.verification.sgx.same_platform import same_platform
+from attestgate.schemas.base import Reason, Refusal, pack
+from attestgate.schemas.binding import Role, recheck_report_data, report_data
+from attestgate.schemas.enrolment import AppEnrolment, PolicyManifest
+from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash
+from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.messages import (
+    AppEvidence,
+    AppRecheckEvidence,
+    HostEvidence,
+    HostRecheckEvidence,
+    Outcome,
+)
+from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
+
+IN_PLACE = 32 * 1024
+"""A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
+Verdict: TypeAlias = SgxVerdict | IasVerdict
+
+
+class Judge:
+    """Judges evidence with what this deployment trusts."""
+
+    def __init__(self, registry: Registry, service: AttestationService, authority: Authority) -> None:
+        self._registry = registry
+        self._service = service
+        self._authority = authority
+
+    async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> Judgement:
+        """First evidence of a host. Raises Refusal where nothing can be judged (enrolment, policy, service)."""
+        expected = self._first_report_data(
+            record, evidence.enclave_key, host_evidence_hash(evidence.measurements, evidence.tpm)
+        )
+        return await self._host(record, evidence, expected, now)
+
+    async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> Judgement:
+        """Evidence for a recheck, with what the list grew by. Raises Refusal where nothing can be judged."""
+        expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements, evidence.tpm))
+        return await self._host(record, evidence, expected, now)
+
+    async def app(self, record: AppRecord, evidence: AppEvidence, host: HostRecord, now: int) -> Judgement:
+        """First evidence of an application on a trusted host. Raises Refusal where nothing can be judged."""
+        expected = self._first_report_data(
+            record, evidence.enclave_key, app_evidence_hash(evidence.certificate_request, proxy=evidence.proxy)
+        )
+        judgement = await self._app(record, evidence.quote, host, expected, now, proxy=evidence.proxy)
+        try:
+            check_request(self._authority, evidence.certificate_request, host=record.host, app=record.subject)
+        except Refusal as refusal:
+            return replace(judgement, reasons=(*judgement.reasons, *refusal.reasons))
+        return judgement
+
+    async def app_recheck(
+        self, record: AppRecord, evidence: AppRecheckEvidence, host: HostRecord, now: int
+    ) -> Judgement:
+        """Evidence for an application's recheck. Raises Refusal where nothing can be judged."""
+        expected = self._recheck_report_data(record, app_evidence_hash())
+        return await self._app(record, evidence.quote, host, expected, now, proxy=record.proxy)
+
+    async def _host(
+        self, record: HostRecord, evidence: HostEvidence | HostRecheckEvidence, expected: bytes, now: int
+    ) -> Judgement:
+        enrolled = await self._registry.host(record.subject)
+        policies = await self._registry.policies()
+        verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
+        tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
+        reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
+        if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
+            return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+        tpm = enrolled.enrolled_tpm
+        try:
+            judge = partial(judge_integrity, record, evidence, tpm, policies, now)
+            found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
+            if tpm is not None and found.clock is not None:
+                self._registry.check_tpm(tpm, found.clock)
+        except Refusal as refusal:
+            reasons += refusal.reasons
+            return Judgement(True, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+        listed = found.verdict
+        if evidence.measurements.offset and record.outcome is not None and record.outcome.observe_only:
+            listed = listed.model_copy(update={"accepted": False})  # what was found then is on the list still
+        if not listed.admitted:
+            reasons += listed.reasons
+        return Judgement(
+            own=True,
+            reasons=tuple(reasons),
+            outcome=_outcome(verdict, policies, listed),
+            platform=_platform(verdict),
+            list_size=evidence.measurements.offset + evidence.measurements.size,
+            list_digest=evidence.measurements.whole,
+            replay=pack(listed.replay),
+            tpm=found.clock,
+            verdict=verdict,
+            listed=listed,
+            notes={
+                "entries": listed.entries,
+                "anchored_entries": listed.anchored_entries,
+                "boot_state": listed.boot_state,
+                "unknown": [entry.model_dump(mode="json") for entry in listed.unknown],
+                "pcr10": {str(bank): value for bank, value in listed.pcr10.items()},
+                **({} if found.trial is None else {"trial": tried(policies, found.trial)}),
+            },
+        )
+
+    async def _app(
+        self, record: AppRecord, quote: bytes, host: HostRecord, expected: bytes, now: int, *, proxy: bool
+    ) -> Judgement:
+        enrolled = await self._registry.app(record.subject)
+        policies = await self._registry.policies()
+        verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
+        placed = any(place.host == record.host for place in enrolled.placements)
+        reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
+        reasons += _weaker(enrolled, policies.manifest, proxy)
+        apart: tuple[Reason, ...] = ()
+        if verdict.platform is not None:
+            apart = same_platform(PlatformIdentity(**_shown(host.platform)), verdict.platform, policies.sgx)
+        tied = _tied(verdict, enrolled.mrenclaves, expected, None) and not apart
+        outcome = _outcome(verdict, policies)
+        if host.outcome is not None:
+            inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
+            outcome = outcome.model_copy(update=inherited)
+        return Judgement(tied, (*reasons, *apart), outcome, _platform(verdict), verdict=verdict)
+
+    async def _quote(
+        self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int
+    ) -> Verdict:
+        """Step 2: the attestation service is contacted, and the quote appraised."""
+        wanted = Wanted(policies.sgx, policies.manifest.sgx_policy, mrenclaves, expected)
+        return await self._service.appraise(quote, wanted, now)
+
+    @staticmethod
+    def _first_report_data(record: HostRecord | AppRecord, enclave_key: bytes, evidence: bytes) -> bytes:
+        handshake = record.handshake
+        if handshake is None:
+            raise AssertionError(f"no handshake under way in {record.state}")
+        role: Role = record.role
+        return report_data(
+            role, record.session, record.subject, handshake.nonce, handshake.transcript, enclave_key, evidence
+        )
+
+    @staticmethod
+    def _recheck_report_data(record: HostRecord | AppRecord, evidence: bytes) -> bytes:
+        question = record.question
+        if question is None:
+            raise AssertionError(f"no question under way in {record.state}")
+        role: Role = record.role
+        return recheck_report_data(
+            role, record.session, record.subject, question.nonce, question.chain, record.enclave_key_hash, evidence
+        )
+
+
+def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
+    """Whether the quote is the enrolled subject's: it verifies, answers this question, names its measurement."""
+    verified = verdict.verified and verdict.report_data == expected.hex()
+    return (
+        verified
+        and verdict.mrenclave in mrenclaves
+        and verdict.platform is not None
+        and platform in (None, verdict.platform.ppid)
+    )
+
+
+def _platform_reasons(verdict: Verdict, enrolled: str) -> list[Reason]:
+    if verdict.platform is None or verdict.platform.ppid == enrolled:
+        return []
+    return [
+        Reason(
+            code="host.platform",
+            field="platform.ppid",
+            expected=f"the enrolled platform {enrolled}",
+            found=verdict.platform.ppid,
+            action="this id belongs to another machine; enrol the host again if its machine was replaced",
+        )
+    ]
+
+
+def _weaker(enrolled: AppEnrolment, manifest: PolicyManifest, proxy: bool) -> list[Reason]:
+    """Why an application is not let in whose key or program is not within its enclave, unless the policy says so."""
+    asked = [
+        ("proxy", proxy, manifest.allow_proxy, "allow_proxy", "an enclave that carries a program's requests"),
+        (
+            "certificate_key",
+            enrolled.certificate_key == "manager",
+            manifest.allow_manager_keys,
+            "allow_manager_keys",
+            "a private key that the manager makes",
+        ),
+    ]
+    return [
+        Reason(
+            code=f"policy.{field}",
+            field=field,
+            expected="a program and a key within the enclave",
+            found=found,
+            action=f"sign a policy set with {key} = true, if that is good enough",
+        )
+        for field, wanted, allowed, key, found in asked
+        if wanted and not allowed
+    ]
+
+
+def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
+    """Measurement and platform may not change within a session."""
+    if record.question is None or record.outcome is None:
+        return []
+    before = {"mrenclave": record.outcome.mrenclave, **_shown(record.platform)}
+    after = {"mrenclave": verdict.mrenclave or "", **_named(verdict)}
+    return [
+        Reason(
+            code=f"recheck.{name}",
+            field=name,
+            expected=f"{value}, as when the session began",
+            found=after.get(name, "none"),
+            action="start a new session",
+        )
+        for name, value in before.items()
+        if after.get(name) != value
+    ]
+
+
+def _named(verdict: Verdict) -> dict[str, str]:
+    return verdict.platform.model_dump() if verdict.platform is not None else {}
+
+
+def _platform(verdict: Verdict) -> dict[str, bytes]:
+    return {name: bytes.fromhex(part) for name, part in _named(verdict).items()}
+
+
+def _shown(platform: dict[str, bytes]) -> dict[str, str]:
+    return {name: part.hex() for name, part in platform.items()}
+
+
+def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:
+    return Outcome(
+        simulated=verdict.simulated,
+        integrity=listed.integrity if listed is not None else "unanchored",
+        observe_only=listed is not None and listed.admitted and not listed.accepted,
+        quote_id=verdict.quote_id or "00" * 32,
+        mrenclave=verdict.mrenclave or "00" * 32,
+        tcb_status=verdict.status or "none",
+        policy=policies.names,
+    )
+
+
+NO_PLACEMENT = Reason(
+    code="enrolment.placement",
+    field="host",
+    expected="a host that this application may run on",
+    found="another",
+    action="enrol the application for this host: attestgate enrol app --host",
+)

@@ -1,0 +1,1 @@
+"""`attestgate doctor`: what is wrong with an installation, found from outside."""

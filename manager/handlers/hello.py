@@ -1,0 +1,127 @@
+"""Steps 1 and 5 begin: a hello opens a session, if its subject is enrolled and does not ask too often.
+
+A hello is believed about nothing. A session opened by one replaces an unfinished session of the same subject, never a
+live one: that takes evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.bus.crypto.envelope import SuiteName
+from attestgate.manager.policy.registry import Registry
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.session_store import SessionStore
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.handshake import session_id
+from attestgate.manager.sessions.record import pending_key
+from attestgate.manager.sessions.step1_attest_host import challenge_host
+from attestgate.manager.sessions.step5_attest_application import challenge_application
+from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.binding import Role, hello_hash
+from attestgate.schemas.messages import AppHello, EvidenceKind, HostHello, Refused
+from attestgate.schemas.signing import sign
+
+HELLOS_A_SECOND = 1
+"""New sessions an id may open; a hello that comes sooner is dropped."""
+
+
+class HelloDesk:
+    """Takes hellos."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: SessionStore,
+        outbox: Outbox,
+        registry: Registry,
+        context: Callable[[], Context],
+        suite: SuiteName,
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._outbox = outbox
+        self._registry = registry
+        self._context = context
+        self._suite: SuiteName = suite
+        self._last: dict[str, tuple[int, str]] = {}
+
+    async def host(self, id: str, data: bytes) -> None:
+        """A host's hello. Raises Refusal."""
+        hello = unpack(HostHello, data)
+        _same_id(id, hello.host)
+        session = self._admit(f"host.{id}", "host", id, data)
+        try:
+            enrolled = await self._registry.host(id)
+        except Refusal as refusal:
+            await self._refuse("host", id, session, data, refusal)
+            raise
+        context = self._context()
+        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
+        record = challenge_host(session, hello, data, context, self._suite, wanted)
+        await self._store.create(record)
+        await self._outbox.point(pending_key("host", id, id), session, "replaced")
+
+    async def app(self, id: str, data: bytes) -> None:
+        """An application's hello. Raises Refusal."""
+        hello = unpack(AppHello, data)
+        _same_id(id, hello.app)
+        try:
+            await self._placed(id, hello.host)
+        except Refusal as refusal:
+            session = self._admit(f"app.{id}", "app", id, data)
+            await self._refuse("app", id, session, data, refusal)
+            raise
+        session = self._admit(f"app.{id}.{hello.host}", "app", id, data)
+        record = challenge_application(session, hello, data, self._context(), self._suite)
+        await self._store.create(record)
+        await self._outbox.point(pending_key("app", id, hello.host), session, "replaced")
+
+    async def _placed(self, id: str, host: str) -> None:
+        """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
+        hosts = [place.host for place in (await self._registry.app(id)).placements]
+        if host not in hosts:
+            raise Refusal.because(
+                "enrolment.placement",
+                "host",
+                expected=f"one of {', '.join(hosts)}",
+                found=host,
+                action=f"enrol it for this host: attestgate enrol app {id} --host {host}",
+            )
+
+    def _admit(self, key: str, role: Role, id: str, data: bytes) -> str:
+        """The session id of a hello that does not come too soon after another. A repeated delivery is no other.
+
+        `key` names who asks: a credential, and for an application also a host that it is enrolled for.
+        """
+        session, now = session_id(role, id, data), self._context().now
+        when, which = self._last.get(key, (0, session))
+        if which != session and 0 <= now - when < HELLOS_A_SECOND:  # else the clock was set back
+            raise Refusal.because(
+                "hello.rate",
+                f"{role} id",
+                expected=f"at most {HELLOS_A_SECOND} hello a second",
+                found=f"another from {id}",
+                action="nothing, if the agent was restarted; otherwise find out who else uses its credential",
+            )
+        self._last[key] = (now, session)
+        return session
+
+    async def _refuse(self, role: Role, id: str, session: str, data: bytes, refusal: Refusal) -> None:
+        """Tell the sender why there is no session."""
+        notice = Refused(session=session, hello=hello_hash(data), step="hello", reasons=list(refusal.reasons))
+        signed = sign(self._context().identity, "refused", notice)
+        await self._bus.send(subjects.outbound(role, id, "refused"), pack(signed))
+
+
+def _same_id(subject: str, claimed: str) -> None:
+    if subject != claimed:
+        raise Refusal.because(
+            "hello.id",
+            "id",
+            expected=f"{subject}, as the subject and its credential say",
+            found=claimed,
+            action="give the agent the credential of its own id",
+        )

@@ -1,0 +1,195 @@
+"""Operators' commands: checked, applied once, answered with an event.
+
+A command's effects are all harmless to repeat; its sequence is noted after them, so that a worker killed in between
+lets the next one do them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from attestgate.bus.api import Bucket, Bus, Conflict
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.handlers.quarantine import Quarantine
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.policy.registry import MANIFEST, TRIAL, Registry
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.sessions.work import Order
+from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
+from attestgate.schemas.binding import Role
+from attestgate.schemas.enrolment import (
+    Action,
+    Command,
+    Drop,
+    Enrol,
+    OperatorRole,
+    PolicyManifest,
+    PutPolicy,
+    RecheckNow,
+    Retry,
+    Revoke,
+    TryPolicy,
+)
+from attestgate.schemas.sgx import policy_name
+from attestgate.schemas.signing import Signed
+
+Emit = Callable[..., Awaitable[None]]
+MAY: dict[type, OperatorRole] = {
+    Enrol: "operator",
+    Revoke: "operator",
+    RecheckNow: "operator",
+    PutPolicy: "operator",
+    TryPolicy: "operator",
+    Retry: "operator",
+    Drop: "operator",
+}
+"""Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
+
+
+class Applied(Model):
+    """The highest sequence applied for one operator."""
+
+    sequence: int
+
+
+class Operators:
+    """Takes operators' commands."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        outbox: Outbox,
+        quarantine: Quarantine,
+        high_water: HighWater,
+        orders: Orders,
+        emit: Emit,
+    ) -> None:
+        self._high_water = high_water
+        self._quarantine = quarantine
+        self._registry = registry
+        self._orders = orders
+        self._outbox = outbox
+        self._emit = emit
+        self._sequences = bus.bucket("operators")
+        self._policies = bus.bucket("policies")
+
+    async def take(self, name: str, data: bytes, now: int) -> None:
+        """Apply a command that came on operator `name`'s subject. Raises Refusal (`command.*`, `signature.*`)."""
+        signed = unpack(Signed, data)
+        command = self._registry.read_command(signed)
+        entry = await self._sequences.get(command.operator)
+        applied = unpack(Applied, entry.value).sequence if entry and entry.value is not None else 0
+        applied = max(applied, self._high_water.get(f"operator.{command.operator}"))
+        if command.sequence != applied:  # a repeat of the newest is only answered once more
+            _check(command, name, applied, now)
+            if signed.signer not in self._registry.identities(MAY[type(command.action)]):
+                raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
+            await self._apply(command.action, command, signed)
+            await self._orders.note(command, data)
+            await _note(self._sequences, command)
+            self._high_water.raise_to(f"operator.{command.operator}", command.sequence)
+        message = hashlib.sha256(data).hexdigest()
+        await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
+
+    async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
+        match action:
+            case Enrol():
+                await self._registry.put(action.subject.kind, action.subject.id, signed)
+            case Revoke():
+                await self._registry.check_known(action.kind, action.id)
+                await self._registry.put(action.kind, action.id, signed)
+                if action.kind != "gateway":
+                    reason = _revoked(action, command.operator)
+                    await self._order(action.kind, action.id, "revoke", reason, command)
+            case RecheckNow():
+                await self._registry.check_known(action.kind, action.id)
+                await self._order(action.kind, action.id, "recheck", None, command)
+            case PutPolicy():
+                await self._put_policy(action, MANIFEST)
+            case TryPolicy():
+                await self._put_policy(action, TRIAL)
+            case Retry():
+                await self._quarantine.retry(action.message)
+            case Drop():
+                await self._quarantine.drop(action.message)
+
+    async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
+        signed = pack(action.manifest)
+        manifest = self._registry.read_manifest(signed)
+        names = {policy_name(document) for document in action.documents}
+        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
+        if missing:
+            raise _refused("policy", "every document of the manifest", f"none for {sorted(missing)}", "send them along")
+        while True:
+            entry = await self._policies.get(key)  # first: one put in force from here on is seen, or makes a conflict
+            await self._check_newer(manifest)
+            for document in action.documents:
+                await self._policies.put(policy_name(document), document)
+            try:
+                if entry is None:
+                    await self._policies.create(key, signed)
+                else:
+                    await self._policies.update(key, signed, entry.revision)
+                return
+            except Conflict:
+                continue
+
+    async def _check_newer(self, manifest: PolicyManifest) -> None:
+        """Raises Refusal `command.policy` for an older manifest than the one in force, if that one is believed."""
+        entry = await self._policies.get(MANIFEST)
+        if entry is None or entry.value is None:
+            return
+        try:
+            before = self._registry.read_manifest(entry.value)
+        except Refusal:
+            return
+        if manifest != before and manifest.version <= before.version:
+            raise _refused("policy", f"a version above {before.version}", str(manifest.version), "raise the version")
+
+    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
+        """Tell every session of a subject, also one that is only on its way to trust."""
+        for key in await self._outbox.pointers(role, id):
+            session = await self._outbox.pointer(key)
+            if session is not None:
+                order = Order(reasons=[reason] if reason else [])
+                once = f"{command.operator}-{command.sequence}-{session}"
+                await self._outbox.work(role, session, what, order, message_id=once)
+
+
+def _check(command: Command, name: str, applied: int, now: int) -> None:
+    if command.operator != name:
+        raise _refused("subject", f"a command of {name}", command.operator, "publish on your own subject")
+    if command.expires_at < now:
+        raise _refused("expired", f"by {command.expires_at}", str(now), "sign it again; check both clocks")
+    if command.sequence < applied:
+        raise _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: it was overtaken")
+
+
+async def _note(sequences: Bucket, command: Command) -> None:
+    while True:
+        entry = await sequences.get(command.operator)
+        value = pack(Applied(sequence=command.sequence))
+        try:
+            if entry is None or entry.value is None:
+                await sequences.create(command.operator, value)
+            elif unpack(Applied, entry.value).sequence < command.sequence:
+                await sequences.update(command.operator, value, entry.revision)
+            return
+        except Conflict:
+            continue
+
+
+def _revoked(action: Revoke, by: str) -> Reason:
+    return Reason(
+        code="operator.revoked",
+        field=f"{action.kind} {action.id}",
+        expected="an enrolment in force",
+        found=f"revoked by {by}: {action.reason}",
+        action="an operator has to enrol it again",
+    )
+
+
+def _refused(what: str, expected: str, found: str, action: str) -> Refusal:
+    return Refusal.because(f"command.{what}", what, expected=expected, found=found, action=action)

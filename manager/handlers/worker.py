@@ -1,0 +1,247 @@
+"""The loop that joins the session machines to the bus. Any number of workers run it; each takes any message.
+
+A message ends in one of five ways. Handled: acknowledged. Repeated, by the bus or by an agent that did not hear that
+it was heard: acknowledged and counted. It changes nothing (it does not fit, does not open, replays something):
+acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come: put back. A
+fault of ours: put back a few times, then put into quarantine, so that it never blocks the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import structlog
+
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError, Delivery
+from attestgate.bus.crypto.channel import Early, Replayed, Stale
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.manager.emitter import plain
+from attestgate.manager.handlers.agent_messages import Inbound
+from attestgate.manager.handlers.operators import Operators
+from attestgate.manager.handlers.quarantine import Quarantine
+from attestgate.manager.handlers.rate_limit import Limiter
+from attestgate.manager.handlers.session_messages import Internal
+from attestgate.manager.observer import Observer
+from attestgate.manager.sessions.recheck import TooSoon
+from attestgate.manager.sessions.states import NoMove
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.event_data import BY_NAME
+
+log = structlog.get_logger(__name__)
+AT_ONCE = 64
+"""Messages in hand at the same time, of each consumer."""
+ATTEMPTS = 5
+"""Deliveries of a message that makes a worker fail, before it is put into quarantine."""
+RATE, BURST = 20.0, 60
+"""Messages a second, and at once, that a worker takes up from one sender. A host with 50 applications starting at
+once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
+PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
+"""Senders who are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
+TOO_FAST = "message.rate"
+Emit = Callable[..., Awaitable[None]]
+
+
+class Worker:
+    """One manager worker."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        inbound: Inbound,
+        internal: Internal,
+        operators: Operators,
+        emit: Emit,
+        quarantine: Quarantine,
+        log: DecisionLog,
+        now: Callable[[], int],
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer or Observer()
+        self._quarantine = quarantine
+        self._log = log
+        self._limiter = Limiter(RATE, BURST)
+        self._bus = bus
+        self._inbound = inbound
+        self._internal = internal
+        self._operators = operators
+        self._emit = emit
+        self._now = now
+        self.counts: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Take messages until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow("managers", self._from_outside))
+            group.create_task(self._follow("workers", self._internal.take))
+            group.create_task(self._internal.keep())
+            group.create_task(self._log.run())
+
+    async def _follow(self, consumer: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+        room = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group, aclosing(self._bus.consume(consumer)) as deliveries:  # type: ignore[type-var]
+            async for delivery in deliveries:
+                await room.acquire()
+                task = group.create_task(self._one(delivery, handle))
+                task.add_done_callback(lambda _: room.release())
+
+    async def _from_outside(self, subject: str, data: bytes) -> None:
+        sender = subject.rsplit(".", 1)[0]
+        if not self._limiter.take(sender, time.monotonic()):
+            if sender.startswith(PATIENT):
+                raise BusError(f"more than {RATE:g} messages a second from {sender}")
+            raise Refusal(_too_fast(sender))
+        if not subject.startswith(f"{subjects.OPERATOR}."):
+            await self._inbound.take(subject, data)
+            return
+        name, _ = subjects.parse_operator(subject)
+        try:
+            await self._operators.take(name, data, self._now())
+        except Refusal as refusal:
+            message = hashlib.sha256(data).hexdigest()
+            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
+            raise
+
+    async def _one(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+        """Handle one delivery and settle it. Never raises: a worker outlives every message."""
+        started, result = time.monotonic(), "again"
+        try:
+            result = await self._settle(delivery, handle)
+        except BusError as error:
+            log.warning("bus", subject=delivery.subject, error=str(error))
+        self._observer.handled(delivery.subject, time.monotonic() - started, result)
+
+    async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> str:
+        """What came of it: handled, repeated, dropped, again or fault."""
+        subject, result = delivery.subject, "dropped"
+        try:
+            await handle(subject, delivery.data)
+        except Refusal as refusal:
+            await self._dropped(subject, delivery.data, refusal.reasons)
+        except (NoMove, Stale) as moot:
+            result = await self._moot(delivery, moot)
+        except TooSoon as early:
+            await delivery.again(early.delay_s)
+            return "again"
+        except Early:
+            if delivery.attempt <= ATTEMPTS:
+                await delivery.again(0.05 * delivery.attempt)
+                return "again"
+            await self._dropped(subject, delivery.data, (_early(),))
+        except BusError as error:
+            log.warning("again", subject=subject, attempt=delivery.attempt, error=str(error))
+            await delivery.again(min(0.1 * 2 ** min(delivery.attempt, 6), 5.0))
+            return "again"
+        except Exception as error:  # a fault of ours must neither end the worker nor admit anybody
+            log.exception("fault", subject=subject, attempt=delivery.attempt)
+            if delivery.attempt < ATTEMPTS:
+                await delivery.again(0.2 * delivery.attempt)
+                return "fault"
+            result = "fault"
+            await self._put_aside(subject, delivery.data, delivery.attempt, _fault(error))
+        else:
+            self.counts["handled"] += 1
+            result = "handled"
+        await delivery.done()
+        return result
+
+    async def _moot(self, delivery: Delivery, moot: NoMove | Stale) -> str:
+        """A message whose step was taken: what the bus delivers again, or an agent says again, is nothing to tell."""
+        agents_own = isinstance(moot, Stale) and not isinstance(moot, Replayed)
+        if delivery.attempt > 1 or agents_own:
+            log.info("repeated", subject=delivery.subject, attempt=delivery.attempt)
+            self.counts["repeated"] += 1
+            return "repeated"
+        reason = _no_move(moot) if isinstance(moot, NoMove) else _replay()
+        await self._dropped(delivery.subject, delivery.data, (reason,))
+        return "dropped"
+
+    async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
+        """Into quarantine, with an event that says under which name."""
+        name = await self._quarantine.put(subject, data, attempts, reason, self._now())
+        self.counts["quarantined"] += 1
+        kind, id, what = _who(subject)
+        await self._emit(kind, id, "quarantined", step=what, message=name, reasons=plain((reason,)))
+
+    async def _dropped(self, subject: str, data: bytes, reasons: tuple[Reason, ...]) -> None:
+        """Count and report a message that changed nothing."""
+        self.counts[f"dropped {reasons[0].code}"] += 1
+        if reasons[0].code == TOO_FAST and not self._first_refusal(subject):
+            return
+        kind, id, what = _who(subject)
+        log.warning("dropped", subject=subject, reasons=[reason.code for reason in reasons])
+        await self._emit(
+            kind,
+            id,
+            "dropped",
+            step=what,
+            size=len(data),
+            message=hashlib.sha256(data).hexdigest(),
+            reasons=plain(reasons),
+        )
+
+    def _first_refusal(self, subject: str) -> bool:
+        """Whether this refusal of a sender that is too fast is to be told: one in a hundred is enough."""
+        return self.counts[f"dropped {TOO_FAST}"] % 100 == 1
+
+
+def _too_fast(sender: str) -> Reason:
+    return Reason(
+        code=TOO_FAST,
+        field="rate",
+        expected=f"at most {RATE:g} messages a second from one sender, {BURST} at once",
+        found=f"more from {sender}",
+        action="find out what its credential is used for",
+    )
+
+
+def _who(subject: str) -> tuple[str, str, str]:
+    """Kind, id and step of the sender, for the event: the last three tokens, where they can be part of a subject."""
+    tokens = ["unknown", "unknown", *subject.split(".")[2:]]
+    kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
+    return kind if (kind, "dropped") in BY_NAME else "unknown", id, what
+
+
+def _no_move(none: NoMove) -> Reason:
+    return Reason(
+        code="session.move",
+        field="session",
+        expected=f"a message that fits the state {none.state}",
+        found=f"one for {none.given}",
+        action="nothing, if the session ended meanwhile; otherwise somebody replays this subject's messages",
+    )
+
+
+def _replay() -> Reason:
+    return Reason(
+        code="channel.repeat",
+        field="counter",
+        expected="a message that was not opened before",
+        found="an old number: bytes that its sender knows were opened, or others in their place",
+        action="find out who else uses this subject's credential, or writes to the bus",
+    )
+
+
+def _early() -> Reason:
+    return Reason(
+        code="channel.order",
+        field="counter",
+        expected="the next message of the channel",
+        found="a later one, and nothing in between",
+        action="the agent resumes by itself; if not, restart it",
+    )
+
+
+def _fault(error: Exception) -> Reason:
+    return Reason(
+        code="worker.fault",
+        field="message",
+        expected="a message that this worker can handle",
+        found=type(error).__name__,
+        action="see the worker's log; report it",
+    )

@@ -1,0 +1,1 @@
+"""A worker's own files: keys, high-water marks, and how a file is replaced whole."""

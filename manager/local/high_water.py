@@ -1,0 +1,76 @@
+"""A worker's own memory of the highest version seen of each thing that must never go back.
+
+The bus may show an older enrolment, policy manifest or collateral than before. A small local file, written whole and
+in one move, is what remembers; losing it loses only that protection, not correctness.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from attestgate.manager.local.atomic_file import replace_file
+from attestgate.schemas.base import Refusal
+
+
+class HighWater:
+    """Names to numbers that only rise, kept in one JSON file. Raises Refusal where they cannot be read and written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._marks = self._read()
+        try:
+            self._write(self._marks)
+        except OSError as error:
+            raise Refusal.because(
+                "file.write",
+                str(path),
+                expected="a file that this worker can write",
+                found=error.strerror,
+                action="check state_dir, its permissions and the room on its disk",
+            ) from None
+
+    def get(self, name: str) -> int:
+        """The highest number seen, 0 if none."""
+        return self._marks.get(name, 0)
+
+    def raise_to(self, name: str, number: int) -> None:
+        """Remember `number` if it is higher than before; on disk when this returns."""
+        if number > self.get(name):
+            self._write(self._marks | {name: number})
+
+    def check(self, name: str, number: int) -> None:
+        """Raises Refusal `rollback` if `number` is lower than one seen before; otherwise remembers it."""
+        if number < self.get(name):
+            raise Refusal.because(
+                "rollback",
+                name,
+                expected=f"version {self.get(name)} or newer",
+                found=f"version {number}",
+                action="this worker has seen a newer one: restore it, or find out who set the bus back",
+            )
+        self.raise_to(name, number)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            marks = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError) as error:
+            raise self._bad(type(error).__name__) from None
+        if not isinstance(marks, dict) or not all(isinstance(v, int) and v >= 0 for v in marks.values()):
+            raise self._bad("something else")
+        return marks
+
+    def _bad(self, found: str) -> Refusal:
+        return Refusal.because(
+            "high-water.file",
+            str(self._path),
+            expected="a JSON object of names to numbers",
+            found=found,
+            action="restore the file; removing it gives up protection against a bus that goes back",
+        )
+
+    def _write(self, marks: dict[str, int]) -> None:
+        replace_file(self._path, json.dumps(marks, indent=1, sort_keys=True))
+        self._marks = marks

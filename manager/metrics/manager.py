@@ -1,0 +1,237 @@
+"""What a manager worker measures of itself, for Prometheus. Names and labels: docs/metrics.md, made from here.
+
+Every label has a bounded set of values: steps that the code knows, states, reason codes; never an id that an agent
+chooses. Sessions are the fleet's, the same in every worker; all else is this worker's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus, BusError
+from attestgate.bus.client.depth import waiting
+from attestgate.bus.client.nats import NatsBus
+from attestgate.manager.audit.log import Status
+from attestgate.manager.observer import Observer
+from attestgate.schemas.base import Refusal, parse_json
+from attestgate.schemas.events import Event
+from attestgate.schemas.summary import Summary
+
+log = structlog.get_logger(__name__)
+
+STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+DEPTH_S = 5.0
+"""How often the bus is asked how much waits."""
+RETRY_S = 5.0
+GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rechecked"), ("app", "rechecked")})
+"""Events that tell of evidence that was found good."""
+BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
+"""Events that tell of evidence, or proofs, that were not."""
+
+Expiries = Callable[[], dict[str, int]]
+"""Unix seconds at which something ends, by its name."""
+
+
+class ManagerMetrics(Observer):
+    """One worker's figures, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.sessions = SessionCount()
+        self._steps = Histogram(
+            "attestgate_step_duration_seconds",
+            "How long a message took to be settled, by who sent it and its step",
+            ["role", "step"],
+            buckets=STEP_BUCKETS,
+            registry=self.registry,
+        )
+        self._messages = Counter(
+            "attestgate_messages",
+            "Messages settled: handled, repeated (by bus or agent), dropped (changed nothing), "
+            "again (the bus could not), fault (of this worker)",
+            ["result"],
+            registry=self.registry,
+        )
+        self._verdicts = Counter(
+            "attestgate_verdicts",
+            "Evidence judged, by result and, of what was not good, the first reason's code",
+            ["role", "result", "reason"],
+            registry=self.registry,
+        )
+        self._events = Counter(
+            "attestgate_events",
+            "Events published, by who they are about and what happened",
+            ["kind", "event"],
+            registry=self.registry,
+        )
+        self._queue = Gauge(
+            "attestgate_queue_messages",
+            "Messages that wait for a worker, or are with one, by consumer",
+            ["consumer"],
+            registry=self.registry,
+        )
+        self._answered = Gauge(
+            "attestgate_bus_answered_timestamp_seconds",
+            "When the bus last answered this worker's question of how much waits, asked every 5 s",
+            registry=self.registry,
+        )
+        self.registry.register(self.sessions)
+
+    def certificates(self, expiries: Expiries) -> None:
+        """Have the ends of certificates shown."""
+        self.registry.register(
+            Times(
+                "attestgate_certificate_expiry_timestamp_seconds",
+                "When a certificate of the manager's PKI expires",
+                "certificate",
+                expiries,
+            )
+        )
+
+    def collateral(self, heard: Expiries) -> None:
+        """Have it shown when collateral was last had from the attestation service."""
+        self.registry.register(
+            Times(
+                "attestgate_collateral_fetched_timestamp_seconds",
+                "When the collateral of a platform model was last had from the attestation service",
+                "platform",
+                heard,
+            )
+        )
+
+    def decision_log(self, status: Callable[[], Status]) -> None:
+        """Have the decision log shown as this worker sees it."""
+        self.registry.register(LogStatus(status))
+
+    def handled(self, subject: str, seconds: float, result: str) -> None:
+        """See Observer."""
+        self._steps.labels(*_step(subject)).observe(seconds)
+        self._messages.labels(result).inc()
+
+    def published(self, subject: str, data: bytes) -> None:
+        """See Observer."""
+        if not subject.startswith(f"{subjects.EVENTS}."):
+            return
+        kind, what = subject.split(".")[3], subject.split(".")[5]
+        self._events.labels(kind, what).inc()
+        if kind not in ("host", "app"):
+            return
+        if (kind, what) in GOOD:
+            self._verdicts.labels(kind, "good", "").inc()
+        elif what in BAD:
+            self._verdicts.labels(kind, "bad", _first_reason(data)).inc()
+
+    async def follow(self, bus: NatsBus) -> None:
+        """Keep up with what is on the bus, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sessions.follow(bus))
+            tasks.create_task(self._follow_queues(bus))
+
+    async def _follow_queues(self, bus: NatsBus) -> None:
+        while True:
+            try:
+                for consumer, count in (await waiting(bus)).items():
+                    self._queue.labels(consumer).set(count)
+                self._answered.set_to_current_time()
+            except BusError as error:
+                log.warning("queue depth not known", error=str(error))
+            await asyncio.sleep(DEPTH_S)
+
+
+class SessionCount(Collector):
+    """How many sessions are in each state: from the summaries on the bus."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[str, str]] = {}
+
+    async def follow(self, bus: Bus) -> None:
+        """Keep up, until cancelled; a lost bus is waited for."""
+        while True:
+            try:
+                async for entry in bus.bucket("summaries").watch():
+                    if entry is None:
+                        continue
+                    if entry.value is None:
+                        self._states.pop(entry.key, None)
+                    else:
+                        line = parse_json(Summary, entry.value, source=entry.key)
+                        self._states[entry.key] = (line.role, line.state)
+            except (BusError, Refusal) as error:
+                log.warning("sessions not counted", error=str(error))
+            await asyncio.sleep(RETRY_S)
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client's Collector."""
+        family = GaugeMetricFamily("attestgate_sessions", "Sessions on the bus, by state", labels=["role", "state"])
+        for (role, state), count in sorted(Tally(list(self._states.values())).items()):
+            family.add_metric([role, state], count)
+        yield family
+
+
+class LogStatus(Collector):
+    """The decision log, read when asked."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client's Collector."""
+        status = self._status()
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_entries", "Decisions in the tree that this worker has checked", status.size
+        )
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_pending_seconds",
+            "How long the oldest decision of this worker has not been in the tree; 0 if all are",
+            status.pending_s,
+        )
+        yield GaugeMetricFamily(
+            "attestgate_decision_log_consistent",
+            "1 while the head on the bus goes on from the one seen before, else 0",
+            float(status.consistent),
+        )
+
+
+class Times(Collector):
+    """Points in time under one name, read when asked."""
+
+    def __init__(self, name: str, meaning: str, label: str, read: Expiries) -> None:
+        self._name, self._meaning, self._label, self._read = name, meaning, label, read
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client's Collector."""
+        family = GaugeMetricFamily(self._name, self._meaning, labels=[self._label])
+        for which, at in self._read().items():
+            family.add_metric([which], at)
+        yield family
+
+
+def _step(subject: str) -> tuple[str, str]:
+    """Role and step of a message; an agent may write any step, so unknown ones are all one."""
+    if subject.startswith(f"{subjects.OPERATOR}."):
+        return "operator", "command"
+    if subject.startswith(f"{subjects.DUE}."):
+        return "manager", "deadline"
+    if subject.startswith(f"{subjects.WORK}."):
+        return "manager", subject.rsplit(".", 1)[1]
+    try:
+        address = subjects.parse_inbound(subject)
+    except Refusal:
+        return "unknown", "unknown"
+    return address.role, address.step
+
+
+def _first_reason(data: bytes) -> str:
+    reasons = parse_json(Event, data, source="event").data.get("reasons")
+    if isinstance(reasons, list) and reasons and isinstance(reasons[0], dict):
+        return str(reasons[0].get("code", ""))
+    return ""

@@ -1,0 +1,1 @@
+"""Enrolments and policies in force, and the set they come from."""

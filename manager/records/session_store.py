@@ -1,0 +1,154 @@
+"""Transitions: load the record, take a pure step, compare-and-set it with its outbox, publish the outbox.
+
+Killed anywhere, the message that caused it comes again and the transition comes to the same end: the step is taken
+once, since the record has moved on, and its outbox stands in the record until it is known to be published or the next
+step is taken, with ids that make a repeat harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from attestgate.bus.api import Bus, Conflict
+from attestgate.bus.logs import of_session
+from attestgate.manager.observer import Observer
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.vault import Vault
+from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.recheck import expire
+from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.binding import Role
+
+R = TypeVar("R", HostRecord, AppRecord)
+MAX_CONFLICTS = 50
+"""Lost compare-and-sets in a row before the message is put back: others are busy with this session."""
+REMEMBERED = 4096
+"""Records of which this worker knows that it published the outbox itself."""
+BUCKET = "sessions"
+UNKNOWN = "session.unknown"
+
+
+class SessionStore:
+    """Session records in the bucket, sealed, and the one way to change them."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        vault: Vault,
+        outbox: Outbox,
+        context: Callable[[], Context],
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer or Observer()
+        self._bucket = bus.bucket(BUCKET)
+        self._vault = vault
+        self._outbox = outbox
+        self._context = context
+        self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def load(self, kind: type[R], session: str) -> R:
+        """A record as it stands. Raises Refusal `session.unknown`, or `record.open`."""
+        record, _ = await self._load(kind, record_key(_role(kind), session))
+        return record
+
+    async def create(self, record: R) -> None:
+        """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
+        of_session(record.session)
+        key = record_key(record.role, record.session)
+        try:
+            revision = await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
+        except Conflict:
+            record, revision = await self._load(type(record), key)
+        else:
+            self._stored(record)
+        await self._publish(key, record, revision)
+
+    async def change(self, kind: type[R], session: str, step: Callable[[R], Awaitable[R]]) -> R:
+        """Take one step. A step that returns its record unchanged stores nothing.
+
+        Raises Refusal and NoMove from the step, BusError from the bus.
+        """
+        of_session(session)
+        key = record_key(_role(kind), session)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            try:
+                return await self._change(kind, key, step)
+            finally:
+                if len(self._locks) > REMEMBERED:
+                    self._locks = {k: lock for k, lock in self._locks.items() if lock.locked()}
+
+    async def _change(self, kind: type[R], key: str, step: Callable[[R], Awaitable[R]]) -> R:
+        for _ in range(MAX_CONFLICTS):
+            record, revision = await self._load(kind, key)
+            if record.outbox and (key, revision) not in self._published:
+                await self._outbox.publish(record)
+                self._remember(key, revision)
+            context = self._context()
+            late = not record.over and context.now >= record.deadline
+            following = expire(record, context) if late else await step(record)
+            if following is record:
+                return record
+            try:
+                stored = await self._bucket.update(
+                    key, self._vault.seal(BUCKET, key, following.revision, following), revision
+                )
+            except Conflict:
+                continue
+            self._stored(following)
+            await self._publish(key, following, stored)
+            if not late:
+                return following
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
+
+    async def forget(self, record: HostRecord | AppRecord) -> None:
+        """Clear a session away that has long been over: its summary, and last its record."""
+        await self._outbox.forget(record)
+        await self._bucket.delete(record_key(record.role, record.session))
+
+    async def resend(self, kind: type[R], session: str) -> R:
+        """Send again what the agent has not been seen to have heard: the same bytes."""
+        record = await self.load(kind, session)
+        await self._outbox.resend(record)
+        return record
+
+    async def _load(self, kind: type[R], key: str) -> tuple[R, int]:
+        entry = await self._bucket.get(key)
+        if entry is None or entry.value is None:
+            raise Refusal.because(
+                UNKNOWN,
+                "session",
+                expected="a session that this manager opened",
+                found=key,
+                action="say hello again",
+            )
+        return self._vault.open(kind, BUCKET, key, entry.value), entry.revision
+
+    async def _publish(self, key: str, record: HostRecord | AppRecord, revision: int) -> None:
+        """Publish the outbox of the newest record. One that now rests is kept without it: most are at rest."""
+        await self._outbox.publish(record)
+        self._remember(key, revision)
+        if record.resting and record.outbox:
+            at_rest = record.model_copy(update={"outbox": []})
+            with suppress(Conflict):  # it rests no more
+                await self._bucket.update(key, self._vault.seal(BUCKET, key, record.revision, at_rest), revision)
+
+    def _stored(self, record: HostRecord | AppRecord) -> None:
+        """Let what this transition tells be counted: once, by the worker that made it, however often it is sent."""
+        for outgoing in record.outbox:
+            if outgoing.how == "publish":
+                self._observer.published(outgoing.subject, outgoing.data)
+
+    def _remember(self, key: str, revision: int) -> None:
+        self._published[key, revision] = None
+        while len(self._published) > REMEMBERED:
+            self._published.popitem(last=False)
+
+
+def _role(kind: type[R]) -> Role:
+    return "host" if kind is HostRecord else "app"

@@ -1,0 +1,95 @@
+"""Storage keys come and go in epochs: add one, seal the records again under it, destroy the others.
+
+Once an epoch's key is destroyed, whatever the bus kept of its records stays closed: that is what forward secrecy of
+stored sessions rests on. Where workers run on several machines, hand each the new file before sealing again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_bytes
+
+from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.keyfiles import read_private
+from attestgate.manager.records.outbox import POINTERS, Pointer
+from attestgate.manager.records.vault import StorageKeys, Vault, epoch_of
+from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.schemas.base import Refusal, parse_json
+
+
+class StorageKeyFile:
+    """The storage keys file as a vault reads it: again whenever it was replaced. Raises Refusal (`keys.file`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+
+    def __call__(self) -> StorageKeys | None:
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise Refusal.because(
+                "keys.file",
+                str(self.path),
+                expected="the storage keys",
+                found=error.strerror,
+                action="restore the file",
+            ) from None
+        if self._seen == (found.st_ino, found.st_mtime_ns):
+            return None
+        keys = read(self.path)
+        self._seen = (found.st_ino, found.st_mtime_ns)
+        return keys
+
+
+def read(path: Path) -> StorageKeys:
+    """The storage keys in a file. Raises Refusal (`keys.file`, `file.*`)."""
+    return parse_json(StorageKeys, read_private(path), source=str(path))
+
+
+def add_epoch(path: Path) -> int:
+    """Add a fresh epoch to the file; records are sealed under it from now on. Returns its number."""
+    keys = read(path)
+    epoch = max(map(int, keys.epochs)) + 1
+    replace_file(path, StorageKeys(epochs={**keys.epochs, str(epoch): token_bytes(32).hex()}).model_dump_json())
+    return epoch
+
+
+def destroy_old_epochs(path: Path) -> list[int]:
+    """Remove every epoch but the newest from the file. Returns the numbers that are gone."""
+    keys = read(path)
+    newest = max(keys.epochs, key=int)
+    replace_file(path, StorageKeys(epochs={newest: keys.epochs[newest]}).model_dump_json())
+    return sorted(int(epoch) for epoch in keys.epochs if epoch != newest)
+
+
+async def seal_again(bus: Bus, vault: Vault) -> int:
+    """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
+
+    Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
+    ended stays as long as ever: it holds no secret, and its last word may not be out yet.
+    """
+    bucket, newest = bus.bucket(POINTERS), vault.newest
+    found = 0
+    for key in await bucket.keys():
+        entry = await bucket.get(key)
+        if entry is None or entry.value is None or epoch_of(entry.value) == newest:
+            continue
+        found += 1
+        record = _open(vault, key, entry.value)
+        counter = record.counter if isinstance(record, Pointer) else record.revision
+        with suppress(Conflict):
+            await bucket.update(key, vault.seal(POINTERS, key, counter, record), entry.revision)
+    return found
+
+
+def _open(vault: Vault, key: str, value: bytes) -> HostRecord | AppRecord | Pointer:
+    match key.split(".")[0]:
+        case "host":
+            return vault.open(HostRecord, POINTERS, key, value)
+        case "app":
+            return vault.open(AppRecord, POINTERS, key, value)
+        case _:
+            return vault.open(Pointer, POINTERS, key, value)

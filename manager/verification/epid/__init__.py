@@ -1,0 +1,1 @@
+"""EPID quotes, and the legacy attestation service's reports of them."""

@@ -1,0 +1,1 @@
+"""Linux IMA measurement lists, and the policies that they are judged by."""

@@ -1,0 +1,1 @@
+"""The same verifiers on files, for `attestgate verify`."""

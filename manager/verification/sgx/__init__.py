@@ -1,0 +1,1 @@
+"""SGX DCAP quotes and Intel's collateral."""
