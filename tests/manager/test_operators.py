@@ -14,7 +14,9 @@ from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
 from attestgate.schemas.signing import Signed, sign
-from tests.sessions.harness import AUTHOR, HOST_ENCLAVE, OPERATOR, Deployment, code_of
+from tests.support.manager.harness import Deployment
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR
 
 
 def enrol(mrenclave: str = HOST_ENCLAVE.mrenclave.hex(), id: str = "h1") -> Enrol:

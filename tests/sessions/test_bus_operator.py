@@ -18,7 +18,8 @@ from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLo
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
-from tests.sessions.harness import Deployment, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import World
 
 IN = f"{subjects.IN}.>"
 OUT = f"{subjects.OUT}.>"

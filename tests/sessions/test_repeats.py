@@ -10,7 +10,8 @@ from attestgate.bus import layout, subjects
 from attestgate.bus.memory.server import MemoryDelivery
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.enrolment import RecheckNow
-from tests.sessions.harness import LONG, Deployment, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import LONG, World
 
 ACKNOWLEDGED = [
     ("host", "evidence"),

@@ -21,7 +21,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
-from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import PATIENCE_S, code_of
+from tests.support.manager.world import OPERATOR, World
 
 BEGUN = 2
 """Commands that set a deployment up: its policy, its gateway."""

@@ -15,7 +15,7 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.binding import Role
 from attestgate.schemas.events import Event
-from tests.sessions.world import World
+from tests.support.manager.world import World
 
 PATIENCE_S = 20.0
 R = TypeVar("R", HostRecord, AppRecord)

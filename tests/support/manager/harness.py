@@ -39,10 +39,10 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
 from attestgate.schemas.signing import sign
-from tests.sessions.gateway import Gateway
-from tests.sessions.wire import Clock, Held, Wire
-from tests.sessions.witness import PATIENCE_S, Witness, code_of
-from tests.sessions.world import (
+from tests.support.manager.gateway import Gateway
+from tests.support.manager.wire import Clock, Held, Wire
+from tests.support.manager.witness import PATIENCE_S, Witness, code_of
+from tests.support.manager.world import (
     APP_ENCLAVE,
     AUTHOR,
     GATEWAY,

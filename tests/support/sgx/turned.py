@@ -17,7 +17,7 @@ from attestgate.enclave.simulated.certificates import Issuer
 from attestgate.enclave.simulated.files import read_certificate, read_p256_key
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
-from tests.sgx.conftest import NOW, Site
+from tests.support.sgx.site import NOW, Site
 
 DAY = 86_400
 

@@ -8,11 +8,14 @@ from attestgate.app_agent.application import Application
 from attestgate.app_agent.main import AppAgent
 from attestgate.bus.agent.link import Link
 from attestgate.schemas.settings import AppSettings, BusSettings
-from tests.app import program
-from tests.sessions.harness import APP_ENCLAVE, Agent, Deployment
+from tests.support.app import program
+from tests.support.manager.harness import Agent, Deployment
+from tests.support.manager.world import APP_ENCLAVE
 
 
-async def start(site: Deployment, name: str = "tests.app.program", *, accept_manager_key: bool = False) -> Agent:
+async def start(
+    site: Deployment, name: str = "tests.support.app.program", *, accept_manager_key: bool = False
+) -> Agent:
     """Start application a1 on host h1, with this module as its program."""
     settings = AppSettings(
         profile="development",
