@@ -26,6 +26,7 @@ from attestgate.host_agent.main import HostAgent
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.main import assemble
+from attestgate.manager.policy.registry import operators_from
 from attestgate.schemas.base import pack
 from attestgate.schemas.enrolment import (
     Action,
@@ -34,6 +35,7 @@ from attestgate.schemas.enrolment import (
     Enrol,
     GatewayEnrolment,
     HostEnrolment,
+    Operator,
     Placement,
 )
 from attestgate.schemas.events import Event
@@ -145,6 +147,12 @@ class Deployment(Witness):
         worker._limiter = Limiter(1e6, 1_000_000)
         self.workers.append(worker)
         return worker
+
+    @property
+    def operators(self) -> list[Operator]:
+        """Whose commands the workers take."""
+        settings = self.world.manager_settings(self.folder, "any", self.timing, self.suite)
+        return operators_from(settings.operators)
 
     def add_worker(self) -> Worker:
         """One more worker."""
