@@ -35,6 +35,7 @@ from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.session_messages import SessionSteps
 from attestgate.manager.handlers.worker import Worker
+from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
 from attestgate.manager.metrics.http import served
@@ -100,7 +101,9 @@ def assemble(
     store = SessionStore(bus, vault, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     verifier = Verifier(registry, service, authority)
-    certificates = Certificates(bus, authority, settings.timing.certificate_s, orders, now)
+    certificates = Certificates(
+        bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now
+    )
 
     async def take(subject: str, data: bytes) -> None:
         await dispatcher.take(subject, data)
