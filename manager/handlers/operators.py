@@ -50,9 +50,10 @@ MAY: dict[type, OperatorRole] = {
 
 
 class Applied(Model):
-    """The highest sequence applied for one operator."""
+    """The newest command applied for one operator: its sequence, and the SHA-256 of its bytes as they were signed."""
 
     sequence: int
+    message: str = ""
 
 
 class Operators:
@@ -98,16 +99,21 @@ class Operators:
         signed = unpack(Signed, data)
         command = self._registry.read_command(signed)
         entry = await self._sequences.get(command.operator)
-        applied = unpack(Applied, entry.value).sequence if entry and entry.value is not None else 0
-        applied = max(applied, self._high_water.get(f"operator.{command.operator}"))
-        if command.sequence != applied:  # a repeat of the newest is only answered once more
-            _check(command, name, applied, int(self._now()))
-            if signed.signer not in self._registry.identities(MAY[type(command.action)]):
-                raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
-            await self._apply(command.action, command, signed)
-            await self._orders.note(command, data)
-            await _note(self._sequences, command)
-            self._high_water.raise_to(f"operator.{command.operator}", command.sequence)
+        applied = unpack(Applied, entry.value) if entry and entry.value is not None else Applied(sequence=0)
+        mark, message = f"operator.{command.operator}", hashlib.sha256(data).hexdigest()
+        highest = max(applied.sequence, self._high_water.get(mark))
+        _check(command, name, highest, int(self._now()))
+        if signed.signer not in self._registry.identities(MAY[type(command.action)]):
+            raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
+        # The same number must mean the same bytes, or a second command would be answered as applied and is not.
+        if command.sequence == highest:
+            if applied.message != message:
+                raise _overtaken(command, highest)
+            return command
+        await self._apply(command.action, command, signed)
+        await self._orders.note(command, data)
+        await _note(self._sequences, command.operator, Applied(sequence=command.sequence, message=message))
+        self._high_water.raise_to(mark, command.sequence)
         return command
 
     async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
@@ -181,18 +187,21 @@ def _check(command: Command, name: str, applied: int, now: int) -> None:
     if command.expires_at < now:
         raise _refused("expired", f"by {command.expires_at}", str(now), "sign it again; check both clocks")
     if command.sequence < applied:
-        raise _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: it was overtaken")
+        raise _overtaken(command, applied)
 
 
-async def _note(sequences: Bucket, command: Command) -> None:
+def _overtaken(command: Command, applied: int) -> Refusal:
+    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another command came first")
+
+
+async def _note(sequences: Bucket, operator: str, applied: Applied) -> None:
     while True:
-        entry = await sequences.get(command.operator)
-        value = pack(Applied(sequence=command.sequence))
+        entry = await sequences.get(operator)
         try:
             if entry is None or entry.value is None:
-                await sequences.create(command.operator, value)
-            elif unpack(Applied, entry.value).sequence < command.sequence:
-                await sequences.update(command.operator, value, entry.revision)
+                await sequences.create(operator, pack(applied))
+            elif unpack(Applied, entry.value).sequence < applied.sequence:
+                await sequences.update(operator, pack(applied), entry.revision)
             return
         except Conflict:
             continue

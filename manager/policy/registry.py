@@ -12,8 +12,7 @@ import structlog
 
 from attestgate.bus.api import Bus, Conflict, Entry
 from attestgate.bus.client.recent import Recent
-from attestgate.manager.attestation.collateral_client import CRL_FLOOR, EVALUATION_FLOOR
-from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR, HighWater
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
 from attestgate.manager.verification.ima.runtime_policy import load as load_runtime_policy
@@ -164,7 +163,10 @@ class Registry:
         while True:
             entry = await self._enrolment.get(key)
             newest = max(self._high_water.get(f"enrolment.{key}"), self._sequence(entry))
-            if sequence < newest:
+            # The same command again may go in again, after a kill; another one of the same microsecond may not, since
+            # nobody could say which of the two stands.
+            repeat = entry is not None and entry.value == pack(signed)
+            if sequence < newest or (sequence == self._sequence(entry) and not repeat):
                 raise Refusal.because(
                     "command.sequence",
                     f"{kind} {id}",
