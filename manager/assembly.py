@@ -18,9 +18,9 @@ from attestgate.manager.attestation.ias_client import Ias
 from attestgate.manager.attestation.pcs_client import Pcs
 from attestgate.manager.attestation.service import AttestationService, Dcap, Epid, Root
 from attestgate.manager.attestation.verifier import Verifier
-from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.intake import Intake
-from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.emitter import Emitter
@@ -45,10 +45,10 @@ from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.records.storage_keys import StorageKeyFile
-from attestgate.manager.records.vault import Vault
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.verification.offline.quote import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
 from attestgate.manager.verification.x509 import fingerprint
@@ -69,7 +69,7 @@ def assemble(
     """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
     observer = metrics or Observer()
     identity = read_identity(settings.identity)
-    vault = Vault(StorageKeyFile(settings.storage_keys))
+    cipher = RecordCipher(StorageKeyFile(settings.storage_keys))
     high_water = HighWater(settings.state_dir / "high-water.json")
     policy_keys = [read_policy_key(path) for path in settings.runtime_policy_keys]
     signers = Signers(settings.operators)
@@ -96,9 +96,9 @@ def assemble(
     orders = Orders(intake, identity)
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
-    messages = SessionMessages(bus, vault)
-    current = CurrentSessions(bus, vault, messages)
-    store = SessionStore(bus, vault, Outbox(bus, messages, current, intake), context, observer)
+    messages = SessionMessages(bus, cipher)
+    current = CurrentSessions(bus, cipher, messages)
+    store = SessionStore(bus, cipher, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     verifier = Verifier(enrolments, policies, service, authority, high_water)
     certificates = Certificates(
@@ -161,11 +161,11 @@ def _decision_log(
     return DecisionLog(
         bus,
         intake,
-        Memory(settings.state_dir / "decision-log.json"),
+        LastHead(settings.state_dir / "decision-log.json"),
         identity,
         {identity.public_key().public_bytes_raw(), *former},
         origin_of(settings.trust_domain),
-        Telling(settings.name, emitter.emit),
+        Alarms(settings.name, emitter.emit),
         now,
     )
 

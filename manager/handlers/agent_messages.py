@@ -1,6 +1,7 @@
 """What agents say to their sessions: each message is opened with the record's secrets, and a step takes what it holds.
 
-Evidence is appraised in between. Anything that does not fit raises Refusal or NoMove before the record has changed.
+Evidence is appraised in between. Anything that does not fit raises Refusal or InvalidTransition before the record has
+changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from attestgate.manager.sessions.recheck import (
     unjudged_answer,
 )
 from attestgate.manager.sessions.record import AppRecord, HostRecord, current_key
-from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step3_judge_host import take_host_evidence
 from attestgate.manager.sessions.step4_host_key import take_host_proof
 from attestgate.manager.sessions.step5_attest_application import take_application_evidence
@@ -41,9 +42,10 @@ from attestgate.schemas.messages import (
 
 
 class AgentMessages:
-    """Steps from a record, the sender's id and a message's bytes to the next record. Raise Refusal, NoMove, BusError.
+    """Steps from a record, the sender's id and a message's bytes to the next record.
 
-    Each asks for the context again after it has waited: deadlines count from when a step is taken.
+    Raise Refusal, InvalidTransition, BusError. Each asks for the context again after it has waited: deadlines count
+    from when a step is taken.
     """
 
     def __init__(
@@ -152,12 +154,12 @@ class AgentMessages:
 
 
 async def trusted_host(store: SessionStore, record: AppRecord, now: int) -> HostRecord:
-    """The host session that an application's rests on, read again. Raises NoMove if it is trusted no more."""
+    """The host session that an application's rests on, read again. Raises InvalidTransition if it is not trusted."""
     if record.host_session is None:
-        raise NoMove(record.state, Input.HOST_LOST)
+        raise InvalidTransition(record.state, Input.HOST_LOST)
     host = await store.load(HostRecord, record.host_session)
     if not host.trusted(now):
-        raise NoMove(record.state, Input.HOST_LOST)
+        raise InvalidTransition(record.state, Input.HOST_LOST)
     return host
 
 
@@ -176,7 +178,7 @@ def _owned(record: HostRecord | AppRecord, id: str) -> None:
 def _open_first(record: HostRecord | AppRecord, id: str, data: bytes, context: Context) -> bytes:
     _owned(record, id)
     if record.state is not State.CHALLENGED or record.handshake is None:
-        raise NoMove(record.state, Input.EVIDENCE_GOOD)
+        raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
     return open_evidence(record.handshake, record.session, record.suite, data, context)
 
 
@@ -184,7 +186,7 @@ def _open(record: HostRecord | AppRecord, id: str, step: str, data: bytes) -> tu
     """Open a channel message; what the peer has now acknowledged need not be sent again."""
     _owned(record, id)
     if record.over or record.channel is None:
-        raise NoMove(record.state, Input.EVIDENCE_GOOD)
+        raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
     return record.channel.open(step, data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.sessions.work import Applied
+from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.schemas.admission import open_report
 from attestgate.schemas.base import Refusal
 
@@ -29,6 +29,7 @@ class GatewayReports:
         for applied in report.applied:
             if applied.state == "admitted" and applied.app_session is not None:
                 serial = applied.key.removeprefix("cert.")
-                await self._messages.send("app", applied.app_session, "applied", Applied(gateway=id, serial=serial))
+                message = AppliedAtGateway(gateway=id, serial=serial)
+                await self._messages.send("app", applied.app_session, "applied", message)
         for signed in report.glass:
             await self._orders.broken_glass(id, signed)

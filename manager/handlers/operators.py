@@ -19,7 +19,7 @@ from attestgate.manager.policy.policies import MANIFEST, TRIAL, Policies
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.sessions.work import Order
+from attestgate.manager.sessions.inter_session import Order
 from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
@@ -51,7 +51,7 @@ MAY: dict[type, OperatorRole] = {
 """Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
 
 
-class Applied(Model):
+class NewestCommand(Model):
     """The newest command applied for one operator: its sequence, and the SHA-256 of its bytes as they were signed."""
 
     sequence: int
@@ -105,7 +105,7 @@ class Operators:
         signed = unpack(Signed, data)
         command = self._signers.read_command(signed)
         entry = await self._sequences.get(command.operator)
-        applied = unpack(Applied, entry.value) if entry and entry.value is not None else Applied(sequence=0)
+        applied = unpack(NewestCommand, entry.value) if entry and entry.value is not None else NewestCommand(sequence=0)
         mark, message = f"operator.{command.operator}", hashlib.sha256(data).hexdigest()
         highest = max(applied.sequence, self._high_water.get(mark))
         _check(command, name, highest, int(self._now()))
@@ -118,7 +118,7 @@ class Operators:
             return command
         await self._apply(command.action, command, signed)
         await self._orders.note(command, data)
-        await _note(self._sequences, command.operator, Applied(sequence=command.sequence, message=message))
+        await _note(self._sequences, command.operator, NewestCommand(sequence=command.sequence, message=message))
         self._high_water.raise_to(mark, command.sequence)
         return command
 
@@ -200,13 +200,13 @@ def _overtaken(command: Command, applied: int) -> Refusal:
     return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another command came first")
 
 
-async def _note(sequences: Bucket, operator: str, applied: Applied) -> None:
+async def _note(sequences: Bucket, operator: str, applied: NewestCommand) -> None:
     while True:
         entry = await sequences.get(operator)
         try:
             if entry is None or entry.value is None:
                 await sequences.create(operator, pack(applied))
-            elif unpack(Applied, entry.value).sequence < applied.sequence:
+            elif unpack(NewestCommand, entry.value).sequence < applied.sequence:
                 await sequences.update(operator, pack(applied), entry.revision)
             return
         except Conflict:

@@ -12,12 +12,12 @@ from attestgate.manager.policy.policies import Policies
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import UNKNOWN, R, SessionStore
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.sessions.ends import lose_host
-from attestgate.manager.sessions.recheck import ask_again, wake
+from attestgate.manager.sessions.inter_session import AppliedAtGateway, HostLost, Issue, Order, RevokedCertificate
+from attestgate.manager.sessions.recheck import ask_again, on_timer
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
-from attestgate.manager.sessions.work import Applied, HostLost, Issue, Order, Revoked
+from attestgate.manager.sessions.termination import lose_host
 from attestgate.schemas.base import Refusal, unpack
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ class SessionSteps:
         """The proof stands: make the certificate (step 7)."""
         context = self._context()
         if record.state is not State.PROVEN:
-            raise NoMove(record.state, Input.ISSUED)
+            raise InvalidTransition(record.state, Input.ISSUED)
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
         enrolled = await self._enrolments.app(record.subject)
@@ -52,7 +52,7 @@ class SessionSteps:
         issued = self._certificates.issue(record, enrolled)
         return certify(record, context, issued, host, enrolled)
 
-    async def applied(self, record: AppRecord, report: Applied) -> AppRecord:
+    async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:
         """A gateway admits the certificate (step 7). Nobody is told so whose enrolment or host is gone meanwhile."""
         if record.ready == record.serial:
             return record
@@ -76,7 +76,7 @@ class SessionSteps:
 
     async def revoked_certificate(self, _: str, data: bytes) -> None:
         """A certificate goes into its issuer's revocation list."""
-        await self._certificates.revoked(unpack(Revoked, data))
+        await self._certificates.revoked(unpack(RevokedCertificate, data))
 
     async def due(self, session: str, data: bytes) -> None:
         """A session's time has come: a recheck, its deadline, or its removal. `data` names the role."""
@@ -89,7 +89,7 @@ class SessionSteps:
             await self._store.forget(record)
 
     async def _wake(self, record: R) -> R:
-        return wake(record, self._context(), await self._policy())
+        return on_timer(record, self._context(), await self._policy())
 
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""

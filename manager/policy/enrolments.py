@@ -15,8 +15,8 @@ from attestgate.schemas.enrolment import (
     Enrol,
     GatewayEnrolment,
     HostEnrolment,
-    Kind,
     Revoke,
+    SubjectKind,
 )
 from attestgate.schemas.signing import Signed
 
@@ -46,7 +46,7 @@ class Enrolments:
         """A gateway's enrolment. Raises Refusal (`enrolment.*`)."""
         return await self._subject("gateway", id, GatewayEnrolment)
 
-    async def check_known(self, kind: Kind, id: str) -> None:
+    async def check_known(self, kind: SubjectKind, id: str) -> None:
         """Raises Refusal for an id that nobody ever enrolled: a mistyped revocation must not look like one."""
         key = f"{kind}.{id}"
         if await self._bucket.get(key) is None and not self._high_water.get(f"enrolment.{key}"):
@@ -58,7 +58,7 @@ class Enrolments:
                 action="check the spelling: attestgate sessions shows who is there",
             )
 
-    async def put(self, kind: Kind, id: str, signed: Signed) -> None:
+    async def put(self, kind: SubjectKind, id: str, signed: Signed) -> None:
         """Put an operator's word on a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
 
         What the bus holds counts only if it can be read; what it may not go back to, this worker remembers.
@@ -97,7 +97,7 @@ class Enrolments:
         except Refusal:
             return 0
 
-    async def _subject(self, kind: Kind, id: str, model: type[E]) -> E:
+    async def _subject(self, kind: SubjectKind, id: str, model: type[E]) -> E:
         key = f"{kind}.{id}"
         entry = await self._bucket.get(key)
         if entry is None or entry.value is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from attestgate.bus.api import Bus
-from attestgate.bus.client.recent import Recent
+from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR, HighWater
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
@@ -62,7 +62,7 @@ class Policies:
         self, bus: Bus, signers: Signers, high_water: HighWater, policy_keys: Sequence[PolicyKey] = ()
     ) -> None:
         self._bucket = bus.bucket("policies")
-        self._newest = {key: Recent(self._bucket, key) for key in (MANIFEST, TRIAL)}
+        self._newest = {key: CachedKey(self._bucket, key) for key in (MANIFEST, TRIAL)}
         self._signers = signers
         self._high_water = high_water
         self._policy_keys = policy_keys

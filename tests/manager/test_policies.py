@@ -34,7 +34,7 @@ async def made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return verify(signed, *arguments)
 
     monkeypatch.setattr(module, "verify", counted)
-    monkeypatch.setattr("attestgate.bus.client.recent.KEPT_S", 0.0)  # read each time
+    monkeypatch.setattr("attestgate.bus.client.cached_key.KEPT_S", 0.0)  # read each time
     author = OperatorSettings(name=AUTHOR, role="policy-author", identity=world.public["policy_authors"][AUTHOR])
     policies = Policies(bus, Signers([author]), HighWater(tmp_path / "high-water.json"))
 

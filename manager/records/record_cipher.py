@@ -24,16 +24,16 @@ _NONCE = bytes(12)
 """A constant nonce: the salt makes each key new."""
 
 
-Epoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
+KeyEpoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
 class StorageKeys(Model):
     """The storage keys file: epoch number to key. Held by manager workers only, mode 0600."""
 
-    epochs: Annotated[dict[Epoch, Hex32], Field(min_length=1)]
+    epochs: Annotated[dict[KeyEpoch, Hex32], Field(min_length=1)]
 
 
-class Stored(Model):
+class SealedRecord(Model):
     """A sealed record. In the bucket it is an array: names would be a tenth of it."""
 
     epoch: int
@@ -61,7 +61,7 @@ class Stored(Model):
             ) from None
 
 
-class Vault:
+class RecordCipher:
     """Seals and opens what stands in a bucket.
 
     `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
@@ -87,18 +87,18 @@ class Vault:
     def seal(self, bucket: str, key: str, counter: int, record: BaseModel) -> bytes:
         """A record's bytes for the bucket. `counter` is the record's own revision."""
         salt, epoch = token_bytes(32), self.newest
-        cipher = self._cipher(epoch, bucket, key, salt)
+        cipher = self._aead(epoch, bucket, key, salt)
         plaintext = msgpack.packb(record.model_dump(exclude_defaults=True))  # there are many, and most of it is at rest
         ciphertext = cipher.encrypt(_NONCE, plaintext, canonical("record data", bucket, key, counter))
-        return Stored(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
+        return SealedRecord(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
         """The record. Raises Refusal `record.open`: one that does not open is as good as absent."""
-        stored = Stored.read(data)
+        stored = SealedRecord.read(data)
         if stored.epoch not in self._keys:
             self._refresh()
         try:
-            cipher = self._cipher(stored.epoch, bucket, key, stored.salt)
+            cipher = self._aead(stored.epoch, bucket, key, stored.salt)
             plaintext = cipher.decrypt(_NONCE, stored.ciphertext, canonical("record data", bucket, key, stored.counter))
         except (InvalidTag, KeyError):
             raise Refusal.because(
@@ -110,10 +110,10 @@ class Vault:
             ) from None
         return unpack(kind, plaintext)
 
-    def _cipher(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
+    def _aead(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
         return AESGCM(derive(self._keys[epoch], canonical("record", bucket, key), 32, salt))
 
 
 def epoch_of(data: bytes) -> int:
     """The epoch that a record was sealed in; not authenticated. Raises Refusal `record.open`."""
-    return Stored.read(data).epoch
+    return SealedRecord.read(data).epoch
