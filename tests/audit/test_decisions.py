@@ -22,7 +22,7 @@ from attestgate.schemas.break_glass import LABEL, BreakGlass
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
 from attestgate.schemas.signing import sign
 from tests.support.audit.decisions import decided, said
-from tests.support.manager.harness import Deployment
+from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS
 
 

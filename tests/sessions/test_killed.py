@@ -12,7 +12,7 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.support.audit.decisions import decided, said
-from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
 from tests.support.manager.world import LONG, World
 

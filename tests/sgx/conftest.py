@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sgx.site import Site
+from tests.support.sgx.simulated import SimulatedSgx
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def sgx(tmp_path: Path) -> SimulatedSgx:
+    return SimulatedSgx(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SimulatedSgx:
     """For tests that change nothing in it."""
-    return Site(tmp_path_factory.mktemp("site"))
+    return SimulatedSgx(tmp_path_factory.mktemp("sgx"))
 
 
 @pytest.fixture(scope="session")
