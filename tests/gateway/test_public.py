@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from attestgate.manager.sessions.inter_session import RevokedCertificate
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.public import MOST, publish
 from attestgate.manager.pki import crl
 from attestgate.manager.pki.authority import key_id
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import crl_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
@@ -70,7 +70,7 @@ async def test_a_revocation_list_is_served_as_it_was_signed(tmp_path: Path) -> N
     async with running(Gate(tmp_path, time.time, public_port=port)) as gate, httpx.AsyncClient() as http:
         now = int(time.time())
         issuer = key_id(gate.authority.certificate)
-        entry = Revoked(issuer=issuer, serial="0abc", at=now, state="REVOKED")
+        entry = RevokedCertificate(issuer=issuer, serial="0abc", at=now, state="REVOKED")
         der = crl.extend(gate.authority, None, [entry], at=now, longest_s=3600)
         publish(gate.config.public, crl_key(issuer), der)
         answer = await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")
@@ -152,8 +152,8 @@ def test_a_list_grows_and_lets_go_of_what_has_ended(tmp_path: Path) -> None:
     authority = Gate(tmp_path, time.time).authority
     at = int(time.time())
 
-    def revoked(serial: str, when: int, state: str = "UNTRUSTED") -> Revoked:
-        return Revoked(issuer="", serial=serial, at=when, state=state)
+    def revoked(serial: str, when: int, state: str = "UNTRUSTED") -> RevokedCertificate:
+        return RevokedCertificate(issuer="", serial=serial, at=when, state=state)
 
     first = crl.read(authority, crl.extend(authority, None, [revoked("01", at)], at=at, longest_s=3600))
     second = crl.read(

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from attestgate.manager.sessions.inter_session import RevokedCertificate
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.gateway.map_file import MapFile, expression
 from attestgate.manager.pki import crl
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import Withdrawal
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
@@ -56,7 +56,7 @@ async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_ha
     gate = Gate(tmp_path, time.time, mode="stock", crl=tmp_path / "crl.pem")
     revoked, other = gate.client(), gate.client(app="a2")
     assert revoked.issued is not None
-    entry = Revoked(issuer="", serial=revoked.issued.serial, at=int(time.time()), state="REVOKED")
+    entry = RevokedCertificate(issuer="", serial=revoked.issued.serial, at=int(time.time()), state="REVOKED")
     der = crl.extend(gate.authority, None, [entry], at=int(time.time()), longest_s=3600)
     (tmp_path / "crl.pem").write_bytes(
         x509.load_der_x509_crl(der).public_bytes(Encoding.PEM) + (tmp_path / "ca" / "root-ca.crl.pem").read_bytes()

@@ -10,11 +10,11 @@ from unittest.mock import AsyncMock
 
 import msgpack
 import pytest
+from attestgate.manager.sessions.inter_session import AppliedAtGateway, Deliver, Delivered, HostLost, Issue, Order
 
 from attestgate.bus import subjects
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
@@ -235,7 +235,7 @@ async def test_no_subject_ends_a_worker(site: Deployment, subject: str) -> None:
 
 
 FORGED: list[tuple[str, str, Callable[[str, str], Any]]] = [
-    ("app", "applied", lambda host, app: Applied(gateway="gateway-1", serial="ab" * 16)),
+    ("app", "applied", lambda host, app: AppliedAtGateway(gateway="gateway-1", serial="ab" * 16)),
     ("app", "issue", lambda host, app: Issue()),
     ("app", "delivered", lambda host, app: Delivered(host_session=host)),
     ("app", "host-lost", lambda host, app: HostLost(state="UNTRUSTED", reasons=[])),
