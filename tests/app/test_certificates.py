@@ -21,9 +21,9 @@ from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyM
 from attestgate.schemas.settings import Timing
 from attestgate.schemas.signing import sign, verify
 from tests.support.app.agent import running, start
-from tests.support.manager.harness import Deployment, deployed
-from tests.support.manager.witness import code_of
+from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import APP_ENCLAVE, OTHER_ENCLAVE, World
+from tests.support.reasons import event_code
 
 SHORT = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=80)
 """Rechecked every 10 s; with less than 40 s left, a certificate is renewed."""
@@ -168,7 +168,7 @@ async def test_two_measurements_while_an_update_rolls_out(site: Deployment) -> N
     await site.advance(2)
     await site.app()
     rejected = await site.until("app", "a1", "evidence-rejected", since=since)
-    assert code_of(rejected) == "sgx.mrenclave"
+    assert event_code(rejected) == "sgx.mrenclave"
 
 
 async def test_the_lease_carries_what_the_enrolment_allows_and_a_recheck_what_it_allows_now(site: Deployment) -> None:
@@ -193,7 +193,7 @@ async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site:
     await enrol(site, certificate_key="manager")
     agent = await start(site, accept_manager_key=True)
     refused = await site.until("app", "a1", "refused")
-    assert code_of(refused) == "policy.certificate_key"
+    assert event_code(refused) == "policy.certificate_key"
     await agent.stop()
     await permit(site, allow_manager_keys=True)
     await site.advance(2)
@@ -232,7 +232,7 @@ async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment
     await enrol(site)
     agent = await start(site, "tests.support.app.proxying")
     refused = await site.until("app", "a1", "refused")
-    assert code_of(refused) == "policy.proxy"
+    assert event_code(refused) == "policy.proxy"
     await agent.stop()
     await permit(site, allow_proxy=True)
     await site.advance(2)
@@ -247,7 +247,7 @@ async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment
     await permit_nothing(site)
     await site.advance(10)
     untrusted = await site.until("app", "a1", "untrusted")
-    assert code_of(untrusted) == "policy.proxy"
+    assert event_code(untrusted) == "policy.proxy"
 
 
 async def permit_nothing(site: Deployment) -> None:

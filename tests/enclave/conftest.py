@@ -10,20 +10,20 @@ import pytest
 
 import attestgate
 from attestgate.enclave.simulated import authority, platform, signer
-from tests.support.enclave.probe import MANIFEST, PROBE, REPOSITORY, Code, Machine, World, switched_on
+from tests.support.enclave.probe import MANIFEST, PROBE, REPOSITORY, Code, Machine, Machines, switched_on
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("sgx")
     authority.create(folder / "authority")
     signer.create(folder / "signer.key")
     platform.create(folder / "one", folder / "authority", "platform")
     platform.create(folder / "other", folder / "authority", "processor")
     one, other = (Machine(folder / name, folder / f"{name}.socket") for name in ("one", "other"))
-    world = World(folder / "authority", folder / "signer.key", one, other)
-    with switched_on(one, world.signer), switched_on(other, world.signer):
-        yield world
+    machines = Machines(folder / "authority", folder / "signer.key", one, other)
+    with switched_on(one, machines.signer), switched_on(other, machines.signer):
+        yield machines
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from tests.support.ima.lists import (
     quote,
     recorded,
 )
+from tests.support.reasons import codes
 
 CLEAN = recorded("clean")
 POLICY = loaded(CLEAN)
@@ -53,11 +54,6 @@ def judge(
     return appraise_list(
         data, policy, host(policy, **settings), before=start, quoted=quoted, golden=golden or [], at=NOW
     )
-
-
-def codes(verdict: ListVerdict) -> list[str]:
-    assert verdict.accepted is (not verdict.reasons)
-    return [reason.code for reason in verdict.reasons]
 
 
 def golden_of(quoted: QuotedPcrs) -> GoldenPcrs:

@@ -14,7 +14,7 @@ from attestgate.manager.sessions.record import AppRecord
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.settings import Timing
 from tests.support.ima.lists import framed
-from tests.support.manager.harness import deployed
+from tests.support.manager.deployment import deployed
 from tests.support.manager.world import LISTS, World
 
 

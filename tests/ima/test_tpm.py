@@ -24,6 +24,7 @@ from attestgate.manager.verification.tpm.quote import (
 )
 from attestgate.schemas.base import Refusal
 from tests.support.ima.lists import NONCES, VECTORS, quote
+from tests.support.reasons import refusal_code
 from tests.support.tpm.quotes import (
     EC_KEY,
     NONCE,
@@ -47,10 +48,10 @@ def check(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, 
     return verify_quote(message, ecdsa(message) if signature is None else signature, pcrs, EC_KEY.public_key(), nonce)
 
 
-def code(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> str:
+def quote_refused(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> str:
     with pytest.raises(Refusal) as refusal:
         check(message, signature, pcrs, nonce)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 @pytest.mark.parametrize("name", ["clean", "drift"])
@@ -103,8 +104,8 @@ def test_values_of_several_banks_follow_the_order_of_the_selection() -> None:
     quoted = check(message, pcrs=values)
     assert quoted.banks == {"sha256": {0: b"a" * 32, 10: b"b" * 32}, "sha1": {8: b"c" * 20, 10: b"d" * 20}}
     assert (quoted.bank, quoted.values[10]) == ("sha256", b"b" * 32)
-    assert code(message, pcrs=values[64:] + values[:64]) == "tpm.pcr_digest"
-    assert code(message, pcrs=values[:-1]) == "tpm.pcr_values"
+    assert quote_refused(message, pcrs=values[64:] + values[:64]) == "tpm.pcr_digest"
+    assert quote_refused(message, pcrs=values[:-1]) == "tpm.pcr_values"
     only_sha1 = pack(">IHB", 2, SHA256, 3) + b"\x01\x00\x00" + pack(">HB", SHA1, 3) + b"\x00\x04\x00"
     message = attest(selection=only_sha1, digest=hashlib.sha256(bytes(52)).digest())
     assert check(message, pcrs=bytes(52)).bank == "sha1", "the bank that PCR 10 is quoted in"
@@ -145,13 +146,13 @@ def test_a_bank_that_the_tpm_does_not_have_is_quoted_without_pcrs() -> None:
     ],
 )
 def test_each_field_turned_bad_has_its_own_reason(message: bytes, expected: str) -> None:
-    assert code(message) == expected
+    assert quote_refused(message) == expected
 
 
 def test_values_must_be_the_quoted_ones() -> None:
-    assert code(attest(), pcrs=VALUES[:-1]) == "tpm.pcr_values"
-    assert code(attest(), pcrs=VALUES + b"\x00") == "tpm.pcr_values"
-    assert code(attest(), pcrs=VALUES[32:] + VALUES[:32]) == "tpm.pcr_digest"
+    assert quote_refused(attest(), pcrs=VALUES[:-1]) == "tpm.pcr_values"
+    assert quote_refused(attest(), pcrs=VALUES + b"\x00") == "tpm.pcr_values"
+    assert quote_refused(attest(), pcrs=VALUES[32:] + VALUES[:32]) == "tpm.pcr_digest"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_values_must_be_the_quoted_ones() -> None:
     ],
 )
 def test_any_other_signature_is_refused(signature: bytes) -> None:
-    assert code(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}
+    assert quote_refused(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}
 
 
 @pytest.mark.parametrize(

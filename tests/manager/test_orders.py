@@ -8,7 +8,7 @@ import pytest
 
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
-from tests.support.manager.harness import Deployment
+from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import APP_ENCLAVE
 
 

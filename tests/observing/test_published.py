@@ -1,4 +1,4 @@
-"""What is really published, held against the table: whole stories played on the harness, and what a gateway tells."""
+"""What is really published, held against the table: whole stories played in one process, and what a gateway tells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attestgate.schemas.enrolment import Revoke
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
-from tests.support.manager.harness import Deployment
+from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import LISTS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.support.manager.harness import Deployment
+from tests.support.manager.deployment import Deployment
 
 HOST_BYTES = 2000
 """A trusted host's sealed record: with what stands beside it, less than 4 KiB of the bus (docs/performance.md)."""
@@ -32,9 +32,7 @@ async def test_a_recheck_adds_nothing(site: Deployment) -> None:
     await site.until("host", "h1", "trusted")
     await site.quiet()
     (before,) = await site.records(HostRecord)
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
+    await site.recheck("host", "h1")
     await site.quiet()
     (after,) = await site.records(HostRecord)
     assert (after.revision, after.outbox) == (before.revision + 2, [])

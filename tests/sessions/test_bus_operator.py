@@ -19,7 +19,7 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
-from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import World
 
 IN = f"{subjects.IN}.>"
@@ -69,11 +69,7 @@ def _others(value: Any) -> list[Any]:
 async def whole_path(site: Deployment) -> None:
     """Admit h1 and a1 and recheck both once."""
     await site.admitted()
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
-    await site.order(RecheckNow(kind="app", id="a1"))
-    await site.until("app", "a1", "rechecked", since=since)
+    await site.recheck_both()
     await site.quiet()
 
 
@@ -140,7 +136,7 @@ async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment,
         path = asyncio.create_task(whole_path(site))
         subject, data = await held
         changed = list(flips(data))
-        before = len(site.codes())
+        before = len(site.dropped_codes())
         for count, wrong in enumerate(changed, 1):
             site.wire.inject(subject, wrong)
             await site.dropped(before + count)
@@ -209,7 +205,7 @@ async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment)
     await site.admitted()
     site.wire.inject(subjects.inbound("host", "h1", "evidence"), bytes(MAX_MESSAGE + 1))
     await site.dropped(1)
-    assert site.codes() == ["message.size"]
+    assert site.dropped_codes() == ["message.size"]
     await stands(site)
 
 
@@ -283,7 +279,7 @@ async def test_work_of_one_session_is_no_work_of_another(site: Deployment) -> No
     (deliver,) = site.wire.said(f"{subjects.WORK}.host.*.deliver")
     site.wire.inject(subjects.work("host", host.session, "revoke"), deliver)
     await site.dropped(1)
-    assert site.codes() == ["record.open"]
+    assert site.dropped_codes() == ["record.open"]
     await stands(site)
 
 
@@ -328,16 +324,7 @@ async def test_with_two_workers_a_restarted_host_supersedes_and_stays(world: Wor
 
 
 async def test_an_old_hello_repeated_does_not_replace_a_newer_session(site: Deployment) -> None:
-    await site.enrol_host()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
-    await first.stop()
-    (old,) = site.wire.said(subjects.inbound("host", "h1", "hello"))
-    await site.advance(2)
-    held = site.wire.hold(subjects.inbound("host", "h1", "evidence"))
-    since = len(site.events)
-    await site.host()
-    evidence = await held
+    old, evidence, since = await site.second_session("hello", held="evidence")
     site.wire.inject(subjects.inbound("host", "h1", "hello"), old)
     await site.quiet()
     site.wire.inject(*evidence)

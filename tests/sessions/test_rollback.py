@@ -11,9 +11,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.support.manager.harness import Deployment, deployed
-from tests.support.manager.witness import code_of
+from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import LISTS, World
+from tests.support.reasons import event_code
 
 
 def watched(site: Deployment, bucket: str) -> list[BucketState]:
@@ -30,15 +30,6 @@ def watched(site: Deployment, bucket: str) -> list[BucketState]:
     return states
 
 
-async def recheck_both(site: Deployment) -> None:
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
-    await site.order(RecheckNow(kind="app", id="a1"))
-    await site.until("app", "a1", "rechecked", since=since)
-    await site.quiet()
-
-
 async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
     """Every message that was ever sent to a manager, once more."""
     for subject, data in said:
@@ -52,14 +43,16 @@ async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, 
     async with deployed(world, tmp_path / "count") as site:
         states = watched(site, "sessions")
         await site.admitted()
-        await recheck_both(site)
+        await site.recheck_both()
+        await site.quiet()
     moments = len(states)
     assert moments > 12
     for moment in range(0, moments, 4):
         async with deployed(world, tmp_path / str(moment)) as site:
             states = watched(site, "sessions")
             await site.admitted()
-            await recheck_both(site)
+            await site.recheck_both()
+            await site.quiet()
             good_until = int(site.clock()) + site.timing.lease_s
             site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
             said = list(site.wire.seen)
@@ -110,7 +103,8 @@ async def test_an_honest_session_survives_its_record_going_back_one_step(site: D
     """Delay, not harm: after a rollback in the middle of a recheck the agent's next session is trusted again."""
     host, _ = await site.admitted()
     state = site.wire.snapshot("sessions")
-    await recheck_both(site)
+    await site.recheck_both()
+    await site.quiet()
     site.wire.restore("sessions", state)
     for _ in range(4):
         await site.advance(10)
@@ -122,10 +116,7 @@ async def test_an_honest_session_survives_its_record_going_back_one_step(site: D
 
 
 async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deployment) -> None:
-    await site.enrol_host()
-    await site.enrol_app()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
+    first = await site.trusted()
     await site.quiet()
     old = await site.bus.bucket("sessions").get("current.host.h1")
     assert old is not None
@@ -138,7 +129,7 @@ async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deplo
     await site.quiet()
     await site.bus.bucket("sessions").put("current.host.h1", old.value)
     await site.app()
-    assert code_of(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
+    assert event_code(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
 
 
 async def test_a_record_moved_to_another_session_does_not_open(site: Deployment) -> None:
@@ -151,7 +142,7 @@ async def test_a_record_moved_to_another_session_does_not_open(site: Deployment)
     await bucket.put(f"host.{'ab' * 16}", entry.value)
     site.wire.inject(subjects.due(subjects.deadline("ab" * 16)), b"host")
     await site.dropped(1)
-    assert site.codes() == ["record.open"]
+    assert site.dropped_codes() == ["record.open"]
 
 
 async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> None:
@@ -169,7 +160,7 @@ async def test_an_enrolment_that_goes_back_is_noticed_by_who_has_seen_the_newer(
     await site.order(Revoke(kind="host", id="h1", reason="stolen"))
     site.wire.restore("enrolment", old)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
     assert "granted" not in site.what("host", "h1")
 
 
@@ -178,7 +169,7 @@ async def test_an_enrolment_that_vanishes_is_noticed(site: Deployment) -> None:
     await site.enrol_host()
     site.wire.restore("enrolment", none)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
 
 
 async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> None:
@@ -189,7 +180,7 @@ async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> N
     await site.until("host", "h1", "trusted")
     site.wire.restore("policies", old)
     await site.order(RecheckNow(kind="host", id="h1"))
-    assert code_of(await site.until("host", "h1", "evidence-rejected")) == "rollback"
+    assert event_code(await site.until("host", "h1", "evidence-rejected")) == "rollback"
 
 
 async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
@@ -197,18 +188,14 @@ async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
     for key in await site.bus.bucket("policies").keys():
         await site.bus.bucket("policies").delete(key)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "policy.none"
+    assert event_code(await site.until("host", "h1", "dropped")) == "policy.none"
     assert (await site.records(HostRecord))[0].state is State.CHALLENGED
 
 
 async def test_no_lease_ends_later_than_one_lease_after_its_question(site: Deployment) -> None:
     await site.admitted()
     for _ in range(5):
-        since = len(site.events)
-        await site.advance(10)
-        await site.until("host", "h1", "rechecked", since=since)
-        await site.until("app", "a1", "rechecked", since=since)
-        await site.quiet()
+        await site.next_rechecks()
     assert len(site.gateway.leases) > 5
     for lease in site.gateway.leases:
         assert lease.expires_at <= lease.issued_at + site.timing.lease_s

@@ -19,11 +19,12 @@ from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, d
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
-from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
+from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
-from tests.support.manager.harness import Deployment, deployed
-from tests.support.manager.witness import PATIENCE_S, code_of
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.witness import PATIENCE_S
 from tests.support.manager.world import OPERATOR, World
+from tests.support.reasons import event_code
 
 BEGUN = 2
 """Commands that set a deployment up: its policy, its gateway."""
@@ -46,7 +47,7 @@ async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
         for _ in range(ATTEMPTS):
             await site.advance(1)
         put = await site.until("host", "h1", "quarantined")
-    assert code_of(put) == "worker.fault"
+    assert event_code(put) == "worker.fault"
     return str(put.data["message"])
 
 
@@ -78,7 +79,7 @@ async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: p
 
     monkeypatch.setattr(Verifier, "host", fail)
     answer = await site.order(Retry(message=name))
-    assert (answer.what, code_of(answer)) == ("refused", "quarantine.again")
+    assert (answer.what, event_code(answer)) == ("refused", "quarantine.again")
     assert await site.bus.bucket("quarantine").get(name) is not None
 
 
@@ -87,7 +88,7 @@ async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch:
     assert (await site.order(Drop(message=name))).what == "applied"
     assert await site.bus.bucket("quarantine").get(name) is None
     answer = await site.order(Retry(message=name))
-    assert (answer.what, code_of(answer)) == ("refused", "quarantine.unknown")
+    assert (answer.what, event_code(answer)) == ("refused", "quarantine.unknown")
 
 
 async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tmp_path: Path) -> None:
@@ -108,9 +109,7 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
             assert entry.value is not None
             assert epoch_of(entry.value) == 2
         assert destroy_old_epochs(keys) == [1]
-        since = len(site.events)
-        await site.order(RecheckNow(kind="host", id="h1"))
-        await site.until("host", "h1", "rechecked", since=since)
+        await site.recheck("host", "h1")
         assert site.gateway.passes("a1")
         now = RecordCipher(StorageKeyFile(keys))
         for key, entry in before.items():
@@ -147,7 +146,7 @@ async def test_rotating_storage_keys_takes_no_last_word_from_a_session_that_is_o
         for seconds in (site.timing.lease_s, KEPT_S + 60):
             await site.advance(seconds)
         assert await site.bus.bucket("summaries").keys() == []
-        assert site.codes() == []
+        assert site.dropped_codes() == []
 
 
 async def test_a_host_that_ends_names_applications_long_gone_and_nobody_is_told(site: Deployment) -> None:
@@ -161,7 +160,7 @@ async def test_a_host_that_ends_names_applications_long_gone_and_nobody_is_told(
     assert await site.records(AppRecord) == []
     site.wire.inject(*lost)
     await site.quiet()
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
@@ -188,7 +187,7 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     worker._limiter = Limiter(rate=0.0, burst=1000)
     await site.settled()
     await site.told("op", OPERATOR, "applied", 4 + BEGUN)
-    assert site.codes() == []
+    assert site.dropped_codes() == []
     assert "refused" not in site.what("op", OPERATOR)
 
 
@@ -199,7 +198,7 @@ async def test_a_host_that_is_too_fast_is_dropped_and_told_of_once(site: Deploym
     for _ in range(12):
         site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), b"garbage")
         await site.quiet()
-    assert site.codes() == ["message.encoding"] * 3 + ["message.rate"]
+    assert site.dropped_codes() == ["message.encoding"] * 3 + ["message.rate"]
     assert worker.counts["dropped message.rate"] == 9
     assert site.gateway.passes("a1")
 

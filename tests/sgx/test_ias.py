@@ -22,6 +22,7 @@ from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ia
 from attestgate.manager.verification.sgx.quote import MAX_QUOTE, SIGNED_LENGTH
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import IasVerdict, SgxPolicy
+from tests.support.reasons import codes, refusal_code
 from tests.support.sgx.ias import ENCLAVE, MADE, REPORT_DATA, authority, issue, quote_body, report
 
 AT = int(MADE.timestamp())
@@ -55,10 +56,6 @@ def judge(
         at=at,
         salt=b"salt",
     )
-
-
-def codes(verdict: IasVerdict) -> list[str]:
-    return [reason.code for reason in verdict.reasons]
 
 
 def test_a_good_report() -> None:
@@ -142,7 +139,7 @@ def test_the_length_of_an_epid_quote() -> None:
     ):
         with pytest.raises(Refusal) as caught:
             parse_quote(raw)
-        assert caught.value.reasons[0].code == "quote.size"
+        assert refusal_code(caught) == "quote.size"
 
 
 def test_the_signature_and_its_chain() -> None:

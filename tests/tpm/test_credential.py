@@ -20,6 +20,7 @@ from attestgate.manager.verification.tpm.public_area import attestation_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.tpm import TpmAnswer, TpmDescription
 from tests.support.ima.lists import NOW, VECTORS
+from tests.support.reasons import refusal_code
 from tests.support.tpm.credentials import EK, OTHER, VENDOR, EkPrivate, Vendor
 from tests.support.tpm.soft import SoftTpm
 
@@ -88,7 +89,7 @@ def test_an_ek_of_another_kind_is_refused() -> None:
 def ek_code(der: bytes, roots: bytes, at: int = NOW) -> str:
     with pytest.raises(Refusal) as refusal:
         check_ek(der, roots, at)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 def test_an_ek_certificate_chains_to_a_configured_root() -> None:

@@ -88,7 +88,7 @@ async def copied(bus: Bus) -> LogCopy:
     return await read_log(bus, SIGNERS)
 
 
-async def codes(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
+async def findings(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
     """What is found wrong with the log, by its codes."""
     return [finding.code for finding in check(await copied(bus), SIGNERS, since, at)]
 

@@ -112,7 +112,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class World:
+class Machines:
     """An authority, a signer, and two machines under them."""
 
     authority: Path

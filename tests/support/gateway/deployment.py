@@ -24,7 +24,7 @@ HOST = f"host.{HOST_SESSION}"
 Told = tuple[str, dict[str, object]]
 
 
-class Deployment:
+class GatewayDeployment:
     """A bus, its keys, and what the worker told."""
 
     def __init__(self, gate: Gate) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway.deployment import Deployment, at_work
+from tests.support.gateway.deployment import GatewayDeployment, at_work
 from tests.support.gateway.gate import Gate, running
 
 
@@ -17,11 +17,11 @@ async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
 
 
 @pytest.fixture
-def deployment(gate: Gate) -> Deployment:
-    return Deployment(gate)
+def deployment(gate: Gate) -> GatewayDeployment:
+    return GatewayDeployment(gate)
 
 
 @pytest.fixture
-async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
+async def working(deployment: GatewayDeployment) -> AsyncIterator[GatewayDeployment]:
     async with at_work(deployment.worker()):
         yield deployment

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import World
 
 

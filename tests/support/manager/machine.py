@@ -25,7 +25,7 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import HostLease, Lease, Withdrawal
 from attestgate.schemas.enrolment import Action, Enrol, RecheckNow, Revoke
 from attestgate.schemas.settings import Timing
-from tests.support.manager.harness import Agent, Deployment, deployed
+from tests.support.manager.deployment import Agent, Deployment, deployed
 from tests.support.manager.mortal import Counter, MortalBus
 from tests.support.manager.quiet_loop import QuietLoop
 from tests.support.manager.wire import Held

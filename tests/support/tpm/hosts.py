@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-from attestgate.bus.agent.link import Link
-from attestgate.host_agent.main import HostAgent
 from attestgate.host_agent.tpm_service import address
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, RecheckNow
-from attestgate.schemas.settings import BusSettings, HostSettings
 from attestgate.schemas.tpm import TpmEnrolment
-from tests.support.manager.harness import Deployment
-from tests.support.manager.witness import code_of
+from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import HOST_ENCLAVE
+from tests.support.reasons import event_code
 
 
 async def enrol(site: Deployment, tpm: TpmEnrolment) -> None:
@@ -24,21 +20,7 @@ async def enrol(site: Deployment, tpm: TpmEnrolment) -> None:
 
 async def start(site: Deployment, service: asyncio.Server | None) -> None:
     """The host's agent, told where its TPM's service is."""
-    settings = HostSettings(
-        profile="development",
-        bus=BusSettings(url="memory", credentials=Path("none")),
-        id="h1",
-        measured=Path("none"),
-        retry_s=1,
-        measurement_list=site.measurement_list,
-        volumes=[site.volume],
-        tpm=None if service is None else address(service),
-    )
-    bus = site.wire.connect()
-    link = Link(bus, "host", "h1")
-    await link.listen()
-    agent = HostAgent(site.world.enclave("machine-a", HOST_ENCLAVE), link, settings, site.world.measured)
-    site._agent(agent.run(), bus)
+    await site.host(tpm=None if service is None else address(service))
 
 
 async def recheck(site: Deployment, what: str) -> list[str]:
@@ -46,4 +28,4 @@ async def recheck(site: Deployment, what: str) -> list[str]:
     since = len(site.events)
     await site.order(RecheckNow(kind="host", id="h1"))
     event = await site.until("host", "h1", what, since=since)
-    return [] if what == "rechecked" else [code_of(event)]
+    return [] if what == "rechecked" else [event_code(event)]

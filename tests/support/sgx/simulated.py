@@ -24,7 +24,7 @@ ENCLAVE = EnclaveIdentity(mrenclave=b"\x11" * 32, mrsigner=b"\x22" * 32, isv_pro
 
 
 @dataclass
-class Site:
+class SimulatedSgx:
     """One authority and one machine under it."""
 
     folder: Path
@@ -94,7 +94,3 @@ def collateral_of(source: Authority, ca: PckCa, at: int = NOW, **instead: object
         "qe_identity_signature": qe_identity.signature,
     }
     return Collateral.model_validate(whole | instead)
-
-
-def codes(verdict: SgxVerdict) -> list[str]:
-    return [reason.code for reason in verdict.reasons]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import pack
+from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
     Action,
     AppEnrolment,
@@ -36,49 +37,23 @@ from attestgate.schemas.enrolment import (
     GatewayEnrolment,
     HostEnrolment,
     Placement,
+    RecheckNow,
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
 from attestgate.schemas.signing import sign
 from tests.support.manager.gateway import Gateway
 from tests.support.manager.wire import Clock, Held, Wire
-from tests.support.manager.witness import PATIENCE_S, Witness, code_of
+from tests.support.manager.witness import PATIENCE_S, Witness
 from tests.support.manager.world import (
     APP_ENCLAVE,
-    AUTHOR,
     GATEWAY,
     HOST_ENCLAVE,
     LISTS,
-    LONG,
     OPERATOR,
-    OTHER_ENCLAVE,
     TIMING,
-    Enclave,
     World,
 )
-
-__all__ = [
-    "APP_ENCLAVE",
-    "AUTHOR",
-    "GATEWAY",
-    "HOST_ENCLAVE",
-    "LISTS",
-    "LONG",
-    "OPERATOR",
-    "OTHER_ENCLAVE",
-    "PATIENCE_S",
-    "TIMING",
-    "Agent",
-    "Clock",
-    "Deployment",
-    "Enclave",
-    "Gateway",
-    "Held",
-    "Wire",
-    "World",
-    "code_of",
-    "deployed",
-]
 
 
 @dataclass
@@ -212,8 +187,9 @@ class Deployment(Witness):
         machine: str = "machine-a",
         identity: EnclaveIdentity = HOST_ENCLAVE,
         retry_s: float = 1.0,
+        tpm: str | None = None,
     ) -> Agent:
-        """Start a host's agent."""
+        """Start a host's agent; `tpm` is where its TPM's service is."""
         settings = HostSettings(
             profile="development",
             bus=BusSettings(url="memory", credentials=Path("none")),
@@ -221,12 +197,10 @@ class Deployment(Witness):
             measured=Path("none"),
             measurement_list=self.measurement_list,
             volumes=[self.volume],
+            tpm=tpm,
         ).model_copy(update={"retry_s": retry_s})
-        bus = self.wire.connect()
-        link = Link(bus, "host", id)
-        await link.listen()
-        agent = HostAgent(self.world.enclave(machine, identity), link, settings, self.world.measured)
-        return self._agent(agent.run(), bus)
+        enclave, measured = self.world.enclave(machine, identity), self.world.measured
+        return await self._start("host", id, lambda link: HostAgent(enclave, link, settings, measured))
 
     async def app(
         self,
@@ -235,8 +209,9 @@ class Deployment(Witness):
         machine: str = "machine-a",
         identity: EnclaveIdentity = APP_ENCLAVE,
         retry_s: int = 1,
+        **measured: object,
     ) -> Agent:
-        """Start an application's agent."""
+        """Start an application's agent; `measured` are changes of its measured settings."""
         settings = AppSettings(
             profile="development",
             bus=BusSettings(url="memory", credentials=Path("none")),
@@ -246,18 +221,20 @@ class Deployment(Witness):
             host=host,
             volume=self.volume,
         )
-        bus = self.wire.connect()
-        link = Link(bus, "app", id)
-        await link.listen()
-        agent = AppAgent(self.world.enclave(machine, identity), link, settings, self.world.measured)
-        return self._agent(agent.run(), bus)
+        enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
+        return await self._start("app", id, lambda link: AppAgent(enclave, link, settings, read))
 
-    async def admitted(self) -> tuple[Agent, Agent]:
-        """h1 trusted and a1 admitted on it, from nothing."""
+    async def trusted(self) -> Agent:
+        """h1 trusted and a1 enrolled on it, from nothing."""
         await self.enrol_host()
         await self.enrol_app()
         host = await self.host()
         await self.until("host", "h1", "trusted")
+        return host
+
+    async def admitted(self) -> tuple[Agent, Agent]:
+        """h1 trusted and a1 admitted on it, from nothing."""
+        host = await self.trusted()
         app = await self.app()
         await self.until("app", "a1", "admitted")
         await self.quiet()
@@ -285,6 +262,42 @@ class Deployment(Witness):
         since = len(self.events)
         await self.bus.publish(subjects.operator(name, "command"), data)
         return await self.seen(lambda e: e.kind == "op" and e.what in ("applied", "refused"), since=since)
+
+    async def recheck(self, kind: Role, id: str) -> None:
+        """Order a recheck, and return once it is passed."""
+        since = len(self.events)
+        await self.order(RecheckNow(kind=kind, id=id))
+        await self.until(kind, id, "rechecked", since=since)
+
+    async def recheck_both(self) -> None:
+        """Order one of h1 and of a1, and return once both are passed."""
+        await self.recheck("host", "h1")
+        await self.recheck("app", "a1")
+
+    async def next_rechecks(self) -> None:
+        """Let time pass until h1 and a1 are due, and return once both are passed."""
+        since = len(self.events)
+        await self.advance(self.timing.recheck_s)
+        await self.until("host", "h1", "rechecked", since=since)
+        await self.until("app", "a1", "rechecked", since=since)
+        await self.quiet()
+
+    async def second_session(self, step: str, held: str | None = None) -> tuple[bytes, Held, int]:
+        """h1's agent trusted, ended, and started again.
+
+        What it said at `step` in its first session; what it says there, or at `held`, in its second, kept back; and
+        where the second one's events begin.
+        """
+        await self.enrol_host()
+        first = await self.host()
+        await self.until("host", "h1", "trusted")
+        await first.stop()
+        (old,) = self.wire.said(subjects.inbound("host", "h1", step))
+        await self.advance(2)
+        kept = self.wire.hold(subjects.inbound("host", "h1", held or step))
+        since = len(self.events)
+        await self.host()
+        return old, await kept, since
 
     async def advance(self, seconds: float) -> None:
         """Move the clock, and let happen what is due."""
@@ -337,10 +350,13 @@ class Deployment(Witness):
                 found = "later"
         return found
 
-    def _agent(self, running: Any, bus: MemoryBus) -> Agent:
-        agent = Agent(asyncio.create_task(running), bus)
-        self.agents.append(agent)
-        return agent
+    async def _start(self, role: Role, id: str, agent: Callable[[Link], HostAgent | AppAgent]) -> Agent:
+        bus = self.wire.connect()
+        link = Link(bus, role, id)
+        await link.listen()
+        started = Agent(asyncio.create_task(agent(link).run()), bus)
+        self.agents.append(started)
+        return started
 
     async def stop(self) -> None:
         """Switch everything off."""
