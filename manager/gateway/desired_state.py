@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from attestgate.manager.gateway.entries import DictionaryChanges, DictionaryEntry
 from attestgate.manager.gateway.lease_table import LeaseTable
-from attestgate.schemas.admission import Applied, Lease, Statement
+from attestgate.schemas.admission import AppliedStatement, Lease, Statement
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Round:
         """What to write, without knowing what nginx holds."""
         return DictionaryChanges(remove=[key for key in self.keys if key not in self.entries], put=dict(self.entries))
 
-    def applied(self, keys: Iterable[str]) -> list[Applied]:
+    def applied(self, keys: Iterable[str]) -> list[AppliedStatement]:
         """The report on these keys: what was asked for, whatever has arrived since."""
         return [self._applied(self.statements[key]) for key in keys if key in self.statements]
 
-    def _applied(self, statement: Statement) -> Applied:
-        return Applied(
+    def _applied(self, statement: Statement) -> AppliedStatement:
+        return AppliedStatement(
             key=statement.key,
             state="admitted" if statement.key in self.entries else "withdrawn",
             sequence=statement.sequence,

@@ -15,7 +15,7 @@ import httpx
 from pydantic import Field, ValidationError
 
 from attestgate.manager.gateway.entries import DictionaryEntry
-from attestgate.schemas.admission import Epoch
+from attestgate.schemas.admission import NginxEpoch
 from attestgate.schemas.base import Model
 
 MAX_BODY = 1_000_000
@@ -38,7 +38,7 @@ class ZoneFull(NginxError):
 class Health(Model):
     """nginx's answer to a health check. `free`: bytes left in whole pages of the zone."""
 
-    epoch: Epoch
+    epoch: NginxEpoch
     entries: Annotated[int, Field(ge=0)]
     free: Annotated[int, Field(ge=0)]
 
@@ -61,7 +61,7 @@ class RequestRefusals(Model):
 class DictionaryContents(Model):
     """Everything in the dictionary: JSON text by key, and the epoch that it belongs to."""
 
-    epoch: Epoch
+    epoch: NginxEpoch
     entries: dict[str, str]
 
 
@@ -146,5 +146,5 @@ def _bodies(epoch: str, name: str, items: Iterable[object]) -> Iterator[str]:
 
 
 def _body(epoch: str, name: str, items: list[str]) -> str:
-    # Neither needs escaping: the epoch is hexadecimal (schemas/admission.py, Epoch), the name a literal of this module.
+    # Neither needs escaping: the epoch is hexadecimal (schemas/admission.py, NginxEpoch), the name a literal of this module.
     return f'{{"epoch":"{epoch}","{name}":[{",".join(items)}]}}'

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError
 from attestgate.manager.gateway.retries import bus_retries
-from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, Applied, GatewayReport, sign_report
+from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, AppliedStatement, GatewayReport, sign_report
 from attestgate.schemas.event_data import GatewayWhat
 from attestgate.schemas.signing import Signed
 
@@ -37,13 +37,13 @@ class Reporter:
         self._bus = bus
         self._identity = identity
         self._emit = emit
-        self._unreported: dict[str, Applied] = {}
+        self._unreported: dict[str, AppliedStatement] = {}
         self._break_glass: list[Signed] = []
         self._epoch, self._at = "", 0
         self._pending = asyncio.Event()
         self._events: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(_MAX_EVENTS)
 
-    def report(self, applied: Iterable[Applied], epoch: str, at: int) -> None:
+    def report(self, applied: Iterable[AppliedStatement], epoch: str, at: int) -> None:
         """Queue a report that nginx holds this, in an epoch of its memory, since Unix second `at`."""
         self._unreported |= {item.key: item for item in applied}
         self._epoch, self._at = epoch, at
