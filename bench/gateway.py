@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.compose.nginx import process as rendering
 from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
-from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.gateway.entries import CertificateEntry, HostEntry
 from attestgate.manager.pki.issue import issue
 from attestgate.schemas.nginx import NginxConfig
 from tests.support.gateway.gate import Client, Gate

@@ -24,7 +24,7 @@ Hex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2})*$")]
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-"""16 random bytes in hexadecimal."""
+"""16 bytes in hexadecimal: of a session, a hash of the hello that opened it (manager.sessions.handshake.session_id)."""
 
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 Bytes64 = Annotated[bytes, Field(min_length=64, max_length=64)]

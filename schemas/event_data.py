@@ -299,7 +299,7 @@ class BrokenGlass(Model):
 
 
 class Reconciled(Model):
-    """nginx differed from the ledger, by so many entries."""
+    """nginx differed from the lease table, by so many entries."""
 
     put: int
     removed: int

@@ -1,1 +1,1 @@
-"""The gateway worker: makes nginx hold just what the managers' signed leases say."""
+"""The gateway worker: makes nginx hold exactly what the managers' signed leases say."""

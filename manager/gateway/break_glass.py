@@ -1,8 +1,8 @@
-"""Admissions by hand at one gateway: signed files in a folder, each for one certificate, each short and loud.
+"""Break-glass admissions at one gateway: signed files in a folder, each short-lived and for one certificate.
 
-They are looked for every second, told as an alarm when they begin to work, and end by themselves. A certificate that
-the manager has withdrawn stays out, for as long as a file signed before could live: breaking glass is for a manager
-that is silent, not for overruling one.
+The folder is read every second. An admission raises an alarm when it takes effect, and expires by itself. A certificate
+that the manager has withdrawn stays out for as long as a file signed earlier could be valid: break-glass is for a
+manager that cannot be reached, not for overruling one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from attestgate.manager.gateway.ledger import CertificateEntry, Entry, HostEntry
+from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
 from attestgate.schemas.settings import BreakGlassSettings
@@ -24,62 +24,65 @@ log = structlog.get_logger(__name__)
 
 
 class BreakGlassFolder:
-    """The folder of one gateway. `tell` hears of every admission that begins to work, and of every file refused."""
+    """The folder of one gateway. Calls `admitted` when an admission takes effect, and `refused` for each bad file."""
 
     def __init__(
         self,
         settings: BreakGlassSettings,
         gateways: str,
-        tell: Callable[[BreakGlass, Signed], None],
+        admitted: Callable[[BreakGlass, Signed], None],
         refused: Callable[[str, Refusal], None],
     ) -> None:
         self._settings = settings
         self._operators = {bytes.fromhex(key) for key in settings.operators}
         self._gateways = gateways
-        self._tell = tell
+        self._admitted = admitted
         self._refused = refused
-        self._said: dict[str, BreakGlass | None] = {}
+        self._admissions: dict[str, BreakGlass | None] = {}
+        """What was read, by the hash of the file; None for a refused one."""
 
-    def entries(self, at: int) -> dict[str, Entry]:
-        """What nginx must hold at Unix second `at` because of these files."""
-        found: dict[str, Entry] = {}
+    def entries(self, at: int) -> dict[str, DictionaryEntry]:
+        """The entries that these files call for at Unix second `at`."""
+        found: dict[str, DictionaryEntry] = {}
         for path in sorted(self._settings.folder.glob("*.glass"))[:_MAX_FILES]:
             try:
                 data = path.read_bytes()[: MAX_FILE + 1]
             except OSError as error:
-                log.warning("a break-glass file is not read", file=path.name, problem=error.strerror)
+                log.warning("break-glass file not readable", file=path.name, problem=error.strerror)
                 continue
-            said = self._read(path.name, data, at)
-            if said is not None and said.expires_at > at:
-                found |= _entries(said)
+            admission = self._read(path.name, data, at)
+            if admission is not None and admission.expires_at > at:
+                found |= _entries(admission)
         return found
 
     def _read(self, name: str, data: bytes, at: int) -> BreakGlass | None:
         digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._said:
+        # The hash covers the signature, and the operators' keys are read once at the start: an accepted file stays
+        # acceptable until it expires, which `entries` checks each time.
+        if digest not in self._admissions:
             try:
-                said = read_break_glass(data, self._operators, self._gateways, self._settings.longest_s, at)
+                admission = read_break_glass(data, self._operators, self._gateways, self._settings.longest_s, at)
             except Refusal as refusal:
-                self._said[digest] = None
+                self._admissions[digest] = None
                 self._refused(name, refusal)
                 return None
-            self._said[digest] = said
-            self._tell(said, unpack(Signed, data))
-        return self._said[digest]
+            self._admissions[digest] = admission
+            self._admitted(admission, unpack(Signed, data))
+        return self._admissions[digest]
 
 
-def _entries(said: BreakGlass) -> dict[str, Entry]:
-    """A certificate, and a host session of its own that nobody else can have."""
-    host_key = f"host.{hashlib.sha256(f'{MARK} {said.serial}'.encode()).hexdigest()[:32]}"
+def _entries(admission: BreakGlass) -> dict[str, DictionaryEntry]:
+    """A certificate, and a host entry for it alone: its key is a hash under a label that no session's id has."""
+    host_key = f"host.{hashlib.sha256(f'{MARK} {admission.serial}'.encode()).hexdigest()[:32]}"
     certificate = CertificateEntry(
-        sequence=said.issued_at,
-        until=said.expires_at,
-        sha256=said.certificate,
-        identity=said.identity,
+        sequence=admission.issued_at,
+        until=admission.expires_at,
+        sha256=admission.certificate,
+        identity=admission.identity,
         host_key=host_key,
         integrity="unanchored",
         marks=MARK,
-        allow=said.allow,
+        allow=admission.allow,
     )
-    host = HostEntry(sequence=said.issued_at, until=said.expires_at, host=said.identity.split("/")[4])
-    return {f"cert.{said.serial}": certificate, host_key: host}
+    host = HostEntry(sequence=admission.issued_at, until=admission.expires_at, host=admission.identity.split("/")[4])
+    return {f"cert.{admission.serial}": certificate, host_key: host}

@@ -1,7 +1,7 @@
-"""nginx's dictionary as the gateway worker sees it: a few requests over a unix socket.
+"""Client for nginx's dictionary of admissions: a few requests over a unix socket.
 
-The other end is compose/nginx/admission.js. Every change names the epoch it is meant for, one life of nginx's shared
-memory, and is refused in another.
+The other end is compose/nginx/admin.js. Every change names the epoch that it is meant for, which is one lifetime of
+nginx's shared memory, and nginx refuses it in any other.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Annotated, Self, TypeVar
 import httpx
 from pydantic import Field, ValidationError
 
-from attestgate.manager.gateway.ledger import Entry
+from attestgate.manager.gateway.entries import DictionaryEntry
 from attestgate.schemas.admission import NginxEpoch
 from attestgate.schemas.base import Model
 
 MAX_BODY = 1_000_000
-"""Bytes in one request: nginx keeps 1 MiB in memory, and a longer one on disk."""
+"""Bytes in one request: nginx keeps up to 1 MiB in memory, and would write a longer one to disk."""
 _TIMEOUT_S = 5.0
 
 
 class NginxError(Exception):
-    """nginx could not be made to agree now: not reached, or not the answer of admission.js. Trying again may help."""
+    """nginx could not be updated now: it is unreachable, or did not answer as admin.js does. A retry may help."""
 
 
 class OtherEpoch(NginxError):
-    """nginx has lost its memory since it was last asked: everything has to be loaded again."""
+    """nginx has lost its memory since it was last asked: everything must be loaded again."""
 
 
 class ZoneFull(NginxError):
-    """The shared memory is full. Removals still work; what did not fit is not admitted."""
+    """The shared memory is full. Removals still work; an entry that did not fit is not admitted."""
 
 
 class Health(Model):
-    """nginx's answer when asked how it is. `free`: bytes left in whole pages of the zone."""
+    """nginx's answer to a health check. `free`: bytes left in whole pages of the zone."""
 
     epoch: NginxEpoch
     entries: Annotated[int, Field(ge=0)]
@@ -44,7 +44,7 @@ class Health(Model):
 
 
 class RequestRefusal(Model):
-    """Requests refused for one reason, of one certificate where there was one."""
+    """Requests that were refused for one reason, with one certificate if any."""
 
     verdict: str
     identity: str
@@ -52,20 +52,20 @@ class RequestRefusal(Model):
     times: Annotated[int, Field(ge=1)]
 
 
-class Refusals(Model):
-    """What was refused since the last question."""
+class RequestRefusals(Model):
+    """The requests refused since this was last asked."""
 
     refusals: list[RequestRefusal]
 
 
-class Contents(Model):
-    """Everything in the dictionary: JSON text by key, and the epoch it belongs to."""
+class DictionaryContents(Model):
+    """Everything in the dictionary: JSON text by key, and the epoch that it belongs to."""
 
     epoch: NginxEpoch
     entries: dict[str, str]
 
 
-M = TypeVar("M", Health, Contents, Refusals)
+M = TypeVar("M", Health, DictionaryContents, RequestRefusals)
 
 
 class Dictionary:
@@ -77,19 +77,19 @@ class Dictionary:
         )
 
     async def health(self) -> Health:
-        """The epoch, and how full the zone is."""
+        """The epoch and the fill level of the zone."""
         return self._read(Health, await self._ask("GET", "/health"))
 
-    async def contents(self) -> Contents:
-        """All of it."""
-        return self._read(Contents, await self._ask("GET", "/entries"))
+    async def contents(self) -> DictionaryContents:
+        """Every entry."""
+        return self._read(DictionaryContents, await self._ask("GET", "/entries"))
 
     async def refusals(self) -> list[RequestRefusal]:
-        """The requests that were refused since this was last asked, counted."""
-        return self._read(Refusals, await self._ask("GET", "/refusals")).refusals
+        """The requests refused since this was last asked, with counts."""
+        return self._read(RequestRefusals, await self._ask("GET", "/refusals")).refusals
 
-    async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
-        """Write entries; each disappears by itself at its `until`."""
+    async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
+        """Write entries; nginx drops each by itself at its `until`."""
         rows = [
             {"key": key, "until": entry.until, "sequence": entry.sequence, "value": entry.model_dump_json()}
             for key, entry in entries.items()
@@ -98,7 +98,7 @@ class Dictionary:
             await self._ask("PUT", "/entries", body)
 
     async def remove(self, epoch: str, keys: Sequence[str]) -> None:
-        """Remove keys; a missing one is no error."""
+        """Remove keys; a missing key is no error."""
         for body in _bodies(epoch, "keys", keys):
             await self._ask("DELETE", "/entries", body)
 
@@ -113,7 +113,7 @@ class Dictionary:
             case 409:
                 raise OtherEpoch("nginx was restarted")
             case 507:
-                raise ZoneFull("the shared memory of nginx is full: give NginxConfig.zone more")
+                raise ZoneFull("nginx's shared memory is full: increase `zone` in the nginx settings")
             case status:
                 raise NginxError(f"{method} {path}: status {status}: {response.text[:200]}")
 
@@ -122,7 +122,8 @@ class Dictionary:
         try:
             return kind.model_validate_json(answer)
         except ValidationError as error:
-            raise NginxError(f"not an answer of admission.js: {error.errors(include_input=False)[0]['msg']}") from None
+            problem = error.errors(include_input=False)[0]["msg"]
+            raise NginxError(f"unexpected answer from admin.js: {problem}") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,7 +133,7 @@ class Dictionary:
 
 
 def _bodies(epoch: str, name: str, items: Iterable[object]) -> Iterator[str]:
-    """Requests of at most `MAX_BODY` bytes that carry all the items (one item is far shorter)."""
+    """Request bodies of at most `MAX_BODY` bytes that together carry all items (one item is far shorter)."""
     batch, size = list[str](), 0
     for text in map(json.dumps, items):
         if size + len(text) > MAX_BODY - 100:
@@ -145,4 +146,5 @@ def _bodies(epoch: str, name: str, items: Iterable[object]) -> Iterator[str]:
 
 
 def _body(epoch: str, name: str, items: list[str]) -> str:
+    # Neither needs escaping: the epoch is hexadecimal (schemas.admission.NginxEpoch), the name a literal of this file.
     return f'{{"epoch":"{epoch}","{name}":[{",".join(items)}]}}'

@@ -1,4 +1,4 @@
-"""A gateway worker put together from its settings."""
+"""Assembles a gateway worker from its settings and runs it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from attestgate.schemas.settings import GatewaySettings
 
 _DATA = TypeAdapter(dict[str, JsonValue])
 TELL_S = 2.0
-"""How long a worker that cannot begin tries to reach the bus to say so."""
+"""How long a worker that cannot start tries to reach the bus to report it."""
 log = structlog.get_logger(__name__)
 
 
 async def run(settings: GatewaySettings) -> None:
-    """Work until cancelled. Raises Refusal, told as an event too, and BusError."""
+    """Work until cancelled. Raises BusError and Refusal; a refusal is also published as an event."""
     try:
         await _work(settings, read_identity(settings.identity))
     except Refusal as refusal:
-        await _tell(settings, refusal)
+        await _publish_failure(settings, refusal)
         raise
 
 
@@ -44,12 +44,12 @@ async def _work(settings: GatewaySettings, identity: Ed25519PrivateKey) -> None:
             await GatewayWorker(settings, bus=bus, identity=identity, emit=emit, metrics=metrics).run()
 
 
-async def _tell(settings: GatewaySettings, refusal: Refusal) -> None:
-    """Say as an event why this worker ends. The refusal is what is raised, whether or not the bus hears of it."""
+async def _publish_failure(settings: GatewaySettings, refusal: Refusal) -> None:
+    """Publish why this worker ends, if the bus can be reached; the refusal is raised either way."""
     try:
         bus = await join(settings.bus, patience_s=TELL_S)
     except (BusError, Refusal) as error:
-        log.debug("not told as an event", error=str(error))
+        log.debug("event not published", error=str(error))
         return
     async with bus:
         await _emitter(settings, bus).emit("gateway", settings.id, "failed", reasons=plain(refusal.reasons))

@@ -1,9 +1,9 @@
-"""An nginx without njs, as the gateway worker sees it: a map file, and a reload that ends what was served before.
+"""Admissions at an nginx without njs: a map file, and a reload that closes what was served under the previous one.
 
-The file is the prototype's `nginx_client_crts` in today's words: a regular expression for each rule of each admitted
-certificate, keyed by serial. Beside them, as comments, stand the very entries, so that a worker which starts anew reads
-what nginx holds. What njs does and this cannot: bind the certificate's hash (the CA's serials are unique), and end an
-admission without a worker.
+The file follows the prototype's `nginx_client_crts`: a regular expression for each rule of each admitted certificate,
+keyed by serial. The entries themselves are in the file too, as comments, so that a restarted worker can read what nginx
+holds. Unlike njs, it cannot bind the certificate's hash (the CA's serials are unique), nor end an admission while no
+worker runs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from attestgate.manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
-from attestgate.manager.gateway.ledger import CertificateEntry, Entry
+from attestgate.manager.gateway.dictionary import DictionaryContents, Health, NginxError, OtherEpoch, RequestRefusal
+from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry
 from attestgate.manager.local.atomic_file import atomic_write
 
 _MARK = "# "
-_ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
+_ENTRY: TypeAdapter[DictionaryEntry] = TypeAdapter(DictionaryEntry)
 _PLAIN = r"(?:[\w~!$&'()*+,=:@-]|%(?i:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))"
 _SEGMENT = rf"(?:{_PLAIN}(?:\.|{_PLAIN})*)"
-"""One segment of a target in plain form, as compose/nginx/admission.js has it."""
+"""One segment of a target in plain form, as in compose/nginx/admission.js."""
 _RELOADED_S = 5.0
 
 
@@ -40,39 +40,39 @@ class MapFile:
         self._path = path
 
     async def health(self) -> Health:
-        """The epoch is the master process. Whatever has lapsed meanwhile is taken out here."""
+        """The master process is the epoch. Removes entries that have expired: nginx does not do it here."""
         entries = self._read()
         over = [key for key, entry in entries.items() if entry.until <= time.time()]
         if over:
             await self._write({key: entry for key, entry in entries.items() if key not in over})
         return Health(epoch=self._epoch(), entries=len(entries) - len(over), free=0)
 
-    async def contents(self) -> Contents:
-        """All of it."""
+    async def contents(self) -> DictionaryContents:
+        """Every entry."""
         entries = {key: entry.model_dump_json() for key, entry in self._read().items()}
-        return Contents(epoch=self._epoch(), entries=entries)
+        return DictionaryContents(epoch=self._epoch(), entries=entries)
 
-    async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
-        """Write entries, and return when no process of nginx works by the file before."""
+    async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
+        """Write entries, and return when no nginx process uses the previous file any more."""
         if entries:
             await self._change(epoch, {**self._read(), **entries})
 
     async def remove(self, epoch: str, keys: Sequence[str]) -> None:
-        """The same for what has to go."""
+        """Remove keys in the same way."""
         before = self._read()
         if set(keys) & before.keys():
             await self._change(epoch, {key: entry for key, entry in before.items() if key not in keys})
 
     async def refusals(self) -> list[RequestRefusal]:
-        """A stock nginx counts nothing: its access log has them."""
+        """None: a stock nginx does not count them, only its access log shows them."""
         return []
 
-    async def _change(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+    async def _change(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
         if epoch != self._epoch():
             raise OtherEpoch("nginx was restarted")
         await self._write(entries)
 
-    async def _write(self, entries: Mapping[str, Entry]) -> None:
+    async def _write(self, entries: Mapping[str, DictionaryEntry]) -> None:
         try:
             atomic_write(self._path, "".join(_lines(entries)).encode())
         except OSError as error:
@@ -85,14 +85,14 @@ class MapFile:
         try:
             os.kill(master, signal.SIGHUP)
             async with asyncio.timeout(_RELOADED_S):
-                while before & _children(master):  # noqa: ASYNC110  a process that ends tells only its parent
+                while before & _children(master):  # noqa: ASYNC110  only its parent is notified when a process ends
                     await asyncio.sleep(0.01)
         except OSError as error:
             raise NginxError(f"nginx {master}: {error.strerror}") from None
         except TimeoutError:
-            raise NginxError("workers from before the reload still run: set worker_shutdown_timeout") from None
+            raise NginxError("workers from before the reload are still running: set worker_shutdown_timeout") from None
 
-    def _read(self) -> dict[str, Entry]:
+    def _read(self) -> dict[str, DictionaryEntry]:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK)]
@@ -106,14 +106,14 @@ class MapFile:
         try:
             return int((self._path.parent / "nginx.pid").read_text(encoding="ascii"))
         except (OSError, ValueError):
-            raise NginxError(f"no nginx runs beside {self._path}") from None
+            raise NginxError(f"no nginx is running next to {self._path}") from None
 
     def _epoch(self) -> str:
         master = self._master()
         try:
             started = Path(f"/proc/{master}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19]
         except OSError:
-            raise NginxError(f"no nginx runs beside {self._path}") from None
+            raise NginxError(f"no nginx is running next to {self._path}") from None
         return hashlib.sha256(f"{master} {started}".encode()).hexdigest()[:32]
 
     async def __aenter__(self) -> Self:
@@ -123,7 +123,9 @@ class MapFile:
         return None
 
 
-def _lines(entries: Mapping[str, Entry]) -> list[str]:
+def _lines(entries: Mapping[str, DictionaryEntry]) -> list[str]:
+    # Nothing here can break out of its line or its quotes: JSON escapes line breaks, and neither a rule nor an identity
+    # can hold a quote, a backslash or a line break (schemas/admission.py, Rule and SpiffeId).
     found = [f"{_MARK}{json.dumps([key, entry.model_dump_json()])}\n" for key, entry in entries.items()]
     for key, entry in entries.items():
         if isinstance(entry, CertificateEntry) and entry.host_key in entries:
@@ -145,4 +147,4 @@ def _children(master: int) -> set[int]:
     try:
         return {int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()}
     except OSError:
-        raise NginxError(f"nginx {master} has gone") from None
+        raise NginxError(f"nginx {master} is no longer running") from None

@@ -1,6 +1,6 @@
-"""Revocation lists for anybody: what the bus has, as files that nginx serves under `/crl/`.
+"""Public revocation lists: copies from the bus into files that nginx serves under `/crl/`.
 
-Whoever takes one checks its CA's signature; nothing at the gateway decides on it while it has leases.
+Clients verify the CA's signature themselves. The gateway does not decide by these lists: it admits by leases.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from attestgate.schemas.base import Refusal
 
 _MAX = 1024 * 1024
 MOST = 64
-"""Lists at once, one an issuing CA: nobody fills the disk by naming more."""
+"""Most lists at a time, one for each issuing CA: a hostile bus cannot fill the disk."""
 
 
 def publish(folder: Path, key: str, der: bytes) -> Path:
-    """Put a list into place, whole or not at all: `crl/<issuer>.crl`. Raises Refusal (`crl.*`)."""
+    """Write a list to `crl/<issuer>.crl` atomically. Raises Refusal (`crl.*`)."""
     issuer = key.removeprefix(CRL)
     try:
+        # The key comes from the bus: letters and digits only, so that it cannot name a path outside the folder.
         if len(der) > _MAX or not issuer.isalnum():
             raise ValueError("too long, or without an issuer")
         x509.load_der_x509_crl(der)
@@ -32,16 +33,16 @@ def publish(folder: Path, key: str, der: bytes) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists() and len(list(target.parent.glob("*.crl"))) >= MOST:
-            raise _refused(key, f"{MOST} issuers at most", "one more")
+            raise _refused(key, f"at most {MOST} issuers", "one more")
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
             file.write(der)
             os.fchmod(file.fileno(), 0o644)
         Path(file.name).replace(target)
     except OSError as error:
-        raise _refused(str(target), "a folder that can be written", str(error.strerror)) from None
+        raise _refused(str(target), "a writable folder", str(error.strerror)) from None
     return target
 
 
 def _refused(field: str, expected: str, found: str) -> Refusal:
-    action = "check nginx_public, and who writes the bus"
+    action = "check nginx_public, and who may write to the bus"
     return Refusal.because("crl.publish", field, expected=expected, found=found, action=action)

@@ -1,8 +1,8 @@
-"""WebSockets under way: carried between nginx and the controller, and cut when their admission or their time is over.
+"""Carries WebSockets between nginx and the controller, and cuts each when its admission or its maximum time ends.
 
-nginx looks at an upgraded connection no more, so it hands each one, once its request has been judged, to this unix
-socket, and names the keys of its leases in a header that only it can set. A connection is cut the moment the worker
-hears of a withdrawal, whether or not nginx can be reached; and with the worker itself.
+nginx does not check an upgraded connection again. It therefore passes each one, once its request has been admitted, to
+this unix socket, and names the keys of its leases in a header that only nginx can set. A connection is cut as soon as
+the worker receives a withdrawal, whether or not nginx can be reached, and when the worker itself ends.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import RelaySettings
 
 MOST = 1000
-"""WebSockets at once; one more is refused."""
+"""Most WebSockets at a time; further ones are refused."""
 _MAX_HEAD = 64 * 1024
 _HEAD_S = 10.0
 _PIECE = 64 * 1024
 _NAMED = re.compile(rb"\r\nX-Attestgate-Admission: ([^\r]*)(?=\r\n)")
 _KEYS = re.compile(r"(cert\.[0-9a-f]{2,40}) (host\.[0-9a-f]{32})")
 _log = structlog.get_logger(__name__)
-Ends: TypeAlias = Callable[[str], float]
+AdmissionEnd: TypeAlias = Callable[[str], float]
 """When the admission under a key ends, in Unix seconds; 0 if there is none."""
 _Stream: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, eq=False)
 class _Carried:
-    """One WebSocket. `over` is its time at the latest, by the loop's clock."""
+    """One WebSocket. `over` is the latest time that it may last to, by the loop's clock."""
 
     keys: tuple[str, str]
     over: float
@@ -46,9 +46,9 @@ class _Carried:
 
 
 class Relay:
-    """The relay of one gateway. `ends` is asked when a connection begins, and again when `changed` says so."""
+    """The relay of one gateway. It asks `ends` when a connection begins, and again on each `changed`."""
 
-    def __init__(self, settings: RelaySettings, ends: Ends, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: RelaySettings, ends: AdmissionEnd, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._ends = ends
         self._clock = clock
@@ -59,22 +59,22 @@ class Relay:
         return self._open
 
     def check(self) -> None:
-        """Whether a socket can be made where the settings say. Raises Refusal `gateway.relay`: no other file goes."""
+        """Check that the socket can be created: no other file is replaced. Raises Refusal `gateway.relay`."""
         path = self._settings.socket
         if not path.parent.is_dir() or (path.exists() and not path.is_socket()):
             raise Refusal.because(
                 "gateway.relay",
                 str(path),
-                expected="a path in a folder, free or with a socket left behind",
+                expected="an unused path in an existing folder, or a stale socket",
                 found="another file" if path.exists() else "no such folder",
                 action="correct `socket` of [relay] in the settings",
             )
 
     async def run(self) -> None:
-        """Carry until cancelled; then every connection is cut. asyncio takes away a socket that was left behind."""
+        """Carry until cancelled; then every connection is cut. asyncio removes a stale socket."""
         path = self._settings.socket
         async with asyncio.TaskGroup() as tasks:
-            # Made 0600, not changed to it: nobody else gets in between.
+            # Created with mode 0600, not changed to it later: nobody can connect in between.
             mask = os.umask(0o177)
             try:
                 server = await asyncio.start_unix_server(
@@ -89,7 +89,7 @@ class Relay:
                 path.unlink(missing_ok=True)
 
     def changed(self, key: str) -> None:
-        """An admission has changed: longer, shorter, or over."""
+        """An admission was extended, shortened or ended."""
         for carried in self._carried.get(key, ()):
             self._bind(carried)
 
@@ -98,12 +98,13 @@ class Relay:
         try:
             async with asyncio.timeout(_HEAD_S):
                 head = await nginx[0].readuntil(b"\r\n\r\n")
+            # Exactly one such header: nginx sets it, and passes none of the client's headers that it does not name.
             named = _NAMED.findall(head)
             keys = _KEYS.fullmatch(named[0].decode("latin-1")) if len(named) == 1 else None
             if keys is not None and self._open <= MOST:
                 await self._carry(nginx, head, (keys[1], keys[2]))
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:
-            _log.warning("a WebSocket was not carried", problem=str(error) or type(error).__name__)
+            _log.warning("WebSocket not carried", problem=str(error) or type(error).__name__)
         finally:
             self._open -= 1
             nginx[1].transport.abort()
@@ -113,16 +114,17 @@ class Relay:
         try:
             async with asyncio.timeout(None) as bound, self._controller() as controller:
                 with self._listed(_Carried(keys, begun + self._settings.longest_s, bound)):
+                    # Asked again once it is listed: a withdrawal since nginx's verdict has not called `changed` for it.
                     if self._left(keys) > 0:
                         controller[1].write(head)
                         await _both_ways(nginx, controller)
         except TimeoutError:
             lived = round(asyncio.get_running_loop().time() - begun, 3)
-            _log.info("a WebSocket was cut", keys=keys, lived_s=lived, admitted=self._left(keys) > 0)
+            _log.info("WebSocket cut", keys=keys, lived_s=lived, admitted=self._left(keys) > 0)
 
     @contextmanager
     def _listed(self, carried: _Carried) -> Iterator[None]:
-        """Bound in time from here on, by its admission as it is and as it changes."""
+        """From here on its time is limited by its admission, as that is now and as it changes."""
         for key in carried.keys:
             self._carried[key].add(carried)
         try:
@@ -157,13 +159,13 @@ class Relay:
 
 
 async def _both_ways(one: _Stream, other: _Stream) -> None:
-    """Until both sides have ended, or one is lost."""
+    """Copy until both sides have ended, or one connection is lost."""
     try:
         async with asyncio.TaskGroup() as both:
             both.create_task(_one_way(one[0], other[1]))
             both.create_task(_one_way(other[0], one[1]))
     except* OSError as errors:
-        _log.debug("a WebSocket was lost", problem=str(errors.exceptions[0]))
+        _log.debug("WebSocket lost", problem=str(errors.exceptions[0]))
 
 
 async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

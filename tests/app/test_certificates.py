@@ -100,16 +100,16 @@ async def test_a_certificate_is_renewed_before_it_lapses_for_the_same_key(brief:
     gc.collect()
     assert before() is None, "an application that runs for long keeps no heap of certificates"
     at = int(site.clock())
-    ledger = site.gateway.ledger
-    assert ledger.entry(f"cert.{first.serial}", at) is not None, "requests under way are not cut off"
-    assert ledger.entry(f"cert.{second.serial}", at) is not None
+    leases = site.gateway.lease_table
+    assert leases.entry(f"cert.{first.serial}", at) is not None, "requests under way are not cut off"
+    assert leases.entry(f"cert.{second.serial}", at) is not None
     since = len(site.events)
     await site.advance(10)
     await site.until("app", "a1", "rechecked", since=since)
     await site.quiet()
-    retired = ledger[f"cert.{first.serial}"]
+    retired = leases[f"cert.{first.serial}"]
     assert isinstance(retired, Withdrawal) and retired.reason == "certificate.renewed"
-    assert ledger.entry(f"cert.{second.serial}", int(site.clock())) is not None
+    assert leases.entry(f"cert.{second.serial}", int(site.clock())) is not None
     assert site.gateway.passes("a1")
 
 
@@ -177,14 +177,14 @@ async def test_the_lease_carries_what_the_enrolment_allows_and_a_recheck_what_it
     await start(site)
     record = await admitted(site)
     key = f"cert.{record.serial}"
-    lease = site.gateway.ledger[key]
+    lease = site.gateway.lease_table[key]
     assert isinstance(lease, Lease) and lease.allow == ["GET /switches/**"]
     await enrol(site, allow=["GET /switches"])
     since = len(site.events)
     await site.advance(10)
     await site.until("app", "a1", "rechecked", since=since)
     await site.quiet()
-    lease = site.gateway.ledger[key]
+    lease = site.gateway.lease_table[key]
     assert isinstance(lease, Lease) and lease.allow == ["GET /switches"]
 
 
@@ -205,7 +205,7 @@ async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site:
     assert record.manager_key
     leaf = x509.load_pem_x509_certificate(record.certificate.encode())
     assert read_marks(leaf) == ["manager-key"]
-    lease = site.gateway.ledger[f"cert.{record.serial}"]
+    lease = site.gateway.lease_table[f"cert.{record.serial}"]
     assert isinstance(lease, Lease) and "manager-key" in lease.marks
     assert running().credential.serial == record.serial
 
@@ -242,7 +242,7 @@ async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment
     await site.quiet()
     record = (await site.records(AppRecord))[-1]
     assert read_marks(x509.load_pem_x509_certificate(record.certificate.encode())) == ["proxy"]
-    lease = site.gateway.ledger[f"cert.{record.serial}"]
+    lease = site.gateway.lease_table[f"cert.{record.serial}"]
     assert isinstance(lease, Lease) and "proxy" in lease.marks
     await permit_nothing(site)
     await site.advance(10)

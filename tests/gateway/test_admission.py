@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestgate.manager.gateway.dictionary import MAX_BODY, Dictionary, NginxError, OtherEpoch, ZoneFull
-from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.gateway.entries import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.nginx import NginxConfig
 from tests.support.gateway.gate import HOST_SESSION, Client, Gate, logged, running, until

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
-from attestgate.manager.gateway.ledger import Entry
+from attestgate.manager.gateway.entries import DictionaryEntry
 from attestgate.schemas.admission import Withdrawal, open_report, post
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
@@ -70,11 +70,11 @@ async def test_fifty_under_way_and_ten_withdrawn(deployment: GatewayDeployment) 
 
 async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(deployment: GatewayDeployment) -> None:
     """What has come while nginx was asked goes to it in one request; what the manager has not signed is left out."""
-    puts: list[dict[str, Entry]] = []
+    puts: list[dict[str, DictionaryEntry]] = []
     gate, late = deployment.gate, asyncio.Event()
 
     class Counted(Dictionary):
-        async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+        async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
             puts.append(dict(entries))
             await super().put(epoch, entries)
             if late.is_set():

@@ -12,8 +12,10 @@ import structlog.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.gateway.desired_state import DesiredState
 from attestgate.manager.gateway.dictionary import Dictionary
-from attestgate.manager.gateway.ledger import Entry, HostEntry
+from attestgate.manager.gateway.entries import DictionaryEntry, HostEntry
+from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Withdrawal, post
 from attestgate.schemas.base import Refusal
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
@@ -285,7 +287,7 @@ async def test_a_report_is_of_what_nginx_was_asked_and_not_of_what_came_meanwhil
     class Interrupted(Dictionary):
         """While an admission is being written, its withdrawal arrives."""
 
-        async def put(self, epoch: str, entries: Mapping[str, Entry]) -> None:
+        async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
             await super().put(epoch, entries)
             if client.key in entries and deployment.bus.values[client.key] != gone:
                 await deployment.bus.put(client.key, gone)
@@ -356,12 +358,12 @@ async def test_refused_requests_are_told_with_the_rule(working: GatewayDeploymen
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_statement_that_comes_just_before_it_keeps_no_worker_from_ending(gate: Gate, turns: int) -> None:
-    worker = GatewayDeployment(gate).worker()
-    pausing = asyncio.create_task(worker._pause(60))
+async def test_a_statement_that_comes_just_before_it_keeps_no_worker_from_ending(turns: int) -> None:
+    desired = DesiredState(LeaseTable("sdn", longest_lease_s=300))
+    pausing = asyncio.create_task(desired.pause(60))
     for _ in range(3):
         await asyncio.sleep(0)
-    worker._wake.set()
+    desired.wake()
     for _ in range(turns):
         await asyncio.sleep(0)
     ended = pausing.done()

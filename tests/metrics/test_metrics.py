@@ -180,7 +180,7 @@ async def test_sessions_are_counted_by_state_as_they_move_and_go(metrics: Manage
 
 async def test_a_gateway_emits_what_is_documented() -> None:
     gateway = GatewayMetrics()
-    gateway.heard("cert.00")
+    gateway.received("cert.00")
     assert value(gateway.registry, "attestgate_gateway_waiting_statements") == 1
     gateway.agreed(["cert.00", "cert.01"], 2)
     gateway.event("admitted")

@@ -93,7 +93,7 @@ def taken_over(site: Deployment, one: Doomed) -> None:
         assert newest.state is live
         assert all(record.state in (State.SUPERSEDED, State.UNTRUSTED) for record in older)
     assert len({lease.serial for lease in site.gateway.leases}) == 2
-    assert len([s for s in site.gateway.ledger.values() if isinstance(s, Lease)]) == 1
+    assert len([s for s in site.gateway.lease_table.values() if isinstance(s, Lease)]) == 1
 
 
 def renewed(site: Deployment, one: Doomed) -> None:
@@ -101,7 +101,7 @@ def renewed(site: Deployment, one: Doomed) -> None:
     (record,) = one.live(site.records(AppRecord))
     first, second = dict.fromkeys(lease.serial for lease in site.gateway.leases)
     assert (record.ready, record.serial, record.retiring) == (second, second, None)
-    assert isinstance(site.gateway.ledger[f"cert.{first}"], Withdrawal)
+    assert isinstance(site.gateway.lease_table[f"cert.{first}"], Withdrawal)
 
 
 def killed_at_each(world: World, folder: Path, story: Story, timing: Timing, check: Check) -> None:

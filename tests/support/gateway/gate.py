@@ -25,7 +25,7 @@ from attestgate.bus.api import BusError, Entry
 from attestgate.compose.nginx.process import Nginx, free_port
 from attestgate.compose.sdn.controller import serve
 from attestgate.manager.gateway.dictionary import Dictionary
-from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
+from attestgate.manager.gateway.entries import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
 from attestgate.manager.pki.issue import IssuedCertificate, issue, issue_server
 from attestgate.schemas.admission import ALL, HostLease, Lease

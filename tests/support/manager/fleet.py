@@ -1,7 +1,7 @@
 """A fleet on a real bus: many hosts and applications in this process, with the real agents, workers and quotes.
 
 Only what needs a machine of its own is simulated: enclaves (quotes are those of a simulated machine), the attestation
-service (answered in the process) and nginx (the real ledger and reports, no nginx behind them).
+service (answered in the process) and nginx (the real lease table and reports, no nginx behind them).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from attestgate.bus.operator import order
 from attestgate.enclave.simulated import pccs
 from attestgate.host_agent.main import HostAgent
 from attestgate.manager.assembly import assemble
-from attestgate.manager.gateway.ledger import Ledger
-from attestgate.manager.gateway.reports import Telling
+from attestgate.manager.gateway.lease_table import LeaseTable
+from attestgate.manager.gateway.reports import Reporter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted
 from attestgate.schemas.base import parse_json
@@ -112,28 +112,28 @@ class Fleet:
     async def gateway(self) -> None:
         """Start the gateway, enrol it, and put a policy in force; needs a worker."""
         bus = await self.join("gateway", GATEWAY)
-        telling = Telling(GATEWAY, bus=bus, identity=self.world.gateway, emit=_nothing)
-        self.spawn(telling.reports())
-        self.spawn(self._admit(bus, telling))
+        reporter = Reporter(GATEWAY, bus=bus, identity=self.world.gateway, emit=_nothing)
+        self.spawn(reporter.publish_reports())
+        self.spawn(self._admit(bus, reporter))
         await self.order(self.world.policies.command(self.world.author, version=1))
         await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=self._gateway_identity())))
 
-    async def _admit(self, bus: NatsBus, telling: Telling) -> None:
+    async def _admit(self, bus: NatsBus, reporter: Reporter) -> None:
         """A gateway worker's part without an nginx: believe statements, report what they let pass."""
         managers = {bytes.fromhex(self.world.public["manager_identity"])}
-        ledger = Ledger("gateways", longest_lease_s=3600)
+        leases = LeaseTable("gateways", longest_lease_s=3600)
         async for entry in bus.bucket(BUCKET).watch():
             if entry is None or entry.value is None or entry.key.startswith("crl."):
                 continue
             statement, now = open_posted(entry.key, entry.value, managers), int(time.time())
-            if ledger.take(statement, now) and isinstance(statement, Lease):
+            if leases.take(statement, now) and isinstance(statement, Lease):
                 applied = AppliedStatement(
                     key=statement.key,
                     state="admitted",
                     sequence=statement.sequence,
                     app_session=statement.app_session,
                 )
-                telling.report([applied], "ab" * 16, now)
+                reporter.report([applied], "ab" * 16, now)
 
     def _gateway_identity(self) -> bytes:
         return self.world.gateway.public_key().public_bytes_raw()

@@ -1,4 +1,4 @@
-"""A gateway worker without an nginx: the real ledger, the real reports."""
+"""A gateway worker without an nginx: the real lease table, the real reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.memory.server import MemoryBus
-from attestgate.manager.gateway.ledger import Ledger
+from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal
 from tests.support.manager.wire import Clock
@@ -21,7 +21,7 @@ class Gateway:
         self._clock = clock
         self._identity = identity
         self._managers = managers
-        self.ledger = Ledger("gateways", longest_lease_s=3600)
+        self.lease_table = LeaseTable("gateways", longest_lease_s=3600)
         self.leases: list[Lease] = []
 
     async def run(self) -> None:
@@ -31,7 +31,7 @@ class Gateway:
                 continue
             statement = open_posted(entry.key, entry.value, self._managers)
             try:
-                changed = self.ledger.take(statement, int(self._clock()))
+                changed = self.lease_table.take(statement, int(self._clock()))
             except Refusal:
                 continue
             if isinstance(statement, Lease):
@@ -53,7 +53,7 @@ class Gateway:
         return any(
             isinstance(statement, Lease)
             and statement.app == app
-            and self.ledger.entry(key, at) is not None
-            and self.ledger.entry(f"host.{statement.host_session}", at) is not None
-            for key, statement in self.ledger.items()
+            and self.lease_table.entry(key, at) is not None
+            and self.lease_table.entry(f"host.{statement.host_session}", at) is not None
+            for key, statement in self.lease_table.items()
         )

@@ -284,7 +284,7 @@ class Chaos(RuleBasedStateMachine):
     @invariant()
     def nobody_is_leased_on_a_question_that_was_asked_after_it_went_bad(self) -> None:
         self._hear_orders()
-        for statement in self.site.gateway.ledger.values():
+        for statement in self.site.gateway.lease_table.values():
             if isinstance(statement, Withdrawal):
                 continue
             assert statement.expires_at <= statement.issued_at + TIMING.lease_s
@@ -301,7 +301,7 @@ class Chaos(RuleBasedStateMachine):
 
     @invariant()
     def what_a_gateway_knows_never_goes_back(self) -> None:
-        for key, statement in self.site.gateway.ledger.items():
+        for key, statement in self.site.gateway.lease_table.items():
             before = self.statements.get(key)
             if before is not None and statement != before and not isinstance(statement, Withdrawal):
                 assert not isinstance(before, Withdrawal), f"{key} is leased again"

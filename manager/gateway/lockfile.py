@@ -1,4 +1,4 @@
-"""One gateway worker at one nginx: a second, with another bus or none, would put back what the first has taken out."""
+"""One gateway worker per nginx: a second, on another bus or none, could restore entries that the first has removed."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from attestgate.schemas.base import Refusal
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold nginx's folder, made if missing. The kernel lets go of it with this process. Raises Refusal `gateway.*`."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on nginx's folder, which is created if missing. Raises Refusal `gateway.*`.
+
+    The folder itself is locked (flock), so no file is left behind, and the kernel releases it when this process ends.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise Refusal.because(
             "gateway.folder",
             str(folder),
             expected="nginx's folder",
             found=error.strerror,
-            action="check nginx_socket, and whose folder it is",
+            action="check nginx_socket and the folder's owner",
         ) from None
     try:
-        _hold(held, folder)
+        _lock(descriptor, folder)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
-def _hold(held: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Refusal.because(
             "gateway.running",
             str(folder),
-            expected="an nginx that no worker keeps",
+            expected="an nginx without a gateway worker",
             found="another gateway worker",
             action="stop that one first",
         ) from None

@@ -1,4 +1,4 @@
-"""The ledger: every rule by itself, and then all of them under statements in any order."""
+"""The lease table: every rule by itself, and then all of them under statements in any order."""
 
 from itertools import pairwise
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
+from attestgate.manager.gateway.entries import CertificateEntry, HostEntry, difference
+from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
 from tests.support.gateway.statements import CERT, HOST, host, lease, withdrawal
@@ -15,11 +16,11 @@ from tests.support.reasons import refusal_code
 LONGEST, SKEW = 60, 5
 
 
-def ledger() -> Ledger:
-    return Ledger("sdn", longest_lease_s=LONGEST, skew_s=SKEW)
+def table() -> LeaseTable:
+    return LeaseTable("sdn", longest_lease_s=LONGEST, skew_s=SKEW)
 
 
-def not_taken(book: Ledger, statement: Statement, at: int) -> str:
+def not_taken(book: LeaseTable, statement: Statement, at: int) -> str:
     before = dict(book)
     with pytest.raises(Refusal) as refusal:
         book.take(statement, at)
@@ -28,7 +29,7 @@ def not_taken(book: Ledger, statement: Statement, at: int) -> str:
 
 
 def test_a_lease_is_an_entry_until_its_end() -> None:
-    book = ledger()
+    book = table()
     assert book.take(lease(), 100) and book.take(host(), 100)
     assert book.entry(CERT, 129) == CertificateEntry(
         sequence=1,
@@ -46,31 +47,31 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
 
 
 def test_no_lease_is_longer_than_the_longest() -> None:
-    book = ledger()
+    book = table()
     book.take(lease(expires_at=10_000), 100)
     entry = book.entry(CERT, 100)
     assert entry is not None and entry.until == 100 + LONGEST
-    assert not_taken(ledger(), lease(expires_at=10_000), 100 + LONGEST) == "admission.expired"
+    assert not_taken(table(), lease(expires_at=10_000), 100 + LONGEST) == "admission.expired"
 
 
 def test_another_set_of_gateways() -> None:
-    assert not_taken(ledger(), lease(gateways="other"), 100) == "admission.set"
+    assert not_taken(table(), lease(gateways="other"), 100) == "admission.set"
 
 
 @pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
 def test_issued_ahead_of_the_clock(statement: Statement) -> None:
-    assert not_taken(ledger(), statement, 100 - SKEW - 1) == "admission.future"
-    assert ledger().take(statement, 100 - SKEW)
+    assert not_taken(table(), statement, 100 - SKEW - 1) == "admission.future"
+    assert table().take(statement, 100 - SKEW)
 
 
 @pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
 def test_over(statement: Statement) -> None:
-    assert not_taken(ledger(), statement, 130) == "admission.expired"
-    assert ledger().take(statement, 129)
+    assert not_taken(table(), statement, 130) == "admission.expired"
+    assert table().take(statement, 129)
 
 
 def test_the_sequence_rises() -> None:
-    book = ledger()
+    book = table()
     book.take(lease(sequence=5), 100)
     assert not book.take(lease(sequence=5), 100), "the same again is nothing new"
     assert not_taken(book, lease(sequence=4), 100) == "admission.sequence"
@@ -79,7 +80,7 @@ def test_the_sequence_rises() -> None:
 
 
 def test_a_shorter_lease_does_not_let_an_older_one_back_in() -> None:
-    book = ledger()
+    book = table()
     book.take(lease(sequence=1, expires_at=150), 100)
     book.take(lease(sequence=2, expires_at=120), 100)
     assert list(book.forget(120)) == []
@@ -90,7 +91,7 @@ def test_a_shorter_lease_does_not_let_an_older_one_back_in() -> None:
 
 @pytest.mark.parametrize("sequence", [1, 2, 9])
 def test_a_withdrawal_is_final_whatever_its_sequence(sequence: int) -> None:
-    book = ledger()
+    book = table()
     book.take(lease(sequence=5), 100)
     assert book.take(withdrawal(sequence=sequence), 110)
     assert book.entry(CERT, 110) is None
@@ -99,7 +100,7 @@ def test_a_withdrawal_is_final_whatever_its_sequence(sequence: int) -> None:
 
 
 def test_a_withdrawal_outlives_every_lease_signed_before_it() -> None:
-    book = ledger()
+    book = table()
     book.take(withdrawal(issued_at=110, until=111), 110)
     longest = lease(issued_at=110 + SKEW, expires_at=10_000, sequence=9)
     assert not_taken(book, longest, 110 + SKEW) == "admission.withdrawn"
@@ -111,11 +112,11 @@ def test_a_withdrawal_outlives_every_lease_signed_before_it() -> None:
 
 
 def test_an_old_withdrawal_is_over() -> None:
-    assert not_taken(ledger(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
+    assert not_taken(table(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
 
 
 def test_lapsed_leases_are_told_once() -> None:
-    book = ledger()
+    book = table()
     book.take(lease(), 100)
     book.take(host(expires_at=150), 100)
     assert list(book.forget(129)) == []
@@ -152,7 +153,7 @@ withdrawals = st.builds(
 @given(steps=st.lists(st.tuples(st.one_of(leases, leases, withdrawals), st.integers(0, 20)), max_size=30))
 def test_statements_in_any_order(steps: list[tuple[Lease | Withdrawal, int]]) -> None:
     """Whatever the bus plays, in whatever order, nobody is in who should not be."""
-    book, at, taken, sequences = ledger(), 100, [], [0]
+    book, at, taken, sequences = table(), 100, [], [0]
     for statement, later in steps:
         at += later
         book.forget(at)

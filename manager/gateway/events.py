@@ -1,0 +1,75 @@
+"""The events of a gateway: what each is called and what data it carries (schemas/event_data.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attestgate.manager.gateway.dictionary import RequestRefusal
+from attestgate.manager.gateway.entries import CertificateEntry, DictionaryChanges
+from attestgate.manager.gateway.lease_table import LeaseTable
+from attestgate.manager.gateway.reports import Reporter
+from attestgate.schemas.admission import Withdrawal
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.break_glass import BreakGlass
+
+
+class GatewayEvents:
+    """Turns what happens at one gateway into events. Renewing an admitted key is no event."""
+
+    def __init__(self, reporter: Reporter, leases: LeaseTable, clock: Callable[[], float]) -> None:
+        self._reporter = reporter
+        self._leases = leases
+        self._clock = clock
+        self._admitted: set[str] = set()
+
+    def applied(self, changes: DictionaryChanges) -> None:
+        """nginx has made these changes: `withdrawn` and, for keys that were not admitted before, `admitted`."""
+        for key in changes.remove:
+            self._admitted.discard(key)
+            self._withdrawn(key)
+        for key, entry in changes.put.items():
+            if key not in self._admitted:
+                self._admitted.add(key)
+                who = entry.identity if isinstance(entry, CertificateEntry) else entry.host
+                data: dict[str, object] = {"key": key, "who": who, "sequence": entry.sequence, "until": entry.until}
+                self._reporter.event("admitted", data, self._leases.session(key))
+
+    def _withdrawn(self, key: str) -> None:
+        session, held = self._leases.session(key), self._leases.get(key)
+        if isinstance(held, Withdrawal):
+            # The decision is timed in whole seconds: the reported delay is at most one second too long.
+            after = max(round(self._clock() - held.issued_at, 3), 0.0)
+            self._reporter.event("withdrawn", {"key": key, "reason": held.reason, "after_s": after}, session)
+        else:
+            self._reporter.event("withdrawn", {"key": key, "reason": "not leased"}, session)
+
+    def reconciled(self, changes: DictionaryChanges) -> None:
+        """A comparison of everything found nginx to differ, if it did."""
+        if changes.put or changes.remove:
+            self._reporter.event("reconciled", {"put": len(changes.put), "removed": len(changes.remove)})
+
+    def lapsed(self, sessions: Mapping[str, str | None]) -> None:
+        """The leases of these keys have expired; nginx has dropped them by itself."""
+        for key, session in sessions.items():
+            self._admitted.discard(key)
+            self._reporter.event("lapsed", {"key": key}, session)
+
+    def requests_refused(self, refusals: Iterable[RequestRefusal]) -> None:
+        """nginx has refused these requests."""
+        for refusal in refusals:
+            session = self._leases.session(f"cert.{refusal.serial.lower()}")
+            self._reporter.event("request-refused", refusal.model_dump(), session)
+
+    def refused(self, key: str, refusal: Refusal) -> None:
+        """A statement, a revocation list or a break-glass file was refused."""
+        data: dict[str, object] = {"key": key, "reason": refusal.reasons[0].model_dump()}
+        self._reporter.event("refused", data, self._leases.session(key))
+
+    def break_glass(self, admission: BreakGlass) -> None:
+        """An operator's admission takes effect."""
+        data = admission.model_dump(include={"operator", "identity", "serial", "reason"})
+        self._reporter.event("break-glass", {**data, "until": admission.expires_at})
+
+    def nginx_failed(self, problem: str) -> None:
+        """nginx could not be brought in line."""
+        self._reporter.event("nginx-failed", {"problem": problem})

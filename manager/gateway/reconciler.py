@@ -1,0 +1,129 @@
+"""Brings one nginx in line with what it must hold, and keeps it there.
+
+A round writes the keys that changed. It compares everything where nginx has a new epoch (it has lost its memory), and
+once in every `reconcile_s`. An idle reconciler probes the epoch every second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeAlias
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from attestgate.manager.gateway.break_glass import BreakGlassFolder
+from attestgate.manager.gateway.desired_state import DesiredState, Round
+from attestgate.manager.gateway.dictionary import Dictionary, NginxError
+from attestgate.manager.gateway.entries import DictionaryChanges, difference
+from attestgate.manager.gateway.events import GatewayEvents
+from attestgate.manager.gateway.map_file import MapFile
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.gateway.reports import Reporter
+from attestgate.manager.gateway.retries import log_retries
+
+AdmissionStore: TypeAlias = Dictionary | MapFile
+"""Where an nginx keeps who is admitted."""
+_PROBE_S = 1.0
+"""How often an idle worker asks nginx for its epoch: how long a restarted nginx stays empty."""
+
+
+class Reconciler:
+    """Makes `store` hold what `desired` says."""
+
+    def __init__(
+        self,
+        store: AdmissionStore,
+        desired: DesiredState,
+        *,
+        break_glass: BreakGlassFolder | None,
+        reporter: Reporter,
+        events: GatewayEvents,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+        reconcile_s: float,
+    ) -> None:
+        self._store = store
+        self._desired = desired
+        self._break_glass = break_glass
+        self._reporter = reporter
+        self._events = events
+        self._metrics = metrics
+        self._clock = clock
+        self._reconcile_s = reconcile_s
+        self._epoch: str | None = None
+        """The epoch in which everything was last compared."""
+        self._reconcile_at = 0.0
+
+    async def run(self) -> None:
+        """Reconcile until cancelled. A failure of nginx is retried with a growing delay, and at once on a change."""
+        probe_at = 0.0
+        while True:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(NginxError),
+                wait=wait_exponential_jitter(multiplier=0.05, max=2),
+                sleep=self._desired.pause,
+                before_sleep=self._failed,
+            ):
+                with attempt:
+                    await self._reconcile()
+            if time.monotonic() >= probe_at:
+                # Not after every round: the renewals of a whole fleet come as hundreds of them.
+                probe_at = time.monotonic() + _PROBE_S
+                await self._collect_refusals()
+                self._events.lapsed(self._desired.forget(int(self._clock())))
+            await self._desired.pause(_PROBE_S)
+
+    async def _reconcile(self) -> None:
+        """One round: write what changed, or compare everything if nginx's memory is new or the period is over."""
+        # Cleared before anything is read: a statement that arrives during this round brings about the next one.
+        self._desired.reset_wake()
+        epoch = (await self._store.health()).epoch
+        at = int(self._clock())
+        if self._break_glass is not None:
+            self._desired.set_break_glass_entries(self._break_glass.entries(at))
+        new_epoch = epoch != self._epoch
+        if new_epoch:
+            self._desired.repeat_break_glass()
+        # Not before the bucket has been read: a key that is not known yet would be removed, and its owner cut off.
+        everything = self._desired.complete and (new_epoch or time.monotonic() >= self._reconcile_at)
+        batch = self._desired.begin_round(at, everything=everything)
+        changes = await self._write(epoch, batch, everything=everything)
+        # After a restart of this worker or of nginx, everything is reported again.
+        keys = batch.keys if new_epoch else changes.put.keys() | set(changes.remove)
+        self._reporter.report(batch.applied(keys), epoch, at)
+        self._metrics.agreed(batch.keys, len(self._desired.leases))
+        self._events.applied(changes)
+        if everything:
+            self._epoch = epoch
+            self._reconcile_at = time.monotonic() + self._reconcile_s
+            self._events.reconciled(changes)
+
+    async def _write(self, epoch: str, batch: Round, *, everything: bool) -> DictionaryChanges:
+        try:
+            if everything:
+                changes = difference(batch.entries, (await self._store.contents()).entries)
+            else:
+                changes = batch.changes()
+            # Removals first: they must not wait, and they make room.
+            await self._store.remove(epoch, changes.remove)
+            await self._store.put(epoch, changes.put)
+        except BaseException:
+            # Some of it may have been written: writing it again changes nothing.
+            self._desired.undo(batch)
+            raise
+        return changes
+
+    async def _collect_refusals(self) -> None:
+        """Count and report the requests that nginx has refused since it was last asked."""
+        with suppress(NginxError):  # the next round reports it
+            refusals = await self._store.refusals()
+            for refusal in refusals:
+                self._metrics.refused(refusal.verdict, refusal.times)
+            self._events.requests_refused(refusals)
+
+    def _failed(self, state: RetryCallState) -> None:
+        log_retries("updating nginx failed, retrying")(state)
+        if state.attempt_number == 1 and state.outcome is not None:
+            self._events.nginx_failed(str(state.outcome.exception()))
