@@ -164,7 +164,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 async def test_a_restored_bus_is_not_believed_about_who_was_revoked(site: Site) -> None:
     stack = site.stack
     await stack.server.stop()
-    await site.type(section="Backup")
+    await site.type(section="Back up")
     await stack.server.start()
     await site.rechecked(stack.events.mark)
     await site.type("attestgate revoke app app-1 --reason lost")
@@ -193,7 +193,7 @@ async def test_a_restored_bus_is_not_believed_about_who_was_revoked(site: Site) 
 
 async def test_storage_keys_are_rotated_and_nobody_notices(site: Site) -> None:
     mark = site.stack.events.mark
-    said = await site.type(section="Storage keys")
+    said = await site.type(section="Rotate the storage keys")
     assert "destroyed epochs [1]" in said
     await site.rechecked(site.stack.events.mark)
     assert site.undisturbed(mark)
@@ -201,7 +201,7 @@ async def test_storage_keys_are_rotated_and_nobody_notices(site: Site) -> None:
 
 async def test_the_issuing_ca_is_replaced_and_nobody_notices(site: Site) -> None:
     mark = site.stack.events.mark
-    await site.type(section="The issuing CA")
+    await site.type(section="Rotate the issuing CA")
     await site.restart_manager()
     await site.reload_nginx()
     await site.rechecked(site.stack.events.mark)
@@ -213,7 +213,7 @@ async def test_the_issuing_ca_is_replaced_and_nobody_notices(site: Site) -> None
 
 async def test_a_server_certificate_is_replaced_and_nobody_notices(site: Site) -> None:
     mark, old = site.stack.events.mark, site.stack.nginx.config.certificate.read_text(encoding="ascii")
-    await site.type(section="A gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
+    await site.type(section="Replace a gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
     assert site.stack.nginx.config.certificate.read_text(encoding="ascii") != old
     await site.reload_nginx()
     await site.rechecked(site.stack.events.mark)
@@ -224,7 +224,7 @@ async def test_a_server_certificate_is_replaced_and_nobody_notices(site: Site) -
 async def test_a_gateways_identity_is_replaced(site: Site) -> None:
     mark = site.stack.events.mark
     await site.fresh_keys()
-    await site.type(section="A gateway's identity")
+    await site.type(section="Replace a gateway's identity")
     await site.restart_gateway()
     await site.rechecked(site.stack.events.mark)
     assert site.undisturbed(mark)
@@ -234,7 +234,7 @@ async def test_a_gateways_identity_is_replaced(site: Site) -> None:
 async def test_the_root_ca_is_replaced(site: Site) -> None:
     stack = site.stack
     await site.fresh_keys()
-    lines = commands(PAGE, "The root CA")
+    lines = commands(PAGE, "Rotate the root CA")
     old, root = await site.enrolled(), (site.desk / "keys/manager/pki/root-ca.pem").read_text(encoding="ascii")
     await site.type(*lines[:5], **old)
     assert stack.measurement("host") != old["OLD"]
@@ -263,7 +263,7 @@ async def test_the_root_ca_is_replaced(site: Site) -> None:
 async def test_the_managers_identity_is_replaced(site: Site) -> None:
     stack = site.stack
     await site.fresh_keys()
-    lines, old = commands(PAGE, "The manager's identity"), await site.enrolled()
+    lines, old = commands(PAGE, "Rotate the manager's identity"), await site.enrolled()
     await site.type(*lines[:-1], **old)
     assert stack.measurement("host") != old["OLD"]
     await site.restart_gateway()
@@ -280,7 +280,7 @@ async def test_the_managers_identity_is_replaced(site: Site) -> None:
 async def test_an_operator_is_replaced(site: Site) -> None:
     stack = site.stack
     await site.fresh_keys()
-    await site.type(section="An operator", BUS=stack.url)
+    await site.type(section="Replace an operator", BUS=stack.url)
     await site.restart_manager()
     olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
     said = await site.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
@@ -309,7 +309,7 @@ async def test_a_policy_author_is_replaced(site: Site) -> None:
     (site.desk / "list.bin").symlink_to(site.listed)
     lines = commands("getting-started.md")
     await site.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
-    lines = commands(PAGE, "A policy author")
+    lines = commands(PAGE, "Replace a policy author")
     await site.type(*lines[:2])
     await site.restart_manager()
     mark = stack.events.mark
@@ -321,7 +321,7 @@ async def test_a_policy_author_is_replaced(site: Site) -> None:
 
 
 async def test_a_credential_is_replaced(site: Site) -> None:
-    await site.type(section="A credential for the bus")
+    await site.type(section="Replace a bus credential")
     await site.stack.agent("host-1").stop()
     mark, again = site.stack.events.mark, time.time()
     await site.start("host-1")
@@ -339,7 +339,7 @@ async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(site: Sit
     await stack.manager.stop()
     await stack.bus.close()
     await stack.server.stop()
-    await site.type(section="The bus's seeds")
+    await site.type(section="Replace the bus's seeds")
     port = int(stack.url.rsplit(":", 1)[1])
     trust = credentials.load(site.plan.keys / "bus")
     async with EmbeddedServer(site.plan.folder / "nats", trust, port=port):
