@@ -22,8 +22,8 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.schemas.admission import ALL, HostLease, Lease, open_posted, post
 from bench.gateway import spread
-from tests.gateway.deployment import Deployment, at_work
-from tests.gateway.support import APP_SESSION, HOST_SESSION, Gate, running
+from tests.support.gateway.deployment import Deployment, at_work
+from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Gate, running
 
 LONG_S = 3000
 

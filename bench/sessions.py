@@ -38,16 +38,17 @@ from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.compose.local.children import Child, Children
-from attestgate.manager.audit.intake import Intake
-from attestgate.manager.records.outbox import Outbox, Pointer, summary, summary_key
+from attestgate.manager.records.current import Pointer
+from attestgate.manager.records.outbox import summary, summary_key
+from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Secret
 from attestgate.schemas.messages import Outcome
 from bench.bus import rate, shown, transition, write
-from bench.fleet import CALM, Fleet
-from tests.sessions.harness import World
+from tests.support.manager.fleet import CALM, Fleet
+from tests.support.manager.world import World
 
 TICK = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2, 4)
@@ -295,8 +296,8 @@ async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> 
     bus = await place.connect()
     sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
     before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
-    outbox = Outbox(bus, place.world.vault, Intake(bus, time.time))
-    await asyncio.gather(*(outbox.work("host", session, "recheck", Order(reasons=[])) for session in sessions))
+    messages = SessionMessages(bus, place.world.vault)
+    await asyncio.gather(*(messages.send("host", session, "recheck", Order(reasons=[])) for session in sessions))
     while sum(event.kind == "host" and event.what == "rechecked" for event in fleet.events[since:]) < hosts:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     rate = hosts / (time.perf_counter() - started)

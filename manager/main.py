@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.client.nats import NatsBus, join
 from attestgate.bus.client.setup import ensure
@@ -21,17 +20,20 @@ from attestgate.manager.attestation.fetch import Service
 from attestgate.manager.attestation.ias_client import Ias
 from attestgate.manager.attestation.pcs_client import Pcs
 from attestgate.manager.attestation.service import AttestationService, Dcap, Epid, Root
-from attestgate.manager.attestation.verifier import Judge
+from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.audit.alarms import Telling
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.last_head import Memory
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.emitter import Emitter, plain
-from attestgate.manager.handlers.agent_messages import Inbound
+from attestgate.manager.handlers.agent_messages import AgentMessages
+from attestgate.manager.handlers.dispatcher import Dispatcher
+from attestgate.manager.handlers.gateway_reports import GatewayReports
+from attestgate.manager.handlers.hello import HelloHandler
 from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
-from attestgate.manager.handlers.session_messages import Internal
+from attestgate.manager.handlers.session_messages import SessionSteps
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
@@ -41,8 +43,10 @@ from attestgate.manager.observer import Observer
 from attestgate.manager.pki.authority import expiries, load_authority
 from attestgate.manager.policy.policy_set import read_policy_key
 from attestgate.manager.policy.registry import Registry, operators_from
+from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.records.storage_keys import StorageKeyFile
 from attestgate.manager.records.vault import Vault
@@ -91,31 +95,28 @@ def assemble(
     orders = Orders(intake, identity)
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
-    outbox = Outbox(bus, vault, intake)
-    store = SessionStore(bus, vault, outbox, context, observer)
+    messages = SessionMessages(bus, vault)
+    current = CurrentSessions(bus, vault, messages)
+    store = SessionStore(bus, vault, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
-    judge = Judge(registry, service, authority)
+    verifier = Verifier(registry, service, authority)
     certificates = Certificates(bus, authority, settings.timing.certificate_s, orders, now)
-    inbound = Inbound(
-        bus, store, outbox, registry, judge, context, settings.suite, settings.trust_domain, certificates, orders
-    )
-    internal = Internal(store, registry, context, certificates, vault)
 
-    async def handle(subject: str, data: bytes) -> None:
-        await (internal if subjects.is_internal(subject) else inbound).take(subject, data)
+    async def take(subject: str, data: bytes) -> None:
+        await dispatcher.take(subject, data)
 
-    quarantine = Quarantine(bus, settings.name, handle)
-    return Worker(
-        bus,
-        inbound,
-        internal,
-        Operators(bus, registry, outbox, quarantine, high_water, orders, emitter.emit),
-        emitter.emit,
-        quarantine,
-        decisions,
-        lambda: int(now()),
-        observer,
+    quarantine = Quarantine(bus, settings.name, take)
+    dispatcher = Dispatcher(
+        store,
+        messages,
+        HelloHandler(bus, store, current, registry, context, settings.suite),
+        AgentMessages(store, current, registry, verifier, context, settings.trust_domain, certificates),
+        SessionSteps(store, registry, context, certificates),
+        GatewayReports(registry, messages, orders),
+        Operators(bus, registry, current, messages, quarantine, high_water, orders, emitter.emit, now),
     )
+    background = (certificates.keep_lists, registry.follow, decisions.run)
+    return Worker(bus, dispatcher.take, background, emitter.emit, quarantine, now, observer)
 
 
 def _collateral(

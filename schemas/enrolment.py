@@ -68,6 +68,10 @@ class AppEnrolment(Model):
             raise ValueError("a host is named twice: an application has one volume on each")
         return placements
 
+    def volume(self, host: str) -> int | None:
+        """The index of its volume on a host; None where it may not run there."""
+        return next((place.volume for place in self.placements if place.host == host), None)
+
 
 class GatewayEnrolment(Model):
     """A gateway worker: the Ed25519 key that signs its reports."""

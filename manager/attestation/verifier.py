@@ -17,7 +17,7 @@ from attestgate.manager.attestation.service import AttestationService, Wanted
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
 from attestgate.manager.policy.registry import InForce, Registry
-from attestgate.manager.sessions.draft import Judgement
+from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Reason, Refusal, pack
@@ -36,58 +36,71 @@ from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 
 IN_PLACE = 32 * 1024
 """A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
+NOTHING = "00" * 32
+"""In the place of a hash, where there is nothing to hash."""
 Verdict: TypeAlias = SgxVerdict | IasVerdict
 
 
-class Judge:
-    """Judges evidence with what this deployment trusts."""
+class Verifier:
+    """Appraises evidence by what this deployment trusts."""
 
     def __init__(self, registry: Registry, service: AttestationService, authority: Authority) -> None:
         self._registry = registry
         self._service = service
         self._authority = authority
 
-    async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> Judgement:
+    async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> AppraisalResult:
         """First evidence of a host. Raises Refusal where nothing can be judged (enrolment, policy, service)."""
         expected = self._first_report_data(
             record, evidence.enclave_key, host_evidence_hash(evidence.measurements, evidence.tpm)
         )
         return await self._host(record, evidence, expected, now)
 
-    async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> Judgement:
+    async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> AppraisalResult:
         """Evidence for a recheck, with what the list grew by. Raises Refusal where nothing can be judged."""
         expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements, evidence.tpm))
         return await self._host(record, evidence, expected, now)
 
-    async def app(self, record: AppRecord, evidence: AppEvidence, host: HostRecord, now: int) -> Judgement:
-        """First evidence of an application on a trusted host. Raises Refusal where nothing can be judged."""
+    async def app(
+        self, record: AppRecord, evidence: AppEvidence, host: HostRecord | None, enrolled: AppEnrolment, now: int
+    ) -> AppraisalResult:
+        """First evidence of an application, `host` being its host's trusted session, if there is one.
+
+        Raises Refusal where nothing can be appraised (policy, service).
+        """
+        if host is None:
+            return _not_appraised(NO_HOST)
+        if enrolled.volume(record.host) is None:
+            return _not_appraised(NO_PLACEMENT)
         expected = self._first_report_data(
             record, evidence.enclave_key, app_evidence_hash(evidence.certificate_request, proxy=evidence.proxy)
         )
-        judgement = await self._app(record, evidence.quote, host, expected, now, proxy=evidence.proxy)
+        result = await self._app(record, evidence.quote, host, enrolled, expected, now, proxy=evidence.proxy)
         try:
             check_request(self._authority, evidence.certificate_request, host=record.host, app=record.subject)
         except Refusal as refusal:
-            return replace(judgement, reasons=(*judgement.reasons, *refusal.reasons))
-        return judgement
+            return replace(result, reasons=(*result.reasons, *refusal.reasons))
+        return result
 
     async def app_recheck(
-        self, record: AppRecord, evidence: AppRecheckEvidence, host: HostRecord, now: int
-    ) -> Judgement:
+        self, record: AppRecord, evidence: AppRecheckEvidence, host: HostRecord, enrolled: AppEnrolment, now: int
+    ) -> AppraisalResult:
         """Evidence for an application's recheck. Raises Refusal where nothing can be judged."""
         expected = self._recheck_report_data(record, app_evidence_hash())
-        return await self._app(record, evidence.quote, host, expected, now, proxy=record.proxy)
+        return await self._app(record, evidence.quote, host, enrolled, expected, now, proxy=record.proxy)
 
     async def _host(
         self, record: HostRecord, evidence: HostEvidence | HostRecheckEvidence, expected: bytes, now: int
-    ) -> Judgement:
+    ) -> AppraisalResult:
         enrolled = await self._registry.host(record.subject)
         policies = await self._registry.policies()
         verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
         if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
-            return Judgement(False, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+            return AppraisalResult(
+                False, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict
+            )
         tpm = enrolled.enrolled_tpm
         try:
             judge = partial(judge_integrity, record, evidence, tpm, policies, now)
@@ -96,17 +109,17 @@ class Judge:
                 self._registry.check_tpm(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
-            return Judgement(True, tuple(reasons), _outcome(verdict, policies), _platform(verdict), verdict=verdict)
+            return AppraisalResult(True, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict)
         listed = found.verdict
         if evidence.measurements.offset and record.outcome is not None and record.outcome.observe_only:
             listed = listed.model_copy(update={"accepted": False})  # what was found then is on the list still
         if not listed.admitted:
             reasons += listed.reasons
-        return Judgement(
+        return AppraisalResult(
             own=True,
             reasons=tuple(reasons),
             outcome=_outcome(verdict, policies, listed),
-            platform=_platform(verdict),
+            platform=verdict.platform,
             list_size=evidence.measurements.offset + evidence.measurements.size,
             list_digest=evidence.measurements.whole,
             replay=pack(listed.replay),
@@ -124,23 +137,32 @@ class Judge:
         )
 
     async def _app(
-        self, record: AppRecord, quote: bytes, host: HostRecord, expected: bytes, now: int, *, proxy: bool
-    ) -> Judgement:
-        enrolled = await self._registry.app(record.subject)
+        self,
+        record: AppRecord,
+        quote: bytes,
+        host: HostRecord,
+        enrolled: AppEnrolment,
+        expected: bytes,
+        now: int,
+        *,
+        proxy: bool,
+    ) -> AppraisalResult:
         policies = await self._registry.policies()
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
-        placed = any(place.host == record.host for place in enrolled.placements)
+        placed = enrolled.volume(record.host) is not None
         reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
         reasons += _weaker(enrolled, policies.manifest, proxy)
+        if host.platform is None:
+            raise AssertionError("a trusted host without a platform")
         apart: tuple[Reason, ...] = ()
         if verdict.platform is not None:
-            apart = same_platform(PlatformIdentity(**_shown(host.platform)), verdict.platform, policies.sgx)
+            apart = same_platform(host.platform, verdict.platform, policies.sgx)
         tied = _tied(verdict, enrolled.mrenclaves, expected, None) and not apart
         outcome = _outcome(verdict, policies)
         if host.outcome is not None:
             inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
             outcome = outcome.model_copy(update=inherited)
-        return Judgement(tied, (*reasons, *apart), outcome, _platform(verdict), verdict=verdict)
+        return AppraisalResult(tied, (*reasons, *apart), outcome, verdict.platform, verdict=verdict)
 
     async def _quote(
         self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int
@@ -224,8 +246,8 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     """Measurement and platform may not change within a session."""
     if record.question is None or record.outcome is None:
         return []
-    before = {"mrenclave": record.outcome.mrenclave, **_shown(record.platform)}
-    after = {"mrenclave": verdict.mrenclave or "", **_named(verdict)}
+    before = {"mrenclave": record.outcome.mrenclave, **_parts(record.platform)}
+    after = {"mrenclave": verdict.mrenclave or "", **_parts(verdict.platform)}
     return [
         Reason(
             code=f"recheck.{name}",
@@ -239,16 +261,22 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
     ]
 
 
-def _named(verdict: Verdict) -> dict[str, str]:
-    return verdict.platform.model_dump() if verdict.platform is not None else {}
+def _parts(platform: PlatformIdentity | None) -> dict[str, str]:
+    return platform.model_dump() if platform is not None else {}
 
 
-def _platform(verdict: Verdict) -> dict[str, bytes]:
-    return {name: bytes.fromhex(part) for name, part in _named(verdict).items()}
-
-
-def _shown(platform: dict[str, bytes]) -> dict[str, str]:
-    return {name: part.hex() for name, part in platform.items()}
+def _not_appraised(reason: Reason) -> AppraisalResult:
+    """What there is to say of evidence that was not appraised: it ends nothing."""
+    outcome = Outcome(
+        simulated=False,
+        integrity="unanchored",
+        observe_only=False,
+        quote_id=NOTHING,
+        mrenclave=NOTHING,
+        tcb_status="none",
+        policy={},
+    )
+    return AppraisalResult(own=False, reasons=(reason,), outcome=outcome)
 
 
 def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:
@@ -256,8 +284,8 @@ def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = N
         simulated=verdict.simulated,
         integrity=listed.integrity if listed is not None else "unanchored",
         observe_only=listed is not None and listed.admitted and not listed.accepted,
-        quote_id=verdict.quote_id or "00" * 32,
-        mrenclave=verdict.mrenclave or "00" * 32,
+        quote_id=verdict.quote_id or NOTHING,
+        mrenclave=verdict.mrenclave or NOTHING,
         tcb_status=verdict.status or "none",
         policy=policies.names,
     )
@@ -269,4 +297,11 @@ NO_PLACEMENT = Reason(
     expected="a host that this application may run on",
     found="another",
     action="enrol the application for this host: attestgate enrol app --host",
+)
+NO_HOST = Reason(
+    code="host.not-trusted",
+    field="host",
+    expected="a host session that is trusted now",
+    found="none",
+    action="start the host's agent and wait until it is accepted; the application tries again by itself",
 )

@@ -12,7 +12,7 @@ from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.policy.registry import Registry
-from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.handshake import session_id
@@ -28,21 +28,21 @@ HELLOS_A_SECOND = 1
 """New sessions an id may open; a hello that comes sooner is dropped."""
 
 
-class HelloDesk:
-    """Takes hellos."""
+class HelloHandler:
+    """Admits hellos."""
 
     def __init__(
         self,
         bus: Bus,
         store: SessionStore,
-        outbox: Outbox,
+        current: CurrentSessions,
         registry: Registry,
         context: Callable[[], Context],
         suite: SuiteName,
     ) -> None:
         self._bus = bus
         self._store = store
-        self._outbox = outbox
+        self._current = current
         self._registry = registry
         self._context = context
         self._suite: SuiteName = suite
@@ -62,7 +62,7 @@ class HelloDesk:
         wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
-        await self._outbox.point(pending_key("host", id, id), session, "replaced")
+        await self._current.point(pending_key("host", id, id), session, "replaced")
 
     async def app(self, id: str, data: bytes) -> None:
         """An application's hello. Raises Refusal."""
@@ -77,7 +77,7 @@ class HelloDesk:
         session = self._admit(f"app.{id}.{hello.host}", "app", id, data)
         record = challenge_application(session, hello, data, self._context(), self._suite)
         await self._store.create(record)
-        await self._outbox.point(pending_key("app", id, hello.host), session, "replaced")
+        await self._current.point(pending_key("app", id, hello.host), session, "replaced")
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""

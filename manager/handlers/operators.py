@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable
 
 from attestgate.bus.api import Bucket, Bus, Conflict
 from attestgate.manager.audit.orders import Orders
+from attestgate.manager.emitter import plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.policy.registry import MANIFEST, TRIAL, Registry
-from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
@@ -60,38 +62,53 @@ class Operators:
         self,
         bus: Bus,
         registry: Registry,
-        outbox: Outbox,
+        current: CurrentSessions,
+        messages: SessionMessages,
         quarantine: Quarantine,
         high_water: HighWater,
         orders: Orders,
         emit: Emit,
+        now: Callable[[], float],
     ) -> None:
         self._high_water = high_water
         self._quarantine = quarantine
         self._registry = registry
         self._orders = orders
-        self._outbox = outbox
+        self._current = current
+        self._messages = messages
         self._emit = emit
+        self._now = now
         self._sequences = bus.bucket("operators")
         self._policies = bus.bucket("policies")
 
-    async def take(self, name: str, data: bytes, now: int) -> None:
-        """Apply a command that came on operator `name`'s subject. Raises Refusal (`command.*`, `signature.*`)."""
+    async def take(self, name: str, data: bytes) -> None:
+        """Apply a command that came on operator `name`'s subject, or say why not in an event as well.
+
+        Raises Refusal (`command.*`, `signature.*`), BusError.
+        """
+        message = hashlib.sha256(data).hexdigest()
+        try:
+            command = await self._take(name, data)
+        except Refusal as refusal:
+            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
+            raise
+        await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
+
+    async def _take(self, name: str, data: bytes) -> Command:
         signed = unpack(Signed, data)
         command = self._registry.read_command(signed)
         entry = await self._sequences.get(command.operator)
         applied = unpack(Applied, entry.value).sequence if entry and entry.value is not None else 0
         applied = max(applied, self._high_water.get(f"operator.{command.operator}"))
         if command.sequence != applied:  # a repeat of the newest is only answered once more
-            _check(command, name, applied, now)
+            _check(command, name, applied, int(self._now()))
             if signed.signer not in self._registry.identities(MAY[type(command.action)]):
                 raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
             await self._apply(command.action, command, signed)
             await self._orders.note(command, data)
             await _note(self._sequences, command)
             self._high_water.raise_to(f"operator.{command.operator}", command.sequence)
-        message = hashlib.sha256(data).hexdigest()
-        await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
+        return command
 
     async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
         match action:
@@ -150,12 +167,12 @@ class Operators:
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
         """Tell every session of a subject, also one that is only on its way to trust."""
-        for key in await self._outbox.pointers(role, id):
-            session = await self._outbox.pointer(key)
+        for key in await self._current.keys(role, id):
+            session = await self._current.session(key)
             if session is not None:
                 order = Order(reasons=[reason] if reason else [])
                 once = f"{command.operator}-{command.sequence}-{session}"
-                await self._outbox.work(role, session, what, order, message_id=once)
+                await self._messages.send(role, session, what, order, message_id=once)
 
 
 def _check(command: Command, name: str, applied: int, now: int) -> None:

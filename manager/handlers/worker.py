@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -20,13 +20,9 @@ import structlog
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Delivery
 from attestgate.bus.crypto.channel import Early, Replayed, Stale
-from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.emitter import plain
-from attestgate.manager.handlers.agent_messages import Inbound
-from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.rate_limit import Limiter
-from attestgate.manager.handlers.session_messages import Internal
 from attestgate.manager.observer import Observer
 from attestgate.manager.sessions.recheck import TooSoon
 from attestgate.manager.sessions.states import NoMove
@@ -45,6 +41,8 @@ PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
 """Senders who are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
 TOO_FAST = "message.rate"
 Emit = Callable[..., Awaitable[None]]
+Handler = Callable[[str, bytes], Awaitable[None]]
+"""Takes a subject and a message's bytes. Raises Refusal, NoMove, Stale, Early, TooSoon, BusError."""
 
 
 class Worker:
@@ -53,36 +51,33 @@ class Worker:
     def __init__(
         self,
         bus: Bus,
-        inbound: Inbound,
-        internal: Internal,
-        operators: Operators,
+        take: Handler,
+        background: Sequence[Callable[[], Awaitable[None]]],
         emit: Emit,
         quarantine: Quarantine,
-        log: DecisionLog,
-        now: Callable[[], int],
+        now: Callable[[], float],
         observer: Observer | None = None,
     ) -> None:
-        self._observer = observer or Observer()
-        self._quarantine = quarantine
-        self._log = log
-        self._limiter = Limiter(RATE, BURST)
+        """`take` handles a message; `background` is what no message asks for, each of which runs until cancelled."""
         self._bus = bus
-        self._inbound = inbound
-        self._internal = internal
-        self._operators = operators
+        self._take = take
+        self._background = background
         self._emit = emit
+        self._quarantine = quarantine
         self._now = now
+        self._observer = observer or Observer()
+        self._limiter = Limiter(RATE, BURST)
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Take messages until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow("managers", self._from_outside))
-            group.create_task(self._follow("workers", self._internal.take))
-            group.create_task(self._internal.keep())
-            group.create_task(self._log.run())
+            group.create_task(self._follow("workers", self._take))
+            for task in self._background:
+                group.create_task(_run(task))
 
-    async def _follow(self, consumer: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+    async def _follow(self, consumer: str, handle: Handler) -> None:
         room = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group, aclosing(self._bus.consume(consumer)) as deliveries:  # type: ignore[type-var]
             async for delivery in deliveries:
@@ -91,23 +86,16 @@ class Worker:
                 task.add_done_callback(lambda _: room.release())
 
     async def _from_outside(self, subject: str, data: bytes) -> None:
+        # The subject names the sender: the server lets a credential publish below its own id only
+        # (bus/auth/permissions.py).
         sender = subject.rsplit(".", 1)[0]
         if not self._limiter.take(sender, time.monotonic()):
             if sender.startswith(PATIENT):
                 raise BusError(f"more than {RATE:g} messages a second from {sender}")
             raise Refusal(_too_fast(sender))
-        if not subject.startswith(f"{subjects.OPERATOR}."):
-            await self._inbound.take(subject, data)
-            return
-        name, _ = subjects.parse_operator(subject)
-        try:
-            await self._operators.take(name, data, self._now())
-        except Refusal as refusal:
-            message = hashlib.sha256(data).hexdigest()
-            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
-            raise
+        await self._take(subject, data)
 
-    async def _one(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
+    async def _one(self, delivery: Delivery, handle: Handler) -> None:
         """Handle one delivery and settle it. Never raises: a worker outlives every message."""
         started, result = time.monotonic(), "again"
         try:
@@ -116,7 +104,7 @@ class Worker:
             log.warning("bus", subject=delivery.subject, error=str(error))
         self._observer.handled(delivery.subject, time.monotonic() - started, result)
 
-    async def _settle(self, delivery: Delivery, handle: Callable[[str, bytes], Awaitable[None]]) -> str:
+    async def _settle(self, delivery: Delivery, handle: Handler) -> str:
         """What came of it: handled, repeated, dropped, again or fault."""
         subject, result = delivery.subject, "dropped"
         try:
@@ -163,7 +151,7 @@ class Worker:
 
     async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
         """Into quarantine, with an event that says under which name."""
-        name = await self._quarantine.put(subject, data, attempts, reason, self._now())
+        name = await self._quarantine.put(subject, data, attempts, reason, int(self._now()))
         self.counts["quarantined"] += 1
         kind, id, what = _who(subject)
         await self._emit(kind, id, "quarantined", step=what, message=name, reasons=plain((reason,)))
@@ -188,6 +176,10 @@ class Worker:
     def _first_refusal(self, subject: str) -> bool:
         """Whether this refusal of a sender that is too fast is to be told: one in a hundred is enough."""
         return self.counts[f"dropped {TOO_FAST}"] % 100 == 1
+
+
+async def _run(task: Callable[[], Awaitable[None]]) -> None:
+    await task()
 
 
 def _too_fast(sender: str) -> Reason:

@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from attestgate.bus.api import Bus, Conflict
 from attestgate.bus.logs import of_session
@@ -20,11 +20,12 @@ from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.vault import Vault
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.recheck import expire
-from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
+from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.binding import Role
 
 R = TypeVar("R", HostRecord, AppRecord)
+T = TypeVar("T")
+Given = TypeVarTuple("Given")
 MAX_CONFLICTS = 50
 """Lost compare-and-sets in a row before the message is put back: others are busy with this session."""
 REMEMBERED = 4096
@@ -54,7 +55,7 @@ class SessionStore:
 
     async def load(self, kind: type[R], session: str) -> R:
         """A record as it stands. Raises Refusal `session.unknown`, or `record.open`."""
-        record, _ = await self._load(kind, record_key(_role(kind), session))
+        record, _ = await self._load(kind, record_key(ROLE[kind], session))
         return record
 
     async def create(self, record: R) -> None:
@@ -69,16 +70,25 @@ class SessionStore:
             self._stored(record)
         await self._publish(key, record, revision)
 
-    async def change(self, kind: type[R], session: str, step: Callable[[R], Awaitable[R]]) -> R:
-        """Take one step. A step that returns its record unchanged stores nothing.
+    async def apply(self, kind: type[R], session: str, step: Callable[[R, Context, T], R], given: T) -> R:
+        """Take one pure step: of the record, the time, and what is given. Raises as `change` does."""
 
-        Raises Refusal and NoMove from the step, BusError from the bus.
+        async def taken(record: R) -> R:
+            return step(record, self._context(), given)
+
+        return await self.change(kind, session, taken)
+
+    async def change(self, kind: type[R], session: str, step: Callable[[R, *Given], Awaitable[R]], *given: *Given) -> R:
+        """Take one step: of the record, and what is `given`. A step that returns its record unchanged stores nothing.
+
+        `step` may run again after a lost compare-and-set: it must do nothing but return the next record. Raises
+        Refusal and NoMove from the step, BusError from the bus.
         """
         of_session(session)
-        key = record_key(_role(kind), session)
+        key = record_key(ROLE[kind], session)
         async with self._locks.setdefault(key, asyncio.Lock()):
             try:
-                return await self._change(kind, key, step)
+                return await self._change(kind, key, lambda record: step(record, *given))
             finally:
                 if len(self._locks) > REMEMBERED:
                     self._locks = {k: lock for k, lock in self._locks.items() if lock.locked()}
@@ -148,7 +158,3 @@ class SessionStore:
         self._published[key, revision] = None
         while len(self._published) > REMEMBERED:
             self._published.popitem(last=False)
-
-
-def _role(kind: type[R]) -> Role:
-    return "host" if kind is HostRecord else "app"

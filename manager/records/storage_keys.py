@@ -13,7 +13,7 @@ from secrets import token_bytes
 from attestgate.bus.api import Bus, Conflict
 from attestgate.manager.local.atomic_file import replace_file
 from attestgate.manager.local.keyfiles import read_private
-from attestgate.manager.records.outbox import POINTERS, Pointer
+from attestgate.manager.records.current import POINTERS, Pointer
 from attestgate.manager.records.vault import StorageKeys, Vault, epoch_of
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, parse_json

@@ -6,7 +6,7 @@ Pure but for the randomness it is given: no clock, no network. `finish` puts eve
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from secrets import token_bytes
 from typing import Any, Generic, TypeVar
 
@@ -16,21 +16,18 @@ from pydantic import BaseModel, JsonValue
 from attestgate.bus import subjects
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.layout import ADMISSIONS, TTL
+from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
 from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from attestgate.manager.verification import ear
 from attestgate.schemas.admission import Statement, Withdrawal, post
 from attestgate.schemas.audit import Decision, Fact, sign_decision
-from attestgate.schemas.base import Reason, pack
+from attestgate.schemas.base import pack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.event_data import SessionWhat
 from attestgate.schemas.events import Event
-from attestgate.schemas.host_policy import ListVerdict
-from attestgate.schemas.messages import Outcome
 from attestgate.schemas.settings import GatewaySet, Timing
-from attestgate.schemas.sgx import IasVerdict, SgxVerdict
 from attestgate.schemas.signing import sign
-from attestgate.schemas.tpm import TpmClock
 
 R = TypeVar("R", HostRecord, AppRecord)
 
@@ -56,34 +53,6 @@ class Context:
     def manager_identity(self) -> bytes:
         """The public half of the manager's identity."""
         return self.identity.public_key().public_bytes_raw()
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What came of judging a piece of evidence.
-
-    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session. `verdict`
-    and `listed` are what the judgement rests on: the enclave's and the measurement list's.
-    """
-
-    own: bool
-    reasons: tuple[Reason, ...]
-    outcome: Outcome
-    platform: dict[str, bytes]
-    list_size: int = 0
-    list_digest: bytes = b""
-    replay: bytes = b""
-    tpm: TpmClock | None = None
-    notes: dict[str, JsonValue] = field(default_factory=dict)
-    verdict: SgxVerdict | IasVerdict | None = None
-    listed: ListVerdict | None = None
-
-    @property
-    def given(self) -> Input:
-        """The machine's input that this is."""
-        if not self.reasons:
-            return Input.EVIDENCE_GOOD
-        return Input.EVIDENCE_BAD if self.own else Input.EVIDENCE_FOREIGN
 
 
 class Draft(Generic[R]):
@@ -152,18 +121,18 @@ class Draft(Generic[R]):
         subject = subjects.event(record.role, record.subject, what)
         self._put(how="publish", subject=subject, data=event.body(), headers=event.headers(), id=event.id)
 
-    def result(self, judgement: Judgement) -> dict[str, JsonValue]:
-        """The judgement as a signed attestation result, for its event; empty where nothing was judged."""
+    def ear(self, result: AppraisalResult) -> dict[str, JsonValue]:
+        """The result signed, as an EAT attestation result, for its event; empty where nothing was appraised."""
         asked = self._asked.handshake or self._asked.question
-        if judgement.verdict is None or asked is None:
+        if result.verdict is None or asked is None:
             return {}
         token = ear.sign(
             self.context.identity,
-            subject=f"{self._asked.role}/{self._asked.subject}" if judgement.own else None,
+            subject=f"{self._asked.role}/{self._asked.subject}" if result.own else None,
             session=self._asked.session,
             nonce=asked.nonce,
             at=self.context.now,
-            submods=ear.appraised(judgement.verdict, judgement.listed, judgement.reasons),
+            submods=ear.appraised(result.verdict, result.listed, result.reasons),
         )
         return {"ear": token}
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from attestgate.manager.sessions.draft import Draft, Judgement, R
+from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.draft import Context, Draft, R
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import Input, State
-from attestgate.manager.sessions.work import HostLost, Revoked
+from attestgate.manager.sessions.work import HostLost, Order, Revoked
 from attestgate.schemas import audit
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Reason
@@ -27,9 +28,9 @@ TOLD: dict[State, SessionWhat] = {
 
 
 def end(
-    draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason], judgement: Judgement | None = None
+    draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason], result: AppraisalResult | None = None
 ) -> None:
-    """Take the table's step into an end; a `judgement` may be what ended it.
+    """Take the table's step into an end; a `result` may be what ended it.
 
     Raises NoMove where the state does not know this input.
     """
@@ -46,12 +47,40 @@ def end(
         _withdraw_host(draft, record, reasons)
     else:
         _withdraw_certificates(draft, record, reasons)
-    verdict: dict[str, JsonValue] = draft.result(judgement) if judgement else {}
+    verdict: dict[str, JsonValue] = draft.ear(result) if result else {}
     if record.outcome is not None:
         verdict["outcome"] = record.outcome.model_dump(mode="json")
     if state is State.REFUSED or record.decisions:  # else there was no trust to take away
         draft.decide(_ended(record, state, step, reasons))
     draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
+
+
+def revoke(record: R, context: Context, order: Order) -> R:
+    """The session after an operator's revocation. Raises NoMove if it is over."""
+    return _ordered(record, context, Input.REVOKE, "revoke", order.reasons)
+
+
+def supersede(record: R, context: Context, order: Order) -> R:
+    """The session after a newer one of its subject is trusted. Raises NoMove if it is over."""
+    return _ordered(record, context, Input.SUPERSEDE, "supersede", order.reasons)
+
+
+def replace_unfinished(record: R, context: Context, order: Order) -> R:
+    """The session after a newer hello of its subject: a handshake is replaced, a session that got past it stays."""
+    if record.over or record.channel is not None:
+        return record
+    return _ordered(record, context, Input.SUPERSEDE, "replaced", order.reasons)
+
+
+def lose_host(record: AppRecord, context: Context, lost: HostLost) -> AppRecord:
+    """The application session after its host's is over. Raises NoMove if it is over."""
+    return _ordered(record, context, Input.HOST_LOST, "host-lost", lost.reasons)
+
+
+def _ordered(record: R, context: Context, given: Input, step: str, reasons: list[Reason]) -> R:
+    draft = Draft(record, context)
+    end(draft, given, step, reasons)
+    return draft.finish()
 
 
 def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Sequence[Reason]) -> audit.Ended:

@@ -10,9 +10,11 @@ from pydantic import BaseModel, JsonValue
 from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.channel import Channel, Frame, open_frame
 from attestgate.bus.crypto.envelope import SuiteName
-from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
-from attestgate.manager.sessions.record import Handshake
-from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.draft import Context, Draft, R
+from attestgate.manager.sessions.ends import end
+from attestgate.manager.sessions.record import ROLE, Handshake
+from attestgate.manager.sessions.states import Input, State
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import (
     PROOF_STEP,
@@ -64,6 +66,39 @@ def fresh_handshake(
     return handshake, data
 
 
+def open_session(
+    kind: type[R],
+    session: str,
+    subject: str,
+    host: str,
+    hello: bytes,
+    context: Context,
+    suite: SuiteName,
+    wanted: list[EvidenceKind],
+    shown: dict[str, JsonValue],
+) -> R:
+    """The record of a new session, its challenge in the outbox; `shown` is what its event says of the hello."""
+    role = ROLE[kind]
+    handshake, challenge = fresh_handshake(role, session, subject, hello, context, suite, wanted)
+    record = kind(
+        session=session,
+        subject=subject,
+        host=host,
+        state=State.NEW,
+        suite=suite,
+        wanted=wanted,
+        created_at=context.now,
+        issued_at=context.now,
+        deadline=handshake.window_end + context.timing.skew_s,
+        handshake=handshake,
+    )
+    draft = Draft(record, context)
+    draft.move(Input.HELLO)
+    draft.send("challenge", challenge)
+    draft.event("challenged", **shown)
+    return draft.finish()
+
+
 def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: bytes, context: Context) -> bytes:
     """The plaintext of an evidence message. Raises Refusal for late, foreign or unopenable bytes."""
     if context.now > handshake.window_end + context.timing.skew_s:
@@ -100,15 +135,31 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
     return t2
 
 
-def count_foreign_evidence(draft: Draft[R], data: bytes, judgement: Judgement) -> None:
+def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bool:
+    """Whether first evidence is good, so that the handshake goes on. Otherwise what follows from it is in the draft.
+
+    Evidence of the subject's own that falls short ends the session; evidence that could be anybody's does not, since
+    anybody can seal to a public challenge. Raises NoMove.
+    """
+    if result.given is Input.EVIDENCE_FOREIGN:
+        _count_foreign_evidence(draft, data, result)
+        return False
+    draft.set(outcome=result.outcome, platform=result.platform)
+    if result.given is Input.EVIDENCE_BAD:
+        end(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
+        return False
+    return True
+
+
+def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> None:
     """Evidence that could be anybody's: the session stands, the attempt is counted, its sender is told."""
     handshake = _handshake(draft)
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
-    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(judgement.reasons))
+    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(result.reasons))
     draft.say_signed("rejected", "rejected", notice)
-    reasons: list[JsonValue] = [reason.model_dump() for reason in judgement.reasons]
-    draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.result(judgement))
+    reasons: list[JsonValue] = [reason.model_dump() for reason in result.reasons]
+    draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.ear(result))
 
 
 def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_nonce: bytes) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.pki.issue import Issued
-from attestgate.manager.sessions.draft import Context, Draft, Judgement, R
+from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.draft import Context, Draft, R
 from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Question
 from attestgate.manager.sessions.states import Input
-from attestgate.manager.sessions.step4_host_key import next_recheck
+from attestgate.manager.sessions.step3_judge_host import remember_list
+from attestgate.manager.sessions.step4_host_key import judged, next_recheck, trust
 from attestgate.manager.sessions.step7_certificate import lease, ready, renew, retire
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.enrolment import AppEnrolment
@@ -59,11 +61,21 @@ def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
     return draft.finish()
 
 
+def take_host_recheck(record: HostRecord, context: Context, channel: Channel, result: AppraisalResult) -> HostRecord:
+    """The record after a recheck's evidence, opened on `channel` (the state after opening). Raises NoMove."""
+    draft = Draft(record, context)
+    if _settle_answer(draft, channel, result):
+        remember_list(draft, result)
+        trust(draft)
+        draft.event("rechecked", lease_end=draft.record.lease_end, **judged(result), **draft.ear(result))
+    return draft.finish()
+
+
 def take_application_recheck(
     record: AppRecord,
     context: Context,
     channel: Channel,
-    judgement: Judgement,
+    result: AppraisalResult,
     identity: str,
     host: HostRecord,
     enrolled: AppEnrolment,
@@ -74,24 +86,36 @@ def take_application_recheck(
     `issued` is the next certificate, where it is time for one.
     """
     draft = Draft(record, context)
-    draft.heard(channel)
-    draft.set(outcome=judgement.outcome)
-    if judgement.reasons:
-        end(draft, Input.EVIDENCE_BAD, "recheck", judgement.reasons, judgement)
+    if not _settle_answer(draft, channel, result):
         return draft.finish()
-    if record.question is None:
-        raise AssertionError(f"no question under way in {record.state}")
-    draft.move(Input.EVIDENCE_GOOD)
-    draft.set(issued_at=record.question.issued_at, question=None, next_recheck=next_recheck(context))
+    draft.set(next_recheck=next_recheck(context))
     retire(draft)
     if issued is not None:
         renew(draft, issued)
     lease(draft, identity, host, enrolled)
     draft.set(deadline=draft.record.lease_end)
     ready(draft)
-    outcome = judgement.outcome.model_dump(mode="json")
-    draft.event("rechecked", lease_end=draft.record.lease_end, outcome=outcome, **draft.result(judgement))
+    outcome = result.outcome.model_dump(mode="json")
+    draft.event("rechecked", lease_end=draft.record.lease_end, outcome=outcome, **draft.ear(result))
     return draft.finish()
+
+
+def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -> bool:
+    """Whether a challenge was answered well, so that trust goes on from when it was sent. Otherwise the session ends.
+
+    Raises NoMove.
+    """
+    challenge = draft.record.question
+    draft.heard(channel)
+    draft.set(outcome=result.outcome)
+    if result.reasons:
+        end(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
+        return False
+    if challenge is None:
+        raise AssertionError(f"no challenge under way in {draft.record.state}")
+    draft.move(Input.EVIDENCE_GOOD)
+    draft.set(issued_at=challenge.issued_at, question=None)
+    return True
 
 
 def late_answer(record: R, context: Context, channel: Channel) -> R:
@@ -138,11 +162,4 @@ def expire(record: R, context: Context) -> R:
         action="check that the agent runs and reaches the bus; it enrols again by itself",
     )
     end(draft, Input.DEADLINE, record.state.lower(), [reason])
-    return draft.finish()
-
-
-def order_end(record: R, context: Context, given: Input, step: str, reasons: list[Reason]) -> R:
-    """The session after an order from outside: REVOKE, SUPERSEDE or HOST_LOST. Raises NoMove if it is over."""
-    draft = Draft(record, context)
-    end(draft, given, step, reasons)
     return draft.finish()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import PlainValidator
+from pydantic import PlainSerializer, PlainValidator
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.crypto.envelope import SuiteName
@@ -16,6 +16,7 @@ from attestgate.manager.sessions.states import ENDS, State
 from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
 from attestgate.schemas.messages import EvidenceKind, Outcome
+from attestgate.schemas.sgx import PlatformIdentity
 from attestgate.schemas.tpm import TpmClock
 
 
@@ -25,6 +26,20 @@ def _state(name: str) -> State:
 
 
 StateName = Annotated[State, PlainValidator(_state)]
+
+
+def _platform(parts: PlatformIdentity | dict[str, bytes]) -> PlatformIdentity | None:
+    """A platform's name as it was packed: the bytes of each salted hash, half as long as its digits."""
+    if isinstance(parts, PlatformIdentity):
+        return parts
+    return PlatformIdentity(**{name: part.hex() for name, part in parts.items()}) if parts else None
+
+
+def _packed_platform(platform: PlatformIdentity | None) -> dict[str, bytes]:
+    return {name: bytes.fromhex(part) for name, part in platform.model_dump().items()} if platform else {}
+
+
+Platform = Annotated[PlatformIdentity | None, PlainValidator(_platform), PlainSerializer(_packed_platform)]
 
 
 class Outgoing(Model):
@@ -101,8 +116,8 @@ class SessionRecord(Model):
     question: Question | None = None
     enclave_key_hash: bytes = b""
     outcome: Outcome | None = None
-    platform: dict[str, bytes] = {}
-    """Salted hashes that name the SGX platform (see schemas.sgx)."""
+    platform: Platform = None
+    """The SGX platform, by salted hashes."""
     reasons: list[Reason] = []
     """Why it ended."""
     decisions: int = 0
@@ -143,7 +158,7 @@ class HostRecord(SessionRecord):
     list_size: int = 0
     list_digest: bytes = b""
     replay: bytes = b""
-    """manager.verification.ima Replay, packed."""
+    """schemas.host_policy.Replay, packed: how far the list was replayed, and to which PCR values."""
     tpm: TpmClock | None = None
     """The clock of the newest quote of its TPM, if it has one enrolled."""
     apps: dict[SessionId, Id] = {}
@@ -183,6 +198,9 @@ class AppRecord(SessionRecord):
     retiring: Retiring | None = None
     proxy: bool = False
     manager_key: bool = False
+
+
+ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppRecord: "app"}
 
 
 def record_key(role: Role, session: str) -> str:

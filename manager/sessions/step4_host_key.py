@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from attestgate.manager.sessions.draft import Context, Draft, Judgement
+from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
 from attestgate.manager.sessions.record import HostRecord
@@ -16,14 +17,14 @@ from attestgate.schemas.binding import host_proof, same
 from attestgate.schemas.messages import Accepted, HostGrant
 
 
-def grant_host_key(draft: Draft[HostRecord], judgement: Judgement) -> None:
+def grant_host_key(draft: Draft[HostRecord], result: AppraisalResult) -> None:
     """K and n1, sealed to the quoted enclave key and signed."""
     token = draft.context.token
     k, n1, channel = Secret(token(32)), token(32), Secret(token(32))
     draft.move(Input.EVIDENCE_GOOD)
     grant(draft, HostGrant(k=k, n1=n1, channel=channel), channel, n1)
     draft.set(k=k, deadline=_proof_deadline(draft))
-    draft.event("granted", **judged(judgement), **draft.result(judgement))
+    draft.event("granted", **judged(result), **draft.ear(result))
 
 
 def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:
@@ -75,10 +76,10 @@ def _proof_deadline(draft: Draft[HostRecord]) -> int:
     return min(draft.context.now + timing.evidence_window_s, draft.record.issued_at + timing.lease_s)
 
 
-def judged(judgement: Judgement) -> dict[str, JsonValue]:
+def judged(result: AppraisalResult) -> dict[str, JsonValue]:
     """A host's verdict as an event shows it: the evidence by hash, and what was found in the list."""
-    outcome = judgement.outcome.model_dump(mode="json")
-    return {"outcome": outcome, "measurements": judgement.list_digest.hex(), **judgement.notes}
+    outcome = result.outcome.model_dump(mode="json")
+    return {"outcome": outcome, "measurements": result.list_digest.hex(), **result.notes}
 
 
 WRONG_PROOF = Reason(

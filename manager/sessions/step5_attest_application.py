@@ -6,12 +6,14 @@ host is trusted and both quotes name one platform, the host's session is asked t
 
 from __future__ import annotations
 
+from pydantic import JsonValue
+
 from attestgate.bus.crypto.envelope import SuiteName
-from attestgate.manager.sessions.draft import Context, Draft, Judgement
-from attestgate.manager.sessions.ends import end
-from attestgate.manager.sessions.handshake import accept_evidence, count_foreign_evidence, fresh_handshake
+from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.draft import Context, Draft
+from attestgate.manager.sessions.handshake import accept_evidence, open_session, settle_evidence
 from attestgate.manager.sessions.record import AppRecord
-from attestgate.manager.sessions.states import Input, State
+from attestgate.manager.sessions.states import Input
 from attestgate.manager.sessions.work import Deliver
 from attestgate.schemas.messages import AppEvidence, AppHello
 
@@ -20,24 +22,8 @@ def challenge_application(
     session: str, hello: AppHello, hello_bytes: bytes, context: Context, suite: SuiteName
 ) -> AppRecord:
     """The record of a new application session, its challenge in the outbox."""
-    handshake, challenge = fresh_handshake("app", session, hello.app, hello_bytes, context, suite, ["sgx"])
-    record = AppRecord(
-        session=session,
-        subject=hello.app,
-        host=hello.host,
-        state=State.NEW,
-        suite=suite,
-        wanted=["sgx"],
-        created_at=context.now,
-        issued_at=context.now,
-        deadline=handshake.window_end + context.timing.skew_s,
-        handshake=handshake,
-    )
-    draft = Draft(record, context)
-    draft.move(Input.HELLO)
-    draft.send("challenge", challenge)
-    draft.event("challenged", host=hello.host, agent_version=hello.agent_version)
-    return draft.finish()
+    shown: dict[str, JsonValue] = {"host": hello.host, "agent_version": hello.agent_version}
+    return open_session(AppRecord, session, hello.app, hello.host, hello_bytes, context, suite, ["sgx"], shown)
 
 
 def take_application_evidence(
@@ -45,19 +31,14 @@ def take_application_evidence(
     context: Context,
     data: bytes,
     evidence: AppEvidence,
-    judgement: Judgement,
+    result: AppraisalResult,
     *,
     host_session: str | None,
     volume: int,
 ) -> AppRecord:
-    """The record after first evidence. A good judgement comes with the trusted `host_session` it rests on."""
+    """The record after first evidence. A good result comes with the trusted `host_session` it rests on."""
     draft = Draft(record, context)
-    if judgement.given is Input.EVIDENCE_FOREIGN:
-        count_foreign_evidence(draft, data, judgement)
-        return draft.finish()
-    draft.set(outcome=judgement.outcome, platform=judgement.platform)
-    if judgement.given is Input.EVIDENCE_BAD:
-        end(draft, Input.EVIDENCE_BAD, "evidence", judgement.reasons, judgement)
+    if not settle_evidence(draft, data, result):
         return draft.finish()
     if host_session is None:
         raise AssertionError("good evidence without a trusted host")
@@ -78,8 +59,8 @@ def take_application_evidence(
         volume=volume,
     )
     draft.work("host", host_session, "deliver", request)
-    outcome = judgement.outcome.model_dump(mode="json")
-    draft.event("waiting-for-key", outcome=outcome, host_session=host_session, **draft.result(judgement))
+    outcome = result.outcome.model_dump(mode="json")
+    draft.event("waiting-for-key", outcome=outcome, host_session=host_session, **draft.ear(result))
     return draft.finish()
 
 

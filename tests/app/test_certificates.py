@@ -20,8 +20,10 @@ from attestgate.schemas.admission import ALL, BUCKET, Lease, Withdrawal, crl_key
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.settings import Timing
 from attestgate.schemas.signing import sign, verify
-from tests.app.support import running, start
-from tests.sessions.harness import APP_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of, deployed
+from tests.support.app.agent import running, start
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import APP_ENCLAVE, OTHER_ENCLAVE, World
 
 SHORT = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=80)
 """Rechecked every 10 s; with less than 40 s left, a certificate is renewed."""
@@ -220,7 +222,7 @@ async def test_an_enclave_that_was_not_built_for_it_takes_no_key_from_outside(si
 
 
 def program_starts() -> list[object]:
-    from tests.app import program
+    from tests.support.app import program
 
     return list(program.started)
 
@@ -228,14 +230,14 @@ def program_starts() -> list[object]:
 async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site)
-    agent = await start(site, "tests.app.proxying")
+    agent = await start(site, "tests.support.app.proxying")
     refused = await site.until("app", "a1", "refused")
     assert code_of(refused) == "policy.proxy"
     await agent.stop()
     await permit(site, allow_proxy=True)
     await site.advance(2)
     since = len(site.events)
-    await start(site, "tests.app.proxying")
+    await start(site, "tests.support.app.proxying")
     await site.until("app", "a1", "admitted", since=since)
     await site.quiet()
     record = (await site.records(AppRecord))[-1]

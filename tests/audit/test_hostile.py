@@ -13,8 +13,8 @@ from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.layout import TREE
 from attestgate.manager.audit.head import HEAD
 from attestgate.schemas.base import Refusal
-from tests.audit.conftest import NOW, Keeper, codes, copied, entry, rewrite
-from tests.bus.conftest import Join
+from tests.support.audit.keeper import NOW, Keeper, codes, copied, entry, rewrite
+from tests.support.bus.fixtures import Join
 
 Messages = list[Stored | tuple[str, bytes]]
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)

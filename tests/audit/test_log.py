@@ -18,9 +18,9 @@ from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.head import HEAD, open_head, tile_key
 from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash
 from attestgate.schemas.base import Refusal
-from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, codes, copied, entry
-from tests.bus.conftest import Join
-from tests.sessions.mortal import Counter, Killed, MortalBus
+from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, codes, copied, entry
+from tests.support.bus.fixtures import Join
+from tests.support.manager.mortal import Counter, Killed, MortalBus
 
 OTHER = "cd" * 16
 TILE = 8

@@ -14,7 +14,7 @@ import pytest
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, Message
 from attestgate.bus.memory.server import MemoryServer
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
 
 SESSION = "ab" * 16
 OTHER = "cd" * 16

@@ -27,7 +27,7 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import EmbeddedServer, find_binary
 from attestgate.schemas.base import Refusal
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
 
 ROOT = Path(attestgate.__file__).parents[2]
 

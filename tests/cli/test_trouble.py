@@ -28,9 +28,9 @@ from attestgate.host_agent import tpm_service
 from attestgate.host_agent.main import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
-from tests.cli.conftest import Run
-from tests.cli.support import NOBODY
-from tests.ima.lists import VECTORS, document, recorded
+from tests.support.cli.command import NOBODY
+from tests.support.cli.fixtures import Run
+from tests.support.ima.lists import VECTORS, document, recorded
 
 KNOWN = "ab" * 32
 ALLOW = ["--allow", "read-only"]

@@ -34,17 +34,9 @@ from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings
-from tests.audit.support import decided, said
-from tests.sessions.harness import (
-    APP_ENCLAVE,
-    GATEWAY,
-    HOST_ENCLAVE,
-    LISTS,
-    LONG,
-    OPERATOR,
-    Gateway,
-    World,
-)
+from tests.support.audit.decisions import decided, said
+from tests.support.manager.gateway import Gateway
+from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, LONG, OPERATOR, World
 
 pytestmark = pytest.mark.stack
 OPERATIONS = 110

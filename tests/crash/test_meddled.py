@@ -20,8 +20,9 @@ from attestgate.schemas.base import unpack
 from attestgate.schemas.events import Event
 from attestgate.schemas.messages import Sealed
 from attestgate.schemas.settings import Timing
-from bench.fleet import CALM, Fleet
-from tests.sessions.harness import World, code_of
+from tests.support.manager.fleet import CALM, Fleet
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import World
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0

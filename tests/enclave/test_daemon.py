@@ -21,7 +21,16 @@ from attestgate.enclave.simulated.frames import Exited, KeyRequest, Launch, Laun
 from attestgate.enclave.simulated.launcher import launch
 from attestgate.enclave.simulated.measure import measure
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack, unpack
-from tests.enclave.conftest import REPOSITORY, Code, Machine, World, run_probe, start_launcher, switched_on, wait_dead
+from tests.support.enclave.probe import (
+    REPOSITORY,
+    Code,
+    Machine,
+    World,
+    run_probe,
+    start_launcher,
+    switched_on,
+    wait_dead,
+)
 
 REPORT_DATA = bytes(range(64))
 

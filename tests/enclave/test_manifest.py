@@ -13,7 +13,7 @@ from attestgate.enclave.simulated import trusted
 from attestgate.enclave.simulated.image import Images
 from attestgate.enclave.simulated.measure import measure, read_contents
 from attestgate.schemas.base import Refusal
-from tests.enclave.conftest import MANIFEST, Code
+from tests.support.enclave.probe import MANIFEST, Code
 
 
 def code_of(refused: pytest.ExceptionInfo[Refusal]) -> str:

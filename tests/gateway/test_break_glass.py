@@ -16,8 +16,8 @@ from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.break_glass import LABEL, BreakGlass, read_break_glass
 from attestgate.schemas.settings import BreakGlassSettings
 from attestgate.schemas.signing import sign, verify
-from tests.gateway.deployment import Deployment, at_work, status
-from tests.gateway.support import Client, Gate, until
+from tests.support.gateway.deployment import Deployment, at_work, status
+from tests.support.gateway.gate import Client, Gate, until
 
 OPERATOR = Ed25519PrivateKey.generate()
 PUBLIC = OPERATOR.public_key().public_bytes_raw()

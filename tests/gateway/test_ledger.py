@@ -1,49 +1,21 @@
 """The ledger: every rule by itself, and then all of them under statements in any order."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
-from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
+from attestgate.schemas.admission import Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
+from tests.support.gateway.statements import CERT, HOST, host, lease, withdrawal
 
-SESSION = "0a" * 16
-CERT, HOST = "cert.01", f"host.{SESSION}"
 LONGEST, SKEW = 60, 5
 
 
 def ledger() -> Ledger:
     return Ledger("sdn", longest_lease_s=LONGEST, skew_s=SKEW)
-
-
-def lease(issued_at: int = 100, expires_at: int = 130, sequence: int = 1, **more: Any) -> Lease:
-    values: dict[str, Any] = {
-        "gateways": "sdn",
-        "serial": "01",
-        "certificate": "ab" * 32,
-        "identity": "spiffe://sdn.example.org/host/h1/app/a1",
-        "app": "a1",
-        "host": "h1",
-        "app_session": "0b" * 16,
-        "host_session": SESSION,
-        "integrity": "anchored",
-        "simulated": False,
-        "observe_only": False,
-        "allow": ["* /**"],
-    }
-    return Lease(issued_at=issued_at, expires_at=expires_at, sequence=sequence, **values | more)
-
-
-def host(issued_at: int = 100, expires_at: int = 130, sequence: int = 1) -> HostLease:
-    return HostLease(host="h1", host_session=SESSION, issued_at=issued_at, expires_at=expires_at, sequence=sequence)
-
-
-def withdrawal(key: str = CERT, issued_at: int = 110, until: int = 130, sequence: int = 2) -> Withdrawal:
-    return Withdrawal(key=key, issued_at=issued_at, until=until, sequence=sequence, reason="app.revoked")
 
 
 def refused(book: Ledger, statement: Statement, at: int) -> str:

@@ -15,8 +15,8 @@ from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import Entry
 from attestgate.schemas.admission import Withdrawal, open_report, post
-from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.deployment import HOST, Deployment, at_work, status
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
 

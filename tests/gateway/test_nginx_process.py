@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from attestgate.compose.nginx.process import Nginx, render
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import FORWARDED, NginxConfig
-from tests.gateway.support import Gate, until
+from tests.support.gateway.gate import Gate, until
 
 pytestmark = pytest.mark.stack
 

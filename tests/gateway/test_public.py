@@ -23,7 +23,7 @@ from attestgate.schemas.admission import crl_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings_file import load_part
-from tests.gateway.support import Gate, running
+from tests.support.gateway.gate import Gate, running
 
 RUNNER = CliRunner()
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
-from tests.gateway.deployment import HOST, Deployment, at_work
-from tests.gateway.support import Client, Gate, host_lease, lease, until
+from tests.support.gateway.deployment import HOST, Deployment, at_work
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, until
 
 pytestmark = pytest.mark.stack
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

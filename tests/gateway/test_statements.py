@@ -24,7 +24,7 @@ from attestgate.schemas.admission import (
     spiffe_id,
 )
 from attestgate.schemas.base import Refusal, pack, unpack
-from tests.gateway.test_ledger import host, lease, withdrawal
+from tests.support.gateway.statements import host, lease, withdrawal
 
 KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes_raw()

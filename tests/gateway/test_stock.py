@@ -13,9 +13,9 @@ from attestgate.manager.gateway.map_file import MapFile, expression
 from attestgate.manager.pki import crl
 from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import Withdrawal
-from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import Client, Gate, host_lease, lease, running, until
-from tests.gateway.test_rules import ALLOWED, ONE_SUBTREE, REFUSED, send
+from tests.support.gateway.deployment import HOST, Deployment, at_work, status
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
 
 
 @pytest.fixture

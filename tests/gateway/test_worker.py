@@ -16,8 +16,8 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import Entry, HostEntry
 from attestgate.schemas.admission import Withdrawal, post
 from attestgate.schemas.base import Refusal
-from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import APP_SESSION, HOST_SESSION, FakeBus, Gate, host_lease, lease, running, until
+from tests.support.gateway.deployment import HOST, Deployment, at_work, status
+from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, FakeBus, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
 

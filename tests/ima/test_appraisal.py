@@ -18,7 +18,7 @@ from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
 from attestgate.manager.verification.tpm.quote import QuotedPcrs
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
-from tests.ima.lists import (
+from tests.support.ima.lists import (
     ANCHORED,
     ENTRIES,
     NOW,

@@ -15,7 +15,7 @@ from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.base import pack as packed
 from attestgate.schemas.host_policy import BANKS, Replay
 from attestgate.schemas.messages import MAX_LIST
-from tests.ima.lists import (
+from tests.support.ima.lists import (
     ANCHORED,
     ENTRIES,
     boot_aggregate,

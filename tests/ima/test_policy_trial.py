@@ -31,8 +31,9 @@ from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, TryPolicy
 from attestgate.schemas.event_data import PolicyTried
 from attestgate.schemas.events import Event
 from attestgate.schemas.sgx import policy_name
-from tests.ima.lists import VECTORS, document, frame, loaded, ng, recorded
-from tests.sessions.harness import Deployment, World, deployed
+from tests.support.ima.lists import VECTORS, document, frame, loaded, ng, recorded
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import World
 
 CLEAN, DRIFT = recorded("clean"), recorded("drift")
 EC_KEY, ED_KEY = ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestgate.manager.verification.ima.measurement_list import entries, replay
 from attestgate.manager.verification.tpm.quote import RSAPSS, RSASSA
 from attestgate.schemas.host_policy import Bank, Replay
-from tests.ima.lists import document, frame, ng
-from tests.ima.test_cli import run
-from tests.ima.test_tpm import EC_KEY, NONCE, attest, ecdsa, rsa_signature
-from tests.ima.test_tpm import RSA_KEY as RSA
-from tests.ima.test_tpm import pem as public
+from tests.support.ima.command import run
+from tests.support.ima.lists import document, frame, ng
+from tests.support.tpm.quotes import EC_KEY, NONCE, attest, ecdsa, rsa_signature
+from tests.support.tpm.quotes import RSA_KEY as RSA
+from tests.support.tpm.quotes import pem as public
 
 ALGORITHMS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C}
 FILES = b"".join(frame(b"ima-ng", ng(), b"/bin/%d\0" % number) for number in range(2))

@@ -6,9 +6,9 @@ import hashlib
 from struct import pack
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,63 +17,30 @@ from attestgate.manager.verification.tpm.quote import (
     MAX_STRUCTURE,
     RSAPSS,
     RSASSA,
-    AttestationKey,
     QuotedPcrs,
     parse_attest,
     read_key,
     verify_quote,
 )
 from attestgate.schemas.base import Refusal
-from tests.ima.lists import NONCES, VECTORS, quote
+from tests.support.ima.lists import NONCES, VECTORS, quote
+from tests.support.tpm.quotes import (
+    EC_KEY,
+    NONCE,
+    RSA_KEY,
+    SHA1,
+    SHA256,
+    SHA384,
+    VALUES,
+    attest,
+    ecdsa,
+    pem,
+    rsa_signature,
+    sized,
+)
 
-EC_KEY = ec.generate_private_key(ec.SECP256R1())
-RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-NONCE = b"n" * 32
-SHA256_HASH = hashes.SHA256()
-SHA1, SHA256, SHA384 = 0x0004, 0x000B, 0x000C
-VALUES = bytes(range(256)) + bytes(range(96))
 MESSAGE, SIGNATURE, PCRS = ((VECTORS / f"clean.quote.{part}").read_bytes() for part in ("msg", "sig", "pcrs"))
 AK = read_key((VECTORS / "ak.pem").read_bytes())
-
-
-def sized(data: bytes) -> bytes:
-    return pack(">H", len(data)) + data
-
-
-def attest(
-    *,
-    magic: int = 0xFF544347,
-    kind: int = 0x8018,
-    nonce: bytes = NONCE,
-    safe: int = 1,
-    selection: bytes | None = None,
-    digest: bytes | None = None,
-    rest: bytes = b"",
-) -> bytes:
-    """A TPMS_ATTEST over SHA-256 PCR 0-10 holding VALUES."""
-    selected = pack(">IHB", 1, SHA256, 3) + b"\xff\x07\x00" if selection is None else selection
-    made = hashlib.sha256(VALUES).digest() if digest is None else digest
-    clock = pack(">QIIB", 23_000, 6, 1, safe)
-    return (
-        pack(">IH", magic, kind)
-        + sized(b"\x00\x0bsigner")
-        + sized(nonce)
-        + clock
-        + pack(">Q", 7)
-        + selected
-        + sized(made)
-    ) + rest
-
-
-def ecdsa(
-    message: bytes,
-    key: ec.EllipticCurvePrivateKey = EC_KEY,
-    hashed: hashes.HashAlgorithm = SHA256_HASH,
-    algorithm: int = SHA256,
-) -> bytes:
-    """A TPMT_SIGNATURE by ECDSA."""
-    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashed)))
-    return pack(">HH", ECDSA, algorithm) + sized(r.to_bytes(32, "big")) + sized(s.to_bytes(32, "big"))
 
 
 def check(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> QuotedPcrs:
@@ -103,13 +70,6 @@ def test_boot_aggregate_needs_its_pcrs_and_sha1_takes_eight() -> None:
     assert quoted.boot_aggregate("sha1") == aggregate
     assert quoted.boot_aggregate("sha256") is None and quoted.boot_aggregate("sha384") is None
     assert quoted.boot("sha1") is None and quoted.boot("sha384") is None
-
-
-def rsa_signature(scheme: int, message: bytes) -> bytes:
-    pad: padding.AsymmetricPadding = padding.PKCS1v15()
-    if scheme == RSAPSS:
-        pad = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.MAX_LENGTH)
-    return pack(">HH", scheme, SHA256) + sized(RSA_KEY.sign(message, pad, hashes.SHA256()))
 
 
 @pytest.mark.parametrize("scheme", [RSASSA, RSAPSS])
@@ -216,10 +176,6 @@ def test_values_must_be_the_quoted_ones() -> None:
 )
 def test_any_other_signature_is_refused(signature: bytes) -> None:
     assert code(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}
-
-
-def pem(key: ed25519.Ed25519PublicKey | AttestationKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 @pytest.mark.parametrize(

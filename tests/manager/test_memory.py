@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.bus.memory.server import MemoryServer
-from attestgate.manager.audit.intake import Intake
 from attestgate.manager.local.atomic_file import replace_file
 from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.records.vault import StorageKeys, Stored, Vault
 from attestgate.schemas.base import Model, Refusal, Secret, parse_json
 
@@ -145,10 +145,10 @@ def session(number: int) -> str:
 
 async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
+    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
     for number in (1, 2, 2, 3):
-        await outbox.point("current.host.h1", session(number), "superseded")
-    assert await outbox.pointer("current.host.h1") == session(3)
+        await current.point("current.host.h1", session(number), "superseded")
+    assert await current.session("current.host.h1") == session(3)
     told = [message.subject for message in server.stored("ATTEST_WORK")]
     assert told == [f"attest.v1.work.host.{session(n)}.superseded" for n in (1, 2)]
 
@@ -156,16 +156,16 @@ async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
 async def test_a_session_that_was_superseded_never_comes_back() -> None:
     """Its outbox may be published again by a worker that did not see it the first time."""
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
+    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
     for number in (1, 2, 1, 3, 1, 2):
-        await outbox.point("current.app.a1.h1", session(number), "superseded")
-    assert await outbox.pointer("current.app.a1.h1") == session(3)
+        await current.point("current.app.a1.h1", session(number), "superseded")
+    assert await current.session("current.app.a1.h1") == session(3)
     assert len(server.stored("ATTEST_WORK")) == 2
 
 
 async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
     server = MemoryServer()
-    outbox = Outbox(server.connect(), vault(), Intake(server.connect(), lambda: 0.0))
+    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
     await server.connect().bucket("sessions").put("current.host.h1", b"\x81\xa7session\xa0")
     with pytest.raises(Refusal):
-        await outbox.pointer("current.host.h1")
+        await current.session("current.host.h1")

@@ -10,11 +10,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
+from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.policy.registry import Registry
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
 from attestgate.schemas.signing import Signed, sign
-from tests.sessions.harness import AUTHOR, HOST_ENCLAVE, OPERATOR, Deployment, code_of
+from tests.support.manager.harness import Deployment
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR
 
 
 def enrol(mrenclave: str = HOST_ENCLAVE.mrenclave.hex(), id: str = "h1") -> Enrol:
@@ -75,7 +79,8 @@ async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_opera
     assert (await give(site, command(site, enrol()))).what == "applied"
     revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 9000)
     assert (await give(site, revoked)).what == "applied"
-    registry = site.workers[0]._operators._registry
+    marks = HighWater(site.folder / "manager-0" / "high-water.json")
+    registry = Registry(site.wire.connect(), site.operators, marks)
     older = sign(site.world.operator, "command", command(site, enrol(), sequence=revoked.sequence - 1))
     with pytest.raises(Exception, match=r"command\.sequence"):
         await registry.put("host", "h1", older)

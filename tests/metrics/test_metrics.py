@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-import tests.sessions.harness as harness
+import tests.support.manager.harness as harness
 from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
 from attestgate.manager.gateway.metrics import GatewayMetrics
@@ -21,7 +21,8 @@ from attestgate.manager.metrics.http import served
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import Revoke
-from tests.sessions.harness import OTHER_ENCLAVE, Deployment, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import OTHER_ENCLAVE, World
 
 ROW = re.compile(r"^\| `(attestgate_[a-z_]+)` \| (\w+) \| ([a-z_, ]+) \| .+ \|$", re.MULTILINE)
 

@@ -15,7 +15,7 @@ from attestgate.manager.pki.authority import create_ca, key_id, load_authority
 from attestgate.manager.pki.issue import MANAGER_KEY, PROXY, issue, issue_with_key, read_marks
 from attestgate.manager.pki.rotation import finish, rotate
 from attestgate.schemas.base import Refusal, Secret
-from tests.gateway.support import PASSPHRASE, Gate, running
+from tests.support.gateway.gate import PASSPHRASE, Gate, running
 
 AT = 1_790_000_000
 

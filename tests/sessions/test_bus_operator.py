@@ -12,13 +12,15 @@ import msgpack
 import pytest
 
 from attestgate.bus import subjects
+from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
-from tests.sessions.harness import Deployment, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import World
 
 IN = f"{subjects.IN}.>"
 OUT = f"{subjects.OUT}.>"
@@ -352,7 +354,7 @@ async def test_a_transient_lack_of_collateral_does_not_hold_up_the_channel(
     await site.admitted()
     unavailable = Refusal.because("collateral.unavailable", "x", expected="x", found="x", action="x")
     with monkeypatch.context() as patched:
-        patched.setattr(site.workers[0]._inbound._judge, "host_recheck", AsyncMock(side_effect=unavailable))
+        patched.setattr(Verifier, "host_recheck", AsyncMock(side_effect=unavailable))
         await site.order(RecheckNow(kind="host", id="h1"))
         unjudged = await site.until("host", "h1", "evidence-rejected")
     assert unjudged.data["step"] == "recheck"

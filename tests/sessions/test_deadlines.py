@@ -13,7 +13,8 @@ from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import Revoke
-from tests.sessions.harness import LISTS, Deployment
+from tests.support.manager.harness import Deployment
+from tests.support.manager.world import LISTS
 
 Story = Callable[[Deployment], Awaitable[None]]
 

@@ -20,7 +20,10 @@ from attestgate.schemas.binding import Role, canonical, digest, first_transcript
 from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash, pack_measurements
 from attestgate.schemas.messages import AppEvidence, AppHello, Challenge, HostEvidence, HostHello, Sealed
 from attestgate.schemas.signing import Signed
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE, Deployment, Held, code_of
+from tests.support.manager.harness import Deployment
+from tests.support.manager.wire import Held
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE
 
 LIST = (LISTS / "clean.bin").read_bytes()
 

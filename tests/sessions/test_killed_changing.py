@@ -16,8 +16,9 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import Lease, Withdrawal
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.settings import Timing
-from tests.sessions.deaths import Doomed, doomed
-from tests.sessions.harness import LONG, Agent, Deployment, World
+from tests.support.manager.deaths import Doomed, doomed
+from tests.support.manager.harness import Agent, Deployment
+from tests.support.manager.world import LONG, World
 
 STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 14
 QUICK_S = 600

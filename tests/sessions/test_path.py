@@ -19,15 +19,9 @@ from attestgate.schemas.messages import Challenge
 from attestgate.schemas.settings import Timing
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed
-from tests.sessions.harness import (
-    APP_ENCLAVE,
-    LISTS,
-    OTHER_ENCLAVE,
-    Deployment,
-    World,
-    code_of,
-    deployed,
-)
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import APP_ENCLAVE, LISTS, OTHER_ENCLAVE, World
 
 
 async def test_host_and_application_are_admitted(site: Deployment) -> None:

@@ -23,7 +23,9 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
 from attestgate.schemas.messages import DeliverKey, Proof, VolumeKey
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of
+from tests.support.manager.harness import Deployment
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, World
 
 
 def message(record: HostRecord | AppRecord, proof: bytes, **changes: Any) -> bytes:

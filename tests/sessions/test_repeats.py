@@ -8,9 +8,14 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.memory.server import MemoryDelivery
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.enrolment import RecheckNow
-from tests.sessions.harness import LONG, Deployment, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import LONG, World
 
 ACKNOWLEDGED = [
     ("host", "evidence"),
@@ -101,7 +106,8 @@ async def test_an_outbox_that_goes_out_late_undoes_nothing(site: Deployment) -> 
     await site.until("host", "h1", "rechecked")
     await site.quiet()
     stood, waits = site.wire.snapshot("summaries"), dict(site.wire._schedules)
-    (worker,) = site.workers
-    await worker._inbound._outbox.publish(asked)
+    bus, vault = site.wire.connect(), site.world.vault
+    messages = SessionMessages(bus, vault)
+    await Outbox(bus, messages, CurrentSessions(bus, vault, messages), Intake(bus, site.clock)).publish(asked)
     assert site.wire.snapshot("summaries") == stood
     assert site.wire._schedules == waits

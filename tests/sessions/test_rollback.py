@@ -11,7 +11,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.sessions.harness import LISTS, Deployment, World, code_of, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import LISTS, World
 
 
 def watched(site: Deployment, bucket: str) -> list[BucketState]:

@@ -10,7 +10,7 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.api import BusError
-from attestgate.manager.attestation.verifier import Judge
+from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import ATTEMPTS
 from attestgate.manager.records.outbox import Outbox
@@ -21,7 +21,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
-from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import PATIENCE_S, code_of
+from tests.support.manager.world import OPERATOR, World
 
 BEGUN = 2
 """Commands that set a deployment up: its policy, its gateway."""
@@ -35,7 +37,7 @@ async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
 
     await site.enrol_host()
     with monkeypatch.context() as broken:
-        broken.setattr(Judge, "host", fail)
+        broken.setattr(Verifier, "host", fail)
         await site.host()
         async with asyncio.timeout(PATIENCE_S):
             while not site.wire.said(subjects.inbound("host", "h1", "evidence")):
@@ -74,7 +76,7 @@ async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: p
     async def fail(*_: object) -> None:
         raise RuntimeError("still a fault of ours")
 
-    monkeypatch.setattr(Judge, "host", fail)
+    monkeypatch.setattr(Verifier, "host", fail)
     answer = await site.order(Retry(message=name))
     assert (answer.what, code_of(answer)) == ("refused", "quarantine.again")
     assert await site.bus.bucket("quarantine").get(name) is not None

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias, verify_quote
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import Refusal
-from tests.sgx.conftest import NOW, Site
-from tests.sgx.test_ias import authority, report
+from tests.support.sgx.ias import authority, report
+from tests.support.sgx.site import NOW, Site
 
 JUNK = b"junk"
 

@@ -12,13 +12,14 @@ from cryptography import x509
 
 from attestgate.enclave.simulated import authority, platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
-from attestgate.manager.verification.sgx.appraisal import LAST_SECOND, appraise
+from attestgate.manager.verification.sgx.appraisal import LAST_SECOND
 from attestgate.manager.verification.sgx.collateral import Collateral, examine
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import pack, unpack
-from attestgate.schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
-from tests.sgx.conftest import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of, load_vector
-from tests.sgx.turned import signed
+from attestgate.schemas.sgx import PlatformIdentity, SgxVerdict
+from tests.support.sgx.recorded import judge_baseline, load_vector
+from tests.support.sgx.site import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of
+from tests.support.sgx.turned import signed
 
 DAY = 86_400
 
@@ -335,18 +336,3 @@ def test_a_debug_quote_with_collateral_that_is_in_order(vectors: Path) -> None:
     quote = load_vector(vectors / "dcap-openenclave-tcbv2")
     collateral = load_vector(vectors / "dcap-zkdcap-risc0").collateral
     assert codes(judge_baseline(quote.quote, collateral, quote.root_der, 1743465600)) == ["sgx.debug"]
-
-
-def judge_baseline(quote: bytes, collateral: Collateral, root_der: bytes, at: int) -> SgxVerdict:
-    return appraise(
-        quote,
-        collateral,
-        BASELINE,
-        policy_hash=None,
-        mrenclaves=None,
-        report_data=None,
-        root_der=root_der,
-        simulated=False,
-        salt=b"",
-        at=at,
-    )

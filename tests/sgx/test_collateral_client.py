@@ -18,7 +18,7 @@ from attestgate.manager.attestation.fetch import ATTEMPTS
 from attestgate.manager.attestation.pcs_client import Pcs
 from attestgate.manager.verification.sgx.collateral import MAX_PIECE, examine
 from attestgate.schemas.base import Refusal, pack, unpack
-from tests.sgx.conftest import NOW, Site
+from tests.support.sgx.site import NOW, Site
 
 AT = NOW
 

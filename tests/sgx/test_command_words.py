@@ -25,8 +25,8 @@ from attestgate.cli.verify import app as verify_app
 from attestgate.manager.verification.offline.quote import MAX_FILE
 from attestgate.manager.verification.sgx.collateral import examine
 from attestgate.schemas.base import Refusal
-from tests.sgx import test_ias as ias
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.sgx import ias
+from tests.support.sgx.site import ENCLAVE, NOW, Site
 
 TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 REASON = {"code", "field", "expected", "found", "action"}

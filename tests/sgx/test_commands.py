@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from attestgate.cli.inspect import app as inspect_app
 from attestgate.cli.verify import app as verify_app
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.sgx.site import ENCLAVE, NOW, Site
 
 TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -19,7 +19,7 @@ from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.ear import STANDS_IN, ClaimName, Submod, tier
 from attestgate.schemas.host_policy import ListVerdict, Replay
 from attestgate.schemas.sgx import SgxVerdict
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.sgx.site import ENCLAVE, NOW, Site
 
 KEY = Ed25519PrivateKey.generate()
 KEYS = jwks([KEY.public_key().public_bytes_raw()])

@@ -20,10 +20,10 @@ import attestgate
 from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias, verify_quote
 from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
 from attestgate.schemas.sgx import SgxVerdict
-from tests.sgx.conftest import NOW, Site, Vector, codes, load_vector
 from tests.sgx.fuzz import seeds, target
-from tests.sgx.test_appraise import judge_baseline
-from tests.sgx.test_ias import authority
+from tests.support.sgx.ias import authority
+from tests.support.sgx.recorded import Vector, judge_baseline, load_vector
+from tests.support.sgx.site import NOW, Site, codes
 
 REPOSITORY = Path(attestgate.__file__).parents[2]
 BLANK_TO_BLANK = {(0x00, 5)}

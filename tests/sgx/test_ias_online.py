@@ -26,7 +26,7 @@ from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.manager.verification.x509 import certificates
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, IasVerdict, SgxPolicy
-from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site
+from tests.support.sgx.site import ENCLAVE, REPORT_DATA, Site
 
 SPID = bytes(range(16))
 

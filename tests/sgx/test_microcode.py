@@ -16,7 +16,8 @@ from attestgate.host_agent.step6_deliver import PURPOSE, deliver, volume_file
 from attestgate.manager.verification.ear import look
 from attestgate.schemas.base import Refusal, Secret
 from attestgate.schemas.messages import DeliverKey
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, Deployment, Enclave, World, deployed
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, Enclave, World
 
 NEWER = bytes((CPUSVN[0] + 1, *CPUSVN[1:]))
 

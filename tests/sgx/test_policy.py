@@ -10,7 +10,7 @@ import pytest
 from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
-from tests.sgx.conftest import Site
+from tests.support.sgx.site import Site
 
 PINNED = {"version": 1, "mrenclaves": ["11" * 32]}
 

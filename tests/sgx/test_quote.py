@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from attestgate.manager.verification.sgx.quote import MAX_QUOTE, parse, parse_body
 from attestgate.schemas.base import Refusal
-from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
+from tests.support.sgx.recorded import load_vector
+from tests.support.sgx.site import ENCLAVE, REPORT_DATA, Site
 
 AUTH_SIZE_AT = 436 + 64 + 64 + 384 + 64
 QUOTE_FIELDS = {

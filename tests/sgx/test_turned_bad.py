@@ -17,8 +17,8 @@ from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
 from attestgate.enclave.simulated.certificates import Issuer
 from attestgate.manager.verification.sgx.quote import parse
-from tests.sgx.conftest import NOW, Site, codes
-from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
+from tests.support.sgx.site import NOW, Site, codes
+from tests.support.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
 
 GONE = object()
 """In place of a value: the field is taken away."""

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.manager.verification.x509 import SKEW_S
-from tests.sgx.conftest import NOW, Site, codes
-from tests.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
+from tests.support.sgx.site import NOW, Site, codes
+from tests.support.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
 
 OPENS, CLOSES = NOW - 100, NOW + 100
 Evidence = tuple[bytes, Collateral]

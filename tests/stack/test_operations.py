@@ -27,9 +27,9 @@ from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from attestgate.compose.nginx.process import Nginx
 from attestgate.schemas.settings import Timing
-from tests.docs.commands import commands, run_all
-from tests.stack.conftest import WANTED
-from tests.story.support import ENDS
+from tests.stack.containers import WANTED
+from tests.support.commands import commands, run_all
+from tests.support.story import ENDS
 
 pytestmark = pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack")
 PAGE = "operations.md"

@@ -7,7 +7,7 @@ import pytest
 from attestgate.compose.demo import intruders
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
-from tests.story.support import APPS, HOST, refusals, scene, session_of, through
+from tests.support.story import APPS, HOST, refusals, scene, session_of, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

@@ -9,8 +9,8 @@ from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import Replay
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
-from tests.ima.lists import NOW, host, loaded, recorded
-from tests.tpm.soft import BOOT, SoftTpm, remade
+from tests.support.ima.lists import NOW, host, loaded, recorded
+from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
 NONCE = b"n" * 32
 

@@ -22,8 +22,8 @@ from attestgate.manager.verification.tpm.public_area import (
 )
 from attestgate.manager.verification.tpm.quote import read_key
 from attestgate.schemas.base import Refusal
-from tests.ima.lists import VECTORS
-from tests.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b
+from tests.support.ima.lists import VECTORS
+from tests.support.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b
 
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()

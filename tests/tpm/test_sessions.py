@@ -10,20 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus.agent.link import Link
 from attestgate.host_agent import tpm_client
-from attestgate.host_agent.main import HostAgent
 from attestgate.host_agent.tpm_client import TpmClient
 from attestgate.host_agent.tpm_service import TpmService, address
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.enrolment import Enrol, HostEnrolment, RecheckNow
 from attestgate.schemas.host_policy import Bank
-from attestgate.schemas.settings import BusSettings, HostSettings
-from attestgate.schemas.tpm import TpmEnrolment, TpmQuote
-from tests.ima.lists import recorded
-from tests.sessions.harness import HOST_ENCLAVE, Deployment, World, code_of, deployed
-from tests.tpm.soft import BOOT, SoftTpm, remade
+from attestgate.schemas.tpm import TpmQuote
+from tests.support.ima.lists import recorded
+from tests.support.manager.harness import Deployment, deployed
+from tests.support.manager.witness import code_of
+from tests.support.manager.world import World
+from tests.support.tpm.hosts import enrol, recheck, start
+from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
 
 @pytest.fixture(scope="module")
@@ -41,39 +40,6 @@ async def site(world: World, tmp_path: Path) -> AsyncIterator[Deployment]:
 @pytest.fixture
 def tpm(site: Deployment) -> SoftTpm:
     return SoftTpm(measured=site.measurement_list.read_bytes())
-
-
-async def enrol(site: Deployment, tpm: TpmEnrolment) -> None:
-    mrenclaves = [HOST_ENCLAVE.mrenclave.hex()]
-    subject = HostEnrolment(id="h1", mrenclaves=mrenclaves, platform=site.world.ppid("machine-a"), tpm=tpm)
-    await site.order(Enrol(subject=subject))
-
-
-async def start(site: Deployment, service: asyncio.Server | None) -> None:
-    """The host's agent, told where its TPM's service is."""
-    settings = HostSettings(
-        profile="development",
-        bus=BusSettings(url="memory", credentials=Path("none")),
-        id="h1",
-        measured=Path("none"),
-        retry_s=1,
-        measurement_list=site.measurement_list,
-        volumes=[site.volume],
-        tpm=None if service is None else address(service),
-    )
-    bus = site.wire.connect()
-    link = Link(bus, "host", "h1")
-    await link.listen()
-    agent = HostAgent(site.world.enclave("machine-a", HOST_ENCLAVE), link, settings, site.world.measured)
-    site._agent(agent.run(), bus)
-
-
-async def recheck(site: Deployment, what: str) -> list[str]:
-    """Ask again; the reason codes of what came of it."""
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    event = await site.until("host", "h1", what, since=since)
-    return [] if what == "rechecked" else [code_of(event)]
 
 
 async def test_a_host_with_its_tpm_is_anchored_and_stays_so_as_its_list_grows(site: Deployment, tpm: SoftTpm) -> None:

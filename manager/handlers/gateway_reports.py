@@ -1,0 +1,34 @@
+"""What gateways report, signed: which certificates nginx now admits, and what an operator admitted by hand."""
+
+from __future__ import annotations
+
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.policy.registry import Registry
+from attestgate.manager.records.session_messages import SessionMessages
+from attestgate.manager.sessions.work import Applied
+from attestgate.schemas.admission import open_report
+from attestgate.schemas.base import Refusal
+
+
+class GatewayReports:
+    """Takes reports."""
+
+    def __init__(self, registry: Registry, messages: SessionMessages, orders: Orders) -> None:
+        self._registry = registry
+        self._messages = messages
+        self._orders = orders
+
+    async def take(self, id: str, data: bytes) -> None:
+        """Tell each application session named that it is admitted. Raises Refusal, BusError."""
+        gateway = await self._registry.gateway(id)
+        report = open_report(data, {gateway.identity})
+        if report.gateway != id:
+            raise Refusal.because(
+                "gateway.report", "gateway", expected=id, found=report.gateway, action="report on your own subject"
+            )
+        for applied in report.applied:
+            if applied.state == "admitted" and applied.app_session is not None:
+                serial = applied.key.removeprefix("cert.")
+                await self._messages.send("app", applied.app_session, "applied", Applied(gateway=id, serial=serial))
+        for signed in report.glass:
+            await self._orders.broken_glass(id, signed)

@@ -1,0 +1,86 @@
+"""Which session speaks for a subject: pointers on the bus, sealed, changed by compare-and-set.
+
+A host has two of them, an application two for each host: `current` names the session that is trusted, `pending` the
+one that was opened last.
+"""
+
+from __future__ import annotations
+
+from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.records.session_messages import SessionMessages
+from attestgate.manager.records.vault import Vault
+from attestgate.manager.sessions.record import current_key, pending_key
+from attestgate.manager.sessions.work import Order
+from attestgate.schemas.base import Model, Reason, SessionId
+from attestgate.schemas.binding import Role
+
+POINTERS = "sessions"
+REMEMBERED = 32
+"""Sessions that a pointer knows it has left behind."""
+
+
+class Pointer(Model):
+    """Which session speaks for a subject. One in `past` was superseded, and never speaks again."""
+
+    session: SessionId
+    counter: int
+    past: list[SessionId] = []
+
+
+class CurrentSessions:
+    """The index from subjects to their sessions."""
+
+    def __init__(self, bus: Bus, vault: Vault, messages: SessionMessages) -> None:
+        self._bucket = bus.bucket(POINTERS)
+        self._vault = vault
+        self._messages = messages
+
+    async def keys(self, role: Role, id: str) -> list[str]:
+        """Where a subject's sessions are named: a host's at two keys, an application's at two for each host."""
+        if role == "host":
+            return [current_key("host", id, id), pending_key("host", id, id)]
+        patterns = (current_key("app", id, "*"), pending_key("app", id, "*"))
+        return [key for pattern in patterns for key in await self._bucket.keys(pattern)]
+
+    async def session(self, key: str) -> str | None:
+        """The session that a pointer names, or None. Raises Refusal `record.open`, BusError."""
+        entry = await self._bucket.get(key)
+        if entry is None or entry.value is None:
+            return None
+        return self._vault.open(Pointer, POINTERS, key, entry.value).session
+
+    async def point(self, key: str, session: str, replaced: str) -> None:
+        """Let a pointer name `session`; the one before it is told, as `replaced`, that it was superseded.
+
+        A repeat by a session that was itself superseded meanwhile changes nothing.
+        """
+        while True:
+            entry = await self._bucket.get(key)
+            value = entry.value if entry is not None else None
+            before = self._vault.open(Pointer, POINTERS, key, value) if value is not None else None
+            if before is not None and session in (before.session, *before.past):
+                return
+            counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
+            sealed = self._vault.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
+            if before is not None:
+                # Before the pointer moves: killed in between, the next attempt finds `before` still named and tells it.
+                await self._supersede(key, before.session, session, replaced)
+            try:
+                if entry is None or value is None:
+                    await self._bucket.create(key, sealed)
+                else:
+                    await self._bucket.update(key, sealed, entry.revision)
+                return
+            except Conflict:
+                continue
+
+    async def _supersede(self, key: str, before: str, by: str, what: str) -> None:
+        reason = Reason(
+            code="session.superseded",
+            field="session",
+            expected="the newest session of this subject",
+            found=f"a newer one, {by}",
+            action="nothing, if you restarted the agent; otherwise find out who runs a second one",
+        )
+        role: Role = "host" if key.split(".")[1] == "host" else "app"
+        await self._messages.send(role, before, what, Order(reasons=[reason]), message_id=f"{what}-{before}-{by}")

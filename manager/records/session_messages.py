@@ -1,0 +1,37 @@
+"""Sends what sessions say to each other: sealed under the storage key and bound to its subject, as their records are.
+
+The bus can lose or repeat such a message, not invent one.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from attestgate.bus import subjects
+from attestgate.bus.api import Bus
+from attestgate.manager.records.vault import Vault
+from attestgate.manager.sessions.work import WORK, Work
+from attestgate.schemas.base import pack
+from attestgate.schemas.binding import Role
+
+
+class SessionMessages:
+    """The way from one session to another, or to itself; any worker takes the message up."""
+
+    def __init__(self, bus: Bus, vault: Vault) -> None:
+        self._bus = bus
+        self._vault = vault
+
+    async def send(
+        self, role: Role, session: str, what: str, model: BaseModel, *, message_id: str | None = None
+    ) -> None:
+        """Send a message to a session. Raises BusError."""
+        await self.publish(subjects.work(role, session, what), pack(model), message_id)
+
+    async def publish(self, subject: str, data: bytes, message_id: str | None) -> None:
+        """Send a packed message on its subject, once for each `message_id`. Raises BusError."""
+        await self._bus.publish(subject, self._vault.seal(WORK, subject, 0, Work(data=data)), message_id=message_id)
+
+    def open(self, subject: str, data: bytes) -> bytes:
+        """The packed message that came on a subject. Raises Refusal `record.open`."""
+        return self._vault.open(Work, WORK, subject, data).data

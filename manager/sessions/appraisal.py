@@ -1,0 +1,42 @@
+"""The attestation result of a piece of evidence (RFC 9334, section 2.3), as the session machines take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from attestgate.manager.sessions.states import Input
+from attestgate.schemas.base import Reason
+from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.messages import Outcome
+from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
+from attestgate.schemas.tpm import TpmClock
+
+
+@dataclass(frozen=True)
+class AppraisalResult:
+    """What came of appraising a piece of evidence.
+
+    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session. `verdict`
+    and `listed` are what the result rests on: the enclave's verdict and the measurement list's.
+    """
+
+    own: bool
+    reasons: tuple[Reason, ...]
+    outcome: Outcome
+    platform: PlatformIdentity | None = None
+    list_size: int = 0
+    list_digest: bytes = b""
+    replay: bytes = b""
+    tpm: TpmClock | None = None
+    notes: dict[str, JsonValue] = field(default_factory=dict)
+    verdict: SgxVerdict | IasVerdict | None = None
+    listed: ListVerdict | None = None
+
+    @property
+    def given(self) -> Input:
+        """The session machine's input that this is."""
+        if not self.reasons:
+            return Input.EVIDENCE_GOOD
+        return Input.EVIDENCE_BAD if self.own else Input.EVIDENCE_FOREIGN

@@ -1,8 +1,0 @@
-"""The same, but it says that it carries the requests of another program."""
-
-from __future__ import annotations
-
-from tests.app.program import main
-
-__all__ = ["main"]
-PROXY = True

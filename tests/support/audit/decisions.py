@@ -1,0 +1,49 @@
+"""What the decision log says of a deployment under test."""
+
+from __future__ import annotations
+
+from secrets import token_hex
+
+from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.check import check, decisions
+from attestgate.manager.audit.copy import read_log
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.schemas.audit import Decision
+from attestgate.schemas.checkpoint import origin_of
+from tests.support.manager.world import World
+
+
+async def decided(bus: Bus, world: World, at: int) -> list[Decision]:
+    """Every decision, in the tree's order, once the log verifies; a worker that waits for none takes in the last."""
+    key = read_identity(world.keys / "manager" / "identity.pem")
+    signers = {key.public_key().public_bytes_raw()}
+    memory = Memory(world.folder / "auditor" / token_hex(8))
+    telling = Telling("auditor", _complain)
+    log = DecisionLog(
+        bus, Intake(bus, lambda: at), memory, key, signers, origin_of("test.example"), telling, lambda: at
+    )
+    while await _more(log):
+        pass
+    copy = await read_log(bus, signers)
+    assert check(copy, signers, [], at) == []
+    return [decision for _, decision, _ in sorted(decisions(copy, signers), key=lambda item: item[0])]
+
+
+def said(found: list[Decision], session: str) -> list[str]:
+    """What was decided in a session, in order."""
+    return [decision.fact.did for decision in found if decision.session == session]
+
+
+async def _more(log: DecisionLog) -> bool:
+    try:
+        return await log.grow()
+    except Conflict:
+        return True
+
+
+async def _complain(*what: object, **data: object) -> None:
+    raise AssertionError(f"{what}: {data}")

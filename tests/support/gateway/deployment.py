@@ -1,0 +1,112 @@
+"""A worker between a bus and the real nginx, with what it is told and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from attestgate.bus.api import Bus, BusError
+from attestgate.bus.subjects import inbound
+from attestgate.manager.gateway.metrics import GatewayMetrics
+from attestgate.manager.gateway.worker import GatewayWorker
+from attestgate.schemas.admission import Applied, Statement, Withdrawal, open_report, post
+from attestgate.schemas.settings import BusSettings, GatewaySettings
+from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
+
+HOST = f"host.{HOST_SESSION}"
+Told = tuple[str, dict[str, object]]
+
+
+class Deployment:
+    """A bus, its keys, and what the worker told."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.bus = FakeBus()
+        self.manager = Ed25519PrivateKey.generate()
+        self.identity = Ed25519PrivateKey.generate()
+        self.events: list[Told] = []
+        self.emit_fails = False
+        self._sequence = 0
+
+    async def emit(self, kind: str, id_: str, what: str, data: dict[str, object]) -> None:
+        assert (kind, id_) == ("gateway", "g1")
+        if self.emit_fails:
+            raise BusError("not connected")
+        self.events.append((what, data))
+
+    def worker(self, bus: object = None, metrics: GatewayMetrics | None = None, **more: Any) -> GatewayWorker:
+        values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600}
+        settings = GatewaySettings(
+            bus=BusSettings(url="nats://unused", credentials=Path("unused")),
+            id="g1",
+            gateway_set="sdn",
+            identity=Path("unused"),
+            manager_identity=[self.manager.public_key().public_bytes_raw().hex()],
+            nginx_socket=self.gate.config.admin,
+            **values | more,
+        )
+        bus = cast(Bus, bus or self.bus)
+        return GatewayWorker(settings, bus=bus, identity=self.identity, emit=self.emit, metrics=metrics)
+
+    async def say(self, *statements: Statement, signer: Ed25519PrivateKey | None = None) -> None:
+        for statement in statements:
+            await self.bus.put(statement.key, post(signer or self.manager, statement))
+
+    async def admit(self, *clients: Client, lease_s: int = 300, sequence: int = 1) -> None:
+        now = int(time.time())
+        await self.say(host_lease(now, lease_s=lease_s, sequence=sequence))
+        await self.say(*(lease(c, now, lease_s=lease_s, sequence=sequence) for c in clients))
+        for client in clients:
+            await self.reported(client.key, "admitted", sequence)
+
+    async def withdraw(self, key: str, sequence: int = 2) -> None:
+        now = int(time.time())
+        await self.say(Withdrawal(key=key, issued_at=now, until=now + 300, sequence=sequence, reason="app.revoked"))
+        await self.reported(key, "withdrawn", sequence)
+
+    def reports(self) -> list[Applied]:
+        gateways = {self.identity.public_key().public_bytes_raw()}
+        assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
+        return [item for _, data in self.bus.published for item in open_report(data, gateways).applied]
+
+    async def reported(self, key: str, state: str, sequence: int) -> Applied:
+        found: list[Applied] = []
+        while not (found := [r for r in self.reports() if (r.key, r.state, r.sequence) == (key, state, sequence)]):
+            self.bus.heard.clear()
+            async with asyncio.timeout(15):
+                await self.bus.heard.wait()
+        return found[-1]
+
+    async def told(self, what: str, fits: Callable[[dict[str, object]], bool] = lambda _: True) -> dict[str, object]:
+        async def found() -> list[dict[str, object]]:
+            return [data for name, data in self.events if name == what and fits(data)]
+
+        return (await until(found, bool))[-1]
+
+
+@asynccontextmanager
+async def at_work(worker: GatewayWorker) -> AsyncIterator[None]:
+    """The worker runs meanwhile; if it falls, the test fails with its exception."""
+    task = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def status(client: Client) -> int:
+    """200 or 403; an answer that was cut in the middle of a withdrawal is no answer, and asked for again."""
+    try:
+        return (await client.http.get("/x")).status_code
+    except httpx.RemoteProtocolError:
+        return (await client.http.get("/x")).status_code

@@ -1,0 +1,59 @@
+"""A gateway worker without an nginx: the real ledger, the real reports."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from attestgate.bus import subjects
+from attestgate.bus.memory.server import MemoryBus
+from attestgate.manager.gateway.ledger import Ledger
+from attestgate.schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
+from attestgate.schemas.base import Refusal
+from tests.support.manager.wire import Clock
+from tests.support.manager.world import GATEWAY
+
+
+class Gateway:
+    """Follows the admissions, believes them for their signatures, reports each."""
+
+    def __init__(self, bus: MemoryBus, clock: Clock, identity: Ed25519PrivateKey, managers: set[bytes]) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._identity = identity
+        self._managers = managers
+        self.ledger = Ledger("gateways", longest_lease_s=3600)
+        self.leases: list[Lease] = []
+
+    async def run(self) -> None:
+        """Follow the admissions, report each."""
+        async for entry in self._bus.bucket(BUCKET).watch():
+            if entry is None or entry.value is None or entry.key.startswith("crl."):
+                continue
+            statement = open_posted(entry.key, entry.value, self._managers)
+            try:
+                changed = self.ledger.take(statement, int(self._clock()))
+            except Refusal:
+                continue
+            if isinstance(statement, Lease):
+                self.leases.append(statement)
+            if changed and isinstance(statement, Lease):
+                applied = Applied(
+                    key=statement.key,
+                    state="admitted",
+                    sequence=statement.sequence,
+                    app_session=statement.app_session,
+                )
+                report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[applied], at=int(self._clock()))
+                subject = subjects.inbound("gateway", GATEWAY, "report")
+                await self._bus.publish(subject, sign_report(self._identity, report))
+
+    def passes(self, app: str) -> bool:
+        """Whether a request of the application would pass now."""
+        at = int(self._clock())
+        return any(
+            isinstance(statement, Lease)
+            and statement.app == app
+            and self.ledger.entry(key, at) is not None
+            and self.ledger.entry(f"host.{statement.host_session}", at) is not None
+            for key, statement in self.ledger.items()
+        )
