@@ -17,6 +17,7 @@ import structlog
 
 from attestgate.bus.api import Bucket, BusError
 from attestgate.manager.attestation.pcs_client import Pcs
+from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR
 from attestgate.manager.verification.sgx.collateral import Collateral, Document, Examined, examine
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.manager.verification.x509 import check_chain, root_certificate
@@ -24,10 +25,6 @@ from attestgate.schemas.base import Model, Reason, Refusal, Seconds, pack, unpac
 
 WhenDown = Literal["cache", "refuse"]
 """What to do while the service cannot be used: go on with a cached set that is still valid, or refuse."""
-
-EVALUATION_FLOOR = "tcb_evaluation_number"
-CRL_FLOOR = "crl_number"
-"""The two floors that a policy manifest sets for every platform; this client keeps its own ones beside them."""
 
 PAUSE_S = 30
 """Between two calls to the service for one model, while a set that stands is held. In seconds."""

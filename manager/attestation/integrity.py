@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from attestgate.manager.policy.registry import InForce, manifest_name
+from attestgate.manager.policy.policies import InForce, manifest_name
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.verification.ima.appraisal import appraise_list
 from attestgate.manager.verification.tpm.evidence import clock, judge_quote

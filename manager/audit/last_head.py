@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from attestgate.manager.audit.merkle import Frontier
-from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.schemas.base import Hex32, Model, read_json
 
 
@@ -42,4 +42,4 @@ class Memory:
         """Remember a newer head at once; on disk when this returns, without holding up anybody else. Raises OSError."""
         roots = [root.hex() for root in frontier.roots]
         self.seen = Seen(note=note, size=frontier.size, cursor=cursor, roots=roots)
-        await asyncio.to_thread(replace_file, self._path, self.seen.model_dump_json())
+        await asyncio.to_thread(atomic_write, self._path, self.seen.model_dump_json().encode())

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.pki.authority import Issuer, key_id
-from attestgate.manager.policy.registry import manifest_name
+from attestgate.manager.policy.policies import manifest_name
 from attestgate.schemas.audit import BrokenGlass, Decision, Fact, KeyInForce, Ordered, sign_decision
 from attestgate.schemas.base import unpack
 from attestgate.schemas.break_glass import LABEL, BreakGlass

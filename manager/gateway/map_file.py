@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from attestgate.manager.gateway.dictionary import Contents, Health, NginxError, OtherEpoch, RequestRefusal
 from attestgate.manager.gateway.ledger import CertificateEntry, Entry
-from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.atomic_file import atomic_write
 
 _MARK = "# "
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
@@ -74,7 +74,7 @@ class MapFile:
 
     async def _write(self, entries: Mapping[str, Entry]) -> None:
         try:
-            replace_file(self._path, "".join(_lines(entries)))
+            atomic_write(self._path, "".join(_lines(entries)).encode())
         except OSError as error:
             raise NginxError(f"{self._path}: {error.strerror}") from None
         await self._reload()

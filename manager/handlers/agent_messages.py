@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.attestation.verifier import Verifier
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import R, SessionStore
@@ -50,7 +50,7 @@ class AgentMessages:
         self,
         store: SessionStore,
         current: CurrentSessions,
-        registry: Registry,
+        enrolments: Enrolments,
         verifier: Verifier,
         context: Callable[[], Context],
         trust_domain: str,
@@ -58,7 +58,7 @@ class AgentMessages:
     ) -> None:
         self._store = store
         self._current = current
-        self._registry = registry
+        self._enrolments = enrolments
         self._verifier = verifier
         self._context = context
         self._trust_domain = trust_domain
@@ -97,7 +97,7 @@ class AgentMessages:
         """First evidence of an application: step 5."""
         context = self._context()
         evidence = unpack(AppEvidence, _open_first(record, id, data, context))
-        enrolled = await self._registry.app(id)
+        enrolled = await self._enrolments.app(id)
         host = await self._host_of(record, context)
         result = await self._verifier.app(record, evidence, host, enrolled, context.now)
         return take_application_evidence(
@@ -126,7 +126,7 @@ class AgentMessages:
             return late_answer(record, context, channel)
         host = await trusted_host(self._store, record, context.now)
         try:
-            enrolled = await self._registry.app(id)
+            enrolled = await self._enrolments.app(id)
             result = await self._verifier.app_recheck(record, evidence, host, enrolled, context.now)
         except Refusal as refusal:
             return unjudged_answer(record, self._context(), channel, refusal)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import structlog
 
 from attestgate.manager.handlers.agent_messages import trusted_host
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.policies import Policies
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import UNKNOWN, R, SessionStore
 from attestgate.manager.sessions.draft import Context
@@ -26,10 +27,16 @@ class SessionSteps:
     """Steps from a record and a message to the next record, and handlers of what changes no record."""
 
     def __init__(
-        self, store: SessionStore, registry: Registry, context: Callable[[], Context], certificates: Certificates
+        self,
+        store: SessionStore,
+        enrolments: Enrolments,
+        policies: Policies,
+        context: Callable[[], Context],
+        certificates: Certificates,
     ) -> None:
         self._store = store
-        self._registry = registry
+        self._enrolments = enrolments
+        self._policies = policies
         self._context = context
         self._certificates = certificates
 
@@ -40,7 +47,7 @@ class SessionSteps:
             raise NoMove(record.state, Input.ISSUED)
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
-        enrolled = await self._registry.app(record.subject)
+        enrolled = await self._enrolments.app(record.subject)
         host = await trusted_host(self._store, record, self._context().now)
         issued = self._certificates.issue(record, enrolled)
         return certify(record, context, issued, host, enrolled)
@@ -49,7 +56,7 @@ class SessionSteps:
         """A gateway admits the certificate (step 7). Nobody is told so whose enrolment or host is gone meanwhile."""
         if record.ready == record.serial:
             return record
-        await self._registry.app(record.subject)
+        await self._enrolments.app(record.subject)
         await trusted_host(self._store, record, self._context().now)
         return take_applied(record, self._context(), report)
 
@@ -87,6 +94,6 @@ class SessionSteps:
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""
         try:
-            return (await self._registry.policies()).names
+            return (await self._policies.in_force()).names
         except Refusal:
             return {}

@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.schemas.base import Refusal
+
+EVALUATION_FLOOR = "tcb_evaluation_number"
+CRL_FLOOR = "crl_number"
+"""The two floors that a policy manifest sets for every platform; the collateral client keeps its own beside them."""
 
 
 class HighWater:
@@ -72,5 +76,5 @@ class HighWater:
         )
 
     def _write(self, marks: dict[str, int]) -> None:
-        replace_file(self._path, json.dumps(marks, indent=1, sort_keys=True))
+        atomic_write(self._path, json.dumps(marks, indent=1, sort_keys=True).encode())
         self._marks = marks

@@ -1,31 +1,33 @@
-"""The revocation list of an issuing CA, as one document that grows: what it says of now, and one more entry.
+"""The revocation list of an issuing CA, as one document that grows: what stands on it, and one more entry.
 
 It stands beside the gateways' leases, and decides nothing there: it is for those who check certificates without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.pki.authority import Issuer, revocation_list
-from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.base import Refusal
 
 LIFE = timedelta(days=1)
 """From a list to the time by which there is a newer one."""
 MAX_ENTRIES = 5000
 """Most entries, so that a list fits into the bus; the oldest go first. Entries end with their certificates anyway."""
-_REASONS = {
-    State.REVOKED: x509.ReasonFlags.privilege_withdrawn,
-    State.UNTRUSTED: x509.ReasonFlags.key_compromise,
-    State.SUPERSEDED: x509.ReasonFlags.superseded,
-}
-"""RFC 5280, section 5.3.1; any other end: cessation of operation. An untrusted host may have leaked the key."""
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """One certificate to be listed: its serial, the Unix second of its revocation, and why (RFC 5280, 5.3.1)."""
+
+    serial: int
+    at: int
+    reason: x509.ReasonFlags
 
 
 def read(issuer: Issuer, der: bytes) -> x509.CertificateRevocationList:
@@ -41,45 +43,47 @@ def read(issuer: Issuer, der: bytes) -> x509.CertificateRevocationList:
             "revocation list",
             expected="a CRL signed by this CA",
             found="something else",
-            action="find out who may write the bucket admissions; the list is made anew",
+            action="find out who may write the bucket admissions; the next list rests on the workers' own copies",
         )
     return found
 
 
 def extend(
     issuer: Issuer,
-    before: x509.CertificateRevocationList | None,
-    revoked: Iterable[Revoked],
+    before: Sequence[x509.CertificateRevocationList],
+    revoked: Iterable[Revocation],
     *,
     at: int,
     longest_s: int,
 ) -> bytes:
-    """The next list, in DER: with the entries given, without those whose certificates have ended by themselves.
+    """The next list, in DER: all that stood on those before, and the entries given.
 
-    `longest_s` is the longest life of a certificate, so that no entry is needed longer than that after its revocation.
+    Entries whose certificates have expired are left out. Numbers rise (RFC 5280, section 5.2.3), and none is below the
+    Unix second `at`: who has lost every earlier list still goes on above it. `longest_s` is the
+    longest life of a certificate, so that no entry is needed longer than that after its revocation.
     """
     now = datetime.fromtimestamp(at, UTC)
-    present = {entry.serial_number: entry for entry in before or ()}
+    present = {entry.serial_number: entry for earlier in before for entry in earlier}
     for one in revoked:
-        present.setdefault(int(one.serial, 16), _entry(one))
+        present.setdefault(one.serial, _entry(one))
     oldest = now - timedelta(seconds=longest_s)
     kept = sorted(
         (entry for entry in present.values() if entry.revocation_date_utc > oldest),
         key=lambda entry: entry.revocation_date_utc,
     )[-MAX_ENTRIES:]
-    return revocation_list(issuer, kept, _number(before) + 1, now, LIFE).public_bytes(Encoding.DER)
+    number = max([at, *(_number(earlier) + 1 for earlier in before)])
+    return revocation_list(issuer, kept, number, now, LIFE).public_bytes(Encoding.DER)
 
 
-def _entry(revoked: Revoked) -> x509.RevokedCertificate:
-    reason = _REASONS.get(State(revoked.state), x509.ReasonFlags.cessation_of_operation)
+def _entry(revoked: Revocation) -> x509.RevokedCertificate:
     return (
         x509.RevokedCertificateBuilder()
-        .serial_number(int(revoked.serial, 16))
+        .serial_number(revoked.serial)
         .revocation_date(datetime.fromtimestamp(revoked.at, UTC))
-        .add_extension(x509.CRLReason(reason), critical=False)
+        .add_extension(x509.CRLReason(revoked.reason), critical=False)
         .build()
     )
 
 
-def _number(crl: x509.CertificateRevocationList | None) -> int:
-    return 0 if crl is None else crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+def _number(crl: x509.CertificateRevocationList) -> int:
+    return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number

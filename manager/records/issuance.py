@@ -10,13 +10,16 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
+from cryptography import x509
 
 from attestgate.bus.api import Bus, BusError, Conflict
 from attestgate.manager.audit.orders import Orders
+from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki import crl
 from attestgate.manager.pki.authority import Authority, Issuer, key_id
 from attestgate.manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
 from attestgate.manager.sessions.record import AppRecord
+from attestgate.manager.sessions.states import State
 from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import BUCKET, crl_key
 from attestgate.schemas.base import Refusal
@@ -24,17 +27,30 @@ from attestgate.schemas.enrolment import AppEnrolment
 
 log = structlog.get_logger(__name__)
 REFRESH_S = crl.LIFE.total_seconds() / 4
+_REASONS = {
+    State.REVOKED: x509.ReasonFlags.privilege_withdrawn,
+    State.UNTRUSTED: x509.ReasonFlags.key_compromise,
+    State.SUPERSEDED: x509.ReasonFlags.superseded,
+}
+"""RFC 5280, section 5.3.1; any other end: cessation of operation. An untrusted host may have leaked the key."""
 
 
 class Certificates:
     """Issues, and tells what was revoked. `certificate_s` is the life of a certificate in seconds."""
 
     def __init__(
-        self, bus: Bus, authority: Authority, certificate_s: int, orders: Orders, now: Callable[[], float]
+        self,
+        bus: Bus,
+        authority: Authority,
+        certificate_s: int,
+        orders: Orders,
+        copies: CrlFiles,
+        now: Callable[[], float],
     ) -> None:
         self._bucket = bus.bucket(BUCKET)
         self._authority = authority
         self._orders = orders
+        self._copies = copies
         self._certificate_s = certificate_s
         self._now = now
 
@@ -68,7 +84,8 @@ class Certificates:
         if issuer is None:
             log.warning("a revoked certificate is of a CA that this worker has let go of", issuer=entry.issuer)
             return
-        await self._extend(issuer, [entry])
+        reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)
+        await self._extend(issuer, [crl.Revocation(int(entry.serial, 16), entry.at, reason)])
 
     async def keep_lists(self) -> None:
         """Have the CA in the decision log, publish every list, and again long before it lapses, for ever."""
@@ -81,22 +98,32 @@ class Certificates:
                 log.warning("the revocation lists are not published", error=str(error))
             await asyncio.sleep(REFRESH_S)
 
-    async def _extend(self, issuer: Issuer, revoked: list[Revoked]) -> None:
-        key = crl_key(key_id(issuer.certificate))
+    async def _extend(self, issuer: Issuer, revoked: list[crl.Revocation]) -> None:
+        name = key_id(issuer.certificate)
+        key = crl_key(name)
         while True:
             entry = await self._bucket.get(key)
-            before = None
-            if entry is not None and entry.value is not None:
-                try:
-                    before = crl.read(issuer, entry.value)
-                except Refusal as refusal:
-                    log.error("revocation list", reason=refusal.reasons[0].sentence())
+            # nginx admits by leases, not by these lists. Whoever checks certificates by them alone must not see an
+            # entry leave or a number fall because the bus showed an old list, or none that can be read.
+            before = [*_readable(issuer, entry.value if entry else None), *_readable(issuer, self._copies.read(name))]
             der = crl.extend(issuer, before, revoked, at=int(self._now()), longest_s=self._certificate_s)
             try:
                 if entry is None or entry.value is None:
                     await self._bucket.create(key, der)
                 else:
                     await self._bucket.update(key, der, entry.revision)
+                self._copies.write(name, der)
                 return
             except Conflict:
                 continue
+
+
+def _readable(issuer: Issuer, der: bytes | None) -> list[x509.CertificateRevocationList]:
+    """A list that this CA signed, if that is what there is."""
+    if der is None:
+        return []
+    try:
+        return [crl.read(issuer, der)]
+    except Refusal as refusal:
+        log.error("revocation list", reason=refusal.reasons[0].sentence())
+        return []

@@ -11,7 +11,7 @@ from pathlib import Path
 from secrets import token_bytes
 
 from attestgate.bus.api import Bus, Conflict
-from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.keyfiles import read_private
 from attestgate.manager.records.current import POINTERS, Pointer
 from attestgate.manager.records.vault import StorageKeys, Vault, epoch_of
@@ -53,7 +53,9 @@ def add_epoch(path: Path) -> int:
     """Add a fresh epoch to the file; records are sealed under it from now on. Returns its number."""
     keys = read(path)
     epoch = max(map(int, keys.epochs)) + 1
-    replace_file(path, StorageKeys(epochs={**keys.epochs, str(epoch): token_bytes(32).hex()}).model_dump_json())
+    atomic_write(
+        path, StorageKeys(epochs={**keys.epochs, str(epoch): token_bytes(32).hex()}).model_dump_json().encode()
+    )
     return epoch
 
 
@@ -61,7 +63,7 @@ def destroy_old_epochs(path: Path) -> list[int]:
     """Remove every epoch but the newest from the file. Returns the numbers that are gone."""
     keys = read(path)
     newest = max(keys.epochs, key=int)
-    replace_file(path, StorageKeys(epochs={newest: keys.epochs[newest]}).model_dump_json())
+    atomic_write(path, StorageKeys(epochs={newest: keys.epochs[newest]}).model_dump_json().encode())
     return sorted(int(epoch) for epoch in keys.epochs if epoch != newest)
 
 

@@ -18,7 +18,6 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.public import MOST, publish
 from attestgate.manager.pki import crl
 from attestgate.manager.pki.authority import key_id
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import crl_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
@@ -69,14 +68,14 @@ async def test_a_revocation_list_is_served_as_it_was_signed(tmp_path: Path) -> N
     async with running(Gate(tmp_path, time.time, public_port=port)) as gate, httpx.AsyncClient() as http:
         now = int(time.time())
         issuer = key_id(gate.authority.certificate)
-        entry = Revoked(issuer=issuer, serial="0abc", at=now, state="REVOKED")
-        der = crl.extend(gate.authority, None, [entry], at=now, longest_s=3600)
+        entry = crl.Revocation(0x0ABC, now, x509.ReasonFlags.privilege_withdrawn)
+        der = crl.extend(gate.authority, [], [entry], at=now, longest_s=3600)
         publish(gate.config.public, crl_key(issuer), der)
         answer = await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")
         assert answer.headers["content-type"] == "application/pkix-crl"
         found = x509.load_der_x509_crl(answer.content)
         assert found.get_revoked_certificate_by_serial_number(0x0ABC) is not None
-        newer = crl.extend(gate.authority, found, [], at=now + 1, longest_s=3600)
+        newer = crl.extend(gate.authority, [found], [], at=now + 1, longest_s=3600)
         publish(gate.config.public, crl_key(issuer), newer)
         assert (await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")).content == newer
 
@@ -92,13 +91,13 @@ def test_what_is_no_revocation_list_is_not_published(tmp_path: Path, key: str, d
 def test_whoever_writes_the_bus_does_not_fill_the_disk(tmp_path: Path) -> None:
     """Lists under made-up issuers are taken up to a bound; those that are there can still be replaced."""
     authority = Gate(tmp_path, time.time).authority
-    der = crl.extend(authority, None, [], at=int(time.time()), longest_s=3600)
+    der = crl.extend(authority, [], [], at=int(time.time()), longest_s=3600)
     for number in range(MOST):
         publish(tmp_path, crl_key(f"{number:040x}"), der)
     with pytest.raises(Refusal) as refusal:
         publish(tmp_path, crl_key("ab"), der)
     assert refusal.value.reasons[0].code == "crl.publish"
-    newer = crl.extend(authority, None, [], at=int(time.time()) + 1, longest_s=3600)
+    newer = crl.extend(authority, [], [], at=int(time.time()) + 1, longest_s=3600)
     publish(tmp_path, crl_key(f"{0:040x}"), newer)
     assert (tmp_path / "crl" / f"{0:040x}.crl").read_bytes() == newer
     assert len(list((tmp_path / "crl").iterdir())) == MOST
@@ -151,26 +150,24 @@ def test_a_list_grows_and_lets_go_of_what_has_ended(tmp_path: Path) -> None:
     authority = Gate(tmp_path, time.time).authority
     at = int(time.time())
 
-    def revoked(serial: str, when: int, state: str = "UNTRUSTED") -> Revoked:
-        return Revoked(issuer="", serial=serial, at=when, state=state)
+    def revoked(serial: int, when: int) -> crl.Revocation:
+        return crl.Revocation(serial, when, x509.ReasonFlags.key_compromise)
 
-    first = crl.read(authority, crl.extend(authority, None, [revoked("01", at)], at=at, longest_s=3600))
-    second = crl.read(
-        authority, crl.extend(authority, first, [revoked("02", at + 10, "EXPIRED")], at=at + 10, longest_s=3600)
-    )
+    first = crl.read(authority, crl.extend(authority, [], [revoked(1, at)], at=at, longest_s=3600))
+    second = crl.read(authority, crl.extend(authority, [first], [revoked(2, at + 10)], at=at + 10, longest_s=3600))
     assert [entry.serial_number for entry in second] == [1, 2]
     numbers = [c.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for c in (first, second)]
-    assert numbers == [1, 2]
-    again = crl.read(authority, crl.extend(authority, second, [revoked("02", at + 99)], at=at + 99, longest_s=3600))
+    assert numbers == [at, at + 10]
+    again = crl.read(authority, crl.extend(authority, [second], [revoked(2, at + 99)], at=at + 99, longest_s=3600))
     entry = again.get_revoked_certificate_by_serial_number(2)
     assert entry is not None and entry.revocation_date_utc == datetime.fromtimestamp(at + 10, UTC)
-    later = crl.read(authority, crl.extend(authority, again, [], at=at + 3605, longest_s=3600))
+    later = crl.read(authority, crl.extend(authority, [again], [], at=at + 3605, longest_s=3600))
     assert [entry.serial_number for entry in later] == [2]
 
 
 def test_a_list_of_another_ca_is_none(tmp_path: Path) -> None:
     one, other = Gate(tmp_path / "one", time.time), Gate(tmp_path / "other", time.time)
-    der = crl.extend(one.authority, None, [], at=int(time.time()), longest_s=60)
+    der = crl.extend(one.authority, [], [], at=int(time.time()), longest_s=60)
     for bad in (der, der[:-1], b"", hashlib.sha256(der).digest()):
         with pytest.raises(Refusal) as refusal:
             crl.read(other.authority, bad)

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.gateway.map_file import MapFile, expression
 from attestgate.manager.pki import crl
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import Withdrawal
 from tests.support.gateway.deployment import HOST, Deployment, at_work, status
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
@@ -56,8 +55,8 @@ async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_ha
     gate = Gate(tmp_path, time.time, mode="stock", crl=tmp_path / "crl.pem")
     revoked, other = gate.client(), gate.client(app="a2")
     assert revoked.issued is not None
-    entry = Revoked(issuer="", serial=revoked.issued.serial, at=int(time.time()), state="REVOKED")
-    der = crl.extend(gate.authority, None, [entry], at=int(time.time()), longest_s=3600)
+    entry = crl.Revocation(int(revoked.issued.serial, 16), int(time.time()), x509.ReasonFlags.privilege_withdrawn)
+    der = crl.extend(gate.authority, [], [entry], at=int(time.time()), longest_s=3600)
     (tmp_path / "crl.pem").write_bytes(
         x509.load_der_x509_crl(der).public_bytes(Encoding.PEM) + (tmp_path / "ca" / "root-ca.crl.pem").read_bytes()
     )

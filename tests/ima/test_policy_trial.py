@@ -20,9 +20,9 @@ from attestgate.bus.api import Message
 from attestgate.cli.policy import app as policy_app
 from attestgate.cli.policy_hosts import Answers
 from attestgate.compose.local.policies import Policies
+from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.policy_tree import measured_files
 from attestgate.manager.policy.policy_trial import try_on
-from attestgate.manager.policy.registry import manifest_name
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.verification.ima.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
 from attestgate.manager.verification.ima.runtime_policy import load

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.bus.memory.server import MemoryServer
-from attestgate.manager.local.atomic_file import replace_file
+from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
@@ -123,7 +123,7 @@ def _full(descriptor: int) -> None:
 def test_a_file_that_could_not_be_replaced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", _full)
     with pytest.raises(OSError, match="No space"):
-        replace_file(tmp_path / "marks.json", "{}")
+        atomic_write(tmp_path / "marks.json", b"{}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
@@ -59,6 +59,45 @@ async def test_the_same_command_again_changes_nothing_and_is_answered_alike(site
     assert site.wire.snapshot("enrolment") == before
 
 
+async def test_another_command_under_a_used_sequence_is_refused(site: Deployment) -> None:
+    """A second terminal within the same microsecond, or somebody's script: it must not be told that it was applied."""
+    given = command(site, enrol())
+    assert (await give(site, given)).what == "applied"
+    revocation = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
+    event = await give(site, revocation)
+    assert (event.what, code_of(event)) == ("refused", "command.sequence")
+    again = revocation.model_copy(update={"sequence": given.sequence + 1})
+    assert (await give(site, again)).what == "applied"
+
+
+async def test_a_repeat_is_looked_at_as_closely_as_the_first(site: Deployment) -> None:
+    given = command(site, enrol())
+    assert (await give(site, given)).what == "applied"
+    assert code_of(await give(site, given, name="somebody")) == "command.subject"
+    await site.advance(61)
+    assert code_of(await give(site, given)) == "command.expired"
+
+
+async def test_a_used_sequence_whose_command_the_bus_forgot_is_refused(site: Deployment) -> None:
+    """The worker's own memory holds the number alone: what came under it cannot be compared any more."""
+    forgetful, given = site.wire.snapshot("operators"), command(site, enrol())
+    assert (await give(site, given)).what == "applied"
+    site.wire.restore("operators", forgetful)
+    other = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
+    assert code_of(await give(site, other)) == "command.sequence"
+
+
+async def test_of_two_operators_words_under_one_sequence_the_first_stands(site: Deployment) -> None:
+    given = command(site, enrol())
+    assert (await give(site, given)).what == "applied"
+    marks = HighWater(site.folder / "manager-0" / "high-water.json")
+    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
+    other = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
+    with pytest.raises(Exception, match=r"command\.sequence"):
+        await enrolments.put("host", "h1", sign(site.world.operator, "command", other))
+    await enrolments.put("host", "h1", sign(site.world.operator, "command", given))
+
+
 async def test_an_older_command_is_overtaken(site: Deployment) -> None:
     older, newer = command(site, enrol()), command(site, enrol("cd" * 32), sequence=int(site.clock() * 1e6) + 2000)
     assert (await give(site, newer)).what == "applied"
@@ -80,10 +119,10 @@ async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_opera
     revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 9000)
     assert (await give(site, revoked)).what == "applied"
     marks = HighWater(site.folder / "manager-0" / "high-water.json")
-    registry = Registry(site.wire.connect(), site.operators, marks)
+    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
     older = sign(site.world.operator, "command", command(site, enrol(), sequence=revoked.sequence - 1))
     with pytest.raises(Exception, match=r"command\.sequence"):
-        await registry.put("host", "h1", older)
+        await enrolments.put("host", "h1", older)
 
 
 async def test_an_expired_command_is_refused(site: Deployment) -> None:

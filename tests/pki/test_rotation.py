@@ -34,7 +34,7 @@ def test_the_new_one_issues_and_the_old_one_keeps_its_list(folder: Path) -> None
     assert [key_id(issuer.certificate) for issuer in after.retired] == [key_id(before.certificate)]
     assert after.root == before.root
     for issuer in (after, *after.retired):
-        der = crl.extend(issuer, None, [], at=AT + 11, longest_s=60)
+        der = crl.extend(issuer, [], [], at=AT + 11, longest_s=60)
         assert crl.read(issuer, der).issuer == issuer.certificate.subject
     assert after.certificate.subject != before.certificate.subject, "a list is found by its issuer's name"
     clients = x509.load_pem_x509_certificates((folder / "client-ca.pem").read_bytes())

@@ -1,0 +1,141 @@
+"""The revocation lists on the bus: numbers rise and entries stay, whatever the bus shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.orders import Orders
+from attestgate.manager.local.crl_files import CrlFiles
+from attestgate.manager.pki.authority import Authority, create_ca, key_id, load_authority
+from attestgate.manager.records.issuance import Certificates
+from attestgate.manager.sessions.work import Revoked
+from attestgate.schemas.admission import BUCKET, crl_key
+from attestgate.schemas.base import Secret
+
+AT = 1_790_000_000
+PASSPHRASE = Secret(b"of no value")
+
+
+class Lists:
+    """A worker's certificates on a bus in memory, and the list that stands there."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.server, self.authority, self.folder, self.now = MemoryServer(), authority, folder, AT
+        self.bucket = self.server.connect().bucket(BUCKET)
+        self.key = crl_key(key_id(authority.certificate))
+
+    def worker(self, name: str = "manager-1") -> Certificates:
+        bus = self.server.connect()
+        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate())
+        return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
+
+    async def revoke(self, worker: Certificates, serial: str) -> None:
+        issuer = key_id(self.authority.certificate)
+        await worker.revoked(Revoked(issuer=issuer, serial=serial, at=self.now, state="REVOKED"))
+
+    async def published(self) -> bytes:
+        entry = await self.bucket.get(self.key)
+        assert entry is not None and entry.value is not None
+        return entry.value
+
+    async def shown(self) -> tuple[int, list[int]]:
+        """The number of the list that stands there, and the serials on it."""
+        found = x509.load_der_x509_crl(await self.published())
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        return number, sorted(entry.serial_number for entry in found)
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Lists:
+    create_ca(tmp_path / "ca", "sdn.example.org", PASSPHRASE, AT)
+    return Lists(tmp_path, load_authority(tmp_path / "ca", PASSPHRASE))
+
+
+def cut(der: bytes) -> bytes:
+    return der[:-1]
+
+
+def nothing(_: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, nothing], ids=["cut", "empty"])
+async def test_an_unreadable_list_loses_no_revocation_and_its_number_rises(
+    lists: Lists, damage: Callable[[bytes], bytes]
+) -> None:
+    worker = lists.worker()
+    await lists.revoke(worker, "01")
+    before, _ = await lists.shown()
+    await lists.bucket.put(lists.key, damage(await lists.published()))
+    await lists.revoke(worker, "02")
+    number, serials = await lists.shown()
+    assert serials == [1, 2] and number > before
+
+
+async def test_nor_after_the_worker_was_started_again(lists: Lists) -> None:
+    await lists.revoke(lists.worker(), "01")
+    before, _ = await lists.shown()
+    await lists.bucket.put(lists.key, b"junk")
+    await lists.revoke(lists.worker(), "02")
+    number, serials = await lists.shown()
+    assert serials == [1, 2] and number > before
+
+
+async def test_a_bus_that_shows_an_older_list_takes_nothing_back(lists: Lists) -> None:
+    worker = lists.worker()
+    await lists.revoke(worker, "01")
+    older = await lists.published()
+    await lists.revoke(worker, "02")
+    before, _ = await lists.shown()
+    await lists.bucket.put(lists.key, older)
+    await lists.revoke(worker, "03")
+    number, serials = await lists.shown()
+    assert serials == [1, 2, 3] and number > before
+
+
+async def test_a_worker_that_knows_nothing_goes_on_above_what_was(lists: Lists) -> None:
+    """Its own copy is gone, or it never had one: an earlier number is below the time at which the next list is made."""
+    first = lists.worker()
+    for serial in ("01", "02", "03"):
+        await lists.revoke(first, serial)
+        lists.now += 1
+    before, _ = await lists.shown()
+    await lists.bucket.put(lists.key, b"junk")
+    await lists.revoke(lists.worker("manager-2"), "04")
+    assert (await lists.shown())[0] > before
+    await lists.revoke(first, "05")
+    assert (await lists.shown())[1] == [1, 2, 3, 4, 5]
+
+
+async def test_lists_made_within_one_second_have_numbers_of_their_own(lists: Lists) -> None:
+    worker, numbers = lists.worker(), []
+    for serial in ("01", "02", "03"):
+        await lists.revoke(worker, serial)
+        numbers.append((await lists.shown())[0])
+    assert numbers == sorted(set(numbers))
+
+
+async def test_a_copy_that_is_not_this_cas_is_not_believed(lists: Lists, tmp_path: Path) -> None:
+    create_ca(tmp_path / "other", "sdn.example.org", PASSPHRASE, AT)
+    other = Lists(tmp_path / "elsewhere", load_authority(tmp_path / "other", PASSPHRASE))
+    await other.revoke(other.worker(), "0bad")
+    copies = CrlFiles(tmp_path / "manager-1")
+    copies.write(key_id(lists.authority.certificate), await other.published())
+    await lists.revoke(lists.worker(), "01")
+    assert (await lists.shown())[1] == [1]
+
+
+async def test_a_full_disk_holds_up_no_revocation(lists: Lists, tmp_path: Path) -> None:
+    (tmp_path / "manager-1").write_text("a file where the folder would be")
+    worker = lists.worker()
+    await lists.revoke(worker, "01")
+    await lists.bucket.put(lists.key, b"junk")
+    await lists.revoke(worker, "02")
+    assert (await lists.shown())[1] == [1, 2]
