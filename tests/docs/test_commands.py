@@ -35,7 +35,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 async def test_an_operators_day_goes_as_the_page_says(stack: Stack, tmp_path: Path) -> None:
-    lines = commands("operations.md", "Day by day")
+    lines = commands("operations.md", "Routine commands")
     assert any(line.startswith("attestgate revoke") for line in lines)
     operator = str(stack.plan.settings("operator"))
     mark = stack.events.mark

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 from pydantic import BaseModel
 
@@ -18,7 +15,6 @@ ORIGINAL = [
     *("spid", "ias_crt", "ias_url"),
 ]
 """Every setting of the prototype."""
-LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -38,9 +34,3 @@ def test_every_key_says_what_it_means(model: type[BaseModel]) -> None:
 def test_every_setting_of_the_prototype_has_a_place() -> None:
     assert sorted(PROTOTYPE) == sorted(ORIGINAL)
     assert all(f"| `{name}` |" in settings_page() for name in ORIGINAL)
-
-
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    broken = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
-    assert broken == []

@@ -164,7 +164,7 @@ async def operated(tmp_path: Path) -> AsyncIterator[OperatedStack]:
 async def test_a_restored_bus_is_not_believed_about_who_was_revoked(operated: OperatedStack) -> None:
     stack = operated.stack
     await stack.server.stop()
-    await operated.type(section="Backup")
+    await operated.type(section="Back up")
     await stack.server.start()
     await operated.rechecked(stack.events.mark)
     await operated.type("attestgate revoke app app-1 --reason lost")
@@ -193,7 +193,7 @@ async def test_a_restored_bus_is_not_believed_about_who_was_revoked(operated: Op
 
 async def test_storage_keys_are_rotated_and_nobody_notices(operated: OperatedStack) -> None:
     mark = operated.stack.events.mark
-    said = await operated.type(section="Storage keys")
+    said = await operated.type(section="Rotate the storage keys")
     assert "destroyed epochs [1]" in said
     await operated.rechecked(operated.stack.events.mark)
     assert operated.undisturbed(mark)
@@ -201,7 +201,7 @@ async def test_storage_keys_are_rotated_and_nobody_notices(operated: OperatedSta
 
 async def test_the_issuing_ca_is_replaced_and_nobody_notices(operated: OperatedStack) -> None:
     mark = operated.stack.events.mark
-    await operated.type(section="The issuing CA")
+    await operated.type(section="Rotate the issuing CA")
     await operated.restart_manager()
     await operated.reload_nginx()
     await operated.rechecked(operated.stack.events.mark)
@@ -213,7 +213,7 @@ async def test_the_issuing_ca_is_replaced_and_nobody_notices(operated: OperatedS
 
 async def test_a_server_certificate_is_replaced_and_nobody_notices(operated: OperatedStack) -> None:
     mark, old = operated.stack.events.mark, operated.stack.nginx.config.certificate.read_text(encoding="ascii")
-    await operated.type(section="A gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
+    await operated.type(section="Replace a gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
     assert operated.stack.nginx.config.certificate.read_text(encoding="ascii") != old
     await operated.reload_nginx()
     await operated.rechecked(operated.stack.events.mark)
@@ -224,7 +224,7 @@ async def test_a_server_certificate_is_replaced_and_nobody_notices(operated: Ope
 async def test_a_gateways_identity_is_replaced(operated: OperatedStack) -> None:
     mark = operated.stack.events.mark
     await operated.fresh_keys()
-    await operated.type(section="A gateway's identity")
+    await operated.type(section="Replace a gateway's identity")
     await operated.restart_gateway()
     await operated.rechecked(operated.stack.events.mark)
     assert operated.undisturbed(mark)
@@ -234,7 +234,7 @@ async def test_a_gateways_identity_is_replaced(operated: OperatedStack) -> None:
 async def test_the_root_ca_is_replaced(operated: OperatedStack) -> None:
     stack = operated.stack
     await operated.fresh_keys()
-    lines = commands(PAGE, "The root CA")
+    lines = commands(PAGE, "Rotate the root CA")
     old, root = await operated.enrolled(), (operated.desk / "keys/manager/pki/root-ca.pem").read_text(encoding="ascii")
     await operated.type(*lines[:5], **old)
     assert stack.measurement("host") != old["OLD"]
@@ -263,7 +263,7 @@ async def test_the_root_ca_is_replaced(operated: OperatedStack) -> None:
 async def test_the_managers_identity_is_replaced(operated: OperatedStack) -> None:
     stack = operated.stack
     await operated.fresh_keys()
-    lines, old = commands(PAGE, "The manager's identity"), await operated.enrolled()
+    lines, old = commands(PAGE, "Rotate the manager's identity"), await operated.enrolled()
     await operated.type(*lines[:-1], **old)
     assert stack.measurement("host") != old["OLD"]
     await operated.restart_gateway()
@@ -280,7 +280,7 @@ async def test_the_managers_identity_is_replaced(operated: OperatedStack) -> Non
 async def test_an_operator_is_replaced(operated: OperatedStack) -> None:
     stack = operated.stack
     await operated.fresh_keys()
-    await operated.type(section="An operator", BUS=stack.url)
+    await operated.type(section="Replace an operator", BUS=stack.url)
     await operated.restart_manager()
     olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
     said = await operated.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
@@ -309,7 +309,7 @@ async def test_a_policy_author_is_replaced(operated: OperatedStack) -> None:
     (operated.desk / "list.bin").symlink_to(operated.listed)
     lines = commands("getting-started.md")
     await operated.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
-    lines = commands(PAGE, "A policy author")
+    lines = commands(PAGE, "Replace a policy author")
     await operated.type(*lines[:2])
     await operated.restart_manager()
     mark = stack.events.mark
@@ -321,7 +321,7 @@ async def test_a_policy_author_is_replaced(operated: OperatedStack) -> None:
 
 
 async def test_a_credential_is_replaced(operated: OperatedStack) -> None:
-    await operated.type(section="A credential for the bus")
+    await operated.type(section="Replace a bus credential")
     await operated.stack.agent("host-1").stop()
     mark, again = operated.stack.events.mark, time.time()
     await operated.start("host-1")
@@ -339,7 +339,7 @@ async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(operated:
     await stack.manager.stop()
     await stack.bus.close()
     await stack.server.stop()
-    await operated.type(section="The bus's seeds")
+    await operated.type(section="Replace the bus's seeds")
     port = int(stack.url.rsplit(":", 1)[1])
     trust = credentials.load(operated.plan.keys / "bus")
     async with EmbeddedServer(operated.plan.folder / "nats", trust, port=port):
