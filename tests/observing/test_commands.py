@@ -195,4 +195,4 @@ async def test_a_beginning_that_fits_two_sessions_is_refused(site: Site) -> None
     await site.put(host())
     await site.put(host(session="a2" * 16))
     status, _, errors = await site.run("explain", "a")
-    assert status == 1 and "session.ambiguous" in errors and "2 of them" in errors
+    assert status == 1 and "session.ambiguous" in errors and "a prefix of 2" in errors
