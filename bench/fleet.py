@@ -1,7 +1,7 @@
 """A fleet on a real bus: many hosts and applications in this process, with the real agents, workers and quotes.
 
 Only what needs a machine of its own is simulated: enclaves (quotes are those of a simulated machine), the attestation
-service (answered in the process) and nginx (the real ledger and reports, no nginx behind them).
+service (answered in the process) and nginx (the real ledger and reports, without nginx).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ MACHINE = "machine-a"
 ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})
 LOOK_S = 1.0
 RETRY_S = 10
-"""Agents that are only slow, since the machine is, do not ask for everything again."""
+"""Long enough that agents on a slow machine do not resume needlessly."""
 CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certificate_s=3600)
-"""Windows that a busy machine keeps to."""
+"""Windows that a busy machine can meet."""
 
 
 class Fleet:
@@ -120,7 +120,7 @@ class Fleet:
         await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=self._gateway_identity())))
 
     async def _admit(self, bus: NatsBus, telling: Telling) -> None:
-        """A gateway worker's part without an nginx: believe statements, report what they let pass."""
+        """A gateway worker's part without an nginx: verify statements, report what they admit."""
         managers = {bytes.fromhex(self.world.public["manager_identity"])}
         ledger = Ledger("gateways", longest_lease_s=3600)
         async for entry in bus.bucket(BUCKET).watch():
@@ -140,7 +140,7 @@ class Fleet:
         return self.world.gateway.public_key().public_bytes_raw()
 
     async def order(self, action: Action) -> None:
-        """Have an operator's command applied."""
+        """Send an operator's command and wait until it is applied."""
         await order(self.operator, OPERATOR, self.world.operator, action, 30.0)
 
     async def enrol_host(self, id: str) -> None:
@@ -202,7 +202,7 @@ class Fleet:
         return path
 
     async def _look(self) -> None:
-        """Read what was told while the connection, or the server behind it, was gone; for ever."""
+        """Read the events missed while the connection or its server was down, until cancelled."""
         last, more = 0, True
         while True:
             try:
@@ -226,7 +226,7 @@ class Fleet:
         self._news[key].set()
 
     def failed(self) -> list[BaseException]:
-        """What ended a task that should go on for ever."""
+        """The exception that ended a task that should never end."""
         found = []
         for task in self._tasks:
             if task.done():
