@@ -31,7 +31,7 @@ from attestgate.manager.gateway.ledger import Ledger
 from attestgate.manager.gateway.reports import Telling
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.main import assemble
-from attestgate.schemas.admission import BUCKET, Applied, Lease, open_posted
+from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
@@ -128,7 +128,7 @@ class Fleet:
                 continue
             statement, now = open_posted(entry.key, entry.value, managers), int(time.time())
             if ledger.take(statement, now) and isinstance(statement, Lease):
-                applied = Applied(
+                applied = AppliedStatement(
                     key=statement.key,
                     state="admitted",
                     sequence=statement.sequence,

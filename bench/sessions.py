@@ -31,6 +31,7 @@ from typing import Any
 
 import structlog
 import tomli_w
+from attestgate.manager.sessions.inter_session import Order
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.auth import credentials
@@ -42,7 +43,6 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.records.outbox import Outbox, Pointer, summary, summary_key
 from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Secret
 from attestgate.schemas.messages import Outcome
 from bench.bus import rate, shown, transition, write
@@ -155,7 +155,7 @@ async def put(place: Site, bus: NatsBus, records: Sequence[HostRecord]) -> None:
     async def one(record: HostRecord) -> None:
         key = record_key("host", record.session)
         async with room:
-            await bus.bucket("sessions").put(key, place.world.vault.seal("sessions", key, record.revision, record))
+            await bus.bucket("sessions").put(key, place.world.cipher.seal("sessions", key, record.revision, record))
 
     await asyncio.gather(*map(one, records))
 
@@ -295,7 +295,7 @@ async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> 
     bus = await place.connect()
     sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
     before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
-    outbox = Outbox(bus, place.world.vault, Intake(bus, time.time))
+    outbox = Outbox(bus, place.world.cipher, Intake(bus, time.time))
     await asyncio.gather(*(outbox.work("host", session, "recheck", Order(reasons=[])) for session in sessions))
     while sum(event.kind == "host" and event.what == "rechecked" for event in fleet.events[since:]) < hosts:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -349,7 +349,7 @@ async def _at_rest(place: Site, bus: NatsBus) -> HostRecord:
     while True:
         entry = await bus.bucket("sessions").get(key)
         assert entry is not None and entry.value is not None
-        record = place.world.vault.open(HostRecord, "sessions", key, entry.value)
+        record = place.world.cipher.open(HostRecord, "sessions", key, entry.value)
         if not record.outbox:
             return record
 
@@ -371,10 +371,10 @@ async def _copies(
         own = record.model_copy(update={"session": session, "subject": id, "host": id})
         key = record_key("host", session)
         async with room:
-            await bus.bucket("sessions").create(key, place.world.vault.seal("sessions", key, 1, own))
+            await bus.bucket("sessions").create(key, place.world.cipher.seal("sessions", key, 1, own))
             for named in (current_key("host", id, id), pending_key("host", id, id)):
                 pointer = Pointer(session=session, counter=1)
-                await bus.bucket("sessions").create(named, place.world.vault.seal("sessions", named, 1, pointer))
+                await bus.bucket("sessions").create(named, place.world.cipher.seal("sessions", named, 1, pointer))
             await bus.bucket("summaries").put(summary_key(own), summary(own))
             await bus.bucket("enrolment").put(f"host.{id}", others["enrolment"][1])
             await bus.bucket("admissions").put(f"host.{session}", others["admissions"][1])

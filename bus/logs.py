@@ -1,6 +1,6 @@
 """Logging of every process: one line per event on standard error, as JSON or as text, with the session's id.
 
-Code that starts working on a session calls `of_session`; whatever is logged in the same task, and in tasks that it
+Code that starts working on a session calls `bind_session`; whatever is logged in the same task, and in tasks that it
 starts, then carries `session`. What libraries log through Python's `logging` comes out in the same form.
 """
 
@@ -66,12 +66,12 @@ def reload_level(kind: type[ProcessSettings], path: Path) -> None:
     log.warning("log level", level=level)  # a warning, so that it is seen at any level but error
 
 
-def of_session(session: str) -> None:
+def bind_session(session: str) -> None:
     """Bind a session to what this task logs from now on."""
     structlog.contextvars.bind_contextvars(session=session)
 
 
-def of_none() -> None:
+def clear_session() -> None:
     """Unbind the session from what this task logs from now on."""
     structlog.contextvars.unbind_contextvars("session")
 

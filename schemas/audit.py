@@ -13,7 +13,7 @@ from pydantic import Field
 
 from attestgate.schemas.admission import Serial
 from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId, pack, unpack
-from attestgate.schemas.enrolment import Kind
+from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.signing import Signed, sign, verify
 
@@ -23,7 +23,7 @@ MAX_REASONS = 8
 """Most reasons in an entry; the event has all of them."""
 
 
-class Accepted(Model):
+class AcceptedFact(Model):
     """A host has proven K, or an application its co-location: it is trusted from here on.
 
     `measurements`: SHA-256 of the host's measurement list. `host_session`: the one an application depends on.
@@ -35,7 +35,7 @@ class Accepted(Model):
     host_session: SessionId | None = None
 
 
-class Ended(Model):
+class EndedFact(Model):
     """A session is over: refused before it was trusted, or no longer trusted, and its `certificates` withdrawn."""
 
     did: Literal["ended"] = "ended"
@@ -46,7 +46,7 @@ class Ended(Model):
     certificates: list[Serial] = []
 
 
-class Issued(Model):
+class IssuedFact(Model):
     """A certificate was issued. `key`: SHA-256 of its SubjectPublicKeyInfo; `before`: the serial that it renews."""
 
     did: Literal["issued"] = "issued"
@@ -68,7 +68,7 @@ class Admitted(Model):
     gateways: list[Id]
 
 
-class Withdrawn(Model):
+class WithdrawnFact(Model):
     """A certificate is no longer admitted; its session continues with the next."""
 
     did: Literal["withdrawn"] = "withdrawn"
@@ -99,7 +99,7 @@ class KeyInForce(Model):
     gone: list[str] = []
 
 
-class BrokenGlass(Model):
+class BreakGlassFact(Model):
     """An operator's break-glass admission of a certificate, as a gateway reported it.
 
     `statement`: SHA-256 of the signed admission. `signer`: its public key, whose authority only the gateway checks.
@@ -116,7 +116,8 @@ class BrokenGlass(Model):
 
 
 Fact: TypeAlias = Annotated[
-    Accepted | Ended | Issued | Admitted | Withdrawn | Ordered | KeyInForce | BrokenGlass, Field(discriminator="did")
+    AcceptedFact | EndedFact | IssuedFact | Admitted | WithdrawnFact | Ordered | KeyInForce | BreakGlassFact,
+    Field(discriminator="did"),
 ]
 
 
@@ -124,7 +125,7 @@ class Decision(Model):
     """One entry. `by` is the worker or operator; `number` counts a session's own entries from 1, and is 0 elsewhere."""
 
     id: SessionId
-    kind: Kind | Literal["op", "manager"]
+    kind: SubjectKind | Literal["op", "manager"]
     subject: Id
     session: SessionId | None = None
     number: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -49,7 +49,7 @@ GatewayWhat: TypeAlias = Literal[
 ]
 """The events of a gateway worker."""
 
-Kind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
+EventKind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
 """The kind of an event's subject; `unknown` where a message does not say."""
 
 
@@ -321,13 +321,13 @@ class WorkerFailed(Model):
 class Told:
     """One kind of event."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[EventKind, ...]
     what: str
     means: str
     data: type[Model] = Nothing
 
 
-_BOTH: tuple[Kind, ...] = ("host", "app")
+_BOTH: tuple[EventKind, ...] = ("host", "app")
 
 EVENTS = (
     Told(("host",), "challenged", "a session started: the host was challenged for evidence", HostChallenged),

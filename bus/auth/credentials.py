@@ -21,7 +21,7 @@ from jwt.algorithms import Algorithm
 from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from attestgate.bus.auth.permissions import HEADERS, MANAGER, ROLES, VIEWER, Role, exports, imports
+from attestgate.bus.auth.permissions import HEADERS, MANAGER, ROLES, VIEWER, BusRole, exports, imports
 from attestgate.bus.layout import COPIED, MIB
 from attestgate.schemas.base import Id, Model, Refusal, read_json
 
@@ -207,7 +207,7 @@ def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) ->
     return {"type": "account", "limits": limits, "default_permissions": {"pub": {"deny": [">"]}}, **more}
 
 
-def _role_claims(role: Role, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
+def _role_claims(role: BusRole, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
     """An account with one scoped signing key, JetStream where the role has one, and what it shares with others."""
     template = {
         "pub": {"allow": role.may_publish()},
@@ -224,7 +224,7 @@ def _role_claims(role: Role, signer: str, accounts: Mapping[str, str]) -> dict[s
     )
 
 
-def _imports(role: Role, accounts: Mapping[str, str]) -> list[dict[str, str]]:
+def _imports(role: BusRole, accounts: Mapping[str, str]) -> list[dict[str, str]]:
     return [
         {
             "name": item.local,
@@ -237,7 +237,7 @@ def _imports(role: Role, accounts: Mapping[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def _exports(role: Role) -> list[dict[str, str]]:
+def _exports(role: BusRole) -> list[dict[str, str]]:
     """A page of a bucket is many replies to one request: those services have the response type Stream."""
     return [
         {"name": subject, "subject": subject, "type": kind}

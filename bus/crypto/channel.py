@@ -36,15 +36,15 @@ class Frame(Model):
     ciphertext: bytes
 
 
-class Stale(Exception):
+class Duplicate(Exception):
     """A duplicate: opened before, and resent with the same bytes by a peer that may not have our acknowledgement."""
 
 
-class Replayed(Stale):
+class Replayed(Duplicate):
     """A replay: an old counter that no honest peer resends, since we acknowledged it or its bytes differ."""
 
 
-class Early(Exception):
+class OutOfOrder(Exception):
     """A message whose predecessor has not arrived yet: out of order, to be retried later."""
 
 
@@ -99,12 +99,12 @@ class Channel(Model):
         return self.model_copy(update={"sent": counter, "sent_chain": chain, "acks": acks}), data
 
     def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
-        """The next state and the plaintext. Raises Stale, Replayed, Early, or Refusal for what does not decrypt."""
+        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, or Refusal for what does not decrypt."""
         frame = unpack(Frame, data)
         if frame.counter <= self.opened:
-            raise Stale if hashlib.sha256(data).digest() in self.heard else Replayed
+            raise Duplicate if hashlib.sha256(data).digest() in self.heard else Replayed
         if frame.counter > self.opened + 1:
-            raise Early
+            raise OutOfOrder
         direction: Direction = "down" if self.sends == "up" else "up"
         plaintext = open_frame(
             frame, self.session, self.secret, step, base=self.base, direction=direction, chain=self.opened_chain

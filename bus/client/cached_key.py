@@ -19,7 +19,7 @@ KEPT_S = 1.0
 RETRY_S = 1.0
 
 
-class Recent:
+class CachedKey:
     """Caches one key. `clock` is in seconds and monotonic."""
 
     def __init__(self, bucket: Bucket, key: str, clock: Callable[[], float] = time.monotonic) -> None:
