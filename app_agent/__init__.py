@@ -1,1 +1,1 @@
-"""The Application's side: it runs in an enclave, proves where it is, and goes through the gateway with its own key."""
+"""The application agent: runs in an enclave, proves where it is, and passes the gateway with its own key."""

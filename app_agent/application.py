@@ -1,4 +1,4 @@
-"""What a program sees of attestgate: where it may go, with what, and when that ends."""
+"""What a program sees of attestgate: the gateway, its credential, and when trust ends."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from attestgate.schemas.settings import AppSettings, Measured
 class Application:
     """An admitted application. A program is a module with `async def main(application: Application) -> None`.
 
-    `credential` is replaced before its certificate lapses: `client()` follows it by itself; who uses `context` asks for
-    it again with each new connection. `ended` is set when trust has ended, `reasons` then say why; half a second later
-    the program is cancelled.
+    `credential` is replaced before its certificate expires: `client()` follows it automatically; code that uses
+    `context` must read it again for each new connection. `ended` is set when trust has ended, `reasons` then say why;
+    half a second later the program is cancelled.
     """
 
     credential: Credential
@@ -39,14 +39,14 @@ class Application:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The TLS context with the present certificate."""
+        """The TLS context with the current certificate."""
         return self.credential.context
 
     @property
     def status_file(self) -> Path | None:
-        """Where the settings want the program to write what it sees."""
+        """The file in which the program may record what it sees, from the settings."""
         return self.settings.status_file
 
     def client(self) -> httpx.AsyncClient:
-        """An HTTP client for the controller behind the gateway, always with the present certificate."""
+        """An HTTP client for the controller behind the gateway, always with the current certificate."""
         return client(lambda: self.credential.context, self.gateway, self.measured)

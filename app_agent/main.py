@@ -1,4 +1,4 @@
-"""The application agent's main loop: attest, prove, get admitted, run the program; when that ends, begin again."""
+"""The application agent's main loop: attest, prove, get admitted, run the program; when trust ends, start over."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from attestgate.schemas.settings import AppSettings, Measured
 
 log = structlog.get_logger("app_agent")
 PATIENCE_S = 15.0
-"""How long an answer within the handshake is waited for: the host has to answer in between."""
+"""Time-out for an answer within the handshake: the host has to answer in between."""
 GRACE_S = 0.5
-"""Between telling the program that trust has ended, and cancelling it."""
+"""Between notifying the program that trust has ended and cancelling it."""
 
 
 class AppAgent:
@@ -44,7 +44,7 @@ class AppAgent:
         self._module = program_of(measured)
 
     async def run(self) -> None:
-        """Sessions without end, until cancelled. With each ends the program that it let through."""
+        """Run sessions until cancelled. Each session's program ends with it."""
         await sessions_without_end(self._session, self._settings.retry_s, EnclaveError)
 
     async def _session(self) -> None:
@@ -79,7 +79,7 @@ class AppAgent:
         await self._serve(session, key)
 
     async def _serve(self, session: AgentSession, key: TlsKey) -> None:
-        """Answer the manager on the channel until the lease is over."""
+        """Answer the manager on the channel until the lease expires."""
         credentials: dict[str, Credential] = {}
         lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
         while time.time() < lease_end:
@@ -107,7 +107,7 @@ class AppAgent:
         raise SessionOver([lease_over(session.session)], None)
 
     def _start(self, ready: Ready, credential: Credential) -> None:
-        """Step 8: let the program go through the gateway. A later `ready` renews the lease, or the certificate."""
+        """Step 8: run the program, which now passes the gateway. A later `ready` renews lease or certificate."""
         if self._application is not None:
             self._application.lease_end = ready.lease_end
             self._application.credential = credential
@@ -125,7 +125,7 @@ class AppAgent:
         self._program.add_done_callback(_program_done)
 
     async def _stop(self, reasons: list[Reason]) -> None:
-        """Tell the program that trust has ended, give it a moment, cancel it."""
+        """Notify the program that trust has ended, wait a moment, cancel it."""
         application, program = self._application, self._program
         self._application = self._program = None
         if application is None or program is None:
@@ -134,7 +134,7 @@ class AppAgent:
         application.ended.set()
         await asyncio.wait({program}, timeout=GRACE_S)
         program.cancel()
-        await asyncio.wait({program})  # what it died of was logged when it did
+        await asyncio.wait({program})  # its exception was logged when it was raised
 
 
 async def run(settings: AppSettings) -> None:
@@ -155,12 +155,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _still_used(credentials: dict[str, Credential], serial: str) -> dict[str, Credential]:
-    """The credential that is ready and those that came after it. Raises Refusal `certificate`."""
+    """The credential that is ready and newer ones. Raises Refusal `certificate`."""
     if serial not in credentials:
         raise Refusal.because(
             "certificate",
             "ready",
-            expected="the serial of a certificate that came before",
+            expected="the serial of a certificate received before",
             found=serial,
             action="run manager and agent of one version",
         )

@@ -1,4 +1,4 @@
-"""What an application's measured settings must say, beyond a host's: whom it connects to, and what it runs."""
+"""What an application's measured settings must have beyond a host's: the gateway it connects to, and its program."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from attestgate.schemas.settings import Measured, load_measured
 def load_for_application(path: Path) -> Measured:
     """The measured settings. Raises Refusal (`settings.*`).
 
-    Nothing may be left open: without a CA, TLS would take the system's; without a name, the one in the address.
+    Nothing may be left open: without a CA, TLS would trust the system's; without a name, it would accept the address's.
     """
     measured = load_measured(path)
     for key in ("gateway_ca", "gateway_name", "program"):
         if not getattr(measured, key):
-            raise _wrong(path, key, "a value, for an application", "none")
+            raise _wrong(path, key, "a value, for an application", "no value")
     try:
         ssl.create_default_context(cadata=measured.gateway_ca)
     except (ssl.SSLError, TypeError):
-        raise _wrong(path, "gateway_ca", "a certificate in PEM", "something else") from None
+        raise _wrong(path, "gateway_ca", "a certificate in PEM", "not a certificate") from None
     return measured
 
 

@@ -1,8 +1,8 @@
-"""A program for the agent: carries the requests of a command outside the enclave, where the TLS to the gateway ends.
+"""A program for the agent: forwards the requests of a command outside the enclave, which holds the TLS to the gateway.
 
-The command is then as trustworthy as whatever measures it, and no more: the certificate is marked `proxy`, and a policy
-has to allow it. It listens on a unix socket that only its own user can open; on loopback only where the settings name
-a port, which any local process can then use.
+The command is only as trustworthy as whatever measures it: the certificate is marked `proxy`, and a policy has to
+allow it. It listens on a unix socket that only its own user can open; on loopback only if the settings name a port,
+which any local process can then use.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"host")
 )
-"""RFC 9110, section 7.6.1: these are between two neighbours only."""
+"""Connection-specific fields, which a proxy must not forward (RFC 9110, section 7.6.1)."""
 
 
 async def main(application: Application) -> None:
-    """Carry requests until cancelled. Raises Refusal `settings.proxy`."""
+    """Forward requests until cancelled. Raises Refusal `settings.proxy`."""
     listeners = list(_listeners(application))
     try:
         async with application.client() as http:
@@ -78,7 +78,7 @@ def _listeners(application: Application) -> list[socket.socket]:
 
 
 def unix_socket(path: Path) -> socket.socket:
-    """A socket (0600) to listen on, in place of one left behind. Raises OSError for any other file: it stays."""
+    """A socket (0600) to listen on, replacing a stale one. Raises OSError for any other file, which stays."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if path.is_socket():
         path.unlink()
@@ -101,9 +101,9 @@ class _Server(uvicorn.Server):
 
 
 async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: Send) -> None:
-    """One request (ASGI 3): as it came to the gateway, the answer as it comes back."""
+    """Forward one request (ASGI 3) to the gateway unchanged, and stream the answer back."""
     names = {name for name, _ in scope["headers"]}
-    # Chunks overrule a length (RFC 9112, section 6.3).
+    # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
     left_out = HOP_BY_HOP | {b"content-length"} if b"transfer-encoding" in names else HOP_BY_HOP
     request = httpx.Request(
         scope["method"],
@@ -115,7 +115,7 @@ async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: 
     try:
         response = await http.send(request, stream=True)
     except httpx.HTTPError as error:
-        await _answer(send, 502, f"the gateway is not reached: {type(error).__name__}\n".encode())
+        await _answer(send, 502, f"the gateway is unreachable: {type(error).__name__}\n".encode())
         return
     try:
         passed = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in HOP_BY_HOP]
@@ -128,7 +128,7 @@ async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: 
 
 
 def _target(scope: Scope) -> bytes:
-    """The target as it came; in absolute form, as proxies get it (RFC 9112, section 3.2.2), less the authority."""
+    """The target as received; of one in absolute form (RFC 9112, section 3.2.2), without scheme and authority."""
     path: bytes = scope["raw_path"]
     if path.startswith(b"http://"):
         path = b"/" + path.removeprefix(b"http://").partition(b"/")[2]
@@ -141,7 +141,7 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ConnectionResetError("the command has gone")
+            raise ConnectionResetError("the command disconnected")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 

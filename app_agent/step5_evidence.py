@@ -1,4 +1,4 @@
-"""Step 5, the application's side: a key pair born in the enclave, a certificate request, a quote that covers both."""
+"""Step 5, the application's side: a key pair generated in the enclave, a certificate request, a quote over both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGENT_VERSION = "attestgate-app/1"
 
 @dataclass(frozen=True)
 class TlsKey:
-    """The application's TLS key: made here, and never written anywhere."""
+    """The application's TLS key: generated here, and never written anywhere."""
 
     private: EllipticCurvePrivateKey = field(repr=False)
 
@@ -37,14 +37,14 @@ class TlsKey:
 
 
 def hello(app: str, host: str) -> AppHello:
-    """A hello: a fresh random value, so that no older challenge answers it."""
+    """A hello with a fresh random value, so that no older challenge answers it."""
     return AppHello(app=app, host=host, random=token_bytes(32), agent_version=AGENT_VERSION)
 
 
 def first_evidence(
     enclave: Enclave, session: AgentSession, challenge: Challenge, app: str, request: bytes, *, proxy: bool
 ) -> AppEvidence:
-    """The answer to a challenge. `proxy`: the program only carries the requests of another, outside."""
+    """The answer to a challenge. `proxy`: the program only forwards the requests of another, outside."""
     data = report_data(
         "app",
         session.session,

@@ -1,7 +1,7 @@
-"""Step 6, the application's side: read the key that the host's enclave left in the volume, and prove it.
+"""Step 6, the application's side: read the key that the host's enclave put into the volume, and prove it.
 
-Only an enclave on this platform unseals it, and only the instance that was quoted opens what is inside. The file is
-removed after use: that is tidiness, the two layers are the protection.
+Only an enclave on this platform unseals it, and only the quoted instance decrypts what is inside. The file is removed
+after use for tidiness; the protection is the two layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_KEY_FILE = 16 * 1024
 
 
 async def prove_colocation(session: AgentSession, enclave: Enclave, volume: Path, patience_s: float) -> None:
-    """Wait for n2, read the key, send the HMAC. Raises SessionOver, or Refusal where the key cannot be had."""
+    """Wait for n2, read the key, send the HMAC. Raises SessionOver, or Refusal if the key is not available."""
     grant = await session.take_grant(AppGrant, patience_s)
     k_app = read_key(session, enclave, volume / f"{session.session}.key")
     await session.prove(colocation_proof(k_app, grant.n2, session.transcript), grant.channel)
@@ -42,6 +42,6 @@ def read_key(session: AgentSession, enclave: Enclave, path: Path) -> Secret:
     key = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, blob), limit=MAX_KEY_FILE)
     info = canonical("volume key", session.session, session.t2)
     k_app = Secret(session.open_for_me(info, key.ciphertext))
-    with suppress(OSError):  # the folder may be the host's alone to write
+    with suppress(OSError):  # the folder may be writable for the host only
         path.unlink()
     return k_app

@@ -1,4 +1,4 @@
-"""Step 7, the application's side: the certificate for the key that was born here, and the TLS context it makes."""
+"""Step 7, the application's side: the certificate for the key that was generated here, and its TLS context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attestgate.schemas.settings import Measured
 
 @dataclass(frozen=True)
 class Credential:
-    """One certificate of the application, ready for use. `identity` is its URI name."""
+    """One certificate of the application, ready for use. `identity` is its URI name (SAN)."""
 
     serial: str
     identity: str
@@ -32,9 +32,9 @@ class Credential:
 
 
 def accept_certificate(message: Certificate, key: TlsKey, measured: Measured) -> Credential:
-    """The credential that a certificate makes with this enclave's key. Raises Refusal `certificate`.
+    """The credential of a certificate and this enclave's key. Raises Refusal `certificate`.
 
-    A key that the manager made is taken only where the measured settings say so.
+    A key that the manager generated is accepted only if the measured settings allow it.
     """
     if message.private_key is not None:
         key = _given_key(message.private_key.reveal(), measured)
@@ -46,12 +46,12 @@ def accept_certificate(message: Certificate, key: TlsKey, measured: Measured) ->
         raise _bad("a certificate chain in PEM with a URI name", type(error).__name__) from None
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*spki) != key.private.public_key().public_bytes(*spki):
-        raise _bad("a certificate for this enclave's key", "one for another key")
+        raise _bad("a certificate for this enclave's key", "a certificate for another key")
     return Credential(message.serial, identity, ssl_context(key, message.chain, measured.gateway_ca))
 
 
 def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
-    """A client context with the enclave's key. The key goes to OpenSSL through memory, never through a disk."""
+    """A client context with the enclave's key. OpenSSL reads the key from memory, never from a disk."""
     context = ssl.create_default_context(cadata=gateway_ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -62,11 +62,11 @@ def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
 
 def _given_key(pem: bytes, measured: Measured) -> TlsKey:
     if not measured.accept_manager_key:
-        raise _bad("no private key: accept_manager_key is not in the measured settings", "one that the manager made")
+        raise _bad("no private key (accept_manager_key is not in the measured settings)", "a key made by the manager")
     try:
         private = load_pem_private_key(pem, None)
     except (ValueError, TypeError):
-        raise _bad("a private key in PEM", "something else") from None
+        raise _bad("a private key in PEM", "not a private key") from None
     if not isinstance(private, EllipticCurvePrivateKey):
         raise _bad("an elliptic-curve key", type(private).__name__)
     return TlsKey(private)

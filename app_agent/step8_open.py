@@ -11,10 +11,10 @@ from attestgate.schemas.settings import Measured
 
 
 class RenewingTransport(httpx.AsyncBaseTransport):
-    """Connects with the newest credential. Requests under way on the one before it end as they began.
+    """Connects with the newest credential. Requests in flight complete with the credential they started with.
 
-    `context` gives the TLS context to use now. The gateway admits a certificate for a period after its successor, so
-    the connections of the one before are kept that long: until there is a third.
+    `context` returns the current TLS context. The gateway still admits a certificate for a period after its successor,
+    so connections with the previous one are kept until there is a third.
     """
 
     def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:

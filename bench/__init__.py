@@ -1,1 +1,1 @@
-"""Measurements: `python -m bench.<name>`; docs/performance.md has what they said."""
+"""Benchmarks: `python -m bench.<name>`; docs/performance.md has the results."""

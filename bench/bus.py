@@ -1,10 +1,10 @@
-"""What the bus alone can do, by how it keeps what it acknowledges: one server, one that flushes each time, three.
+"""Throughput of the bus alone, by durability: one server, one that flushes each write, a cluster of three.
 
     python -m bench.bus [--rounds N] [--count N]
 
-"writes" are plain compare-and-set writes of 2 KiB to a bucket; "transitions" are what one transition asks of the bus
+"writes" are plain compare-and-set writes of 2 KiB to a bucket; "transitions" are the bus operations of one transition
 (read, compare-and-set, summary, event, deadline) with nothing in between. One client, 64 in flight. Figures are the
-median and spread of the rounds; the kinds of server take turns within a round.
+median and spread of the rounds; the kinds of server alternate within a round.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def write(bus: NatsBus, session: str) -> None:
 
 
 async def transition(bus: NatsBus, session: str) -> None:
-    """What a transition asks of the bus."""
+    """The bus operations of one transition."""
     key = f"host.{session}"
     sessions = bus.bucket("sessions")
     await sessions.get(key)
@@ -51,7 +51,7 @@ async def transition(bus: NatsBus, session: str) -> None:
 
 
 async def rate(bus: NatsBus, once: Once, count: int) -> float:
-    """How many a second."""
+    """Operations per second."""
     room = asyncio.Semaphore(IN_FLIGHT)
 
     async def one() -> None:

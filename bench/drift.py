@@ -1,10 +1,10 @@
-"""From the verdict on a drifted host to the 403 of its applications at two gateways: python -m bench.drift [--rounds N]
+"""Time from the verdict on a drifted host to its applications' 403 at two gateways: python -m bench.drift [--rounds N]
 
-The whole stack of child processes, with a second nginx and gateway worker, and in front of both what a deployment would
-have there: a balancer that sends each new connection to the next gateway. Two applications on one host, each on one
-kept connection at another gateway, ask every 20 ms. A round replaces the host's measurement list by one that has
-drifted. The verdict counts from when the session's record with it is stored; beside it stands the whole time from the
-change of the list, most of which is waiting for the next recheck.
+The whole stack as child processes, with a second nginx and gateway worker and a load balancer in front of both, which
+sends each new connection to the next gateway. Two applications on one host, each on one kept-alive connection to
+another gateway, send a request every 20 ms. A round replaces the host's measurement list with a drifted one. The
+verdict counts from when the session's record with it is stored; the total time from the change of the list is printed
+as well, most of which is the wait for the next recheck.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def _one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @dataclass(frozen=True)
 class BalancedPlan(Plan):
-    """The plan of a stack whose applications are told the balancer's address."""
+    """The plan of a stack whose applications get the balancer's address."""
 
     balancer: str = ""
 
@@ -99,7 +99,7 @@ async def second_gateway(stack: Stack) -> AsyncIterator[NginxConfig]:
 
 
 class Verdicts:
-    """When a host's session record was last stored before it was told as untrusted, in Unix seconds."""
+    """When a host's session record was last stored before it was reported untrusted, in Unix seconds."""
 
     def __init__(self) -> None:
         self._stored: dict[str, float] = defaultdict(float)
@@ -110,7 +110,7 @@ class Verdicts:
         self._stored[message.subject.rsplit(".", 1)[1]] = time.time()
 
     async def summary(self, message: Message) -> None:
-        """What a session now is; comes after its record, on the same connection."""
+        """A session's new state; arrives after its record, on the same connection."""
         told = json.loads(message.data) if message.data else {}
         if (told.get("role"), told.get("state")) == ("host", "UNTRUSTED"):
             self.untrusted.put_nowait(self._stored[told["session"]])
@@ -118,7 +118,7 @@ class Verdicts:
 
 @asynccontextmanager
 async def balanced(folder: Path) -> AsyncIterator[tuple[Stack, list[NginxConfig], Verdicts]]:
-    """Everything up, both applications through, each at another gateway."""
+    """Everything running, both applications admitted, each at another gateway."""
     async with AsyncExitStack() as exit:
         address = f"127.0.0.1:{free_port()}"
         stack = Stack(folder)
@@ -154,7 +154,7 @@ def refused_at(config: NginxConfig) -> set[str]:
 
 
 async def drift(folder: Path, rounds: int) -> None:
-    """Drift, see both out, and bring the host and its applications back."""
+    """Drift, wait until both are refused, and bring the host and its applications back."""
     after_verdict, whole = [], []
     async with balanced(folder) as (stack, gateways, verdicts):
         for _ in range(rounds):

@@ -1,8 +1,9 @@
-"""Figures of the gateway, as ratios within one run: python -m bench.gateway [--quick]
+"""Gateway benchmarks, as ratios within one run: python -m bench.gateway [--quick]
 
-Admission: from putting an entry into nginx to the first 200, from taking it out to the first 403, with more and more
-admissions there, beside the way without njs: a map file and a reload. Requests: through the gate beside the same nginx
-with the same TLS and upstream but without the check. Certificates: how many an issuing CA makes a second.
+Admission: from putting an entry into nginx to the first 200, from removing it to the first 403, with increasing numbers
+of admissions, compared with the variant without njs: a map file and a reload. Requests: through the gateway compared
+with the same nginx with the same TLS and upstream but without the check. Certificates: how many an issuing CA issues
+per second.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ Change = Callable[[str], str]
 
 
 def unchecked(text: str) -> str:
-    """A configuration without njs in the way of a request."""
+    """A configuration without njs in the request path."""
     for line in CHECK:
         text = text.replace(line, "")
     return text
@@ -70,7 +71,7 @@ export default { access, bound, refused };
 
 
 def with_empty_script(folder: Path) -> Change:
-    """njs in the way of a request, doing nothing: what it costs before the first line of ours."""
+    """njs in the request path, doing nothing: its cost before the first line of ours."""
     folder.mkdir()
     (folder / "admission.js").write_text(EMPTY)
     shutil.copy(rendering._FILES / "admin.js", folder)
@@ -78,7 +79,7 @@ def with_empty_script(folder: Path) -> Change:
 
 
 class BenchGate(Gate):
-    """A gate before an nginx that answers at once; `change` makes another configuration of the rendered one."""
+    """A gateway in front of an nginx that answers at once; `change` modifies the rendered configuration."""
 
     def __init__(self, folder: Path, change: Change = str) -> None:
         super().__init__(folder, time.time, zone="256m")
@@ -191,7 +192,7 @@ async def fill(dictionary: Dictionary, epoch: str, there: int, size: int) -> Non
 
 
 async def reload_times(folder: Path, sizes: list[int], times: int) -> dict[int, list[float]]:
-    """The same with the means of a stock nginx: a map of serials in a file, and SIGHUP."""
+    """The same with a stock nginx: a map of serials in a file, and SIGHUP."""
     folder.mkdir()
     listed = folder / "admitted.map"
     listed.write_text("")
@@ -238,7 +239,7 @@ async def until_anew(gate: Gate, client: Client, status: int) -> None:
 
 
 async def requests(folder: Path, runs: int, seconds: float) -> None:
-    """Throughput through the gate and past it, taken in turns."""
+    """Throughput through the gateway and without the check, in alternation."""
     print(f"\nrequests a second, {CLIENTS} kept-alive connections, one request at a time each ({runs} runs of each)")
     async with AsyncExitStack() as stack:
         gates = {}
@@ -289,7 +290,7 @@ def load(gate: Gate, seconds: float) -> int:
 
 
 def ask(port: int, pems: list[str], root: str, seconds: float, queue: Any) -> None:
-    """One process: its connections in turn, the next asked while the one before is answered."""
+    """One process: its connections in turn, the next request sent while the previous one is answered."""
     connections = []
     for pem in pems:
         context = ssl.create_default_context(cafile=root)
@@ -324,7 +325,7 @@ def certificates(folder: Path, runs: int) -> None:
 
 
 def spread(values: list[float], unit: str = "", digits: int = 2) -> str:
-    """Median, and the 1st and 99th percentile where there are enough, else the extremes."""
+    """Median, and the 1st and 99th percentile if there are enough values, else the extremes."""
     ordered = sorted(values)
     low, high = (
         (ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100])
@@ -335,9 +336,9 @@ def spread(values: list[float], unit: str = "", digits: int = 2) -> str:
 
 
 async def main() -> None:
-    """Everything."""
+    """Run every benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
+    parser.add_argument("--quick", action="store_true", help="run fewer and smaller rounds")
     quick = parser.parse_args().quick
     folder = Path(tempfile.mkdtemp(prefix="bench-gateway-"))
     steps: list[Callable[[], Awaitable[None]]] = [

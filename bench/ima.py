@@ -1,10 +1,11 @@
-"""What judging a measurement list costs, beside Keylime's `process_measurement_list`, and what a fleet takes in memory.
+"""CPU cost of appraising a measurement list, compared with Keylime's, and memory use for a fleet.
 
     python -m bench.ima [--keylime PYTHON] [--entries N] [--rounds N]
 
-PYTHON is the interpreter of an environment of its own that has keylime (and an empty module `gpg` where libgpgme is
-not to be had: it is imported, not used). Both judge the same list under the same policy, in turns, in one run; the
-figures are medians with the spread of the rounds, in CPU time, so that what else the machine does counts little.
+PYTHON is the interpreter of a separate environment with keylime (and an empty module `gpg` if libgpgme is not
+available: it is imported, not used). Both appraise the same list under the same policy, in alternation, in one run
+(Keylime's `process_measurement_list`); figures are medians with the spread of the rounds, in CPU time, so that other
+load on the machine matters little.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def entry(path: str, digest: bytes) -> tuple[bytes, str]:
 
 
 def measured(count: int, seed: int) -> list[tuple[bytes, str]]:
-    """A list as a host has it: boot_aggregate, then files."""
+    """A list like a host's: boot_aggregate, then files."""
     some = random.Random(seed)
     names = (f"/usr/lib/python3/dist-packages/package_{n % 97}/module_{n}.py" for n in range(count - 1))
     return [entry("boot_aggregate", bytes(31) + b"\1"), *(entry(name, some.randbytes(32)) for name in names)]
@@ -60,7 +61,7 @@ def appraise(data: bytes, policy: LoadedPolicy) -> float:
 
 
 class Keylime:
-    """Keylime's list processing in its own interpreter, told over a pipe when to run."""
+    """Keylime's list processing in its own interpreter, triggered over a pipe."""
 
     def __init__(self, python: str, policy: str, lines: list[str]) -> None:
         worker = Path(__file__).with_name("keylime_worker.py")
@@ -96,7 +97,7 @@ def show(name: str, seconds: list[float], count: int, beside: list[float] | None
 
 
 def beside_keylime(python: str | None, count: int, rounds: int) -> None:
-    """The same list, first time and remembered, in turns with Keylime."""
+    """The same list, first uncached, then cached, in alternation with Keylime."""
     made = measured(count, seed=1)
     data = b"".join(frame for frame, _ in made)
     policy, _ = learn([entries(data)])
@@ -125,7 +126,7 @@ def beside_keylime(python: str | None, count: int, rounds: int) -> None:
 
 
 def fleet() -> None:
-    """Many hosts under one policy: what the memory of entries holds, and what the process takes."""
+    """Many hosts under one policy: the size of the cache of entries, and the process's memory."""
     common = b"".join(frame for frame, _ in measured(COMMON, seed=2))
     policy, _ = learn([entries(common)])
     loaded = load(policy.model_copy(update={"excludes": ["/srv/data/"]}).text())

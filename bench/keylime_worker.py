@@ -1,4 +1,4 @@
-"""Runs in keylime's own environment: judges a list each time it is told to, and says how many seconds that took."""
+"""Runs in keylime's own environment: appraises a list for each line it reads, and prints how many seconds that took."""
 
 from __future__ import annotations
 

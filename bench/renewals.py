@@ -1,8 +1,8 @@
-"""Renewed leases through a gateway worker to the real nginx: python -m bench.renewals [--count N] [--rounds N]
+"""Lease renewals through a gateway worker to the real nginx: python -m bench.renewals [--count N] [--rounds N]
 
-All leases of a period at once, as after a recheck of the whole fleet: how many are checked, applied and taken for
-reporting in a CPU second of the worker, and how many go in one request to nginx. Beside it, in the same round, some of
-them one at a time (each applied before the next is said), and the check of their signatures alone.
+All leases of a period at once, as after a recheck of the whole fleet: how many are verified, applied and queued for
+reporting per CPU second of the worker, and how many go in one request to nginx. For comparison, in the same round, some
+of them one at a time (each applied before the next is sent), and the verification of their signatures alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Counted(Dictionary):
 
 
 class Told(GatewayMetrics):
-    """Metrics that say when they have changed."""
+    """Metrics that signal their changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Told(GatewayMetrics):
 
 
 class Period:
-    """The leases of one period, signed, and the worker that hears them."""
+    """The leases of one period, signed, and the worker that receives them."""
 
     def __init__(self, deployment: GatewayDeployment, metrics: Told) -> None:
         self._deployment = deployment
@@ -90,11 +90,11 @@ class Period:
         return {lease.key: post(self._deployment.manager, lease) for lease in leases}
 
     def applied(self) -> float:
-        """How many statements nginx has come to hold."""
+        """How many statements nginx holds."""
         return self._metrics.registry.get_sample_value("attestgate_gateway_lag_seconds_count") or 0.0
 
     async def say(self, statements: dict[str, bytes]) -> float:
-        """Say them all at once; the CPU seconds until nginx holds them."""
+        """Publish them all at once; the CPU seconds until nginx holds them."""
         begun, wanted = time.process_time(), self.applied() + len(statements)
         for key, value in statements.items():
             await self._deployment.bus.put(key, value)
@@ -103,7 +103,7 @@ class Period:
         return time.process_time() - begun
 
     def checked(self, statements: dict[str, bytes]) -> float:
-        """The CPU seconds to check their signatures and nothing else."""
+        """The CPU seconds to verify their signatures only."""
         begun = time.process_time()
         for key, value in statements.items():
             open_posted(key, value, self._managers)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # whoever admits 10,000 logs as many lines
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # admitting 10,000 would log as many lines
     with tempfile.TemporaryDirectory(prefix="attestgate-bench-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("attestgate.manager.gateway.worker.Dictionary", Counted)
         asyncio.run(renewals(Path(folder), asked.count, asked.rounds))

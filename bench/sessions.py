@@ -1,15 +1,15 @@
-"""What managers do: transitions beside plain writes, enrolments, re-attestations, and what a session costs to keep.
+"""Manager benchmarks: transitions compared with plain writes, enrolments, re-attestations, the cost of an idle session.
 
     python -m bench.sessions transitions [--rounds N] [--count N]
     python -m bench.sessions fleet [--hosts N] [--apps N]
     python -m bench.sessions idle [--hosts N ...]
 
-`transitions`: sessions whose recheck has come due, all at once, taken by 1, 2 and 4 worker processes: load, step,
-compare-and-set, outbox, acknowledge; and who used the cores for it. Beside them, in the same round, plain
-compare-and-set writes by as many processes, and what the bus alone does for a transition (bench.bus).
-`fleet`: real agents enrol one by one (latency) and all at once, then all are asked again at once; one worker, whose
-CPU time is counted by itself. `idle`: records as they stand after enrolment, by the stream's own count of bytes, and
-the memory of a worker that has taken as many through a recheck.
+`transitions`: sessions whose rechecks are due, all at once, handled by 1, 2 and 4 worker processes: load, step,
+compare-and-set, outbox, acknowledge; and which processes used the cores. For comparison, in the same round, plain
+compare-and-set writes by as many processes, and the bus operations of a transition alone (bench.bus).
+`fleet`: real agents enrol one by one (latency) and all at once, then all are rechecked at once; one worker, whose
+CPU time is counted separately. `idle`: records after enrolment, by the stream's own count of bytes, and the memory of a
+worker that has taken as many through a recheck.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from tests.support.manager.world import World
 TICK = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2, 4)
 USERS = ("workers", "server", "bench")
-"""Who shares the cores in a round of transitions."""
+"""The processes that share the cores in a round of transitions."""
 RECHECKS = 6
-"""How often the whole fleet is asked again."""
+"""How often the whole fleet is rechecked."""
 
 
 class Site:
@@ -116,7 +116,7 @@ def memory_mib(child: Child) -> float:
 
 
 def trusted(number: int, now: int) -> HostRecord:
-    """A host's record as it stands between two rechecks, the next one due."""
+    """A host's record between two rechecks, the next one due."""
     session = token_hex(16)
     outcome = Outcome(
         simulated=True,
@@ -162,7 +162,7 @@ async def put(place: Site, bus: NatsBus, records: Sequence[HostRecord]) -> None:
 
 
 async def due(bus: NatsBus, records: Sequence[HostRecord], at: int) -> None:
-    """Have every record's deadline come at once."""
+    """Make every record's deadline due at once."""
     room = asyncio.Semaphore(64)
 
     async def one(record: HostRecord) -> None:
@@ -173,7 +173,7 @@ async def due(bus: NatsBus, records: Sequence[HostRecord], at: int) -> None:
 
 
 async def drained(bus: NatsBus, count: int) -> float:
-    """The moment at which workers have acknowledged so many messages (monotonic)."""
+    """The time (monotonic) at which workers have acknowledged this many messages."""
     while await taken(bus) < count:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return time.perf_counter()
@@ -186,13 +186,13 @@ async def taken(bus: NatsBus) -> int:
 
 
 async def transitions(place: Site, bus: NatsBus, count: int, pids: Sequence[int] = ()) -> tuple[float, list[float]]:
-    """Sessions that come due all at once, by whatever workers run: how many a second; CPU seconds by `pids`."""
+    """Sessions due all at once, handled by the running workers: how many per second; CPU seconds by `pids`."""
     now = int(time.time())
     records = [trusted(number, now) for number in range(count)]
     await put(place, bus, records)
     before, at = await taken(bus), int(time.time()) + 3
     await due(bus, records, at)
-    while await taken(bus) == before:  # noqa: ASYNC110  the server tells nobody
+    while await taken(bus) == before:  # noqa: ASYNC110  the server does not notify
         await asyncio.sleep(0.005)
     started, used = time.perf_counter(), [cpu_s(pid) for pid in pids]
     ended = await drained(bus, before + count)
@@ -292,7 +292,7 @@ async def measure_fleet(hosts: int, apps: int) -> None:
 
 
 async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> tuple[float, float]:
-    """All hosts' rechecks at once: how many a second, and the seconds of the worker's CPU for one."""
+    """All hosts' rechecks at once: how many per second, and the worker's CPU seconds for one."""
     bus = await place.connect()
     sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
     before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
@@ -319,7 +319,7 @@ def _at(times: Sequence[float], percent: int) -> str:
 
 
 async def measure_idle(sizes: Sequence[int]) -> None:
-    """Print what idle hosts cost: one is enrolled for real, its entries stand for the rest under other names."""
+    """Print the cost of idle hosts: one is enrolled, its entries are copied under other names for the rest."""
     async with site() as place:
         worker = await place.worker("manager-1")
         bus = await place.connect()
@@ -345,7 +345,7 @@ async def measure_idle(sizes: Sequence[int]) -> None:
 
 
 async def _at_rest(place: Site, bus: NatsBus) -> HostRecord:
-    """The only host's record, once all that it had to send is sent."""
+    """The only host's record, once its outbox is empty."""
     (key,) = await bus.bucket("sessions").keys("host.*")
     while True:
         entry = await bus.bucket("sessions").get(key)

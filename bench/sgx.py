@@ -1,7 +1,7 @@
-"""How fast SGX evidence is judged: own parse and policy beside dcap_qvl, quotes a second, collateral from the cache.
+"""Speed of SGX appraisal: own parse and policy compared with dcap_qvl, quotes per second, collateral from the cache.
 
-Run `.venv/bin/python -m bench.sgx`. It makes a simulated authority and quotes of its own, or takes the recorded real
-quote in $ATTESTGATE_VECTORS. All figures of one line come from one run, taken in turns, so that a busy machine slows
+Run `.venv/bin/python -m bench.sgx`. It creates a simulated authority and quotes of its own, or uses the recorded real
+quote in $ATTESTGATE_VECTORS. All figures of one line come from one run, in alternation, so that a busy machine slows
 both sides; each is a median with its quartiles.
 """
 
@@ -41,7 +41,7 @@ ENCLAVE = EnclaveIdentity(mrenclave=b"\1" * 32, mrsigner=b"\2" * 32, isv_prod_id
 
 @dataclass(frozen=True)
 class Case:
-    """A quote that is accepted, with all that it takes."""
+    """A quote that is accepted, with all its inputs."""
 
     name: str
     quote: bytes
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _share(case: Case) -> None:
-    """What our own work costs, alone and as a share of dcap_qvl's own."""
+    """The cost of our own work, alone and as a share of dcap_qvl's."""
     native = dcap.native(case.collateral)
 
     def theirs() -> dcap_qvl.VerifiedReport:
@@ -91,7 +91,7 @@ def _share(case: Case) -> None:
     answer = theirs()
 
     def ours() -> None:
-        # dcap_qvl with its answer given beforehand: what is left is ours
+        # dcap_qvl with a precomputed answer: what is left is ours
         with patch.object(dcap_qvl, "verify_with_root_ca", lambda *_arguments: answer):
             measured = _microseconds(case.appraise)
         own.append(measured)
@@ -127,7 +127,7 @@ def _rate(case: Case) -> float:
 
 
 async def _simulated(folder: Path) -> tuple[Case, list[float]]:
-    """A quote of the simulated platform, and how long a worker waits for its collateral once it is cached."""
+    """A quote of the simulated platform, and how long a worker waits for its cached collateral."""
     authority.create(folder / "authority")
     platform.create(folder / "machine", folder / "authority")
     quote = platform.Platform(folder / "machine").quote(ENCLAVE, bytes(64))

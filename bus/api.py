@@ -1,4 +1,4 @@
-"""The bus as the rest of the code sees it. `bus.nats` is the real one, `bus.memory` runs the same handlers in tests."""
+"""The bus's interface. `bus.client.nats` is the real one, `bus.memory` runs the same handlers in tests."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 
 class BusError(Exception):
-    """The bus could not do it now (no connection, time-out, no stream). Trying again may help."""
+    """The bus could not do it now (no connection, time-out, no stream). A retry may succeed."""
 
 
 class Conflict(BusError):
-    """Compare-and-set lost: somebody changed the entry first."""
+    """Compare-and-set failed: the entry was changed first."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Bucket(Protocol):
         ...
 
     def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:
-        """Every present value, then None once, then each change as it happens, for ever. Reconnects by itself."""
+        """Every present value, then None once, then each change as it happens, until closed. Reconnects itself."""
         ...
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a plain subscription gets."""
+    """A message as a plain subscription receives it."""
 
     subject: str
     data: bytes
@@ -97,7 +97,7 @@ class Delivery(Protocol):
     def attempt(self) -> int: ...
 
     async def done(self) -> None:
-        """Handled: the stream may forget it."""
+        """Handled: acknowledge it, so that the stream may delete it."""
         ...
 
     async def again(self, delay_s: float = 0.0) -> None:
@@ -105,12 +105,12 @@ class Delivery(Protocol):
         ...
 
     async def working(self) -> None:
-        """Still at it: restart the redelivery clock."""
+        """Still in progress: restart the redelivery clock."""
         ...
 
 
 class Subscription(Protocol):
-    """A plain subscription that goes on until it is closed."""
+    """A plain subscription, active until it is closed."""
 
     async def close(self) -> None: ...
 
@@ -128,7 +128,7 @@ class Bus(Protocol):
         ...
 
     async def send(self, subject: str, data: bytes) -> None:
-        """A plain message: delivered to whoever listens now, stored nowhere."""
+        """Send a plain message: delivered to current subscribers, stored nowhere."""
         ...
 
     async def listen(self, subject: str, handler: Callable[[Message], Awaitable[None]]) -> Subscription:

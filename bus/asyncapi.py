@@ -1,7 +1,7 @@
 """The AsyncAPI 3 document of what an observer sees: events, and the readable line beside each session.
 
-`python -m attestgate.bus.asyncapi > docs/asyncapi.json` makes it from the models (JSON, which is YAML
-too); a test says when it has to be made again, and holds what is really published against it.
+`python -m attestgate.bus.asyncapi > docs/asyncapi.json` generates it from the models (JSON, which is also YAML); a test
+fails when it is out of date, and another validates what is really published against it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from attestgate.schemas.summary import Summary
 
 VERSION = "3.0.0"
 SCHEMAS = "#/components/schemas"
-ABOUT = """What can be seen of attestgate on its bus (NATS). Events are JSON in CloudEvents 1.0 binary mode, kept in the
-stream ATTEST_EVENTS; beside every session stands a readable line in the key-value bucket `summaries`. Nothing decides
-on either, and neither holds a secret. What agents, gateways and managers say to each other is sealed or signed
-msgpack: docs/how-it-works.md."""
+ABOUT = """What can be observed of attestgate on its bus (NATS). Events are JSON in CloudEvents 1.0 binary mode, kept in
+the stream ATTEST_EVENTS; every session also has a readable line in the key-value bucket `summaries`. No decision
+depends on either, and neither holds a secret. Agents, gateways and managers exchange sealed or signed msgpack:
+docs/how-it-works.md."""
 
 
 def document() -> dict[str, Any]:
@@ -36,7 +36,7 @@ def document() -> dict[str, Any]:
             "address": f"{subjects.EVENTS}.{kind}.{{id}}.{{what}}",
             "title": f"Events of kind {kind}",
             "parameters": {
-                "id": {"description": "The id of whom or what the event is about."},
+                "id": {"description": "The id of the event's subject."},
                 "what": {"description": "What happened.", "enum": sorted(told.what for told in events)},
             },
             "messages": {told.what: _message(kind, told, schemas) for told in events},
@@ -45,7 +45,7 @@ def document() -> dict[str, Any]:
     return {
         "asyncapi": VERSION,
         "info": {
-            "title": "attestgate, as it is observed",
+            "title": "attestgate: observable events",
             "version": "1",
             "description": " ".join(ABOUT.split()),
             "license": {"name": "Apache-2.0"},
@@ -113,7 +113,7 @@ def _add_headers(schemas: dict[str, Any]) -> str:
 
 
 def text() -> str:
-    """The document as it stands in docs/asyncapi.json."""
+    """The document as docs/asyncapi.json has it."""
     return json.dumps(document(), indent=1, sort_keys=False) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""Events handed on to a SIEM, as JSON lines: in order, each at least once, from where an earlier run left off.
+"""Export of events to a SIEM, as JSON lines: in order, each at least once, resuming where an earlier run stopped.
 
-They are read from the stream that keeps them, so a lost connection loses none; what is written is remembered by the
-stream's sequence, in a file, once the receiver has it.
+They are read from the stream that keeps them, so a lost connection loses none; once the receiver has an event, its
+stream sequence is saved in a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attestgate.schemas.events import Event
 log = structlog.get_logger(__name__)
 PATTERN = f"{subjects.EVENTS}.>"
 LOOK_AGAIN_S = 5.0
-"""How long nothing may be heard before the stream is looked at all the same."""
+"""How often the stream is polled even if no event is heard."""
 AUTHPRIV, WARNING, NOTICE = 10, 4, 5
 """Syslog facility and severities (RFC 5424, 6.2.1)."""
 LOUD = frozenset(
@@ -40,7 +40,7 @@ class Sink(Protocol):
     """Where lines go."""
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Hand events on; returns once the receiver has them. Raises OSError."""
+        """Write events; returns once the receiver has them. Raises OSError."""
         ...
 
 
@@ -57,7 +57,7 @@ class Stream:
 
 
 class File:
-    """A file, opened anew for each batch, so that it can be rotated; on disk when `write` returns."""
+    """A file, reopened for each batch, so that it can be rotated; flushed to disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -79,7 +79,7 @@ class Syslog:
         self._address = str(address) if isinstance(address, Path) else address
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """See Sink. An event longer than a message may be goes without its data, and says so."""
+        """See Sink. An event longer than a message may be is sent without its data, and says so."""
         with socket.socket(self._family, socket.SOCK_DGRAM) as sender:
             sender.connect(self._address)
             for line in lines:
@@ -87,7 +87,7 @@ class Syslog:
 
 
 class Position:
-    """The sequence of the last event handed on. Without a file it is forgotten at the end."""
+    """The sequence of the last exported event. Without a file it is lost at exit."""
 
     def __init__(self, path: Path | None) -> None:
         """Raises Refusal `file.position` for a file that holds something else."""
@@ -103,13 +103,13 @@ class Position:
             raise Refusal.because(
                 "file.position",
                 str(path),
-                expected="a number: the sequence of the last event handed on",
-                found=getattr(error, "strerror", None) or "something else",
-                action="correct that file, or remove it to begin with the oldest event kept",
+                expected="a number: the sequence of the last exported event",
+                found=getattr(error, "strerror", None) or "not a number",
+                action="correct that file, or remove it to start at the oldest retained event",
             ) from None
 
     def reached(self, sequence: int) -> None:
-        """Everything up to this has been handed on."""
+        """Save that everything up to this sequence has been exported."""
         self.last = sequence
         if self._path is not None:
             new = self._path.with_name(f"{self._path.name}.new")
@@ -118,9 +118,9 @@ class Position:
 
 
 async def follow(bus: Bus, sink: Sink, position: Position) -> None:
-    """Hand events on until cancelled. What cannot be done now, at either end, is tried again, and logged.
+    """Export events until cancelled. Failures at either end are logged and retried.
 
-    Raises BrokenPipeError when nobody reads a stream any more.
+    Raises BrokenPipeError when the reader of a stream has gone.
     """
     more = asyncio.Event()
 
@@ -137,7 +137,7 @@ async def follow(bus: Bus, sink: Sink, position: Position) -> None:
             except BrokenPipeError:
                 raise
             except (BusError, OSError) as error:
-                log.warning("events not handed on", after=position.last, error=str(error))
+                log.warning("export failed, retrying", after=position.last, error=str(error))
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await more.wait()
@@ -146,14 +146,14 @@ async def follow(bus: Bus, sink: Sink, position: Position) -> None:
 
 
 async def _one_page(bus: Bus, sink: Sink, position: Position) -> bool:
-    """Hand one page on; whether there is more."""
+    """Export one page; whether there is more."""
     page, more = await bus.page(layout.EVENTS.name, position.last, PATTERN)
     if page:
         handing = asyncio.ensure_future(asyncio.to_thread(_hand_on, page, sink, position))
         try:
             await asyncio.shield(handing)
         except asyncio.CancelledError:
-            await handing  # whoever goes on later begins after what was handed on
+            await handing  # a later run resumes after what was exported
             raise
     return more
 
@@ -163,7 +163,7 @@ def _hand_on(page: list[StoredMessage], sink: Sink, position: Position) -> None:
     for stored in page:
         event = event_of(stored.subject, stored.data)
         if event is None:
-            log.warning("left out: no event", subject=stored.subject, sequence=stored.sequence)
+            log.warning("skipped: not an event", subject=stored.subject, sequence=stored.sequence)
         else:
             lines.append(event.body())
     sink.write(lines)
@@ -171,7 +171,7 @@ def _hand_on(page: list[StoredMessage], sink: Sink, position: Position) -> None:
 
 
 def event_of(subject: str, data: bytes) -> Event | None:
-    """The event that is stored on a subject; None for what is none: a gateway can store anything under its own name."""
+    """The event stored on a subject, or None if it is not one: a gateway can store anything under its own name."""
     with suppress(Refusal):
         event = parse_json(Event, data, source=subject)
         if f"{subjects.EVENTS}.{event.kind}.{event.subject}.{event.what}" == subject:

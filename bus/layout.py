@@ -1,4 +1,4 @@
-"""The streams, consumers and buckets: what is stored, for how long, and what gives way at a limit."""
+"""The streams, consumers and buckets: what is stored, for how long, and what is discarded at a limit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 class Stream:
     """One JetStream stream. Sizes are bytes; a limit of -1 and an age of 0 mean none.
 
-    `own_features` turns on message schedules, per-message TTL and rollup. They reach across subjects by headers, which
-    no subject permission covers, so only a stream that nobody but the manager can write may have them. `readable` lets
-    what is stored be read back without a consumer.
+    `own_features` turns on message schedules, per-message TTL and rollup. They affect other subjects through headers,
+    which no subject permission covers, so only a stream that the manager alone can write may have them. `readable`
+    allows reading without a consumer (direct get).
     """
 
     name: str
@@ -41,8 +41,8 @@ class Stream:
 class Consumer:
     """A shared durable pull consumer with explicit acknowledgement; any number of workers pull from it.
 
-    A message is offered until it is acknowledged: one that the server gave up would lie in its stream, heard by nobody.
-    What fails each time, a worker has to put aside (see `Delivery.attempt`).
+    A message is redelivered without limit until it is acknowledged: one that the server gave up would stay in its
+    stream, delivered to nobody. A worker moves what fails every time to quarantine (see `Delivery.attempt`).
     """
 
     name: str
@@ -53,16 +53,16 @@ class Consumer:
 
 
 KEY_VALUE = "$KV."
-"""What the subjects of all buckets begin with (ADR-8)."""
+"""Prefix of the subjects of all buckets (ADR-8)."""
 OPERATION, DELETIONS = "KV-Operation", ("DEL", "PURGE")
-"""Header of a message that is no value but an operation on its key, and those that delete it."""
+"""Header of a message that is an operation on its key rather than a value, and the operations that delete."""
 TTL = "Nats-TTL"
-"""Header that has a message leave its bucket by itself, after so long: `60s`."""
+"""Header that makes a message expire from its bucket after so long: `60s`."""
 
 
 @dataclass(frozen=True)
 class BucketLayout:
-    """One key-value bucket: a stream KV_<name> with the newest value a key (history 1)."""
+    """One key-value bucket: a stream KV_<name> with the newest value per key (history 1)."""
 
     name: str
     max_bytes: int
@@ -79,9 +79,9 @@ class BucketLayout:
         return f"{KEY_VALUE}{self.name}.{pattern}"
 
     def key_subject(self, key: str) -> str:
-        """The subject of one key. Raises ValueError for what is no key (ADR-8): a wildcard would read another's."""
+        """The subject of one key. Raises ValueError for an invalid key (ADR-8): a wildcard would read another's."""
         if not _KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key of a bucket")
+            raise ValueError(f"{key!r} is not a valid bucket key")
         return self.subject(key)
 
 
@@ -90,7 +90,7 @@ IN = Stream(
     subjects=(f"{subjects.IN}.*.*.*", f"{subjects.OPERATOR}.*.*"),
     # A message leaves when a worker acknowledges it.
     retention="workqueue",
-    # Full means that the sender's own subject is full: the sender is refused, nobody else's message is dropped.
+    # The limit is per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
     discard="new",
     max_msgs_per_subject=4,
     # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
@@ -101,7 +101,7 @@ IN = Stream(
 WORK = Stream(
     name="ATTEST_WORK",
     subjects=(f"{subjects.WORK}.>", f"{subjects.SCHEDULE}.>", f"{subjects.DUE}.>"),
-    # Schedules lie here unconsumed until they fire; what fires, and other work, leaves when acknowledged.
+    # Schedules stay here unconsumed until they fire; what fires, and other work, leaves when acknowledged.
     retention="workqueue",
     # The server allows no other policy with schedules. A deadline lost so costs promptness only: the record has it.
     discard="old",
@@ -113,7 +113,7 @@ WORK = Stream(
 EVENTS = Stream(
     name="ATTEST_EVENTS",
     subjects=(f"{subjects.EVENTS}.>",),
-    # For people to read back; nothing decides on one, so the oldest goes first.
+    # For people to read; no decision depends on them, so the oldest is discarded first.
     retention="limits",
     discard="old",
     max_msgs_per_subject=1000,
@@ -124,7 +124,7 @@ EVENTS = Stream(
 LOG = Stream(
     name="ATTEST_LOG",
     subjects=(f"{subjects.LOG}.*.*.*",),
-    # Decisions as they were signed, in the order in which the decision log takes them in. The oldest go first; their
+    # Decisions as signed, in the order in which the decision log takes them in. The oldest are discarded first; their
     # hashes stay in the bucket `log`.
     retention="limits",
     discard="old",
@@ -136,10 +136,10 @@ LOG = Stream(
 STREAMS = {stream.name: stream for stream in (IN, WORK, EVENTS, LOG)}
 
 MANAGERS = Consumer(name="managers", stream=IN.name, filter_subjects=IN.subjects)
-"""Everything that agents, gateways and operators say."""
+"""Everything that agents, gateways and operators send."""
 
 WORKERS = Consumer(name="workers", stream=WORK.name, filter_subjects=(f"{subjects.WORK}.>", f"{subjects.DUE}.>"))
-"""Everything that managers say to each other, and the deadlines that have come."""
+"""Everything that managers send to each other, and the deadlines that are due."""
 
 CONSUMERS = {consumer.name: consumer for consumer in (MANAGERS, WORKERS)}
 
@@ -147,7 +147,7 @@ SESSIONS = BucketLayout("sessions", max_bytes=256 * MIB)
 """Session records, sealed."""
 
 SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB)
-"""What a person may read of a session, in the clear; decides nothing."""
+"""What people may read of a session, in the clear; no decision depends on it."""
 
 ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB)
 """Enrolment records, signed by an operator."""
@@ -162,10 +162,11 @@ ADMISSIONS = BucketLayout("admissions", max_bytes=128 * MIB)
 """Signed leases and tombstones that gateways follow."""
 
 QUARANTINE = BucketLayout("quarantine", max_bytes=64 * MIB, max_value=MAX_MESSAGE)
-"""Messages that made a worker fail each time, as they came. When it is full, newer ones are dropped with an event."""
+"""The dead-letter queue: messages that a worker failed on at every attempt. When full, newer ones are dropped with an
+event."""
 
 TREE = BucketLayout("log", max_bytes=256 * MIB)
-"""The decision log's head, and the tree's leaf hashes, 32 bytes an entry and for good: room for eight million."""
+"""The decision log's head, and the tree's leaf hashes, 32 bytes per entry, kept forever: room for eight million."""
 
 OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
 """The highest command sequence applied, by operator."""
@@ -176,7 +177,8 @@ BUCKETS = {
 }
 
 COPIED = (EVENTS.name, SUMMARIES.stream, ADMISSIONS.stream)
-"""What viewers have copies of, under the same names, in an account where they may make consumers (bus.permissions)."""
+"""Streams that viewers have copies of, under the same names, in an account where they may create consumers
+(bus.auth.permissions)."""
 
 COPIER = "copier"
 """The durable consumer by which a copy follows its original."""
@@ -188,4 +190,4 @@ def copy_subject(stream: str) -> str:
 
 
 DELETED_FOR_S = DAY_S
-"""How long the mark of a deleted key stays in its bucket, for watchers that come back late."""
+"""How long the delete marker of a key stays in its bucket, for watchers that reconnect late."""

@@ -1,4 +1,4 @@
-"""How long a process runs: until its work ends, or it is told to end."""
+"""A process's lifetime: until its work ends, or a signal stops it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 
 
 def until_told(work: Coroutine[Any, Any, None], reload: Callable[[], None] | None = None) -> None:
-    """Run a server until it ends, or SIGTERM or SIGINT ends it in order. SIGHUP calls `reload`."""
+    """Run a server until it ends, or SIGTERM or SIGINT shuts it down cleanly. SIGHUP calls `reload`."""
 
     async def guarded() -> None:
         task = asyncio.ensure_future(work)

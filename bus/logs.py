@@ -1,7 +1,7 @@
-"""How every process logs: one line each on standard error, as JSON or for a person, the session's id on each line.
+"""Logging of every process: one line per event on standard error, as JSON or as text, with the session's id.
 
-Code that takes up a session calls `bind_session`; whatever is logged in the same task, and in what that task starts,
-then carries `session`. What libraries log through Python's own logging comes out in the same form.
+Code that starts working on a session calls `bind_session`; whatever is logged in the same task, and in tasks that it
+starts, then carries `session`. What libraries log through Python's `logging` comes out in the same form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _level = logging.INFO
 
 
 def set_up_logs(form: Format = "json", level: str = "info") -> None:
-    """From now on logs go to standard error."""
+    """Set up logging to standard error."""
     set_level(level)
     renderer: Any = (
         structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
@@ -44,35 +44,35 @@ def set_up_logs(form: Format = "json", level: str = "info") -> None:
 
 
 def set_up_from(settings: LogSettings) -> None:
-    """The same, as a process's settings say."""
+    """Set up logging as a process's settings say."""
     set_up_logs(settings.format, settings.level)
 
 
 def set_level(level: str) -> None:
-    """Log this and what is worse."""
+    """Log this level and above."""
     global _level
     _level = _LEVELS[level]
 
 
 def reload_level(kind: type[ProcessSettings], path: Path) -> None:
-    """Read the level again from a settings file; one that cannot be read changes nothing, and that is logged."""
+    """Reload the level from a settings file; one that cannot be read is logged and changes nothing."""
     log = structlog.get_logger(__name__)
     try:
         level = load_settings(kind, path).log.level
     except Refusal as refusal:
-        log.warning("settings not read again", reason=str(refusal))
+        log.warning("settings reload failed", reason=str(refusal))
         return
     set_level(level)
     log.warning("log level", level=level)  # a warning, so that it is seen at any level but error
 
 
 def bind_session(session: str) -> None:
-    """What this task logs from now on is about this session."""
+    """Bind a session to what this task logs from now on."""
     structlog.contextvars.bind_contextvars(session=session)
 
 
 def clear_session() -> None:
-    """What this task logs from now on is about no session."""
+    """Unbind the session from what this task logs from now on."""
     structlog.contextvars.unbind_contextvars("session")
 
 
@@ -84,7 +84,7 @@ def _only_from_level(_logger: Any, method: str, event: structlog.typing.EventDic
 
 
 class _Passed(logging.Handler):
-    """Hands a library's records on."""
+    """Forwards a library's records to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)

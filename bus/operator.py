@@ -20,7 +20,7 @@ VALID_S = 60
 
 
 async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, answer_s: float) -> Event:
-    """Have a command applied. Returns the event that says so.
+    """Send a command and wait until it is applied. Returns the event that says so.
 
     Raises Refusal with the managers' reasons, or `command.unanswered` if no manager answered in `answer_s`.
     """
@@ -46,8 +46,8 @@ async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, ans
             "command.unanswered",
             action.do,
             expected=f"a manager's answer within {answer_s:g} s",
-            found="none",
-            action="start a manager worker; the command is kept for a minute, so look at the events before repeating",
+            found="no answer",
+            action="start a manager worker; the command is valid for a minute, so check the events before repeating it",
         ) from None
     finally:
         await subscription.close()

@@ -1,12 +1,12 @@
-"""Every subject on the bus, and back: one place that knows how they are spelled.
+"""Every subject on the bus, built and parsed in one place.
 
 attest.v1.in.<role>.<id>.<step>           agent or gateway to manager (stream ATTEST_IN)
 attest.v1.out.<role>.<id>.<step>          manager to agent (plain messages)
 attest.v1.op.<name>.<command>             operator to manager (stream ATTEST_IN)
-attest.v1.events.<kind>.<id>.<what>       what a person watches (stream ATTEST_EVENTS)
+attest.v1.events.<kind>.<id>.<what>       events for observers (stream ATTEST_EVENTS)
 attest.v1.work.<kind>.<session>.<what>    manager to manager (stream ATTEST_WORK)
-attest.v1.schedule.<session>              a deadline that waits (stream ATTEST_WORK)
-attest.v1.due.<session>                   a deadline that has come (stream ATTEST_WORK)
+attest.v1.schedule.<session>              a deadline not yet due (stream ATTEST_WORK)
+attest.v1.due.<session>                   a deadline that is due (stream ATTEST_WORK)
 attest.v1.log.<kind>.<id>.<entry>         a decision of a manager, for the decision log (stream ATTEST_LOG)
 attest.v1.copy.<stream>                   the server to itself: from a stream to the viewers' copy of it
 """
@@ -34,14 +34,14 @@ STEPS: dict[str, tuple[str, ...]] = {
     "app": ("hello", "evidence", "colocation_proof", "recheck_evidence", "resume"),
     "gateway": ("report",),
 }
-"""What each role may say to the manager. A credential allows these and no others: with the stream's limit of messages
-a subject, that bounds what one agent can leave waiting there."""
+"""What each role may send to the manager. A credential allows these and no others: with the stream's limit of messages
+per subject, that bounds what one agent can queue there."""
 
 _TOKEN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 
 
 class Address(NamedTuple):
-    """The three parts that say who and what in an inbound or outbound subject."""
+    """The three parts of an inbound or outbound subject that name the sender or recipient and the step."""
 
     role: str
     id: str
@@ -61,7 +61,7 @@ def outbound(role: str, id: str, step: str) -> str:
 
 
 def outbound_all(role: str, id: str) -> str:
-    """What an agent listens to: everything that is for it."""
+    """What an agent subscribes to: everything addressed to it."""
     return f"{_join(OUT, role, id)}.>"
 
 
@@ -86,24 +86,24 @@ def operator(name: str, command: str) -> str:
 
 
 def work(kind: str, session: str, what: str) -> str:
-    """Subject of a message from one manager worker to whichever takes it."""
+    """Subject of a message from one manager worker to any worker."""
     return _join(WORK, kind, session, what)
 
 
 def deadline(session: str) -> str:
-    """Subject under which a session's one deadline waits; a new one replaces the old."""
+    """Subject of a session's one scheduled deadline; a new one replaces the old."""
     return _join(SCHEDULE, session)
 
 
 def due(subject: str) -> str:
-    """Where the server publishes what waited under `deadline(...)`."""
+    """Where the server publishes what was scheduled under `deadline(...)`."""
     if not subject.startswith(f"{SCHEDULE}."):
-        raise ValueError(f"{subject!r} is no deadline")
+        raise ValueError(f"{subject!r} is not a deadline's subject")
     return f"{DUE}{subject.removeprefix(SCHEDULE)}"
 
 
 def parse_inbound(subject: str) -> Address:
-    """Who sent it, and which step. Raises Refusal (`bus.subject`); the bus is not believed about the rest."""
+    """Who sent it, and which step. Raises Refusal (`bus.subject`); nothing else from the bus is trusted."""
     address = Address(*_split(subject, IN, 3))
     if address.step not in STEPS.get(address.role, ()):
         raise _unknown(subject, IN)
@@ -133,7 +133,7 @@ def is_internal(subject: str) -> bool:
 
 
 def parse_due(subject: str) -> str:
-    """The session whose deadline has come. Raises Refusal (`bus.subject`)."""
+    """The session whose deadline is due. Raises Refusal (`bus.subject`)."""
     return _split(subject, DUE, 1)[0]
 
 
@@ -156,7 +156,7 @@ def is_token(text: str) -> bool:
 def _join(prefix: str, *tokens: str) -> str:
     for token in tokens:
         if not is_token(token):
-            raise ValueError(f"{token!r} is no token of a subject")
+            raise ValueError(f"{token!r} is not a subject token")
     return ".".join((prefix, *tokens))
 
 

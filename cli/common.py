@@ -1,4 +1,4 @@
-"""What the commands share: options, running to the end or to Ctrl-C, saying what went wrong in one line."""
+"""What the commands share: options, settings, output, and errors of one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attestgate.schemas.settings import OperatorFile, load_settings
 M = TypeVar("M", bound=BaseModel)
 REFUSED, WRONG, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 200
-"""Columns of a table that goes to no terminal: enough for every cell."""
+"""Width in columns of a table that is not written to a terminal: enough for every cell."""
 
 SettingsFile = Annotated[Path, typer.Option("--settings", "-s", help="The process's settings (TOML).")]
 OperatorOption = Annotated[
@@ -31,49 +31,49 @@ OperatorOption = Annotated[
         help="Your operator file (TOML): bus, name, identity. Also read from ATTESTGATE_OPERATOR.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
 class LogFormat(StrEnum):
-    """How a process logs."""
+    """The form of a process's log lines."""
 
     JSON = "json"
     CONSOLE = "console"
 
 
-LogOption = Annotated[LogFormat, typer.Option("--log", help="Log lines as JSON, or for a person.")]
+LogOption = Annotated[LogFormat, typer.Option("--log", help="Log as JSON, or as readable text.")]
 
 
 def operator_file(path: Path) -> OperatorFile:
-    """An operator's file, for a command that asks the bus. Raises Refusal."""
+    """Load an operator's file, for a command that connects to the bus. Raises Refusal."""
     settings = load_settings(OperatorFile, path)
     credentials.require(settings.bus.credentials, "operator", "viewer")
     return settings
 
 
 def set_up_logs(form: LogFormat, level: str = "info") -> None:
-    """Logs go to standard error, one line each."""
+    """Log to standard error, one line each."""
     logs.set_up_logs(form.value, level)
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line on standard output."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def screen() -> Console:
-    """Where tables go. Cells are text and no markup: others have written them."""
+    """The console for tables. Cells are plain text, never markup: their content comes from others."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False)
 
 
 def complain(text: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     sys.stderr.write(f"attestgate: {printable(text)}\n")
 
 
 def checked(model: type[M], /, **fields: Any) -> M:
-    """A model from command-line values. Raises Refusal `cli.argument` that names the one that does not fit."""
+    """A model from command-line values. Raises Refusal `cli.argument` that names the invalid one."""
     try:
         return model(**fields)
     except ValidationError as error:
@@ -81,16 +81,16 @@ def checked(model: type[M], /, **fields: Any) -> M:
 
 
 def wrong(field: str, expected: str, found: object) -> Refusal:
-    """A refusal of an argument."""
+    """The refusal of an invalid argument."""
     return Refusal.because("cli.argument", field, expected=expected, found=found, action="see --help")
 
 
 def inaccessible(error: OSError) -> Reason:
-    """What to tell of a file that the system does not let a command read or write; of a full disk it gives no name."""
+    """The reason for a file that cannot be read or written. The system names no file if the disk is full."""
     return Reason(
         code="file.access",
         field=str(error.filename or "file"),
         expected="a path that can be read or written",
         found=error.strerror or type(error).__name__,
-        action="check the path, its permissions and the room on its disk",
+        action="check the path, its permissions and the free space on its disk",
     )

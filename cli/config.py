@@ -1,4 +1,4 @@
-"""`attestgate config`: whether a settings file is right, before a process is started with it."""
+"""`attestgate config`: check a settings file before a process is started with it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from attestgate.schemas.settings import (
 )
 from attestgate.schemas.settings_file import Part, load_part
 
-app = typer.Typer(help="Settings files.", no_args_is_help=True)
+app = typer.Typer(help="Check settings files.", no_args_is_help=True)
 
 
 class Process(StrEnum):
-    """Whose settings a file may hold."""
+    """The owners of settings files."""
 
     MANAGER = "manager"
     GATEWAY = "gateway"
@@ -56,20 +56,20 @@ MODELS: dict[Process, type[ProcessSettings] | type[Part]] = {
 
 @app.callback()
 def _group() -> None:
-    """A group, also while it has one command."""
+    """Keep this a group although it has only one command."""
 
 
 @app.command("check")
 def check(
     file: Annotated[Path, typer.Argument(help="The settings file (TOML).")],
     process: Annotated[
-        Process | None, typer.Option(help="Whose settings they are; found out from the keys if not given.")
+        Process | None, typer.Option(help="Whose settings they are; detected from the keys by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a settings file as its process would: the file, then ATTESTGATE_ variables. Reaches nothing.
+    """Check a settings file as its process would: the file, then ATTESTGATE_ variables. Connects to nothing.
 
-    Exits 0 if it is right, 2 if not; every wrong key is named.
+    Exit status: 0 valid, 2 invalid; every invalid key is named.
     """
     kind = process
     try:
@@ -86,16 +86,16 @@ def check(
     if as_json:
         say(json.dumps({"file": str(file), "process": kind, "valid": True, "reasons": []}, indent=2))
     else:
-        say(f"{file}: right, as the settings of: {kind.value}")
+        say(f"{file}: valid settings of: {kind.value}")
 
 
 def detect(file: Path) -> Process:
-    """Whose settings a file holds: whose keys it has most of. Raises Refusal (`settings.*`)."""
+    """Whose settings a file holds: the owner whose keys fit best. Raises Refusal (`settings.*`)."""
     try:
         keys = set(tomllib.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         keys = set()
-        load_measured(file)  # says what is wrong with it
+        load_measured(file)  # raises Refusal with what is wrong
     old = sorted(keys & PROTOTYPE.keys() - HostSettings.model_fields.keys())
     if old:
         raise Refusal.because(
@@ -114,13 +114,13 @@ def detect(file: Path) -> Process:
             str(file),
             expected="the keys of one process",
             found=f"keys that fit {' and '.join(fitting)}",
-            action="name it: --process",
+            action="name the process: --process",
         )
     return fitting[0]
 
 
 def _fit(model: type[BaseModel], keys: set[str]) -> int:
-    """Keys that it knows, less those that it does not, less those that it needs and are not there."""
+    """Known keys, minus unknown ones, minus required ones that are missing."""
     needed = {name for name, field in model.model_fields.items() if field.is_required()}
     return len(keys & model.model_fields.keys()) - len(keys - model.model_fields.keys()) - len(needed - keys)
 

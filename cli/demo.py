@@ -1,4 +1,4 @@
-"""`attestgate demo` and `attestgate up`: the whole stack on this machine."""
+"""`attestgate demo` and `attestgate up`: run the whole stack on this machine."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ def register(app: typer.Typer) -> None:
 
 
 def demo() -> None:
-    """Tell the whole story on this machine, with a simulated SGX platform, and check every step of it.
+    """Run the whole protocol on this machine, with a simulated SGX platform, and check every step of it.
 
-    Exits 0 only if every check held: what must work works, what must fail fails. Takes about a minute, needs no
-    privileges, talks on loopback only, and leaves nothing running.
+    Exits 0 only if every check passed: what must work works, what must fail fails. Takes about a minute, needs no
+    privileges, uses loopback only, and leaves nothing running.
     """
     sys.exit(asyncio.run(_until_done(tell_story)))
 
 
 def up(
-    cluster: Annotated[bool, typer.Option(help="The bus as three servers, of which any one may be killed.")] = False,
+    cluster: Annotated[
+        bool, typer.Option(help="Run the bus as three servers, of which any one may be killed.")
+    ] = False,
     sync: Annotated[
         str,
         typer.Option(
-            help="How often a server of the bus flushes to disk: a time such as 2m, or always (before it says yes)."
+            help="How often a bus server flushes to disk: a duration such as 2m, or always (before it acknowledges)."
         ),
     ] = "2m",
 ) -> None:
-    """Keep the same stack running until Ctrl-C, and say how to watch it."""
+    """Run the same stack until Ctrl-C, and print how to watch it."""
     sys.exit(asyncio.run(_until_done(partial(keep_up, cluster=cluster, sync_interval=sync))))
 
 
 async def _until_done(work: Callable[[Path, Callable[[str], None]], Coroutine[Any, Any, int]]) -> int:
-    """Run to the end in a folder of its own; Ctrl-C and SIGTERM end it in order, every process and file tidied up.
+    """Run in a temporary folder; Ctrl-C and SIGTERM shut down cleanly, every process stopped and every file removed.
 
-    The folder goes while the signals are still taken: an impatient second Ctrl-C leaves no key behind.
+    The folder is removed while the signals are still handled: an impatient second Ctrl-C leaves no key behind.
     """
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="attestgate-") as folder:

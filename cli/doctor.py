@@ -1,4 +1,4 @@
-"""`attestgate doctor`: what is not as it should be, and what to do about it."""
+"""`attestgate doctor`: find what is misconfigured, and what to do about it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def doctor(
     ] = None,
     gateway: Annotated[Path | None, typer.Option(help="A gateway worker's settings: bus, key, its nginx.")] = None,
     nginx: Annotated[
-        Path | None, typer.Option(help="nginx's settings: configuration, certificate, and no way around it.")
+        Path | None, typer.Option(help="nginx's settings: configuration, certificate, and that nothing bypasses it.")
     ] = None,
     host: Annotated[Path | None, typer.Option(help="A host agent's settings: enclave, TPM, what IMA measures.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at what a deployment needs on this machine, for each settings file given; the clock always.
+    """Check what a deployment needs on this machine, for each settings file given; the clock is always checked.
 
-    Changes nothing that runs. Exits with 1 if something has to be done.
+    Does not affect running processes. Exit status: 0 all good, 1 something has to be done.
     """
     findings = asyncio.run(_examine(manager, gateway, nginx, host))
     if as_json:
@@ -72,4 +72,4 @@ async def _configuration(config: NginxConfig) -> Finding:
     except Refusal as refusal:
         reason = refusal.reasons[0]
         return Finding(check="nginx -t", good=False, found=reason.found, action=reason.action)
-    return Finding(check="nginx -t", good=True, found="takes the configuration")
+    return Finding(check="nginx -t", good=True, found="accepts the configuration")

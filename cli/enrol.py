@@ -1,4 +1,4 @@
-"""`attestgate enrol|revoke|recheck|measure`: what an operator says of hosts, applications and gateways."""
+"""`attestgate enrol|revoke|recheck|measure`: an operator's commands for hosts, applications and gateways."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.settings import load_measured
 from attestgate.schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
-enrol = typer.Typer(
-    help="Enrol, or replace the enrolment of, a host, an application or a gateway.", no_args_is_help=True
-)
-measurements = typer.Typer(help="The measurement that an enclave will have.", no_args_is_help=True)
+enrol = typer.Typer(help="Enrol a host, an application or a gateway, or replace its enrolment.", no_args_is_help=True)
+measurements = typer.Typer(help="Compute the measurement that an enclave will have.", no_args_is_help=True)
 Mrenclaves = Annotated[
-    list[str], typer.Option("--mrenclave", help="Allowed measurement; twice while an update rolls out.")
+    list[str], typer.Option("--mrenclave", help="Allowed measurement; give two while an update rolls out.")
 ]
 
 
@@ -46,7 +44,7 @@ SHORTHAND = {"all": ALL, "read-only": READ_ONLY}
 
 
 class CertificateKey(StrEnum):
-    """Where an application's private key is made."""
+    """Where an application's private key is generated."""
 
     ENCLAVE = "enclave"
     MANAGER = "manager"
@@ -68,7 +66,7 @@ def register(app: typer.Typer) -> None:
 
 
 def command(operator: Path, action: Action) -> None:
-    """Have an operator's command applied, and say so."""
+    """Send an operator's command, wait until it is applied, and print the result."""
     settings = operator_file(operator)
     key = read_identity(settings.identity)
 
@@ -86,25 +84,25 @@ def enrol_host(
     mrenclave: Mrenclaves,
     platform: Annotated[str, typer.Option(help="The machine's PPID, salted: attestgate simulated ppid.")],
     operator: OperatorOption,
-    tpm: Annotated[Path | None, typer.Option(help="Its TPM: what `tpm challenge` had you keep.")] = None,
+    tpm: Annotated[Path | None, typer.Option(help="Its TPM: the file that `tpm challenge --keep` wrote.")] = None,
     tpm_answer: Annotated[Path | None, typer.Option(help="The host's answer, from `tpm activate`.")] = None,
     golden_from: Annotated[
         list[Path] | None,
-        typer.Option(help="Quote (TPMS_ATTEST) of a boot that is good; once for each boot, the next kernel's too."),
+        typer.Option(help="Quote (TPMS_ATTEST) of a known-good boot; repeatable, such as for the next kernel's boot."),
     ] = None,
     tpm_pcrs: Annotated[
-        list[Path] | None, typer.Option(help="That quote's PCR values, end to end; as often as --golden-from.")
+        list[Path] | None, typer.Option(help="That quote's PCR values, concatenated; one for each --golden-from.")
     ] = None,
 ) -> None:
-    """Enrol a host: which measurement its agent has, on which machine, and which TPM vouches for it.
+    """Enrol a host: its agent's measurement, its machine, and the TPM that vouches for it.
 
-    `attestgate tpm --help` says how the TPM's files come about. Without --tpm its measurement list is unanchored.
+    `attestgate tpm --help` describes how to make the TPM's files. Without --tpm its measurement list is unanchored.
     """
     golden = list(zip(golden_from or (), tpm_pcrs or (), strict=False))
     if len(golden_from or ()) != len(tpm_pcrs or ()) or (golden and tpm is None):
-        raise wrong("--golden-from", "--tpm, and a --tpm-pcrs for each --golden-from", "something is missing")
+        raise wrong("--golden-from", "--tpm, and a --tpm-pcrs for each --golden-from", "not all of them")
     if (tpm is None) != (tpm_answer is None):
-        raise wrong("--tpm", "--tpm and --tpm-answer together", "one of them")
+        raise wrong("--tpm", "--tpm and --tpm-answer together", "only one of them")
     pinned: TpmEnrolment | Literal["none"] = "none"
     if tpm is not None and tpm_answer is not None:
         boots = [golden_values(quote.read_bytes(), pcrs.read_bytes()) for quote, pcrs in golden]
@@ -117,17 +115,19 @@ def enrol_host(
 def enrol_app(
     id: str,
     mrenclave: Mrenclaves,
-    host: Annotated[list[str], typer.Option(help="Where it may run, and its volume there: HOST or HOST:VOLUME.")],
+    host: Annotated[
+        list[str], typer.Option(help="Host it may run on, and its volume there: HOST or HOST:VOLUME. Repeatable.")
+    ],
     allow: Annotated[
         list[str],
         typer.Option(
             help="What it may do at the controller: 'GET,POST /switches/**' (methods, then a path; /** is all below),"
-            " read-only, or all. Repeat for more; one of them has to allow a request."
+            " read-only, or all. Repeatable; a request passes if any rule allows it."
         ),
     ],
     operator: OperatorOption,
     certificate_key: Annotated[
-        CertificateKey, typer.Option(help="Where its private key is made. At the manager is weaker, and marked.")
+        CertificateKey, typer.Option(help="Where its private key is generated. At the manager is weaker, and marked.")
     ] = CertificateKey.ENCLAVE,
 ) -> None:
     """Enrol an application: its measurement, the hosts it may run on, and what it may do."""
@@ -155,10 +155,10 @@ def enrol_gateway(
 def revoke(
     kind: Agent,
     id: str,
-    reason: Annotated[str, typer.Option(help="Why; it goes into events and to the agent.")],
+    reason: Annotated[str, typer.Option(help="Why; included in events and sent to the agent.")],
     operator: OperatorOption,
 ) -> None:
-    """End a host's or an application's trust now, and keep it out until it is enrolled again."""
+    """Revoke a host or an application now; it stays out until it is enrolled again."""
     command(operator, checked(Revoke, kind=kind.value, id=id, reason=reason))
 
 
@@ -169,13 +169,13 @@ def recheck(kind: Agent, id: str, operator: OperatorOption) -> None:
 
 @measurements.command("host")
 def measure_host(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
-    """The measurement of the host agent with these measured settings."""
+    """Print the measurement of the host agent with these measured settings."""
     _measure("host", measured, code, as_json)
 
 
 @measurements.command("app")
 def measure_app(measured: Path, code: CodeOption = CODE_ROOT, as_json: Json = False) -> None:
-    """The measurement of an application's agent with these measured settings."""
+    """Print the measurement of an application's agent with these measured settings."""
     _measure("app", measured, code, as_json)
 
 
@@ -188,7 +188,7 @@ def _measure(kind: Literal["host", "app"], measured: Path, code: Path, as_json: 
 def _placement(text: str) -> Placement:
     host, _, volume = text.partition(":")
     if not (volume or "0").isdecimal():
-        raise wrong("--host", "HOST or HOST:VOLUME, a volume being an index", text)
+        raise wrong("--host", "HOST or HOST:VOLUME, where VOLUME is an index", text)
     return checked(Placement, host=host, volume=int(volume or "0"))
 
 

@@ -1,4 +1,4 @@
-"""`attestgate events`: what happened, handed on to a SIEM."""
+"""`attestgate events`: export events to a SIEM."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from attestgate.bus.lifetime import until_told
 from attestgate.cli.common import LogFormat, OperatorOption, operator_file, set_up_logs, wrong
 
 LOCAL_SYSLOG = Path("/dev/log")
-app = typer.Typer(help="Events, for a SIEM.", no_args_is_help=True)
+app = typer.Typer(help="Export events to a SIEM.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """A group, also while it has one command."""
+    """Keep this a group although it has only one command."""
 
 
 @app.command("follow")
@@ -29,12 +29,12 @@ def follow_events(
         str, typer.Option(help="A file, `-` for standard output, `syslog` for /dev/log, `syslog://HOST:PORT` for UDP.")
     ] = "-",
     position: Annotated[
-        Path | None, typer.Option(help="Where to remember how far it has come; FILE.position for a file.")
+        Path | None, typer.Option(help="File that records the last exported event; FILE.position for a file.")
     ] = None,
 ) -> None:
-    """Hand every event on as a JSON line until Ctrl-C, the oldest kept first, each at least once.
+    """Export every event as a JSON line until Ctrl-C, the oldest retained first, each at least once.
 
-    With a position it goes on where it left off; without one it begins again with the oldest event kept (7 days).
+    With a position it resumes after the last exported event; without one it starts at the oldest retained (7 days).
     """
     set_up_logs(LogFormat.CONSOLE)
     settings = operator_file(operator)

@@ -1,6 +1,6 @@
-"""What the commands that judge evidence from files share: reading, times, and one JSON document in every case.
+"""What the commands that appraise evidence from files share: reading, times, and one JSON document in every case.
 
-Exit status: 0 accepted, 1 judged and refused, 2 an unreadable file or wrong arguments.
+Exit status: 0 accepted, 1 appraised and refused, 2 an unreadable file or invalid arguments.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TIMES = ("at", "tcb_date", "collateral_expires", "timestamp")
 
 
 class JsonCommand(TyperCommand):
-    """A command that says wrong arguments in JSON too, beside the usual lines on standard error."""
+    """A command that reports invalid arguments in JSON too, besides the usual lines on standard error."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Prints the refusal and raises what typer raises if they are wrong."""
@@ -43,7 +43,7 @@ class JsonCommand(TyperCommand):
 
 
 class JsonGroup(TyperGroup):
-    """A group of such commands: a missing or unknown command is said in JSON too."""
+    """A group of such commands: a missing or unknown command is reported in JSON too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the group's arguments, as `JsonCommand` does."""
@@ -76,7 +76,7 @@ def wrong(field: str, expected: str, found: object) -> Reason:
 
 
 def read(path: Path, limit: int = MAX_FILE) -> bytes:
-    """A file's bytes; of one longer than its reader takes, just enough for that reader to refuse it.
+    """A file's bytes; of a file over `limit` one byte more, for its parser to refuse it.
 
     Raises Refusal (`cli.argument`).
     """
@@ -100,7 +100,7 @@ def read_time(text: str | None) -> int:
             return int(moment.timestamp()) + leap
         except ValueError:
             pass  # a day or an hour that does not exist: refused below as any other text
-    raise Refusal(wrong("--at", "a time as RFC 3339, such as 2025-07-01T00:00:00Z", text))
+    raise Refusal(wrong("--at", "an RFC 3339 time, such as 2025-07-01T00:00:00Z", text))
 
 
 def read_fingerprints(texts: list[str]) -> set[str]:
@@ -113,7 +113,7 @@ def read_fingerprints(texts: list[str]) -> set[str]:
 
 
 def finish(verdict: Appraisal, evidence: dict[str, Any] | None, notes: list[str], *, only_json: bool) -> None:
-    """Print a verdict with all that the evidence says; leave with 1 if it is a refusal."""
+    """Print a verdict with all that the evidence says; exit with 1 if it is a refusal."""
     document = verdict.model_dump(mode="json")
     document |= {key: utc(document[key]) for key in _TIMES if document.get(key) is not None}
     show(document | {"evidence": evidence, "notes": notes}, only_json=only_json)
@@ -122,13 +122,13 @@ def finish(verdict: Appraisal, evidence: dict[str, Any] | None, notes: list[str]
 
 
 def fail(refusal: Refusal, at: int | None, *, only_json: bool) -> typer.Exit:
-    """Print why the command could not judge; the exit to raise."""
+    """Print why nothing could be appraised; return the exit to raise."""
     show(_wrong_document(list(refusal.reasons), at), only_json=only_json)
     return typer.Exit(WRONG)
 
 
 def show(document: dict[str, Any], *, only_json: bool) -> None:
-    """The document on standard output; for a person, a few lines on standard error as well."""
+    """Print the document on standard output and, unless `only_json`, a summary on standard error."""
     typer.echo(json.dumps(document, indent=2))
     if only_json:
         return
@@ -146,5 +146,5 @@ def _wrong_document(reasons: list[Reason], at: int | None) -> dict[str, Any]:
         "reasons": [reason.model_dump() for reason in reasons],
         "policy": None,
         "at": None if at is None else utc(at),
-        "notes": ["nothing was judged"],
+        "notes": ["nothing was appraised"],
     }

@@ -1,4 +1,4 @@
-"""`attestgate app exec`: any program, behind an enclave that carries its requests to the gateway."""
+"""`attestgate app exec`: run any program behind an enclave that forwards its requests to the gateway."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from attestgate.schemas.settings import AppSettings, load_measured, load_setting
 
 PROGRAM = "attestgate.app_agent.proxy"
 STATES = {
-    "challenged": "asked by the manager for evidence",
-    "evidence sent": "evidence sent; the host's agent has to hand over the key",
+    "challenged": "challenged by the manager for evidence",
+    "evidence sent": "evidence sent; waiting for the host's agent to deliver the key",
     "co-location proven": "proven to be on the host's machine",
     "certificate": "certificate received; waiting until the gateway admits it",
     "ready": "admitted at the gateway",
     "session over": "not admitted",
     "cannot prove": "cannot prove what it has to",
-    "trouble": "in trouble",
+    "trouble": "failed; retrying",
 }
-"""What the agent logs, and what a person is told."""
+"""Log events of the agent, and the message that the user sees for each."""
 ENDS = {"session over", "cannot prove"}
 GRACE_S = 0.5
-"""Between asking the command to end and killing it."""
+"""Between SIGTERM and SIGKILL for the command."""
 
 
 def run_exec(
@@ -41,11 +41,11 @@ def run_exec(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments, after --.")],
     code: CodeOption = CODE_ROOT,
 ) -> None:
-    """Run COMMAND with a way to the controller, for as long as its enclave is admitted.
+    """Run COMMAND with access to the controller for as long as its enclave is admitted.
 
-    COMMAND finds it in ATTESTGATE_SOCKET (a unix socket for plain HTTP) and, where the settings name a port on
-    loopback, in ATTESTGATE_URL and http_proxy. It is outside the enclave: the certificate says `proxy`, and the policy
-    must allow it. When trust ends it is stopped within a second, and this command says why and exits with 1.
+    COMMAND finds the controller in ATTESTGATE_SOCKET (a unix socket for plain HTTP) and, if the settings name a port on
+    loopback, in ATTESTGATE_URL and http_proxy. It runs outside the enclave: the certificate says `proxy`, and the
+    policy must allow it. When trust ends it is stopped within a second, and this command prints why and exits with 1.
     """
     loaded = load_settings(AppSettings, settings)
     if load_measured(loaded.measured).program != PROGRAM:
@@ -54,7 +54,7 @@ def run_exec(
             f"{loaded.measured}: program",
             expected=PROGRAM,
             found=load_measured(loaded.measured).program,
-            action="the proxy is off unless it is asked for: measure and enrol the application with that program",
+            action="measure and enrol the application with that program: the proxy is off by default",
         )
     if loaded.proxy_socket is None and loaded.proxy_port is None:
         raise Refusal.because(
@@ -81,7 +81,7 @@ def _agent(settings: Path, code: Path) -> list[str]:
 
 
 class Exec:
-    """The agent and the command, each a child process; the one's word ends the other."""
+    """The agent and the command, each a child process; when either ends, the other is stopped."""
 
     def __init__(self, agent: list[str], command: list[str], environment: dict[str, str]) -> None:
         self._agent_command = agent
@@ -90,7 +90,6 @@ class Exec:
         self._child: asyncio.subprocess.Process | None = None
 
     async def run(self) -> int:
-        """The command's exit status; REFUSED if trust or the agent ended first; 128 and the signal that ended this."""
         agent = await asyncio.create_subprocess_exec(*self._agent_command, stderr=asyncio.subprocess.PIPE)
         watching = asyncio.create_task(self._watch(agent))
         for number in (signal.SIGTERM, signal.SIGINT):

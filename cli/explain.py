@@ -1,4 +1,4 @@
-"""A session's timeline for a person: each step with its time, the evidence by hash, what was expected and found."""
+"""A session's timeline as text: each step with its time, the evidence by hash, what was expected and found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = {
     ("app", "certified"): 7,
     ("app", "admitted"): 7,
 }
-"""Which of the eight steps (docs/how-it-works.md) an event tells of."""
+"""Which of the eight steps (docs/how-it-works.md) an event belongs to."""
 INDENT = " " * 20
 TIMES = ("lease_end", "not_after", "until")
 
@@ -45,12 +45,12 @@ def timeline(summary: Summary, events: Sequence[Event]) -> Iterator[str]:
 
 def _lines(summary: Summary, events: Sequence[Event]) -> Iterator[str]:
     began = datetime.fromtimestamp(summary.created_at, UTC).isoformat(sep=" ", timespec="seconds")
-    yield f"session {summary.session} of {summary.role} {summary.id}, begun {began}"
+    yield f"session {summary.session} of {summary.role} {summary.id}, started {began}"
     where = f" on host {summary.host}" if summary.role == "app" else ""
     until = f", leased until {clock(summary.lease_end)}" if summary.lease_end and not summary.reasons else ""
     yield f"now {summary.state}{where}{until}"
     if not events:
-        yield "its events are kept no longer"
+        yield "its events have expired"
     for event in events:
         yield from _event(event)
 
@@ -87,7 +87,7 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
 
 
 def _result(token: str) -> Iterator[str]:
-    """The signed verdict, decoded. Its signature is checked by `attestgate verify ear`, which is given the keys."""
+    """The signed verdict, decoded only: `attestgate verify ear` verifies its signature with the managers' keys."""
     yield f"{INDENT}signed verdict: EAR, SHA-256 {hashlib.sha256(token.encode()).hexdigest()}"
     for name, submod in look(token).submods.items():
         vector = ", ".join(f"{claim} {value} ({tier(value)})" for claim, value in submod.vector.items())

@@ -1,4 +1,4 @@
-"""`attestgate gateway config|certificate|break-glass`: what a gateway's nginx needs, and an admission by hand."""
+"""`attestgate gateway config|certificate|break-glass`: what a gateway's nginx needs, and break-glass admissions."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def register(app: typer.Typer) -> None:
 
 def config(
     file: Annotated[Path, typer.Argument(help="nginx's settings (TOML): folder, port, certificate, key, …")],
-    check: Annotated[bool, typer.Option(help="Have nginx check it, too (nginx -t).")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it here instead of printing it.")] = None,
+    check: Annotated[bool, typer.Option(help="Also have nginx check it (nginx -t).")] = False,
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of printing.")] = None,
 ) -> None:
     """Render the configuration of a gateway's nginx from its settings."""
     settings = load_part(NginxConfig, file)
     if check:
         asyncio.run(Nginx(settings).check())
-        complain("nginx takes this configuration")
+        complain("nginx accepts this configuration")
     text = render(settings)
     if out is None:
         say(text)
@@ -57,7 +57,9 @@ def config(
 def certificate(
     settings: SettingsFile,
     name: Annotated[list[str], typer.Option(help="A name or address that the agents know the gateway by; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for server.pem and server.key; none are in it yet.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for server.pem and server.key; existing ones are refused.")
+    ],
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is valid.")] = 90,
 ) -> None:
     """Issue a gateway's server certificate under the deployment's CA, with a new key. Needs a manager's settings.
@@ -70,22 +72,22 @@ def certificate(
     out.mkdir(parents=True, exist_ok=True)
     write_private(out / "server.key", server.key.reveal())
     (out / "server.pem").write_text(server.chain, encoding="ascii")
-    say(f"made {out / 'server.pem'} for {', '.join(name)}, and its key; move both into place and reload nginx")
+    say(f"wrote {out / 'server.pem'} for {', '.join(name)}, and its key; move both into place and reload nginx")
 
 
 def break_glass(
     certificate: Annotated[Path, typer.Argument(help="The application's certificate (PEM).")],
     gateways: Annotated[str, typer.Option(help="The set of gateways it is for.")],
-    span: Annotated[str, typer.Option("--for", help="How long: 90s, 15m, 1h.")],
-    reason: Annotated[str, typer.Option(help="Why; it goes into an event at every gateway that takes it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .glass.")],
+    span: Annotated[str, typer.Option("--for", help="Validity: 90s, 15m, 1h.")],
+    reason: Annotated[str, typer.Option(help="Why; included in an event of every gateway that accepts it.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The file to write, ending in .glass.")],
     operator: Annotated[Path, typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="Operator file.")],
     allow: Annotated[list[str], typer.Option(help="What it may do, as for `enrol app`.")],
 ) -> None:
-    """Sign an admission for one certificate, for when managers or the bus are down. Neither is asked.
+    """Sign an admission for one certificate, for when managers or the bus are down. Contacts neither.
 
-    Put the file into the folder that the gateway's settings name under [break_glass], at each gateway. It must be taken
-    there within its time, cannot overrule a withdrawal, and is told as an alarm.
+    Copy the file into the folder that the gateway's settings name under [break_glass], at each gateway. It must be
+    accepted there before it expires, cannot override a withdrawal, and is reported as an alarm.
     """
     settings = load_settings(OperatorFile, operator)
     leaf = _certificate(certificate)
@@ -103,7 +105,7 @@ def break_glass(
         reason=reason,
     )
     out.write_bytes(pack(sign(read_identity(settings.identity), LABEL, said)))
-    say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} lies at the gateway")
+    say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} is at the gateway")
 
 
 def _certificate(path: Path) -> x509.Certificate:
@@ -118,11 +120,11 @@ def _identity(leaf: x509.Certificate) -> str:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return names.get_values_for_type(x509.UniformResourceIdentifier)[0]
     except (x509.ExtensionNotFound, IndexError):
-        raise wrong("certificate", "one with a spiffe:// name", "none") from None
+        raise wrong("certificate", "a certificate with a spiffe:// name", "no spiffe:// name") from None
 
 
 def _seconds(span: str) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,4})([smh])", span)
     if match is None:
-        raise wrong("--for", "a number and s, m or h", span)
+        raise wrong("--for", "a number followed by s, m or h", span)
     return int(match[1]) * _SPANS[match[2]]

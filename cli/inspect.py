@@ -1,4 +1,4 @@
-"""`attestgate inspect quote`: what a quote says, judged by nobody."""
+"""`attestgate inspect quote`: decode a quote without verifying it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from attestgate.manager.verification.offline.quote import decoded
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import Refusal
 
-app = typer.Typer(cls=JsonGroup, help="Show what evidence says, without judging it.")
+app = typer.Typer(cls=JsonGroup, help="Decode evidence without verifying it.")
 
-NOT_JUDGED = "nothing was verified: anybody can write these bytes"
+NOT_JUDGED = "nothing was verified: anyone can write these bytes"
 
 
 @app.callback()
 def group() -> None:
-    """Show what evidence says, without judging it."""
+    """Decode evidence without verifying it."""
 
 
 @app.command("quote", cls=JsonCommand)
 def quote_command(
     quote: Annotated[Path, typer.Argument(metavar="QUOTE", help="DCAP quote, version 3; raw or base64.")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON only: nothing for a person on standard error.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only; no summary on standard error.")] = False,
 ) -> None:
-    """Show every field of an SGX quote. Exit status: 0 read, 1 not a quote, 2 an unreadable file."""
+    """Show every field of an SGX quote. Exit status: 0 decoded, 1 not a quote, 2 an unreadable file."""
     try:
         raw = read(quote)
     except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""`attestgate keys`: the keys of a deployment."""
+"""`attestgate keys`: create and rotate the keys of a deployment."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, d
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.settings import ManagerSettings, load_settings
 
-app = typer.Typer(help="The keys of a deployment.", no_args_is_help=True)
+app = typer.Typer(help="Create and rotate a deployment's keys.", no_args_is_help=True)
 
 
 @app.command("init")
 def init(
     folder: Path,
-    trust_domain: Annotated[str, typer.Option(help="In front of every identity: spiffe://<trust domain>/...")],
+    trust_domain: Annotated[str, typer.Option(help="Prefix of every identity: spiffe://<trust domain>/...")],
     operator: Annotated[str, typer.Option(help="Name of the first operator.")] = "operator",
     policy_author: Annotated[str, typer.Option(help="Name of the first policy author.")] = "policy-author",
     gateway: Annotated[str, typer.Option(help="Name of the first gateway.")] = "gateway-1",
-    bus: Annotated[str, typer.Option(help="Where viewers reach the bus.")] = "nats://127.0.0.1:4222",
+    bus: Annotated[str, typer.Option(help="The bus's URL for viewers.")] = "nats://127.0.0.1:4222",
 ) -> None:
-    """Make every key of a deployment in a new folder, and a page that says what each is for and who may hold it."""
+    """Generate every key of a deployment in a new folder, with a page on what each is for and who may hold it."""
     deployment.init(
         folder, trust_domain=trust_domain, operator=operator, policy_author=policy_author, gateway=gateway, bus=bus
     )
-    say(f"made {folder}; read {folder / 'README.md'}")
+    say(f"created {folder}; read {folder / 'README.md'}")
 
 
 @app.command("server")
 def server_configuration(
-    folder: Annotated[Path, typer.Argument(help="The folder of `keys init`.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that `keys init` created.")],
     store: Annotated[Path, typer.Option(help="Where nats-server keeps its streams.")],
-    file: Annotated[Path, typer.Option("--out", "-o", help="The configuration to write.")],
+    file: Annotated[Path, typer.Option("--output", "-o", help="The configuration to write.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 4222,
 ) -> None:
-    """Write nats-server's configuration for these keys. It holds no secret; add its own `tls` or `cluster` to it."""
+    """Write nats-server's configuration for these keys. It holds no secret; add `tls` or `cluster` as needed."""
     table = {"host": host, "port": port} | configuration(
         credentials.load(folder / "bus"), "attestgate", store.absolute(), "always"
     )
     file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    say(f"made {file}; start it: nats-server -c {file}")
+    say(f"wrote {file}; start the server: nats-server -c {file}")
 
 
 @app.command("rotate")
@@ -64,7 +64,7 @@ def rotate(
     add: Annotated[bool, typer.Option(help="Add a new storage epoch; records are sealed under it from now on.")] = True,
     destroy: Annotated[bool, typer.Option(help="Destroy older epochs once no record needs them.")] = True,
 ) -> None:
-    """Rotate the storage keys: add an epoch, seal every record again under it, destroy the older ones.
+    """Rotate the storage keys: add an epoch, reseal every record under it, destroy the older epochs.
 
     With workers on several machines: `rotate --no-destroy`, copy the key file to all, then `rotate --no-add`.
     """
@@ -87,36 +87,36 @@ def rotate(
             return sealed, gone
 
     sealed, gone = asyncio.run(again())
-    say(f"sealed {sealed} records again, destroyed epochs {gone}")
+    say(f"resealed {sealed} records, destroyed epochs {gone}")
 
 
 @app.command("rotate-ca")
 def rotate_ca(
     settings: SettingsFile,
-    finish: Annotated[bool, typer.Option("--finish", help="Let go of CAs whose last certificate has ended.")] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Retire CAs whose last certificate has expired.")] = False,
 ) -> None:
-    """Replace the issuing CA by a new one under the same root, without an outage.
+    """Replace the issuing CA with a new one under the same root, without an outage.
 
-    Bring root-ca.key.pem back for it, start the managers again one after another, reload nginx; a certificate's life
-    later run it with --finish.
+    Copy root-ca.key.pem back to this machine first: it signs the new CA. Then restart the managers one after another
+    and reload nginx; after one certificate lifetime, run this again with --finish.
     """
     loaded = load_settings(ManagerSettings, settings)
     passphrase, now = read_secret(loaded.pki_passphrase), int(time.time())
     if finish:
         gone = rotation.finish(loaded.pki, passphrase, now, loaded.timing.certificate_s)
-        say(f"let go of {', '.join(gone) or 'none'}")
+        say(f"retired: {', '.join(gone) or 'none'}")
         return
     say(f"the issuing CA is now {rotation.rotate(loaded.pki, passphrase, now)}")
-    say("next: start every manager again, one after another; reload nginx; take root-ca.key.pem offline again")
+    say("next: restart the managers one after another; reload nginx; take root-ca.key.pem offline again")
 
 
 @app.command("credentials")
 def issue_credentials(
-    folder: Annotated[Path, typer.Argument(help="The folder of `keys init`.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that `keys init` created.")],
     role: Annotated[str, typer.Argument(help="manager, gateway, host, app, operator or viewer.")],
     name: Annotated[str, typer.Argument(help="The id that the role's permissions are for.")],
-    file: Annotated[Path, typer.Option("--out", "-o", help="The credentials file to write.")],
+    file: Annotated[Path, typer.Option("--output", "-o", help="The credentials file to write.")],
 ) -> None:
-    """Make credentials for the bus: no change at the server."""
+    """Issue credentials for the bus; nothing changes at the server."""
     credentials.issue(folder / "bus", role, name, file)
-    say(f"made {file}")
+    say(f"wrote {file}")

@@ -1,4 +1,4 @@
-"""`attestgate log`: the decision log, read and checked with the managers' public keys alone."""
+"""`attestgate log`: read and verify the decision log with the managers' public keys alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Jwks = Annotated[
     ),
 ]
 app = typer.Typer(
-    help="The decision log: every decision that granted or took away trust, in a tree that only grows.",
+    help="Read and verify the decision log: every decision that granted or withdrew trust, in an append-only tree.",
     no_args_is_help=True,
 )
 
@@ -42,9 +42,9 @@ app = typer.Typer(
 def head(
     operator: OperatorOption,
     jwks: Jwks,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep it here, for `log verify --since`.")] = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, for `log verify --since`.")] = None,
 ) -> None:
-    """The newest signed head: keep one where the bus's operator cannot reach it."""
+    """Print the newest signed head; keep one where the bus's operator cannot reach it."""
     signers = read_identities(jwks)
     note = _read(operator, lambda bus: read_head(bus, signers))
     if out is None:
@@ -58,11 +58,11 @@ def verify(
     operator: OperatorOption,
     jwks: Jwks,
     since: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A head that was kept: the log must go on from it.")
+        list[Path] | None, typer.Option(metavar="FILE", help="A saved head; the log must be an extension of it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the whole log: signatures, tree, every entry that is kept. Exit status 1 if anything is wrong."""
+    """Verify the whole log: signatures, tree, every retained entry. Exit status 1 if anything is wrong."""
     signers = read_identities(jwks)
     before = [_saved(path, signers) for path in since or []]
     copy = _read(operator, lambda bus: read_log(bus, signers))
@@ -83,13 +83,13 @@ def verify(
 def show(
     text: Annotated[
         str,
-        typer.Argument(metavar="TEXT", help="A subject; or how a session, serial or entry begins: 6 digits or more."),
+        typer.Argument(metavar="TEXT", help="A subject, or a prefix of a session, serial or entry: 6 digits or more."),
     ],
     operator: OperatorOption,
     jwks: Jwks,
     as_json: Json = False,
 ) -> None:
-    """What was decided about a session, certificate, host, application or operator, with proof that the log has it."""
+    """Show the decisions about a session, certificate, host, application or operator, with proof of inclusion."""
     signers = read_identities(jwks)
     copy = _read(operator, lambda bus: read_log(bus, signers))
     found = [entry for entry in decisions(copy, signers) if _about(entry[1], text)]
@@ -99,7 +99,7 @@ def show(
             "decision log",
             expected="entries about this session, serial, subject or entry",
             found=text,
-            action=f"entries before {kept_from(copy)} are kept no longer; see: attestgate log verify",
+            action=f"entries before {kept_from(copy)} are no longer retained; see: attestgate log verify",
         )
     if as_json:
         entries = [_proven(copy, *entry) for entry in found]
@@ -113,7 +113,7 @@ def show(
 
 
 def _about(decision: Decision, text: str) -> bool:
-    """Whether an entry is about what a person has typed: whole ids, or how a session, serial or entry begins."""
+    """Whether an entry is about the given text: a whole id, or a prefix of a session, serial or entry."""
     facts = decision.fact.model_dump(mode="json")
     serials = [facts.get("serial"), facts.get("before"), *facts.get("certificates", [])]
     begins = [decision.id, decision.session, *serials]
@@ -143,9 +143,9 @@ def _plain_head(copy: LogCopy) -> dict[str, Any]:
 def _summary(copy: LogCopy, before: list[Checkpoint]) -> str:
     kept = kept_from(copy)
     when = datetime.fromtimestamp(copy.checkpoint.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    older = f"; of those before {kept} the hashes only" if kept else ""
-    goes_on = f"; goes on from {', '.join(str(one.size) for one in before)}" if before else ""
-    return f"right: {copy.checkpoint.size} decisions, the newest of {when}{older}{goes_on}"
+    older = f"; of those before {kept} only the hashes" if kept else ""
+    goes_on = f"; extends the head of size {', '.join(str(one.size) for one in before)}" if before else ""
+    return f"valid: {copy.checkpoint.size} decisions, the newest of {when}{older}{goes_on}"
 
 
 def _saved(path: Path, signers: set[bytes]) -> Checkpoint:
@@ -154,7 +154,7 @@ def _saved(path: Path, signers: set[bytes]) -> Checkpoint:
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or type(error).__name__
         raise Refusal.because(
-            "cli.argument", str(path), expected="a head that was kept", found=found, action="see: attestgate log head"
+            "cli.argument", str(path), expected="a saved head", found=found, action="see: attestgate log head"
         ) from None
 
 

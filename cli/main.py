@@ -34,8 +34,7 @@ from attestgate.schemas.base import Refusal
 
 app = typer.Typer(
     name="attestgate",
-    help="Let an application through to an SDN controller only while its code, its enclave, its container's host and"
-    " its key are all proven good.",
+    help="Admit an application to an SDN controller only while its code, enclave, host and key are attested.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,11 +67,11 @@ WRONG_INPUT = (
     *("settings.", "file.", "keys.", "credentials.", "cli."),
     *("pki.folder", "pki.load", "pki.names", "pki.trust_domain", "policy.key", "simulated.exists"),
 )
-"""Reasons that say that a file or an argument has to be corrected."""
+"""Reasons for which a file or an argument has to be corrected."""
 
 
 def run() -> None:
-    """Entry point. Exit codes: 0 done, 1 refused or out of reach, 2 wrong arguments or settings, 130 Ctrl-C."""
+    """Entry point. Exit codes: 0 done, 1 refused or unreachable, 2 invalid arguments or settings, 130 Ctrl-C."""
     try:
         app()
     except Refusal as refusal:

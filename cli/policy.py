@@ -1,4 +1,4 @@
-"""`attestgate policy`: runtime policies learned from good hosts, signed, tried on others, and looked over."""
+"""`attestgate policy`: learn runtime policies from known-good hosts, sign them, try them on others, and lint them."""
 
 from __future__ import annotations
 
@@ -36,26 +36,30 @@ class HashName(StrEnum):
     SHA512 = "sha512"
 
 
-app = typer.Typer(help="Known-good policies for measurement lists.", no_args_is_help=True)
+app = typer.Typer(help="Generate, check, sign and apply policies for measurement lists.", no_args_is_help=True)
 
 
 @app.command()
 def learn(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="LIST|FOLDER...", help="Measurement lists of good hosts, or folders with good files."),
+        typer.Argument(
+            metavar="LIST|FOLDER...", help="Measurement lists of known-good hosts, or folders of known-good files."
+        ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the policy goes.")],
-    add: Annotated[Path | None, typer.Option(help="A policy to add to, before an update for example.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="A pattern (RE2) of paths to accept unseen.")] = None,
-    below: Annotated[str, typer.Option(help="Where a folder's files will be on the hosts.")] = "/",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The policy file to write.")],
+    add: Annotated[Path | None, typer.Option(help="A policy to extend, for example before an update.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A pattern (RE2) of paths whose content is not checked.")
+    ] = None,
+    below: Annotated[str, typer.Option(help="Where a folder's files are on the hosts.")] = "/",
     algorithm: Annotated[
         HashName, typer.Option("--hash", help="The hosts' `ima_hash`, for folders.")
     ] = HashName.SHA256,
 ) -> None:
-    """Learn a runtime policy (Keylime's JSON) that knows every entry of the lists and every file of the folders.
+    """Generate a runtime policy (Keylime's JSON) that allows every entry of the lists and every file of the folders.
 
-    Before a package upgrade, learn from its unpacked files with --add, and put the policy in force: nobody is cut off.
+    Before a package upgrade, learn from its unpacked files with --add, and put the policy in force: no host is cut off.
 
     Exit status: 0 written, 1 a list or policy was refused, 2 unreadable file.
     """
@@ -76,18 +80,18 @@ def learn(
         complain(inaccessible(error).sentence())
         raise typer.Exit(2) from None
     for path in left_out:
-        typer.echo(f"left out, not UTF-8: {readable(path)}", err=True)
+        typer.echo(f"skipped, not UTF-8: {readable(path)}", err=True)
     typer.echo(f"{len(policy.digests)} paths, sha256 {loaded.sha256}")
 
 
 @app.command()
 def lint(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A runtime policy.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
-    """Look a runtime policy over: wide patterns, weak digests, gaps.
+    """Lint a runtime policy: broad patterns, weak digests, gaps.
 
-    Exit status: 0 nothing found, 1 something found or the policy is refused, 2 unreadable file.
+    Exit status: 0 no findings, 1 findings or the policy is refused, 2 unreadable file.
     """
     raw = _bytes(policy, MAX_POLICY)
     try:
@@ -111,17 +115,17 @@ def diff(
     ],
     against: Annotated[
         list[str],
-        typer.Option(metavar="LIST|hosts", help="A measurement list; or `hosts`, every host that is trusted."),
+        typer.Option(metavar="LIST|hosts", help="A measurement list, or `hosts` for every trusted host."),
     ],
     operator: Annotated[
         Path | None,
-        typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="For hosts: your operator file."),
+        typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="Your operator file, for `hosts`."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
-    """Say who fails under a new policy, before it is put in force.
+    """Show which hosts fail under a new policy before it is put in force.
 
-    Exit status: 0 nobody fails, 1 somebody does or the policy is refused, 2 unreadable file or wrong arguments.
+    Exit status: 0 none fails, 1 one fails or the policy is refused, 2 unreadable file or invalid arguments.
     """
     if against == ["hosts"]:
         trials = on_hosts(new, operator)
@@ -156,10 +160,10 @@ def _told(trial: Trial) -> Iterator[str]:
 @app.command()
 def dsse(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A runtime policy.")],
-    key: Annotated[Path, typer.Option(help="Its author's private key, PEM: EC, as Keylime signs with, or Ed25519.")],
+    key: Annotated[Path, typer.Option(help="The author's private key, PEM: EC, as Keylime uses, or Ed25519.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The DSSE envelope to write.")],
 ) -> None:
-    """Sign a runtime policy as Keylime does. Managers with a key in `runtime_policy_keys` take no other."""
+    """Sign a runtime policy as Keylime does. Managers with a key in `runtime_policy_keys` accept no other."""
     raw = _bytes(policy, MAX_POLICY)
     load(raw, source=str(policy))
     output.write_bytes(sign_dsse(raw, read_signing_key(_bytes(key, MAX_KEY), source=str(key))))
@@ -179,7 +183,7 @@ def _entries(path: Path) -> list[ListEntry]:
 
 
 def _bytes(path: Path, limit: int) -> bytes:
-    """A file, and of one that is too long just enough to tell."""
+    """A file's bytes; of a file over `limit` one byte more, for its parser to refuse it."""
     try:
         with path.open("rb") as file:
             return file.read(limit + 1)

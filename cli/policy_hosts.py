@@ -1,4 +1,4 @@
-"""`attestgate policy diff --against hosts`: a new set of policies on trial at every host that is trusted now."""
+"""`attestgate policy diff --against hosts`: try a new set of policies at every host that is trusted now."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SILENT = "no answer in time: see `attestgate hosts`"
 
 
 def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
-    """Put a signed bundle on trial, have every trusted host rechecked, and say what came of each.
+    """Put a signed bundle on trial, have every trusted host rechecked, and return each one's result.
 
     Raises Refusal, BusError, OSError.
     """
     if operator is None:
-        raise wrong("--operator", "your operator file, for --against hosts", "none")
+        raise wrong("--operator", "your operator file, for --against hosts", "no operator file")
     return asyncio.run(_try(read_bundle(bundle), operator_file(operator)))
 
 
@@ -55,7 +55,7 @@ async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
 
 
 class Answers:
-    """What the events say of one trial, host by host."""
+    """The results of one trial, host by host, from the events."""
 
     def __init__(self, manifest: str) -> None:
         self._manifest = manifest
@@ -74,7 +74,7 @@ class Answers:
             self._news.set()
 
     async def of(self, hosts: Iterable[str], within_s: float) -> list[Trial]:
-        """One answer for each host; who has given none in time fails for that."""
+        """One result for each host; a host without a result in time has failed."""
         wanted = set(hosts)
         try:
             async with asyncio.timeout(within_s):

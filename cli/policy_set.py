@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
 
 def sign(
     file: Annotated[Path, typer.Argument(help="The set: JSON with version, sgx_policy, host_policy, runtime_policy.")],
-    key: Annotated[Path, typer.Option("--key", help="The policy author's key; it never goes near the bus.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The signed bundle to write.")],
+    key: Annotated[Path, typer.Option("--key", help="The policy author's key; it is never sent to the bus.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The signed bundle to write.")],
     runtime_key: Annotated[
         list[Path] | None, typer.Option(help="The managers' `runtime_policy_keys`, if the runtime policy is in DSSE.")
     ] = None,
@@ -35,15 +35,15 @@ def sign(
 
 
 def put(
-    bundle: Annotated[Path, typer.Argument(help="What `policy sign` wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle that `policy sign` wrote.")],
     operator: OperatorOption,
 ) -> None:
-    """Put a signed set of policies in force: every session is judged by it from its next recheck on."""
+    """Put a signed set of policies in force: every session is appraised against it from its next recheck on."""
     command(operator, read_bundle(bundle))
 
 
 def read_bundle(path: Path) -> PutPolicy:
-    """What `policy sign` wrote. Raises Refusal `file.bundle`, OSError."""
+    """The bundle that `policy sign` wrote. Raises Refusal `file.bundle`, OSError."""
     data = path.read_bytes()
     try:
         return unpack(PutPolicy, data)
@@ -51,7 +51,7 @@ def read_bundle(path: Path) -> PutPolicy:
         raise Refusal.because(
             "file.bundle",
             str(path),
-            expected="what `policy sign` wrote",
+            expected="a bundle that `policy sign` wrote",
             found=refusal.reasons[0].found,
             action="sign the set of policies: attestgate policy sign --help",
         ) from None

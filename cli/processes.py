@@ -28,7 +28,7 @@ from attestgate.schemas.settings import (
 
 S = TypeVar("S", bound=ProcessSettings)
 LogChoice = Annotated[
-    LogFormat | None, typer.Option("--log", help="Log lines as JSON, or for a person, whatever the settings say.")
+    LogFormat | None, typer.Option("--log", help="Log as JSON, or as readable text; overrides the settings.")
 ]
 
 CodeOption = Annotated[
@@ -36,10 +36,10 @@ CodeOption = Annotated[
     typer.Option(help="Folder with the packages that enclave.toml trusts; this installation's by default."),
 ]
 
-manager = typer.Typer(help="Manager workers, who judge evidence and sign leases.", no_args_is_help=True)
-gateway = typer.Typer(help="Gateway workers, one beside each nginx.", no_args_is_help=True)
-host = typer.Typer(help="The agent on a host.", no_args_is_help=True)
-application = typer.Typer(help="The agent in an application's container.", no_args_is_help=True)
+manager = typer.Typer(help="Run manager workers, which appraise evidence and sign leases.", no_args_is_help=True)
+gateway = typer.Typer(help="Run gateway workers, one beside each nginx, and set up nginx.", no_args_is_help=True)
+host = typer.Typer(help="Run a host's agent.", no_args_is_help=True)
+application = typer.Typer(help="Run the agent in an application's container.", no_args_is_help=True)
 
 
 @manager.callback()
@@ -47,12 +47,12 @@ application = typer.Typer(help="The agent in an application's container.", no_ar
 @host.callback()
 @application.callback()
 def _group() -> None:
-    """A group, also while it has one command."""
+    """Keep each a group although some have only one command."""
 
 
 @manager.command("run")
 def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
-    """Run a manager worker until Ctrl-C. Start as many as you like: any of them takes any message."""
+    """Run a manager worker until Ctrl-C. Start any number of them: each handles any message."""
     from attestgate.manager.main import run
 
     _serve(ManagerSettings, "manager", settings, log, run)
@@ -60,7 +60,7 @@ def run_manager(settings: SettingsFile, log: LogChoice = None) -> None:
 
 @gateway.command("run")
 def run_gateway(settings: SettingsFile, log: LogChoice = None) -> None:
-    """Run a gateway worker until Ctrl-C: it makes the nginx beside it agree with the manager's signed leases."""
+    """Run a gateway worker until Ctrl-C: it keeps the nginx beside it in agreement with the manager's signed leases."""
     from attestgate.manager.gateway.main import run
 
     _serve(GatewaySettings, "gateway", settings, log, run)
@@ -81,7 +81,7 @@ def run_app(settings: SettingsFile, code: CodeOption = CODE_ROOT) -> None:
 def _serve(
     kind: type[S], role: str, path: Path, log: LogFormat | None, run: Callable[[S], Coroutine[Any, Any, None]]
 ) -> None:
-    """Run a process by its settings. SIGHUP has it read its log level again."""
+    """Run a process with its settings. SIGHUP reloads its log level."""
     set_up_logs(log or LogFormat.JSON)
     settings = load_settings(kind, path)
     credentials.require(settings.bus.credentials, role)
@@ -95,7 +95,7 @@ def _in_enclave(kind: Literal["host", "app"], settings: AgentSettings, path: Pat
         raise Refusal.because(
             "settings.platform",
             "platform.kind",
-            expected='"simulated", named with its socket, for this command to launch the enclave',
+            expected='"simulated", with its socket, for this command to launch the enclave',
             found=settings.platform.kind,
             action="on SGX hardware start it as its image does: gramine-sgx agent (docs/sgx.md)",
         )

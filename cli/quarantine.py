@@ -1,4 +1,4 @@
-"""`attestgate quarantine`: messages that made a worker fail each time."""
+"""`attestgate quarantine`: the dead-letter queue, for messages that made a worker fail at every attempt."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from attestgate.schemas.enrolment import Drop, Retry
 from attestgate.schemas.quarantine import BUCKET, LIMIT, Quarantined
 
 app = typer.Typer(
-    help="Messages that made a worker fail each time: put aside, so that they never block the others.",
+    help="Inspect, retry and drop messages in quarantine (the dead-letter queue): a worker failed on every attempt.",
     no_args_is_help=True,
 )
 
 
 @app.command("list")
 def list_all(operator: OperatorOption, as_json: Json = False) -> None:
-    """Every message in quarantine: its name, where it came from, why it is there."""
+    """List every message in quarantine: its name, where it came from, why it is there."""
     found = asyncio.run(_read(operator))
     if as_json:
         say(json.dumps([_plain(name, message) for name, message in found.items()], indent=2))
@@ -40,7 +40,7 @@ def list_all(operator: OperatorOption, as_json: Json = False) -> None:
 
 @app.command("show")
 def show(message: str, operator: OperatorOption, as_json: Json = False) -> None:
-    """One message: who sent it, its size, and every reason. Its payload is sealed, and stays so."""
+    """Show one message: its sender, its size, and every reason. Its payload stays sealed."""
     name, found = _one(operator, message)
     if as_json:
         say(json.dumps(_plain(name, found), indent=2))
@@ -54,27 +54,27 @@ def show(message: str, operator: OperatorOption, as_json: Json = False) -> None:
 
 @app.command("retry")
 def retry(message: str, operator: OperatorOption) -> None:
-    """Have a message handled again; it stays in quarantine if that fails again."""
+    """Retry a message; it stays in quarantine if it fails again."""
     name, _ = _one(operator, message)
     command(operator, checked(Retry, message=name))
 
 
 @app.command("drop")
 def drop(message: str, operator: OperatorOption) -> None:
-    """Forget a message."""
+    """Delete a message."""
     name, _ = _one(operator, message)
     command(operator, checked(Drop, message=name))
 
 
 def _one(operator: Path, message: str) -> tuple[str, Quarantined]:
-    """The one message whose name begins so. Raises Refusal `quarantine.unknown`."""
+    """The only message whose name has this prefix. Raises Refusal `quarantine.unknown`."""
     found = {name: m for name, m in asyncio.run(_read(operator)).items() if message and name.startswith(message)}
     if len(found) != 1:
         raise Refusal.because(
             "quarantine.unknown",
             "message",
-            expected="the beginning of one message's name",
-            found=f"{message}, which {len(found)} begin with",
+            expected="a prefix of exactly one message's name",
+            found=f"{message}, a prefix of {len(found)}",
             action="see: attestgate quarantine list",
         )
     return next(iter(found.items()))

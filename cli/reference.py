@@ -1,4 +1,4 @@
-"""The pages of docs/ that are made from the code: `python -m attestgate.cli.reference` writes them, a test compares."""
+"""The pages of docs/ generated from the code: `python -m attestgate.cli.reference` writes them, a test compares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.prototype import PROTOTYPE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-GENERATED = "<!-- Made by `python -m attestgate.cli.reference` from the code: change it there. -->\n"
+GENERATED = "<!-- Generated from the code by `python -m attestgate.cli.reference`: change it there. -->\n"
 TITLES = {
     Process.MANAGER: "Manager worker: `attestgate manager run -s FILE`",
     Process.GATEWAY: "Gateway worker: `attestgate gateway run -s FILE`",
@@ -35,20 +35,20 @@ TITLES = {
 SETTINGS = """# Settings
 
 {generated}
-One TOML file a process. Unknown keys are errors. A relative path counts from the file's folder. What stands in the file
-is overridden by the environment: `ATTESTGATE_` and the key, tables joined by two underscores
-(`ATTESTGATE_TIMING__LEASE_S=20`); the measured settings and nginx's by nothing. `attestgate config check FILE` says
-whether a file is right. SIGHUP has a process read `log.level` again; policies, enrolments and storage keys are taken up
-as they change; any other key takes a restart.
+One TOML file per process. Unknown keys are errors. A relative path is relative to the file's folder. Environment
+variables override the file: `ATTESTGATE_` and the key, tables joined by two underscores
+(`ATTESTGATE_TIMING__LEASE_S=20`); nothing overrides the measured settings and nginx's. `attestgate config check FILE`
+checks a file. SIGHUP makes a process reload `log.level`; policies, enrolments and storage keys are picked up as they
+change; any other key takes a restart.
 """
 METRICS = """# Metrics
 
 {generated}
-Off by default. `metrics = "127.0.0.1:9464"` in the settings of a manager or gateway worker has it answer `GET /metrics`
-in Prometheus's text format. Nobody is asked who he is there: keep it on loopback or a network of its own. Agents have
-none: what there is to know of them is measured by the manager, and their enclaves stay small. nats-server has its own
-(`/varz`, `/jsz`), nginx its access log. Times are Unix seconds: an age is `time() - x`. Sessions are the whole fleet's,
-the same at every worker: take `max by (role, state)`, not `sum`. Alert rules: compose/prometheus/alerts.yaml.
+Off by default. `metrics = "127.0.0.1:9464"` in the settings of a manager or gateway worker enables `GET /metrics`
+in Prometheus's text format. There is no authentication: keep it on loopback or a network of its own. Agents expose
+none: the manager measures what matters about them, and their enclaves stay small. nats-server has its own (`/varz`,
+`/jsz`), nginx its access log. Times are Unix seconds: an age is `time() - x`. Sessions are counted for the whole fleet,
+the same at every worker: use `max by (role, state)`, not `sum`. Alert rules: compose/prometheus/alerts.yaml.
 """
 
 
@@ -60,7 +60,7 @@ def settings_page() -> str:
         rows = [(f"`{key}`", _shown(field), _default(field), field.description or "") for key, field in keys_of(model)]
         parts += [f"\n## {title}\n\n{_first_line(model)}\n\n", _table_of(("key", "value", "default", "meaning"), rows)]
     old = [(f"`{name}`", new, note) for name, (new, note) in PROTOTYPE.items()]
-    parts += ["\n## The prototype's names\n\n", _table_of(("there", "here", "what is different"), old)]
+    parts += ["\n## The prototype's names\n\n", _table_of(("prototype", "attestgate", "difference"), old)]
     return "".join(parts)
 
 

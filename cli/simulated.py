@@ -24,8 +24,8 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import PlatformIdentity
 
 app = typer.Typer(
-    help="Software stand-ins for SGX hardware and its attestation service. Everything they vouch for says `simulated`;"
-    " a production profile refuses it.",
+    help="Run software stand-ins for SGX hardware and its attestation service. Everything they vouch for says"
+    " `simulated`; a production profile refuses it.",
     no_args_is_help=True,
 )
 AuthorityOption = Annotated[Path, typer.Option("--authority", help="Folder of the simulated root of trust.")]
@@ -33,7 +33,7 @@ AuthorityOption = Annotated[Path, typer.Option("--authority", help="Folder of th
 
 @app.command("authority")
 def create_authority(folder: Path) -> None:
-    """Make a simulated root of trust: root CA, PCK CAs, TCB info, QE identity, CRLs."""
+    """Create a simulated root of trust: root CA, PCK CAs, TCB info, QE identity, CRLs."""
     with _made(folder):
         authorities.create(folder)
     say(f"root certificate for attestation.root: {folder / 'root.pem'}")
@@ -41,14 +41,14 @@ def create_authority(folder: Path) -> None:
 
 @app.command("signer")
 def create_signer(file: Path) -> None:
-    """Make the key that signs enclaves (it gives MRSIGNER)."""
+    """Create the key that signs enclaves (it determines MRSIGNER)."""
     with _made(file):
         signer.create(file)
 
 
 @app.command("platform")
 def create_platform(folder: Path, authority: AuthorityOption) -> None:
-    """Make a simulated machine, certified by an authority."""
+    """Create a simulated machine, certified by an authority."""
     with _made(folder):
         platform.create(folder, authority)
 
@@ -81,8 +81,8 @@ def run_machine(
 @app.command("launch")
 def launch_enclave(
     socket: Annotated[Path, typer.Option(help="A simulated machine's socket.")],
-    manifest: Annotated[Path, typer.Option(help="What the enclave is made of (enclave.toml).")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="For the program in the enclave.")] = None,
+    manifest: Annotated[Path, typer.Option(help="The enclave's manifest (enclave.toml).")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for the program in the enclave.")] = None,
     measured: Annotated[Path | None, typer.Option(help="Its measured settings.")] = None,
     code: CodeOption = CODE_ROOT,
 ) -> None:
@@ -92,9 +92,9 @@ def launch_enclave(
 
 @app.command("controller")
 def run_controller(
-    socket: Annotated[Path, typer.Option(help="Unix socket to listen on: only nginx gets there.")],
+    socket: Annotated[Path, typer.Option(help="Unix socket to listen on, for nginx alone.")],
 ) -> None:
-    """Run a small SDN controller (switches and flows over REST) until Ctrl-C, for trying the gateway."""
+    """Run a small SDN controller (switches and flows over REST) until Ctrl-C, to try the gateway with."""
     set_up_logs(LogFormat.JSON)
     with _made(socket):
         until_told(controller.serve(socket, ready=lambda: say("ready")))
@@ -102,11 +102,11 @@ def run_controller(
 
 @app.command("sdn")
 def run_sdn(
-    socket: Annotated[Path, typer.Option(help="Unix socket to listen on: only nginx gets there.")],
+    socket: Annotated[Path, typer.Option(help="Unix socket to listen on, for nginx alone.")],
     openflow: Annotated[int, typer.Option(help="Port for the switches.")],
-    address: Annotated[
-        str, typer.Option(help="Address for the switches; another than loopback within a container.")
-    ] = ("127.0.0.1"),
+    address: Annotated[str, typer.Option(help="Address for the switches; not loopback in a container.")] = (
+        "127.0.0.1"
+    ),
     name: Annotated[list[str], typer.Option(help="A switch's name: NAME=DATAPATH_ID (hexadecimal).")] = [],  # noqa: B006
 ) -> None:
     """Run os-ken with a small northbound until Ctrl-C, for real switches. Needs requirements-sdn.lock."""
@@ -123,16 +123,14 @@ def run_sdn(
     set_up_logs(LogFormat.JSON)
     names = {text.partition("=")[0]: int(text.partition("=")[2], 16) for text in name}
     until_told(northbound.run(socket, (address, openflow), names, ready=lambda: say("ready")))
-    os._exit(0)  # nothing tells the threads with which os-ken listens to end
+    os._exit(0)  # nothing stops os-ken's listening threads
 
 
 @app.command("pccs")
 def run_pccs(
     authority: AuthorityOption,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
-    address: Annotated[str, typer.Option(help="Address to listen on; another than loopback within a container.")] = (
-        "127.0.0.1"
-    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 0,
+    address: Annotated[str, typer.Option(help="Address to listen on; not loopback in a container.")] = ("127.0.0.1"),
     log: LogOption = LogFormat.JSON,
 ) -> None:
     """Run the attestation service (PCCS, Intel's v4 API) until Ctrl-C."""
@@ -143,7 +141,7 @@ def run_pccs(
         raise Refusal.because(
             "pccs.port",
             f"{address}:{port}",
-            expected="a port that nobody listens on",
+            expected="a free port",
             found=error.strerror,
             action="choose another port, or 0 for a free one",
         ) from None
@@ -151,14 +149,14 @@ def run_pccs(
 
 @contextmanager
 def _made(path: Path) -> Iterator[None]:
-    """Say which path could not be made. Raises Refusal `file.write`."""
+    """Name the path that could not be created. Raises Refusal `file.write`."""
     try:
         yield
     except OSError as error:
         raise Refusal.because(
             "file.write",
             str(path),
-            expected="a path that can be made",
+            expected="a path that can be created",
             found=error.strerror or error,
-            action="check the folder above it and its permissions",
+            action="check the parent folder and its permissions",
         ) from None

@@ -22,7 +22,7 @@ from attestgate.schemas.tpm import TpmAnswer, TpmChallenge, TpmDescription
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""A host's TPM. Enrolment is a conversation in files, in this order:
+    help="""Enrol and use a host's TPM. Enrolment exchanges files, in this order:
 
  1. on the host: attestgate tpm describe -o described.json
 
@@ -35,13 +35,13 @@ app = typer.Typer(
  5. operator: attestgate enrol host ID ... --tpm kept.json --tpm-answer answer.json --golden-from boot.msg
  --tpm-pcrs boot.pcrs
 
- 6. on the host, from then on: attestgate tpm serve; its address goes into the agent's settings as `tpm`.
+ 6. on the host, from then on: attestgate tpm serve; put its address into the agent's settings as `tpm`.
 
 Before a kernel update, boot the new kernel on a machine of the same kind, take its quote (4), and enrol again with
 both pairs of --golden-from and --tpm-pcrs.""",
 )
 
-Tcti = Annotated[str, typer.Option(help="The TPM, in TCTI's words, such as swtpm:host=127.0.0.1,port=2321.")]
+Tcti = Annotated[str, typer.Option(help="The TPM, as a TCTI string such as swtpm:host=127.0.0.1,port=2321.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
 
 
@@ -65,14 +65,14 @@ def describe(output: Output, tcti: Tcti = DEVICE) -> None:
 
 @app.command()
 def challenge(
-    described: Annotated[Path, typer.Argument(help="What `tpm describe` wrote.")],
+    described: Annotated[Path, typer.Argument(help="The file that `tpm describe` wrote.")],
     ek_roots: Annotated[
         list[Path], typer.Option("--ek-roots", help="TPM vendors' root and intermediate certificates (PEM).")
     ],
     output: Output,
-    keep: Annotated[Path, typer.Option(help="What to keep until the host has answered; it is no secret.")],
+    keep: Annotated[Path, typer.Option(help="The file to keep until the host has answered; it is not secret.")],
 ) -> None:
-    """Operator: check the EK's certificate and the AK, and make a challenge that only that TPM can answer."""
+    """Operator: check the EK's certificate and the AK, and create a challenge that only that TPM can answer."""
     roots = read_bundle([path.read_bytes() for path in ek_roots])
     asked, kept = challenge_for(read_json(TpmDescription, described), roots, int(time.time()))
     _write(output, asked)
@@ -81,7 +81,7 @@ def challenge(
 
 @app.command()
 def activate(
-    asked: Annotated[Path, typer.Argument(metavar="CHALLENGE", help="What `tpm challenge` wrote.")],
+    asked: Annotated[Path, typer.Argument(metavar="CHALLENGE", help="The file that `tpm challenge` wrote.")],
     output: Output,
     tcti: Tcti = DEVICE,
 ) -> None:
@@ -93,7 +93,7 @@ def activate(
 
 @app.command()
 def quote(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Writes OUTPUT.msg, OUTPUT.sig and OUTPUT.pcrs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Prefix of the files to write: .msg, .sig and .pcrs.")],
     nonce: Annotated[str | None, typer.Option(help="Qualifying data, hexadecimal; random by default.")] = None,
     bank: BankOption = BankName.SHA256,
     tcti: Tcti = DEVICE,
@@ -113,13 +113,13 @@ def quote(
 @app.command()
 def serve(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one and says which.")
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one and prints it.")
     ] = 2330,
     bank: BankOption = BankName.SHA256,
     tcti: Tcti = DEVICE,
     log: LogOption = LogFormat.JSON,
 ) -> None:
-    """On the host: give the agent in the enclave its quotes, until Ctrl-C."""
+    """On the host: serve quotes to the agent in the enclave until Ctrl-C."""
     set_up_logs(log)
     try:
         until_told(run(tcti, bank.value, port))
@@ -127,7 +127,7 @@ def serve(
         raise Refusal.because(
             "tpm.port",
             f"{HOST}:{port}",
-            expected="a port that nobody listens on",
+            expected="a free port",
             found=error.strerror,
             action="choose another port, or 0 for a free one",
         ) from None

@@ -1,4 +1,4 @@
-"""`attestgate verify quote|ias`: SGX evidence judged from files."""
+"""`attestgate verify quote|ias|ear`: appraise SGX evidence and check verdicts, from files."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from attestgate.schemas.base import Refusal
 
 app = typer.Typer(
     cls=JsonGroup,
-    help="Judge evidence from files. Exit status: 0 accepted, 1 refused, 2 wrong use.",
+    help="Appraise evidence from files. Exit status: 0 accepted, 1 refused, 2 usage error.",
 )
 
-At = Annotated[str | None, typer.Option(metavar="TIME", help="Time of judging, RFC 3339; now by default.")]
+At = Annotated[str | None, typer.Option(metavar="TIME", help="Time of appraisal, RFC 3339; now by default.")]
 Policy = Annotated[Path | None, typer.Option(help="SGX policy (JSON) that pins an enclave.")]
 Trust = Annotated[
-    list[str] | None, typer.Option(metavar="SHA256", help="Fingerprint of a root to trust beside Intel's.")
+    list[str] | None, typer.Option(metavar="SHA256", help="Fingerprint of a root to trust besides Intel's.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON only: nothing for a person on standard error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only; no summary on standard error.")]
 
-NO_POLICY = "no policy was applied: any enclave, by any signer, would do"
-STALE_IAS = "the service is closed: a report stands only at the time given"
+NO_POLICY = "no policy was applied: any enclave, by any signer, is accepted"
+STALE_IAS = "IAS has been shut down: a report is valid only at the time given"
 
 
 @app.command("quote", cls=JsonCommand)
@@ -56,7 +56,7 @@ def quote_command(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Judge an SGX quote: signatures, chain to Intel's root, revocation, freshness, TCB, and the policy if given."""
+    """Appraise an SGX quote: signatures, chain to Intel's root, revocation, freshness, TCB, and the policy if given."""
     second: int | None = None
     try:
         second = read_time(at)
@@ -79,7 +79,7 @@ def ias_command(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Judge an IAS report (EPID): signature, chain to the root, freshness, quote status, and the policy if given."""
+    """Appraise an IAS report (EPID): signature, chain to the root, freshness, quote status, and the policy if given."""
     second: int | None = None
     try:
         second = read_time(at)
@@ -101,7 +101,7 @@ def ear_command(
     max_age: Annotated[int | None, typer.Option(min=0, help="Refuse a verdict older than this, in seconds.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a verdict's signature, and that nothing in it is contraindicated: what a relying party would do."""
+    """Verify a verdict's signature and that nothing in it is contraindicated, as a relying party would."""
     second: int | None = None
     try:
         second = read_time(at)

@@ -1,4 +1,4 @@
-"""`attestgate verify ima`: a measurement list judged from files."""
+"""`attestgate verify ima`: appraise a measurement list from files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from attestgate.schemas.host_policy import HostPolicy, ListVerdict
 from attestgate.schemas.messages import MAX_LIST
 
 NO_POLICY = "no policy was applied: no entry was compared with anything, violations were only counted"
-NO_GOLDEN = "boot state not judged: no golden PCR values were given"
-NOT_JUDGED = "nothing was judged"
+NO_GOLDEN = "boot state not appraised: no golden PCR values were given"
+NOT_JUDGED = "nothing was appraised"
 
 
 class ImaCommand(TyperCommand):
-    """The command, saying wrong arguments in the same JSON as everything else."""
+    """The command, reporting invalid arguments in the same JSON as everything else."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Prints the refusal and raises what typer raises if they are wrong."""
@@ -42,38 +42,40 @@ class ImaCommand(TyperCommand):
 
 def verify_ima(
     measurements: Annotated[
-        Path, typer.Argument(metavar="LIST", help="binary_runtime_measurements (or, if it must be, the ASCII list).")
+        Path, typer.Argument(metavar="LIST", help="binary_runtime_measurements (or, as a last resort, the ASCII list).")
     ],
     policy: Annotated[
-        Path | None, typer.Option(help="Runtime policy (Keylime's JSON, or a DSSE envelope around it): what is good.")
+        Path | None,
+        typer.Option(help="Runtime policy (Keylime's JSON, or a DSSE envelope around it): what is known good."),
     ] = None,
     policy_key: Annotated[
-        list[Path] | None, typer.Option(help="Key (PEM) that must have signed the runtime policy; more than one: any.")
+        list[Path] | None,
+        typer.Option(help="Key (PEM) that must have signed the runtime policy; repeatable: any of them."),
     ] = None,
     host_policy: Annotated[
         Path | None, typer.Option(help="Host policy, naming that runtime policy: what else is accepted.")
     ] = None,
     tpm_quote: Annotated[Path | None, typer.Option(help="TPMS_ATTEST of a quote over PCR 0-10.")] = None,
     tpm_signature: Annotated[Path | None, typer.Option(help="Its TPMT_SIGNATURE, or plain DER.")] = None,
-    tpm_pcrs: Annotated[Path | None, typer.Option(help="The PCR values, end to end in selection order.")] = None,
+    tpm_pcrs: Annotated[Path | None, typer.Option(help="The PCR values, concatenated in selection order.")] = None,
     ak: Annotated[Path | None, typer.Option(help="Attestation key, PEM.")] = None,
-    nonce: Annotated[str | None, typer.Option(help="Nonce that was asked for, hexadecimal.")] = None,
+    nonce: Annotated[str | None, typer.Option(help="The nonce that was requested, hexadecimal.")] = None,
     golden: Annotated[
         list[Path] | None,
-        typer.Option(help="PCR values of a known good boot, end to end from PCR 0; more than one: any will do."),
+        typer.Option(help="PCR values of a known-good boot, concatenated from PCR 0; repeatable: any may match."),
     ] = None,
-    at: Annotated[str | None, typer.Option(metavar="TIME", help="Time of judging, RFC 3339; now by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON only: nothing for a person on standard error.")] = False,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help="Time of appraisal, RFC 3339; now by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only; no summary on standard error.")] = False,
 ) -> None:
-    """Judge an IMA measurement list: template hashes, PCR 10, the TPM quote, and the known-good policy if given.
+    """Appraise an IMA measurement list: template hashes, PCR 10, the TPM quote, and the known-good policy if given.
 
-    A list is taken on a TPM's word: without a quote it is refused as unanchored, unless --host-policy says
+    A list is accepted only with a TPM quote: without one it is refused as unanchored, unless --host-policy says
     `accept_unanchored`. With --policy every entry must be known good and violations are refused (--host-policy may
-    accept them). Without --policy no entry is compared with anything: it is then accepted if it holds together and the
-    quote vouches for it. With --golden PCR 0-9 must be those of a known good boot.
+    accept them). Without --policy no entry is compared with anything: the list is accepted if it is consistent and the
+    quote vouches for it. With --golden PCR 0-9 must match a known-good boot.
 
-    Exit status: 0 accepted; 1 judged and refused, malformed evidence included; 2 an unreadable file, wrong arguments,
-    or a policy that cannot be used.
+    Exit status: 0 accepted; 1 appraised and refused, malformed evidence included; 2 an unreadable file, invalid
+    arguments, or a policy that cannot be used.
     """
     second = int(time.time())
     try:
@@ -83,7 +85,7 @@ def verify_ima(
         host = _host_policy(host_policy, known)
         boots = [read(path) for path in golden or ()]
         if boots and quote is None:
-            raise Refusal(wrong("--golden", "a TPM quote to compare with", "none"))
+            raise Refusal(wrong("--golden", "a TPM quote to compare with", "no TPM quote"))
         data = read(measurements, MAX_LIST)
     except Refusal as refusal:
         _show(refused(list(refusal.reasons), second), [NOT_JUDGED], only_json=as_json)
@@ -100,7 +102,7 @@ def verify_ima(
 def _policy(path: Path | None, keys: Sequence[Path]) -> LoadedPolicy | None:
     if path is None:
         if keys:
-            raise Refusal(wrong("--policy-key", "--policy beside it", "none"))
+            raise Refusal(wrong("--policy-key", "--policy as well", "no --policy"))
         return None
     raw = read(path, MAX_POLICY)
     authors = [read_key(read(key), source=str(key)) for key in keys]
@@ -127,7 +129,7 @@ def _host_policy(path: Path | None, known: LoadedPolicy | None) -> HostPolicy | 
     if path is None:
         return None
     if known is None:
-        raise Refusal(wrong("--host-policy", "--policy beside it", "none"))
+        raise Refusal(wrong("--host-policy", "--policy as well", "no --policy"))
     return parse_json(HostPolicy, decoded(read(path), str(path)), source=str(path))
 
 

@@ -1,4 +1,4 @@
-"""`attestgate sessions|hosts|apps|explain`: what stands now, as it changes, and how it came about."""
+"""`attestgate sessions|hosts|apps|explain`: the sessions now, their changes, and the timeline of one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
 
 COLUMNS = ("role", "id", "host", "state", "integrity", "simulated", "lease_end", "session")
-WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each change, until Ctrl-C.")]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Then show each change, until Ctrl-C.")]
 JsonLines = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output; with --watch, one a line and change.")
+    bool, typer.Option("--json", help="Print one JSON document on standard output; with --watch, one line per change.")
 ]
 Rows = dict[str, Summary]
 """Summaries by their key in the bucket."""
@@ -42,26 +42,26 @@ def register(app: typer.Typer) -> None:
 
 
 def sessions(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
-    """Every session that the bus still knows, hosts' and applications'."""
+    """List every session that the bus still stores, of hosts and applications."""
     _show(operator, ">", watch, as_json)
 
 
 def hosts(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
-    """The sessions of hosts."""
+    """List the sessions of hosts."""
     _show(operator, "host.>", watch, as_json)
 
 
 def apps(operator: OperatorOption, watch: WatchOption = False, as_json: JsonLines = False) -> None:
-    """The sessions of applications."""
+    """List the sessions of applications."""
     _show(operator, "app.>", watch, as_json)
 
 
 def explain(
-    session: Annotated[str, typer.Argument(help="A session's id, or how it begins.")],
+    session: Annotated[str, typer.Argument(help="A session's id, or a prefix of it.")],
     operator: OperatorOption,
     as_json: Json = False,
 ) -> None:
-    """The timeline of one session: each step, its evidence by hash, what was expected, what was found."""
+    """Show the timeline of one session: each step, its evidence by hash, what was expected, what was found."""
     summary, events = asyncio.run(_story(operator, session))
     if as_json:
         told = [event.model_dump(mode="json", exclude_none=True) for event in events]
@@ -98,7 +98,7 @@ async def _present(bus: Bus, pattern: str) -> Rows:
 
 
 async def _follow(operator: Path, pattern: str, as_json: bool) -> None:
-    """Show what stands, then each change. A terminal gets a table that redraws itself; a pipe gets lines."""
+    """Show the current state, then each change: a table that is redrawn on a terminal, lines in a pipe."""
     async with await _bus(operator) as bus:
         if as_json or not sys.stdout.isatty():
             await _lines(bus, pattern, _json_line if as_json else _text_line)
@@ -128,7 +128,7 @@ async def _redraw(bus: Bus, pattern: str, draw: Callable[[Rows], None]) -> None:
 
 
 def _take(rows: Rows, entry: Entry) -> bool:
-    """Put a change among the rows; False if it is what stands there already."""
+    """Apply a change to the rows; False if it changes nothing."""
     before = rows.get(entry.key)
     if entry.value is None:
         rows.pop(entry.key, None)
@@ -146,11 +146,11 @@ def _json_line(key: str, row: Summary | None) -> str:
 
 
 def _text_line(key: str, row: Summary | None) -> str:
-    return f"{key} is forgotten" if row is None else "  ".join(_cell(row, column) for column in COLUMNS)
+    return f"{key} deleted" if row is None else "  ".join(_cell(row, column) for column in COLUMNS)
 
 
 def table(rows: Rows) -> Table:
-    """One session a row; what a narrow terminal has no room for goes on below."""
+    """One session per row; cells wrap on a narrow terminal."""
     columns = (Column(name, overflow="fold") for name in COLUMNS)
     drawn = Table(*columns, box=None, pad_edge=False, caption=None if rows else "no sessions yet")
     for row in _sorted(rows):
@@ -173,8 +173,8 @@ async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:
             raise Refusal.because(
                 "session.ambiguous" if found else "session.unknown",
                 "session",
-                expected="the id of one session that the bus still knows, or how it begins",
-                found=f"{session}, which {len(found) or 'none'} of them begin with",
+                expected="the id of a session that the bus still stores, or a prefix of exactly one",
+                found=f"{session}, a prefix of {len(found) or 'none'}",
                 action="see: attestgate sessions",
             )
         own = [e async for e in _events(bus, subjects.events_of(found[0].role, found[0].id)) if _is_of(e, found[0])]

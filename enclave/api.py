@@ -1,4 +1,4 @@
-"""What an agent asks of the platform it runs on."""
+"""The interface of the platform that an agent runs on."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal, Protocol
 from attestgate.schemas.base import Secret
 
 KeyPolicy = Literal["mrenclave", "mrsigner"]
-"""What a sealing key is bound to besides the platform: this code, or whoever signed it (SDM vol. 3D, KEYPOLICY)."""
+"""What a sealing key is bound to besides the platform: this code, or its signer (SDM vol. 3D, KEYPOLICY)."""
 
 REPORT_DATA_SIZE = 64
 SEALING_KEY_SIZE = 16
-"""Bytes in a key from EGETKEY, on hardware and here."""
+"""Bytes in a key from EGETKEY, on hardware and in the simulation."""
 
 
 class EnclaveError(Exception):
-    """The platform could not do it: no enclave, or it answered what it must not. Never a verdict."""
+    """The platform failed: no enclave, or an invalid answer. Never a verdict."""
 
 
 class Enclave(Protocol):
@@ -23,7 +23,7 @@ class Enclave(Protocol):
 
     @property
     def simulated(self) -> bool:
-        """True where nothing but software stands behind the quotes."""
+        """True if only software vouches for the quotes."""
         ...
 
     def quote(self, report_data: bytes) -> bytes:

@@ -23,12 +23,12 @@ class GramineEnclave:
     simulated = False
 
     def __init__(self, folder: Path = DEV_ATTESTATION) -> None:
-        """Raises Refusal `enclave.gramine` where there is no enclave, or one without DCAP."""
+        """Raises Refusal `enclave.gramine` if there is no enclave, or one without DCAP."""
         kind_file = folder / "attestation_type"
         try:
             kind = kind_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise _no_enclave(str(kind_file), getattr(error, "strerror", None) or "no text") from None
+            raise _no_enclave(str(kind_file), getattr(error, "strerror", None) or "not text") from None
         if kind != "dcap":
             raise _no_enclave(str(kind_file), kind)
         self._folder = folder

@@ -1,7 +1,7 @@
-"""What an enclave is made of, as its author declares it: the trusted files and the identity it is signed with.
+"""An enclave's manifest: the trusted files and the identity it is signed with.
 
-Plays the part of a Gramine manifest for the simulated platform. Everything named here is measured; the file itself is
-measured too.
+The counterpart of a Gramine manifest on the simulated platform. Everything named here is measured, and so is the file
+itself.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _STEERS_THE_LOADER = re.compile(
 class Manifest(Model):
     """An enclave's declaration.
 
-    `environment` names the variables that may come in from outside, a trailing `*` standing for any ending; whatever
-    the agent must not be lied to about belongs into the measured settings instead.
+    `environment` names the variables that are passed in from outside, a trailing `*` standing for any ending; settings
+    that the agent's security depends on belong in the measured settings instead.
     """
 
     entry: Module
     """Run as `python -m`."""
     packages: Annotated[tuple[Module, ...], Field(min_length=1)]
-    """Packages under the code root, each trusted whole; `a.b` is the folder a/b."""
+    """Packages under the code root, each trusted as a whole; `a.b` is the folder a/b."""
     distributions: tuple[str, ...] = ()
-    """Installed distributions, trusted with all they require."""
+    """Installed distributions, trusted with all their requirements."""
     environment: tuple[Variable, ...] = ()
     isv_prod_id: UInt16
     isv_svn: UInt16
@@ -67,7 +67,7 @@ class Manifest(Model):
         return distributions
 
     def passed(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """What of an environment may come in from outside."""
+        """The variables of an environment that are passed in from outside."""
         return {name: value for name, value in environment.items() if self._admits(name)}
 
     def _admits(self, variable: str) -> bool:
@@ -90,7 +90,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
 
 
 def read_manifest(path: Path) -> tuple[Manifest, bytes]:
-    """A manifest and the very bytes it was read from. Raises Refusal (`file.*`)."""
+    """A manifest and the exact bytes it was read from. Raises Refusal (`file.*`)."""
     try:
         text = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Bytes as a file in memory, for libraries that read secrets from nothing but files."""
+"""Bytes as a file in memory, for libraries that read secrets only from files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tempfile import NamedTemporaryFile
 from attestgate.enclave.gramine import DEV_ATTESTATION
 
 GRAMINE_TMPFS = Path("/tmp")  # noqa: S108
-"""A tmpfs by the measured manifest: the enclave's own memory."""
+"""A tmpfs, as the measured manifest mounts it: the enclave's own memory."""
 
 
 @contextmanager
 def file_in_memory(data: bytes) -> Iterator[Path]:
-    """A path to read them at, within the block. Raises OSError where nothing but a disk would hold them."""
+    """A path to read them from, within the block. Raises OSError if only a disk could hold them."""
     if DEV_ATTESTATION.is_dir():  # Gramine, which has no memfd_create
         with NamedTemporaryFile(dir=GRAMINE_TMPFS) as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""Which platform an agent runs on: asked for by name, never guessed, and never simulated in production."""
+"""The platform an agent runs on: selected by name, never guessed, and never simulated in production."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Profile = Literal["production", "development"]
 
 
 def open_enclave(platform: PlatformKind, profile: Profile) -> Enclave:
-    """The enclave of this process. Raises Refusal (`enclave.*`) where there is none of that kind."""
+    """The enclave of this process. Raises Refusal (`enclave.*`) if there is none of that kind."""
     if platform == "gramine":
         return GramineEnclave()
     if profile == "production":
@@ -23,6 +23,6 @@ def open_enclave(platform: PlatformKind, profile: Profile) -> Enclave:
             "platform",
             expected="a hardware platform under the production profile",
             found=platform,
-            action="set platform = gramine, or profile = development for a trial",
+            action="set platform = gramine, or profile = development to try it out",
         )
     return SimulatedEnclave.inherited()

@@ -1,4 +1,4 @@
-"""Data that only this platform, and there only this code or its signer, can read again.
+"""Sealed data: only this platform, and there only this code or code of its signer, can read it again.
 
 A sealed blob is magic (4 bytes) || salt (32) || AES-256-GCM ciphertext. Its key is HKDF-SHA512 of the sealing key under
 that fresh salt, so the nonce may be fixed: no key is used twice.
@@ -36,8 +36,8 @@ def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> by
             "seal.format",
             purpose,
             expected=f"a sealed blob of at least {OVERHEAD} bytes",
-            found=f"{len(blob)} bytes that are not one",
-            action="remove the file; it will be made anew",
+            found=f"{len(blob)} bytes that are not a sealed blob",
+            action="remove the file; it will be created again",
         )
     salt, ciphertext = blob[len(_MAGIC) :][:_SALT_SIZE], blob[len(_MAGIC) + _SALT_SIZE :]
     try:
@@ -47,8 +47,8 @@ def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> by
             "seal.open",
             purpose,
             expected=f"data sealed by this platform for this {policy} and purpose",
-            found="a blob that does not open",
-            action="it came from another platform, enclave or microcode level, or was changed: provision it again",
+            found="a blob that does not unseal",
+            action="provision it again: it is from another platform, enclave or microcode level, or was changed",
         ) from None
 
 

@@ -1,1 +1,1 @@
-"""The Remote Host: it runs in an enclave on the host, gives evidence, keeps K, hands keys to applications."""
+"""The host agent (Remote Host): runs in an enclave on the host, gives evidence, keeps K, delivers application keys."""

@@ -1,4 +1,4 @@
-"""`python -m attestgate.host_agent SETTINGS`: what runs in the enclave."""
+"""`python -m attestgate.host_agent SETTINGS`: the program in the enclave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host agent's main loop: a session, and when it ends, the next one."""
+"""The host agent's main loop: one session after another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from attestgate.schemas.settings import HostSettings, Measured, load_measured
 
 log = structlog.get_logger("host_agent")
 PATIENCE_S = 10.0
-"""How long an answer within the handshake is waited for."""
+"""Time-out for an answer within the handshake."""
 
 
 class HostAgent:
@@ -42,7 +42,7 @@ class HostAgent:
         self._witness = Witness(self._managers)
 
     async def run(self) -> None:
-        """Sessions without end, until cancelled."""
+        """Run sessions until cancelled."""
         await sessions_without_end(self._session, self._settings.retry_s, EnclaveError)
 
     async def _session(self) -> None:
@@ -68,14 +68,14 @@ class HostAgent:
             raise Refusal.because(
                 "host.tpm",
                 "tpm",
-                expected="the address of `attestgate tpm serve`, for this host's TPM is enrolled",
+                expected="the address of `attestgate tpm serve` (this host's TPM is enrolled)",
                 found="no such setting",
                 action="add it to the host agent's settings",
             )
         return self._tpm
 
     async def _serve(self, session: AgentSession, k: Secret, tpm: TpmClient | None) -> None:
-        """Answer the manager on the channel until the lease is over."""
+        """Answer the manager on the channel until the lease expires."""
         lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
         while time.time() < lease_end:
             heard = await session.hear(quiet_s)

@@ -12,7 +12,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def hello(host: str, can_give: list[EvidenceKind]) -> HostHello:
-    """A hello: a fresh random value, so that no older challenge answers it."""
+    """A hello with a fresh random value, so that no older challenge answers it."""
     try:
         boot_id = BOOT_ID.read_text(encoding="ascii").strip()[:64]
     except OSError:

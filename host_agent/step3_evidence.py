@@ -30,8 +30,8 @@ def read_list(path: Path) -> bytes:
             "host.list",
             str(path),
             expected=f"at most {MAX_LIST} bytes",
-            found="more",
-            action="reboot the host: its list has outgrown what is judged",
+            found="a longer list",
+            action="reboot the host: its list has outgrown what can be appraised",
         )
     return data
 
@@ -39,7 +39,7 @@ def read_list(path: Path) -> bytes:
 def first_evidence(
     enclave: Enclave, session: AgentSession, challenge: Challenge, host: str, list_path: Path, tpm: TpmClient | None
 ) -> HostEvidence:
-    """The answer to a challenge. `tpm` gives the TPM quote, if one is wanted: made first, for the list only grows."""
+    """The answer to a challenge. `tpm` gives the TPM quote, if one is wanted: made first, since the list only grows."""
     quoted = None if tpm is None else tpm.quote(tpm_nonce(challenge.nonce, session.transcript))
     measurements = pack_measurements(read_list(list_path), 0)
     data = report_data(

@@ -1,4 +1,4 @@
-"""Step 4, the host's side: take K into the enclave's memory, and show that it is there."""
+"""Step 4, the host's side: take K into the enclave's memory, and prove it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attestgate.schemas.messages import HostGrant
 
 
 async def take_key(session: AgentSession, patience_s: float) -> Secret:
-    """K, once it is granted and proven. It is kept nowhere but in the caller's memory. Raises SessionOver."""
+    """K, once it is granted and proven. It is kept only in the caller's memory. Raises SessionOver."""
     grant = await session.take_grant(HostGrant, patience_s)
     await session.prove(host_proof(grant.k, grant.n1, session.transcript), grant.channel)
     return grant.k

@@ -1,6 +1,6 @@
-"""Step 6, the host's side: the application's key into its data volume, sealed twice.
+"""Step 6, the host's side: deliver the application's key into its data volume, sealed twice.
 
-The outer layer opens only on this platform, for code of the same signer; the inner one only in the one enclave
+The outer layer unseals only on this platform, for code of the same signer; the inner one only in the one enclave
 instance that the manager has a quote of. A copied file, a sibling or a second instance gets nothing.
 """
 
@@ -21,7 +21,7 @@ PURPOSE = "application key"
 
 
 def volume_file(volume: Path, app_session: str) -> Path:
-    """Where an application session's key lies in its volume."""
+    """The path of an application session's key in its volume."""
     return volume / f"{app_session}.key"
 
 
@@ -37,7 +37,7 @@ def deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey)
             field=f"volume {order.volume}",
             expected="a data volume that the host's agent can write",
             found=error.strerror or type(error).__name__,
-            action="mount the volume, and let the agent's user write to it",
+            action="mount the volume, and give the agent's user write permission",
         )
         return KeyDelivered(app_session=order.app_session, problem=problem)
     return KeyDelivered(app_session=order.app_session)
@@ -60,9 +60,9 @@ def _deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole, or not at all."""
+    """Write a file atomically."""
     new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)  # the volume is the application's too: never write through a link it put there
+    new.unlink(missing_ok=True)  # the application can write to the volume too: never write through a link it put there
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)

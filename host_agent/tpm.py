@@ -1,8 +1,8 @@
-"""The host's TPM through tpm2-pytss: what enrolment asks of it, and quotes. Runs on the host, outside the enclave.
+"""The host's TPM through tpm2-pytss: enrolment and quotes. Runs on the host, outside the enclave.
 
-The EK comes from its default template (TCG EK Credential Profile, annex B), so that it is the key in the vendor's
-certificate. The AK is a primary key of the endorsement hierarchy: the TPM makes the same one again from its own seed
-whenever it is asked, so nothing has to be stored, and it lasts as long as the EK does.
+The EK is created from its default template (TCG EK Credential Profile, annex B), so that it is the key in the vendor's
+certificate. The AK is a primary key of the endorsement hierarchy: the TPM derives the same one from its own seed each
+time, so nothing has to be stored, and it lasts as long as the EK does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import BOOT_PCRS, IMA_PCR, Bank
 from attestgate.schemas.tpm import TpmChallenge, TpmDescription, TpmQuote
 
-os.environ.setdefault("TSS2_LOG", "all+NONE")  # its errors are raised; it need not print them as well
+os.environ.setdefault("TSS2_LOG", "all+NONE")  # its errors are raised; it must not print them as well
 try:
     import tpm2_pytss as tss
     from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
@@ -25,15 +25,15 @@ except ImportError:
     tss = None
 
 EK_KINDS = ("EK-RSA2048", "EK-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-ECC384")
-"""Endorsement keys looked for, in this order: by where their certificates stand, templates L-1, L-2, H-1, H-2, H-3."""
+"""Endorsement keys to look for, in order, by the place of their certificates: templates L-1, L-2, H-1, H-2, H-3."""
 
 PCRS = (*BOOT_PCRS, IMA_PCR)
 DEVICE = "device:/dev/tpmrm0"
-"""The kernel's resource manager, in TCTI's words."""
+"""The kernel's resource manager, as a TCTI string."""
 
 
 class Tpm:
-    """One TPM, by its TCTI: `device:/dev/tpmrm0`, or `swtpm:host=127.0.0.1,port=2321`. To be closed."""
+    """One TPM, by its TCTI: `device:/dev/tpmrm0`, or `swtpm:host=127.0.0.1,port=2321`. Must be closed."""
 
     def __init__(self, tcti: str) -> None:
         """Open it. Raises Refusal (`tpm.bindings`, `tpm.device`)."""
@@ -42,7 +42,7 @@ class Tpm:
                 "tpm.bindings",
                 "tpm2-pytss",
                 expected="the Python package, installed",
-                found="none",
+                found="no such package",
                 action="apt-get install libtss2-dev pkg-config, then pip install -r requirements-tpm.lock",
             )
         with _failures("tpm.device", tcti):
@@ -84,13 +84,13 @@ class Tpm:
         raise Refusal.because(
             "tpm.moving",
             "PCR 10",
-            expected="values that stand still for the time of a quote",
-            found="they changed five times",
-            action="try again when fewer programs are starting",
+            expected="values that do not change during a quote",
+            found="values that changed during five quotes",
+            action="retry when fewer programs are starting",
         )
 
     def close(self) -> None:
-        """Let the TPM go."""
+        """Close the TPM."""
         self._esys.close()
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class Tpm:
         self.close()
 
     def _values(self, bank: Bank) -> list[bytes]:
-        """The values of PCR 0-10, read a few at a time as the TPM gives them."""
+        """The values of PCR 0-10, read a few at a time as the TPM returns them."""
         values: list[bytes] = []
         while len(values) < len(PCRS):
             wanted = ",".join(map(str, PCRS[len(values) :]))
@@ -122,14 +122,14 @@ class Tpm:
         raise Refusal.because(
             "tpm.ek",
             "EK certificate",
-            expected=f"one in the TPM's memory, of {' or '.join(EK_KINDS)}",
-            found="none",
+            expected=f"an EK certificate in the TPM's NV memory, of {' or '.join(EK_KINDS)}",
+            found="no such certificate",
             action="ask the vendor for the certificate, or use a TPM that has one",
         )
 
     @contextmanager
     def _endorsement_key(self) -> Iterator[tuple[Any, Any]]:
-        """The EK, and the session that its template wants: a policy's in the low range, a password's in the high."""
+        """The EK, and the session that its template requires: policy in the low range, password in the high range."""
         _, template = self._ek_template()
         handle, *_ = self._esys.create_primary(None, template, tss.ESYS_TR.ENDORSEMENT)
         try:
@@ -144,7 +144,7 @@ class Tpm:
     @contextmanager
     def _attestation_key(self) -> Iterator[tuple[Any, Any]]:
         attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"
-        # noda: without it, each power cut after a quote counts as a wrong password, until the TPM locks itself
+        # noda: without it, each power cut after a quote counts as a wrong password, until the TPM is in lockout
         template = tss.TPM2B_PUBLIC.parse("ecc256:ecdsa-sha256:null", objectAttributes=attributes, nameAlg="sha256")
         handle, public, *_ = self._esys.create_primary(None, template, tss.ESYS_TR.ENDORSEMENT)
         try:
@@ -170,7 +170,7 @@ class Tpm:
 
 
 def _der(padded: bytes) -> bytes:
-    """A certificate without what fills its NV index up: DER says its own length (X.690, 8.1.3)."""
+    """A certificate without the padding of its NV index: DER states its own length (X.690, 8.1.3)."""
     if len(padded) > 4 and padded[:2] == b"\x30\x82":
         return padded[: 4 + int.from_bytes(padded[2:4], "big")]
     return padded
@@ -178,7 +178,7 @@ def _der(padded: bytes) -> bytes:
 
 @contextmanager
 def _failures(code: str, what: str) -> Iterator[None]:
-    """Turn what the TPM or its driver says into a refusal."""
+    """Turn an error of the TPM or its driver into a refusal."""
     try:
         yield
     except tss.TSS2_Exception as error:

@@ -1,7 +1,7 @@
-"""The agent's way to its host's TPM: `attestgate tpm serve`, outside the enclave, asked for one quote at a time.
+"""The agent's client for its host's TPM: `attestgate tpm serve`, outside the enclave, asked for one quote at a time.
 
-The TPM's bindings stay out of the enclave: a quote is signed by the TPM and answers a fresh nonce, so whoever carries
-it can only lose it.
+The TPM's bindings stay out of the enclave: a quote is signed by the TPM and answers a fresh nonce, so the service can
+only withhold it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class TpmClient:
             f"TPM service {self._address}",
             expected="a TPM quote",
             found=found,
-            action="run `attestgate tpm serve` on this host, and see what it says",
+            action="run `attestgate tpm serve` on this host, and check its log",
         )
 
 
 def _receive(service: socket.socket, until: float) -> bytes:
-    """What comes next, or empty at the end. Raises OSError, TimeoutError if nothing has come by then."""
+    """The next bytes, or empty at the end. Raises OSError, TimeoutError if nothing has come by then."""
     left = until - monotonic()
     if left <= 0:
         raise TimeoutError

@@ -1,7 +1,7 @@
-"""`attestgate tpm serve`: quotes of the host's TPM for the agent in the enclave, one connection a quote, on loopback.
+"""`attestgate tpm serve`: quotes of the host's TPM for the agent in the enclave, one connection per quote, on loopback.
 
-In goes a nonce of 32 bytes, out comes a packed TpmQuote. There is nothing to protect: a quote says only what this TPM
-holds, under a nonce that a stranger could ask for but not use.
+The request is a nonce of 32 bytes, the answer a packed TpmQuote. There is nothing to protect: a quote states only what
+this TPM holds, under a nonce that another process could request a quote for but not use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 PATIENCE_S = 5.0
 """How long a client may take to send its nonce."""
 WAITING = 16
-"""Connections served at once; a TPM does one thing at a time."""
+"""Connections served at once; a TPM runs one command at a time."""
 
 
 class Quoter(Protocol):
@@ -34,7 +34,7 @@ class Quoter(Protocol):
 
 
 class TpmService:
-    """Serves one TPM. `port` 0 takes a free one."""
+    """Serves one TPM. `port` 0 picks a free one."""
 
     def __init__(self, tpm: Quoter, bank: Bank, port: int = 0) -> None:
         self._tpm = tpm
@@ -59,7 +59,7 @@ class TpmService:
         except Refusal as refusal:
             log.warning("no quote", reasons=[reason.sentence() for reason in refusal.reasons])
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            log.info("client left", error=type(error).__name__)
+            log.info("client disconnected", error=type(error).__name__)
         finally:
             writer.close()
 
@@ -73,5 +73,5 @@ async def run(tcti: str, bank: Bank, port: int) -> None:
 
 
 def address(server: asyncio.Server) -> str:
-    """Where a started service listens, as the agent's setting `tpm` wants it."""
+    """Where a started service listens, in the form of the agent's setting `tpm`."""
     return f"{HOST}:{server.sockets[0].getsockname()[1]}"

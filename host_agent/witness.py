@@ -1,5 +1,6 @@
-"""Every host is a witness of the decision log: it writes each new head to its own log, and complains of one that goes
-back. The head comes on the session's channel; its signature stands in what is written, for whoever asks later.
+"""Every host is a witness of the decision log: it logs each new head, and reports two heads that contradict each other.
+
+The head arrives on the session's channel; its signature is logged with it, so that it can be verified later.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ log = structlog.get_logger(__name__)
 
 
 class Witness:
-    """What one agent has been shown of the log. `managers`: the identities that it pins."""
+    """The log as one agent has seen it. `managers`: the identities that it pins."""
 
     def __init__(self, managers: set[bytes]) -> None:
         self._managers = managers
         self.seen: Checkpoint | None = None
 
     def hear(self, note: str) -> None:
-        """Take note of a head; an empty one says that there is none yet."""
+        """Take a head; an empty one means that there is none yet."""
         if not note:
             return
         try:
             head = open_checkpoint(note, self._managers)
         except Refusal as refusal:
-            log.error("a head of the decision log is not believed", reason=refusal.reasons[0].sentence())
+            log.error("decision log head refused", reason=refusal.reasons[0].sentence())
             return
         before = self.seen
         if before is None or head.size > before.size:
             self.seen = head
             log.info("decision log", head=note)
         elif head.size == before.size and head.root != before.root:
-            # Two workers may be a batch apart, so a smaller size alone says nothing: two roots of one size do.
-            log.error("the decision log tells two stories", head=note, before_root=before.root.hex())
+            # Two workers may be a batch apart, so a smaller size alone proves nothing: two roots of one size do.
+            log.error("decision log is inconsistent: two heads of one size", head=note, before_root=before.root.hex())

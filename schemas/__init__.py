@@ -1,1 +1,1 @@
-"""What crosses a boundary, and nothing that does I/O."""
+"""The models of everything that crosses a boundary; nothing here does network I/O."""

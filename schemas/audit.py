@@ -1,7 +1,7 @@
-"""The decision log's entries: what a manager decided that grants or takes away trust, signed by who decided.
+"""The decision log's entries: decisions that grant or withdraw trust, signed by the manager that made them.
 
-Routine is not in it: a recheck that was answered well renews what was decided before. Evidence is named by its hash,
-keys by theirs; no secret is among it.
+Routine is left out: a passed recheck only renews an earlier decision. Evidence and keys are named by their hashes; no
+entry holds a secret.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from attestgate.schemas.signing import Signed, sign, verify
 LABEL = "decision"
 MAX_ENTRY = 64 * 1024
 MAX_REASONS = 8
-"""Reasons that an entry holds; the event has all of them."""
+"""Most reasons in an entry; the event has all of them."""
 
 
 class AcceptedFact(Model):
-    """A host has proven K, an application that it is on its host's machine: it is trusted from here on.
+    """A host has proven K, or an application its co-location: it is trusted from here on.
 
-    `measurements`: SHA-256 of the host's measurement list. `host_session`: what an application rests on.
+    `measurements`: SHA-256 of the host's measurement list. `host_session`: the one an application depends on.
     """
 
     did: Literal["accepted"] = "accepted"
@@ -36,7 +36,7 @@ class AcceptedFact(Model):
 
 
 class EndedFact(Model):
-    """A session is over: refused before there was trust, or trust has ended, and `certificates` with it."""
+    """A session is over: refused before it was trusted, or no longer trusted, and its `certificates` withdrawn."""
 
     did: Literal["ended"] = "ended"
     state: str
@@ -47,7 +47,7 @@ class EndedFact(Model):
 
 
 class IssuedFact(Model):
-    """A certificate. `key` is the SHA-256 of its SubjectPublicKeyInfo; `before` is the serial that it renews."""
+    """A certificate was issued. `key`: SHA-256 of its SubjectPublicKeyInfo; `before`: the serial that it renews."""
 
     did: Literal["issued"] = "issued"
     serial: Serial
@@ -61,7 +61,7 @@ class IssuedFact(Model):
 
 
 class Admitted(Model):
-    """Enough gateways let a certificate pass."""
+    """Enough gateways admit a certificate."""
 
     did: Literal["admitted"] = "admitted"
     serial: Serial
@@ -69,7 +69,7 @@ class Admitted(Model):
 
 
 class WithdrawnFact(Model):
-    """A certificate passes no more, and its session goes on with the next."""
+    """A certificate is no longer admitted; its session continues with the next."""
 
     did: Literal["withdrawn"] = "withdrawn"
     serial: Serial
@@ -78,7 +78,7 @@ class WithdrawnFact(Model):
 class Ordered(Model):
     """An operator's command was applied. `message`: SHA-256 of the command as it was signed.
 
-    `about` is whom or what it is about, `manifest` the policy manifest that it puts in force.
+    `about` is its subject, `manifest` the policy manifest that it puts in force.
     """
 
     did: Literal["ordered"] = "ordered"
@@ -91,7 +91,7 @@ class Ordered(Model):
 
 
 class KeyInForce(Model):
-    """A key that is used from here on, by name: never the key. `gone` are those destroyed with it."""
+    """A key in use from here on, by its name, never its bytes. `gone` are those destroyed with it."""
 
     did: Literal["key-in-force"] = "key-in-force"
     key: Literal["issuing-ca", "storage-epoch"]
@@ -100,9 +100,9 @@ class KeyInForce(Model):
 
 
 class BreakGlassFact(Model):
-    """An operator let a certificate pass by hand, as a gateway reported it.
+    """An operator's break-glass admission of a certificate, as a gateway reported it.
 
-    `statement`: SHA-256 of the operator's words. `signer`: his public key; whether it may say this, the gateway knows.
+    `statement`: SHA-256 of the signed admission. `signer`: its public key, whose authority only the gateway checks.
     """
 
     did: Literal["broken-glass"] = "broken-glass"
@@ -140,5 +140,5 @@ def sign_decision(key: Ed25519PrivateKey, decision: Decision) -> bytes:
 
 
 def open_decision(data: bytes, managers: set[bytes]) -> Decision:
-    """An entry, believed for a manager's signature. Raises Refusal (`message.*`, `signature.*`)."""
+    """A verified entry, signed by a manager. Raises Refusal (`message.*`, `signature.*`)."""
     return verify(unpack(Signed, data, limit=MAX_ENTRY), Decision, LABEL, managers)

@@ -1,4 +1,4 @@
-"""The ground every model stands on: strict models, secrets that hide themselves, reasons for a refusal."""
+"""The base of every model: strict models, secrets that are never shown, reasons for a refusal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Model(BaseModel):
 
 
 class Secret:
-    """Secret bytes that no repr, str, log or JSON shows. `reveal()` is the one way to them."""
+    """Secret bytes that no repr, str, log or JSON shows. `reveal()` is the only access."""
 
     __slots__ = ("_value",)
 
@@ -57,13 +57,13 @@ class Secret:
         return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
 
     def __hash__(self) -> int:
-        raise TypeError("a secret is no key of a dictionary")
+        raise TypeError("a secret cannot be a dictionary key")
 
     def __repr__(self) -> str:
         return "Secret(hidden)"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("a secret cannot be pickled")
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
@@ -83,9 +83,9 @@ class Secret:
 
 
 class Reason(Model):
-    """Why something was refused, in words a person can act on. Never holds a secret.
+    """Why something was refused, in terms a person can act on. Never holds a secret.
 
-    `code` is stable and dotted (`sgx.mrenclave`); `field` names what was looked at; `action` says what to do.
+    `code` is stable and dotted (`sgx.mrenclave`); `field` names what was checked; `action` says what to do.
     """
 
     code: str
@@ -100,7 +100,7 @@ class Reason(Model):
 
 
 class Refusal(Exception):
-    """A check said no. Carries every reason found; it is an answer, not a crash."""
+    """A check failed. Carries every reason found; it is a result, not a crash."""
 
     def __init__(self, *reasons: Reason) -> None:
         if not reasons:
@@ -121,7 +121,7 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as one line, control characters escaped: a terminal does what they say, whoever has sent them."""
+    """A text as one line, control characters escaped: a terminal would obey them, whoever sent them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -159,14 +159,14 @@ def unpack(kind: type[M], data: bytes, *, limit: int = MAX_MESSAGE) -> M:
         raise Refusal.because(
             "message.fields",
             f"{kind.__name__}.{where(error)}",
-            expected="a field that fits",
+            expected="a valid field",
             found=first_message(error),
             action="check the sender's version",
         ) from None
 
 
 def where(error: ValidationError) -> str:
-    """The dotted place of the first problem in a validation error."""
+    """The dotted path of the first problem in a validation error."""
     return ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "(whole)"
 
 
@@ -176,7 +176,7 @@ def first_message(error: ValidationError) -> str:
 
 
 def read_at_most(path: Path, limit: int) -> bytes:
-    """A file's bytes to its end, or `limit` + 1 of them. A pipe in its place keeps nobody waiting. Raises OSError."""
+    """A file's bytes to its end, or `limit` + 1 of them. A pipe in its place does not block. Raises OSError."""
     with open(path, "rb", opener=_not_waiting) as file:
         return file.read(limit + 1) or b""
 

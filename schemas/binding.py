@@ -1,6 +1,6 @@
-"""What both ends compute alike: labelled encodings, the transcript, report data, key proofs.
+"""What both ends compute the same way: labelled encodings, the transcript, report data, key proofs.
 
-Everything signed, hashed or authenticated is a deterministic msgpack array that begins with a label, one label a
+Everything signed, hashed or authenticated is a deterministic msgpack array that begins with a label, one label per
 purpose, and holds only bytes, text and integers. docs/protocol.md has the definitions byte by byte; tests/vectors
 has the vectors.
 """
@@ -39,7 +39,7 @@ def digest(label: str, *parts: Part) -> bytes:
 
 
 def first_transcript(suite: str, role: Role, session: str, subject: str, manager_identity: bytes) -> bytes:
-    """T0: who speaks with whom, under which suite."""
+    """T0: the parties and the suite."""
     return digest("transcript", suite, role, session, subject, manager_identity)
 
 
@@ -49,7 +49,7 @@ def next_transcript(before: bytes, direction: Direction, step: str, message: byt
 
 
 def first_chain(t4: bytes, direction: Direction) -> bytes:
-    """Start of one direction's chain after the handshake."""
+    """The start of one direction's chain after the handshake."""
     return digest("chain", t4, direction)
 
 
@@ -59,7 +59,7 @@ def next_chain(before: bytes, message: bytes) -> bytes:
 
 
 def hello_hash(hello: bytes) -> bytes:
-    """What a challenge signs to say which hello it answers."""
+    """What a challenge signs to name the hello that it answers."""
     return digest("hello", hello)
 
 
@@ -71,7 +71,7 @@ def report_data(
 
 
 def enclave_key_hash(enclave_key: bytes) -> bytes:
-    """What is remembered of the key that a session's first quote named."""
+    """What is kept of the key that a session's first quote named."""
     return digest("enclave key", enclave_key)
 
 
@@ -98,17 +98,17 @@ def recheck_tpm_nonce(nonce: bytes, chain: bytes) -> bytes:
 
 
 def host_proof(k: Secret, n1: bytes, t3: bytes) -> bytes:
-    """HMAC-SHA512 by which the host's enclave shows that it holds K."""
+    """HMAC-SHA512 by which the host's enclave proves that it holds K."""
     return hmac.digest(k.reveal(), canonical("host key proof", n1, t3), "sha512")
 
 
 def application_key(k: Secret, session: str) -> Secret:
-    """K_app: what the host's enclave hands to the application of one session."""
+    """K_app: what the host's enclave delivers to the application of one session."""
     return Secret(derive(k, canonical("application key", session), 32))
 
 
 def colocation_proof(k_app: Secret, n2: bytes, t3: bytes) -> bytes:
-    """HMAC-SHA512 by which the application's enclave shows that it is on the host's machine."""
+    """HMAC-SHA512 by which the application's enclave proves that it is on the host's machine."""
     return hmac.digest(k_app.reveal(), canonical("co-location proof", n2, t3), "sha512")
 
 

@@ -1,7 +1,7 @@
-"""Break-glass: an operator's own word, signed, that lets one certificate pass for a short time without the manager.
+"""Break-glass: an operator's signed admission of one certificate, for a short time, without the manager.
 
-It reaches a gateway as a file, so that neither manager nor bus has to be up. Its label is its own, so that no other
-signature of an operator can be taken for it.
+It reaches a gateway as a file, so that neither manager nor bus has to be up. It has a label of its own, so that no
+other signature of an operator can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_FILE = 16 * 1024
 
 
 class BreakGlass(Model):
-    """What the operator says."""
+    """The admission that the operator signs."""
 
     operator: Id
     gateways: Id
@@ -34,17 +34,17 @@ class BreakGlass(Model):
 
 
 def read_break_glass(data: bytes, operators: set[bytes], gateways: str, longest_s: int, at: int) -> BreakGlass:
-    """What a file says, if it may be believed now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
+    """A file's admission, if it is valid now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
     said = verify(unpack(Signed, data, limit=MAX_FILE), BreakGlass, LABEL, operators)
     if said.gateways != gateways:
         raise _refused("gateways", gateways, said.gateways, "sign it for this set of gateways")
     if not said.issued_at <= at + 5:
-        raise _refused("issued_at", f"by {at}", said.issued_at, "set the clocks right")
+        raise _refused("issued_at", f"by {at}", said.issued_at, "synchronize the clocks")
     if said.expires_at - said.issued_at > longest_s:
         found = f"{said.expires_at - said.issued_at} s"
         raise _refused("expires_at", f"at most {longest_s} s", found, "sign it for a shorter time")
     if said.expires_at <= at:
-        raise _refused("expires_at", f"after {at}", said.expires_at, "nothing: it is over; remove the file")
+        raise _refused("expires_at", f"after {at}", said.expires_at, "remove the file: it has expired")
     return said
 
 

@@ -1,8 +1,8 @@
-"""A signed tree head of the decision log, as a C2SP checkpoint: text that stock witnesses and tools read.
+"""A signed tree head of the decision log, as a C2SP checkpoint: text that standard witnesses and tools read.
 
 The formats are C2SP's: tlog-checkpoint for the text, signed-note for the signature (Ed25519, type 0x01). Two extension
 lines of our own follow the root. A note's text begins with a letter or digit, every other statement of a manager with
-msgpack's mark of an array: neither can be taken for the other.
+msgpack's array marker: neither can be mistaken for the other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Checkpoint(Model):
-    """The tree's size and root hash. `cursor`: the last sequence of the stream ATTEST_LOG that it has taken in."""
+    """The tree's size and root hash. `cursor`: the last sequence of the stream ATTEST_LOG that it includes."""
 
     origin: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9./-]{0,299}$")]
     size: Count
@@ -59,9 +59,9 @@ def sign_checkpoint(key: Ed25519PrivateKey, checkpoint: Checkpoint) -> str:
 
 
 def open_checkpoint(note: str, signers: set[bytes]) -> Checkpoint:
-    """A checkpoint, believed for the signature of one of `signers` (Ed25519 public keys).
+    """A checkpoint, verified with one of `signers` (Ed25519 public keys).
 
-    Signatures by others, such as witnesses, are passed over, as signed-note asks. Raises Refusal (`log.checkpoint`,
+    Signatures by others, such as witnesses, are ignored, as signed-note requires. Raises Refusal (`log.checkpoint`,
     `signature.*`).
     """
     text, _, lines = note.partition("\n\n")
@@ -80,14 +80,14 @@ def open_checkpoint(note: str, signers: set[bytes]) -> Checkpoint:
             "signature.invalid",
             "checkpoint",
             expected="a valid Ed25519 signature by a manager",
-            found="none",
-            action="it was changed on its way, or another deployment's manager signed it",
+            found="no such signature",
+            action="get it again: it was changed in transit, or another deployment's manager signed it",
         )
     return Checkpoint(origin=origin, size=int(size), root=base64.b64decode(root), cursor=int(cursor), at=int(at))
 
 
 def key_id(name: str, public: bytes) -> bytes:
-    """What names a key in a signature line: the first four bytes of a hash over its name, type and bytes."""
+    """A key's id in a signature line: the first four bytes of a hash over its name, type and bytes."""
     return hashlib.sha256(name.encode() + b"\n" + ED25519 + public).digest()[:4]
 
 

@@ -1,4 +1,4 @@
-"""EAR, the EAT Attestation Result: what a verdict looks like to a relying party that knows nothing of this project.
+"""EAR, the EAT Attestation Result: a verdict in the form that any relying party can read.
 
 Sources: draft-fv-rats-ear (profile `tag:github.com,2023:veraison/ear`), RFC 9711 (EAT), and the trustworthiness
 claims of draft-ietf-rats-ar4si, 2.3.4. Claims that begin with `ear.attestgate.` are this project's own.
@@ -33,20 +33,20 @@ ClaimName = Literal[
 APPROVED = 2
 """Affirming, in every claim: recognized, genuine, approved."""
 APPROVED_AT_LOAD = 3
-"""executables: what was loaded to begin with is approved."""
+"""executables: what was loaded initially is approved."""
 VULNERABLE = 32
 """Warning: genuine, with known vulnerabilities."""
 UNRECOGNIZED_CODE = 33
 """executables, warning: something was loaded that is not recognized."""
 UNAVAILABLE = 36
-"""configuration, warning: what matters to security is not known to the verifier."""
+"""configuration, warning: security-relevant configuration is not known to the verifier."""
 CONTRAINDICATED = 96
 UNRECOGNIZED = 97
-"""hardware and instance-identity: not recognized, and it should be."""
+"""hardware and instance-identity: not recognized, although it should be."""
 NOT_AUTHENTIC = 99
 """Cryptographic validation of the evidence has failed."""
 STANDS_IN = -33
-"""Warning, this project's own: software, or the host kernel's own word, stands where hardware would vouch."""
+"""Warning, this project's own: software, or the host kernel's own claim, in place of hardware that would vouch."""
 
 
 def tier(value: int) -> Tier:
@@ -63,7 +63,7 @@ class _Claims(BaseModel):
 
 
 class VerifierId(_Claims):
-    """Which software gave the result, and whose it is."""
+    """The software that produced the result, and its developer."""
 
     developer: str
     build: str
@@ -88,7 +88,7 @@ class Ear(_Claims):
     verifier: VerifierId = Field(alias="ear.verifier-id")
     nonce: str | None = Field(alias="eat_nonce", default=None)
     subject: str | None = Field(alias="sub", default=None)
-    """`host/<id>` or `app/<id>`; absent for evidence that could be anybody's, which says nothing of a subject."""
+    """`host/<id>` or `app/<id>`; absent for evidence that anyone could have sent, which names no subject."""
     session: str = Field(alias="ear.attestgate.session")
     submods: dict[str, Submod]
 

@@ -1,7 +1,7 @@
-"""Who may be who: enrolment records, operators' commands and the policy manifest, all signed.
+"""Enrolment records, operators' commands and the policy manifest, all signed.
 
 Operators sign commands (label `command`); a policy author, whose key is not on the bus, signs the manifest (label
-`policy manifest`). Everything here travels over the bus and is believed for its signature only.
+`policy manifest`). Everything here travels over the bus and is trusted for its signature only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attestgate.schemas.tpm import TpmEnrolment
 SubjectKind = Literal["host", "app", "gateway"]
 OperatorRole = Literal["operator", "policy-author", "viewer"]
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
-"""Rises with each command of an operator: Unix time in microseconds when it was signed."""
+"""Increases with each command of an operator: Unix time in microseconds when it was signed."""
 
 
 class HostEnrolment(Model):
@@ -50,8 +50,8 @@ class Placement(Model):
 class AppEnrolment(Model):
     """An application: exact measurements (two while an update rolls out), where it may run, what it may do.
 
-    `allow` are the rules of which one has to allow a request at the gateway; without any, none passes. With
-    `certificate_key = "manager"`, as in the prototype, the manager makes the key pair: weaker, and marked.
+    A request passes the gateway if any rule in `allow` allows it; without rules, none passes. With
+    `certificate_key = "manager"`, as in the prototype, the manager generates the key pair: weaker, and marked.
     """
 
     kind: Literal["app"] = "app"
@@ -89,7 +89,7 @@ class Enrol(Model):
 
 
 class Revoke(Model):
-    """End a subject's trust now, and keep it out until it is enrolled again."""
+    """Revoke a subject now; it stays out until it is enrolled again."""
 
     do: Literal["revoke"] = "revoke"
     kind: SubjectKind
@@ -106,10 +106,10 @@ class RecheckNow(Model):
 
 
 class PolicyManifest(Model):
-    """Which policies are in force, by SHA-256, and floors below which no collateral is taken.
+    """The policies in force, by SHA-256, and floors below which collateral is refused.
 
-    `allow_proxy`: applications whose enclave only carries the requests of a program outside. `allow_manager_keys`:
-    applications whose private key the manager makes.
+    `allow_proxy`: applications whose enclave only forwards the requests of a program outside. `allow_manager_keys`:
+    applications whose private key the manager generates.
     """
 
     version: Annotated[int, Field(ge=1, lt=2**63)]
@@ -123,7 +123,7 @@ class PolicyManifest(Model):
 
 
 class PutPolicy(Model):
-    """Put a manifest in force; the documents it names come along, each named by its hash."""
+    """Put a manifest in force, with the documents that it names by hash."""
 
     do: Literal["put-policy"] = "put-policy"
     manifest: Signed
@@ -131,7 +131,7 @@ class PutPolicy(Model):
 
 
 class TryPolicy(Model):
-    """Have every host judged by a manifest as well, at its next recheck, and told of in the events: nothing else."""
+    """Also appraise every host against a manifest at its next recheck, and report it in the events: nothing else."""
 
     do: Literal["try-policy"] = "try-policy"
     manifest: Signed
@@ -146,7 +146,7 @@ class Retry(Model):
 
 
 class Drop(Model):
-    """Take a message out of quarantine and forget it."""
+    """Take a message out of quarantine and delete it."""
 
     do: Literal["drop"] = "drop"
     message: Hex32
@@ -156,7 +156,7 @@ Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | TryPolicy | Retry |
 
 
 class Command(Model):
-    """What an operator orders. Applied once, in the order of `sequence`; refused after `expires_at`."""
+    """An operator's command. Applied once, in the order of `sequence`; refused after `expires_at`."""
 
     operator: Id
     sequence: Sequence
@@ -165,7 +165,7 @@ class Command(Model):
 
 
 class Operator(Model):
-    """An operator as the managers' settings name them."""
+    """An operator, from the managers' settings."""
 
     name: Id
     role: OperatorRole

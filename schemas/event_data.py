@@ -1,6 +1,6 @@
-"""Every event there is: who it is about, what it means, what its `data` holds. docs/asyncapi.json is made from this.
+"""Every event there is: its subject, its meaning, its `data`. docs/asyncapi.json is generated from this.
 
-Publishers build `data` as a plain mapping; the tests hold everything that is really published against these models.
+Publishers build `data` as a plain mapping; the tests validate everything that is really published with these models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SessionWhat: TypeAlias = Literal[
     "revoked",
     "superseded",
 ]
-"""What a session tells of itself, in the transition that made it so."""
+"""The events of a session, each published with the transition that it reports."""
 
 GatewayWhat: TypeAlias = Literal[
     "admitted",
@@ -47,18 +47,18 @@ GatewayWhat: TypeAlias = Literal[
     "nginx-failed",
     "failed",
 ]
-"""What a gateway worker tells."""
+"""The events of a gateway worker."""
 
 EventKind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
-"""Who an event is about; `unknown` where a message does not say."""
+"""The kind of an event's subject; `unknown` where a message does not say."""
 
 
 class Nothing(Model):
-    """No data: the event says it all."""
+    """No data."""
 
 
 class HostChallenged(Model):
-    """The evidence that the host was asked for."""
+    """The evidence that the host was challenged for."""
 
     wanted: list[EvidenceKind]
     agent_version: str
@@ -72,7 +72,7 @@ class AppChallenged(Model):
 
 
 class Rejected(Model):
-    """Evidence that is not tied to the enrolled platform and measurement: it could be anybody's, and ends nothing."""
+    """Evidence not bound to the enrolled platform and measurement: anyone could have sent it; it ends nothing."""
 
     step: str
     reasons: list[Reason]
@@ -80,7 +80,7 @@ class Rejected(Model):
 
 
 class PolicyTried(Model):
-    """What policies on trial would make of the same list (`attestgate policy diff --against hosts`)."""
+    """The verdict of policies on trial on the same list (`attestgate policy diff --against hosts`)."""
 
     manifest: Hex32
     admitted: bool
@@ -89,7 +89,7 @@ class PolicyTried(Model):
 
 
 class ListJudged(Model):
-    """What was found in a measurement list: how long it is now, its SHA-256, its replay by bank, unknown entries.
+    """The appraisal of a measurement list: its length so far, SHA-256, replayed PCR 10 by bank, unknown entries.
 
     A TPM quote vouches for the first `anchored_entries` of them, and for how the machine was booted.
     """
@@ -104,7 +104,7 @@ class ListJudged(Model):
 
 
 class HostGranted(ListJudged):
-    """The verdict that K was granted on."""
+    """The verdict on which K was granted."""
 
     outcome: Outcome
     ear: str
@@ -119,7 +119,7 @@ class HostTrusted(Model):
 
 
 class HostRechecked(ListJudged):
-    """A recheck that was answered well, and the lease that it earned."""
+    """A passed recheck, and the lease that it earned."""
 
     lease_end: Seconds
     outcome: Outcome
@@ -127,7 +127,7 @@ class HostRechecked(ListJudged):
 
 
 class AppRechecked(Model):
-    """A recheck that was answered well, and the lease that it earned."""
+    """A passed recheck, and the lease that it earned."""
 
     lease_end: Seconds
     outcome: Outcome
@@ -135,7 +135,7 @@ class AppRechecked(Model):
 
 
 class WaitingForKey(Model):
-    """The application's evidence is good; the session of its host hands over the key."""
+    """The application's evidence is accepted; the session of its host delivers the key."""
 
     outcome: Outcome
     ear: str
@@ -143,7 +143,7 @@ class WaitingForKey(Model):
 
 
 class DeliveringKey(Model):
-    """The host was told to put an application's key into one of its volumes."""
+    """The host was asked to put an application's key into one of its volumes."""
 
     app: Id
     app_session: SessionId
@@ -165,7 +165,7 @@ class Proven(Model):
 
 
 class Certified(Model):
-    """The certificate that was issued, and where its key was made."""
+    """The certificate that was issued, and where its key was generated."""
 
     serial: str
     identity: str
@@ -174,13 +174,13 @@ class Certified(Model):
 
 
 class Renewing(Certified):
-    """The next certificate, beside the one that it is to replace."""
+    """The next certificate, and the one that it is to replace."""
 
     before_serial: str
 
 
 class AppAdmitted(Model):
-    """The gateways that have said, signed, that the certificate passes."""
+    """The gateways that have confirmed, signed, that they admit the certificate."""
 
     serial: str
     gateways: list[Id]
@@ -188,7 +188,7 @@ class AppAdmitted(Model):
 
 
 class Ended(Model):
-    """Why a session ended, at which step, and the verdict that it rested on, if there was one."""
+    """Why a session ended, at which step, and the verdict that it was based on, if any."""
 
     step: str
     reasons: list[Reason]
@@ -206,7 +206,7 @@ class Dropped(Model):
 
 
 class PutAside(Model):
-    """A message that made a worker fail each time: its name in quarantine, None if that was full."""
+    """A message that a worker failed on at every attempt: its name in quarantine, None if that was full."""
 
     step: str
     message: Hex32 | None
@@ -235,7 +235,7 @@ class LogInconsistent(Model):
 
 
 class LogStranger(Model):
-    """A message in the log's stream: its SHA-256, its sequence there, and why it is no entry."""
+    """A message in the log's stream: its SHA-256, its sequence there, and why it is not an entry."""
 
     message: Hex32
     sequence: int
@@ -250,7 +250,7 @@ class LogOverdue(Model):
 
 
 class GatewayAdmitted(Model):
-    """nginx lets a key pass: `cert.<serial>` or `host.<session>`."""
+    """nginx admits a key: `cert.<serial>` or `host.<session>`."""
 
     key: str
     who: str
@@ -259,7 +259,7 @@ class GatewayAdmitted(Model):
 
 
 class Withdrawn(Model):
-    """nginx lets a key pass no more. `after_s`: seconds since it was decided, at most one too long."""
+    """nginx no longer admits a key. `after_s`: seconds since the decision, overstated by at most one."""
 
     key: str
     reason: str
@@ -267,20 +267,20 @@ class Withdrawn(Model):
 
 
 class Lapsed(Model):
-    """A lease that ended by itself."""
+    """A lease that expired."""
 
     key: str
 
 
 class StatementRefused(Model):
-    """A statement in the bucket that is not the manager's, or goes back in time."""
+    """A statement in the bucket that is not the manager's, or is older than one seen before."""
 
     key: str
     reason: Reason
 
 
 class RequestRefused(Model):
-    """Requests that nginx refused for one reason, so many since this was last told."""
+    """Requests that nginx refused for one reason: how many since the last such report."""
 
     verdict: str
     identity: str
@@ -289,7 +289,7 @@ class RequestRefused(Model):
 
 
 class BrokenGlass(Model):
-    """An operator lets a certificate pass by hand, without the manager."""
+    """An operator's break-glass admission of a certificate, without the manager."""
 
     operator: str
     identity: str
@@ -299,20 +299,20 @@ class BrokenGlass(Model):
 
 
 class Reconciled(Model):
-    """nginx differed from the lease table, by so many entries."""
+    """How many entries of nginx differed from the gateway worker's leases."""
 
     put: int
     removed: int
 
 
 class NginxFailed(Model):
-    """nginx does not answer, or not as it should."""
+    """nginx does not answer, or answers wrongly."""
 
     problem: str
 
 
 class WorkerFailed(Model):
-    """Why a worker did not begin, or went on no longer."""
+    """Why a worker did not start, or stopped."""
 
     reasons: list[Reason]
 
@@ -330,57 +330,64 @@ class Told:
 _BOTH: tuple[EventKind, ...] = ("host", "app")
 
 EVENTS = (
-    Told(("host",), "challenged", "a session began: the host was asked for evidence", HostChallenged),
-    Told(("app",), "challenged", "a session began: the application was asked for evidence", AppChallenged),
-    Told(_BOTH, "evidence-rejected", "evidence that could be anybody's was not taken; the session stands", Rejected),
-    Told(("host",), "granted", "the evidence is good: K and n1 were sent to the host's enclave", HostGranted),
+    Told(("host",), "challenged", "a session started: the host was challenged for evidence", HostChallenged),
+    Told(("app",), "challenged", "a session started: the application was challenged for evidence", AppChallenged),
+    Told(
+        _BOTH, "evidence-rejected", "evidence that anyone could have sent was rejected; the session goes on", Rejected
+    ),
+    Told(("host",), "granted", "the evidence is accepted: K and n1 were sent to the host's enclave", HostGranted),
     Told(("host",), "trusted", "the host's enclave has proven K", HostTrusted),
-    Told(("host",), "delivering-key", "the host was told to deliver an application's key", DeliveringKey),
-    Told(("host",), "key-delivered", "the host has delivered it, or says why not", KeyDelivered),
-    Told(("app",), "waiting-for-key", "the evidence is good: the key was asked for at the host", WaitingForKey),
-    Told(("app",), "granted", "the key lies in the volume: n2 was sent to the application's enclave"),
-    Told(("app",), "proven", "the co-location proof is right", Proven),
+    Told(("host",), "delivering-key", "the host was asked to deliver an application's key", DeliveringKey),
+    Told(("host",), "key-delivered", "the host has delivered it, or reports why not", KeyDelivered),
+    Told(("app",), "waiting-for-key", "the evidence is accepted: the key was requested from the host", WaitingForKey),
+    Told(("app",), "granted", "the key is in the volume: n2 was sent to the application's enclave"),
+    Told(("app",), "proven", "the co-location proof is valid", Proven),
     Told(("app",), "certified", "the certificate was issued and leased to the gateways", Certified),
-    Told(("app",), "admitted", "enough gateways let it pass: the application was told", AppAdmitted),
-    Told(("app",), "renewing", "the next certificate was issued, before the present one ends", Renewing),
-    Told(("app",), "renewed", "enough gateways let it pass: the one before it is withdrawn", AppAdmitted),
-    Told(_BOTH, "rechecking", "fresh evidence was asked for"),
-    Told(("host",), "rechecked", "it came and is good: the lease was renewed", HostRechecked),
-    Told(("app",), "rechecked", "it came and is good: the lease was renewed", AppRechecked),
-    Told(_BOTH, "late-answer", "evidence came after its question had lapsed: worth nothing"),
-    Told(_BOTH, "refused", "over before there was trust", Ended),
-    Told(_BOTH, "untrusted", "over: a recheck failed, or the host of an application is trusted no more", Ended),
-    Told(_BOTH, "expired", "over: silent past its deadline", Ended),
-    Told(_BOTH, "revoked", "over: an operator said so", Ended),
-    Told(_BOTH, "superseded", "over: a newer session of the same subject has taken its place", Ended),
+    Told(("app",), "admitted", "enough gateways admit it: the application was notified", AppAdmitted),
+    Told(("app",), "renewing", "the next certificate was issued, before the current one expires", Renewing),
+    Told(("app",), "renewed", "enough gateways admit it: the one before it is withdrawn", AppAdmitted),
+    Told(_BOTH, "rechecking", "fresh evidence was requested"),
+    Told(("host",), "rechecked", "the fresh evidence is accepted: the lease was renewed", HostRechecked),
+    Told(("app",), "rechecked", "the fresh evidence is accepted: the lease was renewed", AppRechecked),
+    Told(_BOTH, "late-answer", "evidence arrived after its challenge had expired: ignored"),
+    Told(_BOTH, "refused", "ended before it was trusted", Ended),
+    Told(_BOTH, "untrusted", "ended: a recheck failed, or the host of an application is no longer trusted", Ended),
+    Told(_BOTH, "expired", "ended: no answer before its deadline", Ended),
+    Told(_BOTH, "revoked", "ended: revoked by an operator", Ended),
+    Told(_BOTH, "superseded", "ended: replaced by a newer session of the same subject", Ended),
     Told(
         ("host", "app", "gateway", "op", "unknown"),
         "dropped",
-        "a message changed nothing: it does not fit, does not open, or replays something",
+        "a message changed nothing: it is invalid, does not decrypt, or is a replay",
         Dropped,
     ),
     Told(
         ("host", "app", "gateway", "op", "unknown"),
         "quarantined",
-        "a message made a worker fail each time, and was put aside",
+        "a worker failed on a message at every attempt, and moved it to quarantine",
         PutAside,
     ),
     Told(("op",), "applied", "an operator's command was applied", Applied),
     Told(("op",), "refused", "an operator's command was refused", CommandRefused),
-    Told(("manager",), "started", "a worker began to work"),
-    Told(("manager",), "log-inconsistent", "ALARM: the decision log was set back, cut or rewritten", LogInconsistent),
-    Told(("manager",), "log-stranger", "ALARM: what no manager signed stands among the decisions", LogStranger),
-    Told(("manager",), "log-overdue", "ALARM: decisions of a minute ago are not in the log", LogOverdue),
-    Told(("manager", "gateway"), "failed", "a worker cannot work as it was set up, and has ended", WorkerFailed),
-    Told(("gateway",), "admitted", "nginx lets a key pass", GatewayAdmitted),
-    Told(("gateway",), "withdrawn", "nginx lets a key pass no more", Withdrawn),
-    Told(("gateway",), "lapsed", "a lease ended by itself", Lapsed),
-    Told(("gateway",), "refused", "a statement in the bucket was not believed", StatementRefused),
+    Told(("manager",), "started", "a worker started"),
+    Told(
+        ("manager",),
+        "log-inconsistent",
+        "ALARM: the decision log was rolled back, truncated or rewritten",
+        LogInconsistent,
+    ),
+    Told(("manager",), "log-stranger", "ALARM: a message that no manager signed is among the decisions", LogStranger),
+    Told(("manager",), "log-overdue", "ALARM: decisions a minute old are not in the log", LogOverdue),
+    Told(("manager", "gateway"), "failed", "a worker cannot run with its configuration, and has stopped", WorkerFailed),
+    Told(("gateway",), "admitted", "nginx admits a key", GatewayAdmitted),
+    Told(("gateway",), "withdrawn", "nginx no longer admits a key", Withdrawn),
+    Told(("gateway",), "lapsed", "a lease expired", Lapsed),
+    Told(("gateway",), "refused", "a statement in the bucket was refused", StatementRefused),
     Told(("gateway",), "request-refused", "nginx has refused requests", RequestRefused),
-    Told(("gateway",), "break-glass", "ALARM: an operator lets a certificate pass without the manager", BrokenGlass),
-    Told(("gateway",), "reconciled", "nginx was brought back in line", Reconciled),
-    Told(("gateway",), "nginx-failed", "nginx is not reached", NginxFailed),
+    Told(("gateway",), "break-glass", "ALARM: an operator admits a certificate without the manager", BrokenGlass),
+    Told(("gateway",), "reconciled", "nginx was reconciled with the leases", Reconciled),
+    Told(("gateway",), "nginx-failed", "nginx is unreachable", NginxFailed),
 )
 
 BY_NAME: dict[tuple[str, str], Told] = {(kind, told.what): told for told in EVENTS for kind in told.kinds}
-"""Each event by who it is about and what happened."""
+"""Each event by the kind of its subject and what happened."""

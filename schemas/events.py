@@ -1,6 +1,6 @@
-"""Events: what a person watches with `nats sub 'attest.v1.events.>'`. Readable JSON, CloudEvents headers, no secrets.
+"""Events, for people to watch with `nats sub 'attest.v1.events.>'`. Readable JSON, CloudEvents headers, no secrets.
 
-Nothing decides on an event. schemas/event_data.py lists every event there is, and what it holds.
+No decision depends on an event. schemas/event_data.py lists every event there is, and what it holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from attestgate.schemas.base import Model, Seconds
 
 CLOUDEVENTS_TYPE = "attestgate.v1"
 _AS_THEY_ARE = "!#$&'()*+,/:;<=>?@[\\]^`{|}"
-"""Beside letters, digits and -._~: all of printable ASCII but space, double quote and percent."""
+"""Besides letters, digits and -._~: all of printable ASCII but space, double quote and percent."""
 
 
 class Event(Model):

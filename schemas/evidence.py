@@ -1,4 +1,4 @@
-"""Evidence beside the quote: how a piece of the measurement list travels, and what of it the quote covers."""
+"""Evidence besides the quote: how a piece of the measurement list is encoded, and what of it the quote covers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def host_evidence_hash(measurements: MeasurementList, tpm: TpmQuote | None) -> b
 def app_evidence_hash(certificate_request: bytes = b"", *, proxy: bool = False) -> bytes:
     """SHA-512 that an application's quote covers: its certificate request, and whether it is a proxy.
 
-    In a recheck it covers nothing more: both stand.
+    In a recheck it covers neither: both are unchanged.
     """
     return evidence_hash(certificate_request, *([b"proxy"] if proxy else []))
 
 
 def pack_measurements(whole: bytes, offset: int) -> MeasurementList:
-    """What a list has beyond `offset`, ready to travel. A list shorter than that travels whole, from 0."""
+    """What a list has beyond `offset`, ready to send. A list shorter than that is sent whole, from 0."""
     start = offset if offset <= len(whole) else 0
     return MeasurementList(
         offset=start,
@@ -37,7 +37,7 @@ def pack_measurements(whole: bytes, offset: int) -> MeasurementList:
 
 
 def unpack_measurements(measurements: MeasurementList) -> bytes:
-    """The piece of the list. Raises Refusal `evidence.list`; never makes more than `MAX_LIST` bytes of it."""
+    """The piece of the list. Raises Refusal `evidence.list`; never inflates to more than `MAX_LIST` bytes."""
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(measurements.zlib, MAX_LIST)
@@ -57,5 +57,5 @@ def _bad(expected: str, found: str) -> Refusal:
         "measurement list",
         expected=expected,
         found=found,
-        action="the list was changed on its way, or the agent is of another version",
+        action="run manager and agent of one version: the list was changed in transit, or is encoded otherwise",
     )

@@ -1,4 +1,4 @@
-"""What a host must be to be trusted, and what was found: host policy, golden PCRs, replay state, verdict on a list."""
+"""What makes a host trusted, and what was found: host policy, golden PCRs, replay state, verdict on a list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BootState = Literal["golden", "mismatch", "not_judged"]
 """PCR 0-9 of a verified quote against the enrolled values; `not_judged` without a quote or without such values."""
 
 HostIntegrity = Literal["anchored", "unanchored"]
-"""`anchored`: a TPM vouches for the list and for the boot that made it. `unanchored`: the host kernel's own word."""
+"""`anchored`: a TPM vouches for the list and for its boot. `unanchored`: only the host kernel's own claim."""
 
 Mode = Literal["enforcing", "observe-only"]
 
@@ -31,10 +31,10 @@ BOOT_PCRS = tuple(range(10))
 class HostPolicy(Model):
     """Appraisal policy for a host's integrity. Named by the SHA-256 of its bytes, as the runtime policy it refers to.
 
-    `version` rises with every change. `runtime_policy` is the SHA-256 of the runtime policy's bytes in hexadecimal.
-    `accept_unanchored` takes a list no TPM vouches for; `accept_unjudged_boot` takes one that a TPM quote vouches for
-    on a host without golden PCR values. `bank` is the PCR bank that a quote must be over. `observe-only` judges and
-    reports alike and admits what only this policy would refuse; evidence that does not hold together is never admitted.
+    `version` increases with every change. `runtime_policy` is the SHA-256 of the runtime policy's bytes in hexadecimal.
+    `accept_unanchored` accepts a list no TPM vouches for; `accept_unjudged_boot` accepts one that a TPM quote vouches
+    for on a host without golden PCR values. `bank` is the PCR bank that a quote must be over. `observe-only` appraises
+    and reports alike and admits what only this policy would refuse; inconsistent evidence is never admitted.
     """
 
     version: Annotated[int, Field(ge=1, lt=2**40)]
@@ -63,7 +63,7 @@ class GoldenPcrs(Model):
 class Replay(Model):
     """How far a list has been read: entries so far and PCR 10 of each bank replayed, in hexadecimal.
 
-    A recheck goes on from it, so that a host sends only what is new.
+    A recheck resumes from it, so that a host sends only what is new.
     """
 
     entries: Annotated[int, Field(ge=0, lt=2**40)]
@@ -76,10 +76,10 @@ class Replay(Model):
 
 
 class UnknownEntry(Model):
-    """An entry that the policy does not know. `index` counts from 0 over the whole list.
+    """An entry that is not in the policy. `index` counts from 0 over the whole list.
 
     `path` is escaped for reading (`\\xNN` where it is not printable text); `digest` is `algorithm:hexadecimal`;
-    `nearest` is a digest that the policy knows for the same path, if it knows the path.
+    `nearest` is a digest that the policy has for the same path, if it has the path.
     """
 
     index: int
@@ -91,11 +91,11 @@ class UnknownEntry(Model):
 class ListVerdict(Model):
     """The result of one appraisal of a measurement list, or of what was added to it.
 
-    `accepted` is the judgement; `admitted` differs from it only in observe-only mode. `entries` and `pcr10` count the
+    `accepted` is the verdict; `admitted` differs from it only in observe-only mode. `entries` and `pcr10` count the
     whole list as replayed, `anchored_entries` is how many of them the quoted PCR 10 vouches for (0 without a quote);
     the rest is the unanchored tail. `violations`, `excluded` and `unknown_entries` count this appraisal's entries;
     `unknown` lists the first of the unknown ones. `policy` is the SHA-256 of the runtime policy, None if none was
-    applied. `replay` is where the next recheck goes on.
+    applied. `replay` is where the next recheck resumes.
     """
 
     accepted: bool

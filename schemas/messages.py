@@ -24,7 +24,7 @@ MAX_LIST = 64 * 1024 * 1024
 
 
 class HostHello(Model):
-    """0: a host agent asks to be attested. Says nothing that is believed."""
+    """0: a host agent asks to be attested. Nothing in it is trusted."""
 
     role: Literal["host"] = "host"
     host: Id
@@ -45,7 +45,7 @@ class AppHello(Model):
 
 
 class Challenge(Model):
-    """1 (signed, label `challenge`): a fresh question. The lease counts from `issued_at`."""
+    """1 (signed, label `challenge`): a fresh challenge. The lease counts from `issued_at`."""
 
     session: SessionId
     role: Role
@@ -80,7 +80,7 @@ class MeasurementList(Model):
 
 
 class HostEvidence(Model):
-    """2 (sealed): the enclave's session key, its quote, the measurement list, the TPM's quote if it was asked for."""
+    """2 (sealed): the enclave's session key, its quote, the measurement list, the TPM's quote if requested."""
 
     enclave_key: PublicKey
     quote: Quote
@@ -89,13 +89,13 @@ class HostEvidence(Model):
 
 
 class AppEvidence(Model):
-    """2 (sealed): the enclave's session key, its quote, a PKCS #10 request for a key born in the enclave."""
+    """2 (sealed): the enclave's session key, its quote, a PKCS #10 request for a key generated in the enclave."""
 
     enclave_key: PublicKey
     quote: Quote
     certificate_request: Annotated[bytes, Field(max_length=4096)]
     proxy: bool = False
-    """The enclave will carry the requests of a program outside; the measured code says so of itself."""
+    """The enclave will forward the requests of a program outside; the measured code declares it."""
 
 
 class HostGrant(Model):
@@ -120,16 +120,16 @@ class Proof(Model):
 
 
 class Accepted(Model):
-    """5: the host is trusted until `lease_end`; sent again after each good recheck."""
+    """5: the host is trusted until `lease_end`; sent again after each passed recheck."""
 
     lease_end: Seconds
     next_recheck: Seconds
 
 
 class Recheck(Model):
-    """6: a fresh question within the session. `list_offset` is how much of the list the manager has seen.
+    """6: a fresh challenge within the session. `list_offset` is how much of the list the manager has seen.
 
-    `log_head`: for a host, the newest head of the decision log (schemas.checkpoint), of which it is so a witness; empty
+    `log_head`: for a host, the newest head of the decision log (schemas.checkpoint), which makes it a witness; empty
     while there is none.
     """
 
@@ -141,7 +141,7 @@ class Recheck(Model):
 
 
 class HostRecheckEvidence(Model):
-    """6: fresh quotes and what the list grew by. `nonce` says which question it answers."""
+    """6: fresh quotes and what the list grew by. `nonce` names the challenge that it answers."""
 
     nonce: Bytes32
     quote: Quote
@@ -150,14 +150,14 @@ class HostRecheckEvidence(Model):
 
 
 class AppRecheckEvidence(Model):
-    """7: a fresh quote. `nonce` says which question it answers."""
+    """7: a fresh quote. `nonce` names the challenge that it answers."""
 
     nonce: Bytes32
     quote: Quote
 
 
 class DeliverKey(Model):
-    """7: hand the application's key to one quoted enclave, through one of the host's own volumes."""
+    """7: deliver the application's key to one quoted enclave, through one of the host's own volumes."""
 
     app: Id
     app_session: SessionId
@@ -175,7 +175,7 @@ class KeyDelivered(Model):
 
 
 class VolumeKey(Model):
-    """What lies in the volume, inside the seal: HPKE of K_app to the application's enclave session key."""
+    """The content of the sealed file in the volume: HPKE of K_app to the application's enclave session key."""
 
     app_session: SessionId
     ciphertext: bytes
@@ -184,7 +184,7 @@ class VolumeKey(Model):
 class Certificate(Model):
     """5, and 7 as `renew`: the application's certificate, leaf first.
 
-    `private_key` (PKCS #8, PEM) comes only in the prototype's mode, where the manager makes the key.
+    `private_key` (PKCS #8, PEM) is set only in the prototype's mode, where the manager generates the key.
     """
 
     chain: Annotated[str, Field(max_length=32 * 1024)]
@@ -194,7 +194,7 @@ class Certificate(Model):
 
 
 class Ready(Model):
-    """6: a gateway has said, signed, that nginx admits certificate `serial`; sent again with every renewed lease."""
+    """6: a gateway has confirmed, signed, that nginx admits certificate `serial`; resent with every renewed lease."""
 
     serial: Annotated[str, Field(max_length=64)]
 
@@ -213,10 +213,10 @@ class Refused(Model):
 
 
 class Rejected(Model):
-    """One piece of evidence was not taken (signed, label `rejected`); the session stands.
+    """One piece of evidence was rejected (signed, label `rejected`); the session goes on.
 
     Anyone can seal to a public challenge, so this ends nothing. `evidence` is the SHA-512 of the message: an agent
-    believes it only of bytes that it sent.
+    heeds it only for bytes that it sent.
     """
 
     session: SessionId
@@ -232,19 +232,19 @@ class Ended(Model):
 
 
 class Resume(Model):
-    """An agent that lost its connection asks for the last messages once more. Answered by stored bytes only."""
+    """An agent that lost its connection asks for the last messages again. Answered with stored bytes only."""
 
     session: SessionId
 
 
 class Outcome(Model):
-    """A verdict's short form as it stands in records and events; no secret."""
+    """A verdict's short form in records and events; no secret."""
 
     simulated: bool
     integrity: Literal["anchored", "unanchored"]
-    """The host's; an application has that of its host."""
+    """The host's; an application takes over its host's."""
     observe_only: bool
-    """Admitted by a host policy that only observes: it would be refused by an enforcing one."""
+    """Admitted by an observe-only host policy: an enforcing one would refuse it."""
     quote_id: Hex32
     mrenclave: Hex32
     tcb_status: str

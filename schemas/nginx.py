@@ -24,7 +24,7 @@ FORWARDED = (
     "User-Agent",
     "X-Request-Id",
 )
-"""Request headers that go upstream as the application sent them; all others stay outside."""
+"""Request headers that are forwarded as the application sent them; all others are dropped."""
 
 
 def quotable(path: Path) -> Path:
@@ -48,13 +48,13 @@ Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[km]$")]
 
 
 class NginxConfig(Part):
-    """What one gateway's nginx needs to know. Sizes are nginx's own: `32m`, `64k`.
+    """One gateway's nginx. Sizes are in nginx's notation: `32m`, `64k`.
 
-    `zone` holds about 2,500 admissions a megabyte; when it is full, new ones are refused and nothing is evicted.
+    `zone` holds about 2,500 admissions per megabyte; when it is full, new ones are refused and nothing is evicted.
     """
 
     folder: QuotablePath
-    """nginx's own folder: configuration, logs, pid, admin socket. Made 0700 if missing."""
+    """nginx's own folder: configuration, logs, pid, admin socket. Created with mode 0700 if missing."""
     address: Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=1, le=65535)]
@@ -66,27 +66,27 @@ class NginxConfig(Part):
     client_ca: QuotablePath
     """The CAs whose client certificates may be admitted, PEM."""
     controller: QuotablePath | Annotated[str, StringConstraints(pattern=r"^127\.0\.0\.1:[0-9]{1,5}$")]
-    """The SDN controller: a unix socket (then nobody but nginx reaches it) or a loopback address and port."""
+    """The SDN controller: a unix socket (then only nginx reaches it) or a loopback address and port."""
     zone: Size = "32m"
     """Shared memory for admissions."""
     body: Size = "1m"
-    """Largest body of a request."""
+    """Largest request body."""
     response_s: Annotated[int, Field(ge=1, le=3600)] = 30
-    """Longest time from a request's first byte to its response's last, in seconds (checked at each piece)."""
+    """Longest time from a request's first byte to its response's last, in seconds (checked at each chunk)."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Worker processes."""
     forwarded: tuple[HeaderName, ...] = FORWARDED
-    """Request headers that go upstream as the application sent them."""
+    """Request headers that are forwarded as the application sent them."""
     tls12: bool = False
-    """Take TLS 1.2 too, with forward-secret AEAD suites only."""
+    """Accept TLS 1.2 too, with forward-secret AEAD suites only."""
     relay: QuotablePath | None = None
-    """The gateway worker's `relay.socket`: WebSockets go by it. Without it every upgrade is refused."""
+    """The gateway worker's `relay.socket`, through which WebSockets go. Without it every upgrade is refused."""
     public_port: Annotated[int | None, Field(ge=1, le=65535)] = None
     """Port for plain HTTP: `/health`, for a load balancer, and revocation lists under `/crl/`. Off by default."""
     crl: QuotablePath | None = None
     """Revocation lists of all CAs of the chain, the root's too, PEM: for a stock nginx; reload it when they change."""
     mode: Literal["njs", "stock"] = "njs"
-    """`stock` does without njs: a map file, revocation lists and reloads. Slower, and weaker: see docs/gateway.md."""
+    """`stock` works without njs: a map file, revocation lists and reloads. Slower and weaker: see docs/gateway.md."""
 
     @model_validator(mode="after")
     def _relay_needs_njs(self) -> Self:
@@ -101,10 +101,10 @@ class NginxConfig(Part):
 
     @property
     def map(self) -> Path:
-        """Who is admitted, for a stock nginx: `nginx_map` of the gateway worker."""
+        """The admitted certificates, for a stock nginx: `nginx_map` of the gateway worker."""
         return self.folder / "admitted.map"
 
     @property
     def public(self) -> Path:
-        """What nginx serves to anybody: the worker puts revocation lists here."""
+        """What nginx serves to anyone: the worker puts revocation lists here."""
         return self.folder / "public"

@@ -1,4 +1,4 @@
-"""A message that made a worker fail again and again, put aside with the reason so that it never blocks the others."""
+"""An entry of the dead-letter queue: a message that a worker failed on at every attempt, kept with the reasons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LIMIT = MAX_MESSAGE + 64 * 1024
 
 
 class Quarantined(Model):
-    """The message as it came, and what went wrong with it. Its payload is as sealed as it was on the bus."""
+    """The message as received, and what went wrong with it. Its payload is still sealed, as it was on the bus."""
 
     subject: str
     data: bytes

@@ -1,4 +1,4 @@
-"""How a settings file is read: its TOML, then ATTESTGATE_... variables; what is wrong with it names file and key."""
+"""Reads a settings file: its TOML, then ATTESTGATE_... variables; errors name the file and the key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _beside_file(path: Path) -> Path:
 
 
 FilePath = Annotated[Path, AfterValidator(_beside_file)]
-"""A path; a relative one counts from the folder of the settings file."""
+"""A path; a relative one is relative to the settings file's folder."""
 
 
 class Part(BaseModel):
@@ -52,14 +52,14 @@ def load_settings(kind: type[S], path: Path) -> S:
 
 
 def load_part(kind: type[P], path: Path) -> P:
-    """Settings from a TOML file alone, whatever the environment says. Raises Refusal (`settings.*`)."""
+    """Settings from a TOML file alone, ignoring the environment. Raises Refusal (`settings.*`)."""
     with _reading(kind, path):
         return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager
 def _reading(kind: type[BaseModel], path: Path) -> Iterator[None]:
-    """Turn what can be wrong with a settings file into a refusal that names the file and the key."""
+    """Turn the errors of a settings file into a refusal that names the file and the key."""
     token = _folder.set(path.parent.absolute())
     try:
         path.read_bytes()  # a missing file is an error here, an empty source to pydantic-settings

@@ -1,7 +1,7 @@
 """SGX: the appraisal policy, a platform's identity, and the verdict on one quote.
 
 Field names follow Intel's quote and collateral formats ("Intel SGX ECDSA QuoteLibReference DCAP API", appendix A, and
-the PCS v4 API); the parts played are RFC 9334's.
+the PCS v4 API); the roles are RFC 9334's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TcbStatus = Literal[
     "OutOfDateConfigurationNeeded",
     "Revoked",
 ]
-"""A TCB level's status as Intel's TCB info says it; the worse of platform and quoting enclave."""
+"""A TCB level's status as in Intel's TCB info; the worse of platform and quoting enclave."""
 
 IasStatus = Literal[
     "OK",
@@ -33,20 +33,20 @@ IasStatus = Literal[
     "CONFIGURATION_AND_SW_HARDENING_NEEDED",
     "GROUP_OUT_OF_DATE",
 ]
-"""What an IAS report's isvEnclaveQuoteStatus may be and still be a matter of policy; every other one is refused."""
+"""The values of an IAS report's isvEnclaveQuoteStatus that a policy may accept; every other one is refused."""
 
 SgxType = Literal["standard", "scalable", "scalable_with_integrity"]
 """SGXType of the PCK certificate: 0, 1, 2. The scalable ones may span packages."""
 
 PlatformPart = Literal["ppid", "pck_leaf", "attestation_key", "qe_id"]
-"""What of a platform's identity two quotes may have in common."""
+"""The parts of a platform's identity that two quotes may have in common."""
 
 AdvisoryId = Annotated[str, StringConstraints(pattern=r"^INTEL-SA-[0-9]{5}$")]
 U16 = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 
 class Masked(Model):
-    """Bits that must be as they are in `value`, wherever `mask` is one; both hexadecimal, of one length."""
+    """Bits that must equal those of `value` wherever `mask` is one; both hexadecimal, of equal length."""
 
     value: Hex
     mask: Hex
@@ -56,7 +56,7 @@ class Masked(Model):
         if len(self.value) != len(self.mask):
             raise ValueError("value and mask differ in length")
         if int(self.value or "0", 16) & ~int(self.mask or "0", 16):
-            raise ValueError("value has a bit that the mask does not look at")
+            raise ValueError("value has a bit outside the mask")
         return self
 
     def fits(self, found: bytes) -> bool:
@@ -68,7 +68,7 @@ class Masked(Model):
 class SgxPolicy(Model):
     """An appraisal policy for SGX quotes, named by the SHA-256 of its bytes (`policy_name`).
 
-    Absent pins (None, or an empty list) are not looked at; a debug enclave, a revoked TCB and stale collateral are
+    Absent pins (None, or an empty list) are not checked; a debug enclave, a revoked TCB and stale collateral are
     refused whatever a policy says. Online the exact MRENCLAVE list is the enrolment record's, so `mrenclaves` may
     stay empty there; offline the policy must pin an enclave itself (`read_complete_policy`).
     """
@@ -81,18 +81,18 @@ class SgxPolicy(Model):
     config_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
     min_config_svn: U16 = 0
     attributes: Masked | None = None
-    """16 bytes: ATTRIBUTES.FLAGS and XFRM as they stand in the report (little-endian; SDM vol. 3D, 38.7.1)."""
+    """16 bytes: ATTRIBUTES.FLAGS and XFRM as in the report (little-endian; SDM vol. 3D, 38.7.1)."""
     misc_select: Masked | None = None
-    """4 bytes, as they stand in the report."""
+    """4 bytes, as in the report."""
 
     tcb_statuses: tuple[TcbStatus, ...] = ("UpToDate", "SWHardeningNeeded")
     accepted_advisories: tuple[AdvisoryId, ...] | None = None
-    """Where given, every advisory of the TCB level must be in it."""
+    """If set, every advisory of the TCB level must be in it."""
     rejected_advisories: tuple[AdvisoryId, ...] = ()
     min_tcb_date: AwareDatetime | None = None
     """The matched TCB level's date (tcbDate) must not be before it."""
     out_of_date_grace_s: Seconds | None = None
-    """For how long after its TCB level's date an accepted OutOfDate status stands."""
+    """How long after its TCB level's date an accepted OutOfDate status remains accepted."""
     min_tcb_evaluation_number: Annotated[int, Field(ge=0)] = 0
     max_collateral_age_s: Seconds | None = None
     """Since the issue date of TCB info, QE identity and both CRLs, in seconds."""
@@ -100,7 +100,7 @@ class SgxPolicy(Model):
     ias_statuses: tuple[IasStatus, ...] = ("OK", "SW_HARDENING_NEEDED")
     """For evidence by the legacy attestation service (IAS, EPID)."""
     max_report_age_s: Seconds = 30 * 86_400
-    """Of an IAS report, since its timestamp: by default what Intel gives DCAP collateral."""
+    """Of an IAS report, since its timestamp: by default the lifetime of Intel's DCAP collateral."""
 
     sgx_types: tuple[SgxType, ...] = ("standard", "scalable", "scalable_with_integrity")
     accept_dynamic_platform: bool = True
@@ -132,7 +132,7 @@ class SgxPolicy(Model):
 
 
 BASELINE = SgxPolicy(version=1)
-"""What is judged where no policy is given: nothing but the defaults above."""
+"""The policy where none is given: only the defaults above."""
 
 
 def policy_name(document: bytes) -> str:
@@ -146,7 +146,7 @@ def read_policy(document: bytes, *, source: str) -> SgxPolicy:
 
 
 def read_complete_policy(document: bytes, *, source: str) -> SgxPolicy:
-    """A policy that is to decide alone: it must pin an enclave. Raises Refusal (`file.*`, `policy.unpinned`)."""
+    """A policy that is used on its own: it must pin an enclave. Raises Refusal (`file.*`, `policy.unpinned`)."""
     policy = read_policy(document, source=source)
     if not policy.mrenclaves and not (policy.mrsigners and policy.isv_prod_id is not None):
         raise Refusal.because(
@@ -160,7 +160,7 @@ def read_complete_policy(document: bytes, *, source: str) -> SgxPolicy:
 
 
 class PlatformIdentity(Model):
-    """Who a platform is, as results may keep it: HMAC-SHA256 of each part under the deployment's salt."""
+    """A platform's identity, as results may keep it: HMAC-SHA256 of each part under the deployment's salt."""
 
     ppid: Hex32
     pck_leaf: Hex32
@@ -183,7 +183,7 @@ class PlatformIdentity(Model):
 
 
 class Appraisal(Model):
-    """The attestation result of one piece of SGX evidence: accepted or not, why not, by which policy, what it says.
+    """The attestation result for one piece of SGX evidence: accepted or not, the reasons, the policy, the claims.
 
     A field of the evidence is None where the evidence could not be read. Hexadecimal fields are in the byte order of
     the quote.
@@ -193,7 +193,7 @@ class Appraisal(Model):
     reasons: list[Reason]
     policy: Hex32 | None
     at: int
-    """The Unix second that the evidence was judged for."""
+    """The Unix second for which the evidence was appraised."""
     simulated: bool
     quote_id: Hex32 | None = None
     """SHA-256 of the quote's first 432 bytes (header and report body): what was signed."""
@@ -214,14 +214,14 @@ class Appraisal(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.accepted == bool(self.reasons):
-            raise ValueError("a verdict is accepted exactly if it has no reason against it")
+            raise ValueError("a verdict is accepted if and only if it has no reasons against it")
         if self.accepted and None in (self.quote_id, self.mrenclave):
             raise ValueError("an accepted verdict says what was accepted")
         return self
 
 
 class SgxVerdict(Appraisal):
-    """The verdict on a DCAP quote. TCB fields are there once dcap_qvl has verified the quote."""
+    """The verdict on a DCAP quote. TCB fields are set once dcap_qvl has verified the quote."""
 
     fmspc: Hex | None = None
     sgx_type: SgxType | None = None
@@ -235,7 +235,7 @@ class SgxVerdict(Appraisal):
 
     @property
     def verified(self) -> bool:
-        """Whether the evidence is genuine, whatever a policy thinks of it."""
+        """Whether the evidence is genuine, whatever the policy's verdict."""
         return self.tcb_status is not None
 
     @property
@@ -251,15 +251,15 @@ class SgxVerdict(Appraisal):
 
 
 class IasVerdict(Appraisal):
-    """The verdict on an IAS report. EPID names no platform; `platform` is made of the pseudonym of a linkable quote."""
+    """The verdict on an IAS report. EPID names no platform; `platform` derives from a linkable quote's pseudonym."""
 
     signed: bool = False
-    """Its signature and certificates hold at the time it was judged for."""
+    """Its signature and certificates are valid at the time of appraisal."""
 
     report_id: str | None = None
     report_version: int | None = None
     timestamp: int | None = None
-    """When IAS made the report: Unix second."""
+    """When IAS issued the report: Unix second."""
     quote_status: str | None = None
     """isvEnclaveQuoteStatus, as IAS spells it."""
     nonce: str | None = None
@@ -268,7 +268,7 @@ class IasVerdict(Appraisal):
 
     @property
     def verified(self) -> bool:
-        """Whether the evidence is genuine, whatever a policy thinks of it."""
+        """Whether the evidence is genuine, whatever the policy's verdict."""
         return self.signed
 
     @property

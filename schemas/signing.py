@@ -1,4 +1,4 @@
-"""Ed25519 statements: one label a purpose, the payload's bytes kept as they were signed."""
+"""Ed25519 statements: one label per purpose, the payload's bytes kept as they were signed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def sign(key: Ed25519PrivateKey, label: str, model: BaseModel, *context: bytes) 
 
 
 def verify(signed: Signed, kind: type[M], label: str, signers: set[bytes], *context: bytes) -> M:
-    """The model in a signed statement, read only after its signature. Raises Refusal (`signature.*`).
+    """The model in a signed statement, parsed only once its signature is verified. Raises Refusal (`signature.*`).
 
-    `signers` are the public keys allowed to say this, 32 raw bytes each.
+    `signers` are the public keys allowed to sign it, 32 raw bytes each.
     """
     if signed.signer not in signers:
         raise Refusal.because(
@@ -51,7 +51,7 @@ def verify(signed: Signed, kind: type[M], label: str, signers: set[bytes], *cont
             "signature.invalid",
             label,
             expected="a valid Ed25519 signature",
-            found="one that does not verify",
-            action="the statement was changed on its way, or is for another purpose",
+            found="a signature that does not verify",
+            action="get it again: the statement was changed in transit, or is for another purpose",
         ) from None
     return unpack(kind, signed.payload)

@@ -1,4 +1,4 @@
-"""The readable line beside a sealed session record, for people. Nothing decides on it, and it holds no secret."""
+"""The readable line beside a sealed session record, for people. No decision depends on it; it holds no secret."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from attestgate.schemas.binding import Role
 
 
 class Summary(Model):
-    """How a session stood after its last transition. `id` is the host's or the application's."""
+    """A session after its last transition. `id` is the host's or the application's."""
 
     role: Role
     id: Id
@@ -23,7 +23,7 @@ class Summary(Model):
     serial: str | None = None
     """An application's certificate, if it has one."""
     host_session: SessionId | None = None
-    """The session of its host that an application rests on."""
+    """The session of its host that an application depends on."""
     reasons: list[Reason] = []
     """Why it ended."""
 

@@ -1,1 +1,1 @@
-"""Programs to try the gateway with."""
+"""Example programs to try the gateway with."""

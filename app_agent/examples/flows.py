@@ -1,6 +1,6 @@
-"""A small SDN application: puts a flow at the controller, then watches the switch over one kept connection.
+"""A small SDN application: adds a flow at the controller, then watches the switch over one kept-alive connection.
 
-It writes what it sees as JSON lines to its status file: one line when something changes.
+It writes what it sees to its status file as JSON lines, one for each change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REFUSED = 403
 
 
 async def main(application: Application) -> None:
-    """Add a flow, read it back, and keep reading until the gateway says no; then try to add it all the same."""
+    """Add a flow, read it back, and keep reading until the gateway refuses; then try to add it anyway."""
     tell = _teller(application)
     async with application.client() as http:
         added = await http.post(f"/switches/{SWITCH}/flows", json=FLOW)

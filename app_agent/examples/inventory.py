@@ -1,6 +1,6 @@
-"""Another small SDN application: it only reads, and keeps a list of the switches that the controller has.
+"""Another small SDN application: it only reads, and lists the switches that the controller has.
 
-It writes the list to its status file, as JSON lines, whenever it or the gateway's answer changes.
+It writes the list to its status file, as JSON lines, whenever the list or the gateway's answer changes.
 """
 
 from __future__ import annotations

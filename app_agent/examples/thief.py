@@ -1,6 +1,6 @@
-"""An enclave of the application's own code and signer that tries a key which was sealed for another instance.
+"""An enclave of the application's code and signer that tries to open a key sealed for another instance.
 
-Run as `python -m attestgate.app_agent.examples.thief KEY_FILE`: it says which of the two layers opens.
+Run as `python -m attestgate.app_agent.examples.thief KEY_FILE`: it prints which of the two layers opens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The agent's side of a session, as both agents have it: from hello to the channel, then message by message.
+"""The agent's side of a session, shared by both agents: from hello to the channel, then message by message.
 
-Everything lives in the enclave's memory only. An agent that restarts says hello again; one that merely missed a
-message says `resume` and gets the same bytes once more. Messages for another session, another hello, or that do not
-open are ignored: the bus may send anything.
+All state is in the enclave's memory only. An agent that restarts sends a new hello; one that merely missed a message
+sends `resume` and gets the same bytes again. Messages for another session or another hello, and messages that do not
+decrypt, are ignored: the bus may send anything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from attestgate.schemas.signing import Signed, verify
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
 INBOX = 1024
-"""Messages that wait for the agent; the oldest go first."""
+"""Messages queued for the agent; when it is full the oldest is dropped."""
 
 
 class SessionOver(Exception):
@@ -50,7 +50,7 @@ class SessionOver(Exception):
 
 
 class _Unheard(NamedTuple):
-    """A channel message of ours that the manager has not been seen to have heard; `at` is when it was first said."""
+    """A channel message of ours that the manager has not acknowledged; `at` is when it was first sent (monotonic)."""
 
     counter: int
     step: str
@@ -59,7 +59,7 @@ class _Unheard(NamedTuple):
 
 
 class Link:
-    """An agent's own corner of the bus: what it says, and what is said to it."""
+    """An agent's own subjects on the bus: what it sends, and what is sent to it."""
 
     def __init__(self, bus: Bus, role: Role, id: str) -> None:
         self._bus = bus
@@ -117,11 +117,11 @@ class AgentSession:
 
     @property
     def transcript(self) -> bytes:
-        """The transcript as it stands: T1 before evidence is sent, T3 after the grant."""
+        """The current transcript: T1 before evidence is sent, T3 after the grant."""
         return self._transcript
 
     async def open(self, hello: BaseModel, patience_s: float) -> Challenge:
-        """Say hello, wait for this manager's challenge to it, make the session's key pair. Raises SessionOver."""
+        """Send hello, wait for the manager's challenge to it, generate the session's key pair. Raises SessionOver."""
         clear_session()
         self._hello = pack(hello)
         await self._link.say("hello", self._hello)
@@ -185,13 +185,13 @@ class AgentSession:
         await self._link.say(step, data)
 
     async def say(self, step: str, model: BaseModel) -> None:
-        """A message on the channel. It is kept until the manager has heard it: a bus that is busy only delays it."""
+        """Send a message on the channel. It is kept until the manager acknowledges it: a busy bus only delays it."""
         self._channel, data = self.channel.seal(step, pack(model))
         self._unheard.append(_Unheard(self._channel.sent, step, data, time.monotonic()))
         await self._say_from(self._said)
 
     async def hear(self, wait_s: float) -> tuple[str, bytes] | None:
-        """The next channel message and its step, or None after `wait_s`. Raises SessionOver when it says so."""
+        """The next channel message and its step, or None after `wait_s`. Raises SessionOver for the step `ended`."""
         until = time.monotonic() + wait_s
         while (left := until - time.monotonic()) > 0:
             got = await self._link.next(min(left, self._retry_s))
@@ -219,34 +219,34 @@ class AgentSession:
         return None
 
     async def resume(self) -> None:
-        """Ask for the last messages once more, and say again what the manager has not been seen to have heard.
+        """Ask for the last messages again, and resend what the manager has not acknowledged.
 
-        What the bus does not take now is asked for again later: the session is not lost by it.
+        What the bus cannot take now is retried later: the session survives.
         """
         self._resumed_at = time.monotonic()
         try:
             await self._link.say("resume", pack(Resume(session=self.session)))
         except BusError as error:
-            log.info("resume put off", session=self.session, error=str(error))
+            log.info("resume deferred", session=self.session, error=str(error))
             return
         if self._channel is not None:
             await self._say_unheard()
 
     async def _say_unheard(self, older_s: float = 0.0) -> None:
-        """The same bytes again: a message that got lost would otherwise hold up every later one."""
+        """Resend the same bytes: a lost message would otherwise hold up every later one."""
         self._unheard = [message for message in self._unheard if message.counter > self.channel.acknowledged]
         if self._unheard and self._unheard[0].at + older_s <= time.monotonic():
             await self._say_from(0)
 
     async def _say_from(self, counter: int) -> None:
-        """Say, in their order, the messages above a counter, as far as the bus takes them now."""
+        """Send the messages above a counter, in order, as far as the bus takes them now."""
         for message in self._unheard:
             if message.counter <= counter:
                 continue
             try:
                 await self._link.say(message.step, message.data)
             except BusError as error:
-                log.info("put off", step=message.step, session=self.session, error=str(error))
+                log.info("send deferred", step=message.step, session=self.session, error=str(error))
                 return
             self._said = max(self._said, message.counter)
 
@@ -258,7 +258,7 @@ class AgentSession:
         return self._channel
 
     def open_for_me(self, info: bytes, ciphertext: bytes) -> bytes:
-        """Open what was sealed to this session's enclave key. Raises Refusal `envelope.open`."""
+        """Decrypt what was sealed to this session's enclave key. Raises Refusal `envelope.open`."""
         return envelope.open_sealed(self.suite, self._private, info, ciphertext)
 
     async def _await(self, take: Callable[[str, bytes], M | None], patience_s: float, *, resume: bool = False) -> M:
@@ -308,6 +308,6 @@ def _silence(link: Link, patience_s: float) -> Reason:
         code="manager.silent",
         field=f"{link.role} {link.id}",
         expected=f"an answer within {patience_s:g} s",
-        found="none that fits",
+        found="no valid answer",
         action="check that a manager worker runs, and that manager_identity in the measured settings is its key",
     )

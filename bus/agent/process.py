@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 S = TypeVar("S", bound=AgentSettings)
 OK, TROUBLE, WRONG_SETTINGS = 0, 1, 2
 BACK_OFF_S = 60.0
-"""The longest pause between two sessions; one that lasted longer begins with the shortest again."""
+"""The longest pause between two sessions; after a session that lasted longer, the pause is the shortest again."""
 
 
 def agent_main(
@@ -32,7 +32,7 @@ def agent_main(
     trouble: tuple[type[Exception], ...],
     arguments: list[str],
 ) -> int:
-    """Run an agent until SIGTERM or SIGINT; SIGHUP has it read its log level again.
+    """Run an agent until SIGTERM or SIGINT; SIGHUP reloads its log level.
 
     Exit codes: 0 stopped, 1 `trouble`, 2 wrong settings.
     """
@@ -57,9 +57,9 @@ def agent_main(
 async def sessions_without_end(
     session: Callable[[], Awaitable[None]], retry_s: float, trouble: type[Exception]
 ) -> None:
-    """Sessions until cancelled: an agent that is not trusted keeps asking, ever more slowly.
+    """Run sessions until cancelled: an agent that is not trusted retries with exponential back-off.
 
-    `retry_s` is the first pause in seconds, `trouble` what the platform raises when it cannot now.
+    `retry_s` is the first pause in seconds, `trouble` what the platform raises when it fails for now.
     """
     wait_s = retry_s
     while True:
@@ -79,13 +79,13 @@ async def sessions_without_end(
 
 
 def tell(what: str, reasons: list[Reason], **more: object) -> None:
-    """Log each reason in full: it is what a person reads."""
+    """Log each reason in full, for people to read."""
     for reason in reasons:
         log.warning(what, **more, **reason.model_dump())
 
 
 def healthy_until(path: Path | None, lease_end: int) -> None:
-    """For whoever checks this agent's health: it is trusted until then. A file that cannot be written is logged."""
+    """Write the end of the lease for health checks. A file that cannot be written is logged."""
     if path is None:
         return
     try:
@@ -97,11 +97,11 @@ def healthy_until(path: Path | None, lease_end: int) -> None:
 
 
 def lease_over(session: str) -> Reason:
-    """The manager has fallen silent for as long as the lease went."""
+    """The reason when the lease expired without a word from the manager."""
     return Reason(
         code="lease.over",
         field="lease",
         expected=f"the lease of session {session} renewed in time",
-        found="no word from the manager",
-        action="nothing: a new session begins; if it happens again, look at the manager and the bus",
+        found="no message from the manager",
+        action="none needed: a new session starts; if it happens again, check the manager and the bus",
     )

@@ -1,8 +1,7 @@
 """Keys and credentials of the bus: a NATS operator, an account a role, and user credentials made from scoped keys.
 
-The server knows the operator's and the accounts' JWTs and nothing else. A credential is a JWT signed with its role's
-scoped signing key, whose permission template is in the account's JWT: a new host is a new file, and no change at the
-server.
+The server has only the operator's and the accounts' JWTs. A credential is a JWT signed with its role's scoped signing
+key, whose permission template is in the account's JWT: a new host needs a new file, and no change at the server.
 Formats: NATS JWT v2 (ADR-14), nkeys, `.creds` files.
 """
 
@@ -42,7 +41,7 @@ class Account(Model):
 
 
 class Trust(Model):
-    """All that a server of this bus is given. Nothing in it is secret."""
+    """All that a server of this bus needs. Nothing in it is secret."""
 
     operator: str
     accounts: list[Account]
@@ -53,7 +52,7 @@ class Trust(Model):
 
 
 class Holder(NamedTuple):
-    """Whose credential a file is, by its own word: the server is who checks it."""
+    """Whose credential a file claims to be; only the server verifies it."""
 
     role: str
     name: str
@@ -65,7 +64,7 @@ class Holder(NamedTuple):
 
 
 class _NkeyAlgorithm(Algorithm):
-    """Ed25519 with keys in NATS's spelling, for PyJWT. Only signs: the server is the one who verifies."""
+    """Ed25519 with keys in NATS's encoding, for PyJWT. Only signs: the server verifies."""
 
     def prepare_key(self, key: bytes) -> Any:
         return nkeys.from_seed(key)
@@ -93,10 +92,10 @@ _jws.register_algorithm(ALGORITHM, _NkeyAlgorithm())
 
 
 def create(folder: Path) -> Trust:
-    """Make a bus's operator, accounts and signing keys in `folder`. Raises Refusal if it already has them.
+    """Generate a bus's operator, accounts and signing keys in `folder`. Raises Refusal if it already has them.
 
     Leaves `bus-operator.seed` (signs accounts), `<role>.seed` (signs credentials of that role) and `trust.json` (for
-    the server). The accounts' own seeds are thrown away: they could sign a credential without a template.
+    the server). The accounts' own seeds are discarded: they could sign a credential without a template.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     operator = _new_seed(nkeys.PREFIX_BYTE_OPERATOR)
@@ -152,14 +151,14 @@ def holder(path: Path) -> Holder:
 
 
 def require(path: Path, *roles: str) -> None:
-    """Raises Refusal (`credentials.*`) unless a `.creds` file says that it is of one of these roles."""
+    """Raises Refusal (`credentials.*`) unless a `.creds` file is for one of these roles, by its own claim."""
     found = holder(path).role
     if found not in roles:
         raise Refusal.because(
             "credentials.role",
             str(path),
             expected=f"a credential of role {' or '.join(roles)}",
-            found=f"one of role {found}",
+            found=f"a credential of role {found}",
             action="correct the setting bus.credentials",
         )
 
@@ -171,7 +170,7 @@ def write_context(path: Path, url: str, credentials: Path) -> None:
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     context = {
-        "description": "attestgate, to look at",
+        "description": "attestgate, read-only",
         "url": url,
         "creds": str(credentials.absolute()),
         "inbox_prefix": holder(credentials).inbox,
@@ -204,7 +203,7 @@ JETSTREAM = {
 
 
 def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) -> dict[str, object]:
-    """An account in which a credential without a template may nothing."""
+    """An account in which a credential without a template is permitted nothing."""
     return {"type": "account", "limits": limits, "default_permissions": {"pub": {"deny": [">"]}}, **more}
 
 
@@ -239,7 +238,7 @@ def _imports(role: BusRole, accounts: Mapping[str, str]) -> list[dict[str, str]]
 
 
 def _exports(role: BusRole) -> list[dict[str, str]]:
-    """A page of a bucket is many answers to one call: those services answer as a stream."""
+    """A page of a bucket is many replies to one request: those services have the response type Stream."""
     return [
         {"name": subject, "subject": subject, "type": kind}
         | ({"response_type": "Stream"} if ".DIRECT.GET." in subject else {})
@@ -275,15 +274,15 @@ def _read_seed(path: Path) -> bytes:
         raise Refusal.because(
             "credentials.seed",
             str(path),
-            expected="a signing key that `keys init` made",
-            found=getattr(error, "strerror", None) or "no nkey seed",
+            expected="a signing key that `keys init` created",
+            found=getattr(error, "strerror", None) or "not an nkey seed",
             action="give the folder of the bus keys",
         ) from None
     return seed
 
 
 def check_holder(role: str, name: str) -> None:
-    """Raises Refusal (`credentials.*`) for a role that there is none of, or a name that is no id."""
+    """Raises Refusal (`credentials.*`) for an unknown role, or a name that is not an id."""
     if role not in ROLES:
         raise Refusal.because(
             "credentials.role", "role", expected=", ".join(ROLES), found=role, action="choose one of these roles"
@@ -302,5 +301,5 @@ def _bad_file(path: Path, found: str) -> Refusal:
         str(path),
         expected="a credentials file of this bus",
         found=found,
-        action="have one issued (attestgate keys, attestgate enrol)",
+        action="issue one: attestgate keys credentials",
     )

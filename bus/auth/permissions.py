@@ -1,15 +1,15 @@
-"""Who may say and hear what on the bus: one table, from which accounts and credentials are made.
+"""Who may publish and subscribe to what on the bus: one table, from which accounts and credentials are derived.
 
-Each role is a NATS account of its own, and only the manager's has JetStream. The others reach it by the imports that
-follow from this table. A subject permission alone would not do: the server checks the subject that a client publishes
-to, but not the reply subject, to which it then sends its own answer, nor the deliver subject of a consumer. In one
-account an agent could so have an acknowledgement stored over another's session record. Across accounts a reply goes
-nowhere but into the asker's own account.
+Each role is a NATS account of its own, and only the manager's has JetStream. The others reach it through the imports
+that follow from this table. Subject permissions alone are not enough: the server checks the subject that a client
+publishes to, but neither the reply subject, to which it then sends its own answer, nor the deliver subject of a
+consumer. Within one account an agent could thus have an acknowledgement stored over another's session record. Across
+accounts a reply goes only into the requester's own account.
 
-Viewers come with the stock `nats` CLI, which makes consumers. They make them on copies (`layout.COPIED`) in an account
-of their own, with a JetStream of its own: whatever a consumer delivers, and to whatever subject, it does there, where
-nobody decides on anything. A copy follows its original by one durable consumer that the manager has made (the server's
-durable mirroring), so that the viewers' account needs no right to make one in the manager's.
+Viewers use the stock `nats` CLI, which creates consumers. They create them on copies (`layout.COPIED`) in an account of
+their own, with its own JetStream: whatever a consumer delivers, and to whatever subject, stays there, where no decision
+depends on it. A copy follows its original by one durable consumer that the manager has created (the server's durable
+mirroring), so that the viewers' account needs no right to create one in the manager's.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NAME = "{{name()}}"
 
 API = "$JS.API"
 EDGE_API = "$JS.attest.API"
-"""Under this prefix the roles without JetStream of their own reach the few calls that they may make."""
+"""Prefix under which the roles without their own JetStream reach the few calls that they may make."""
 
 VIEWER_API = "$JS.viewer.API"
-"""Under this prefix the manager sets up the copies in the viewers' account."""
+"""Prefix under which the manager sets up the copies in the viewers' account."""
 
 HEADERS = 64 * 1024
 """Room for headers beside a payload, in bytes: the server counts both."""
@@ -58,7 +58,7 @@ class BusRole:
 
     @property
     def inbox(self) -> str:
-        """Where answers to it go; with the role in it, or a host named like a manager could listen in."""
+        """Where replies to it go; the role is part of it, or a host named like a manager could listen in."""
         return f"_INBOX.{self.name}.{NAME}"
 
     def may_publish(self) -> list[str]:
@@ -190,7 +190,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Import:
-    """A subject of the account of `role` that another account sees as `local`. A service is asked, a stream heard."""
+    """A subject of the account of `role` that another account sees as `local`: request (service) or feed (stream)."""
 
     role: str
     subject: str
@@ -201,8 +201,8 @@ class Import:
 def imports(role: BusRole) -> list[Import]:
     """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by.
 
-    A message that reached the manager's account by a service is not passed on by its stream exports (the server sees to
-    it that nothing goes round), so whoever hears events imports the gateways' own from where they are said.
+    A message that reached the manager's account by a service is not passed on by its stream exports (the server
+    prevents loops), so roles that subscribe to events import the gateways' own from the gateways' account.
     """
     if role.name == MANAGER:
         return [Import(VIEWER, f"{API}.{call}", f"{VIEWER_API}.{call}", "service") for call in SETS_UP_COPIES]
@@ -220,7 +220,7 @@ def exports(role: str) -> dict[str, Literal["service", "stream"]]:
 
 
 def _follows() -> Iterator[Import]:
-    """By what a copy in the viewers' account follows its original. No credential may use these; its server does."""
+    """The imports by which a copy in the viewers' account follows its original. Used by the server, no credential."""
     for stream in layout.COPIED:
         reset, answers = f"CONSUMER.RESET.{stream}.{layout.COPIER}", f"$JS.FC.{stream}.{layout.COPIER}.*"
         copied = layout.copy_subject(stream)

@@ -1,6 +1,6 @@
-"""A value of a bucket that is asked for far more often than it changes: read once, and again when it may have changed.
+"""A cached value of a bucket, for a key that is read far more often than it changes.
 
-What was read stands until the bucket's watch tells of a change, and never longer than `KEPT_S`. So a watch that is
+What was read is valid until the bucket's watch reports a change, and never longer than `KEPT_S`. So a watch that is
 behind, cut off or held back by the bus costs at most that, and a bus that does not answer is noticed.
 """
 
@@ -20,7 +20,7 @@ RETRY_S = 1.0
 
 
 class CachedKey:
-    """Reads one key. `clock` is in seconds, and never goes back."""
+    """Caches one key. `clock` is in seconds and monotonic."""
 
     def __init__(self, bucket: Bucket, key: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._bucket = bucket
@@ -31,17 +31,17 @@ class CachedKey:
         self._changes = 0
 
     async def get(self) -> Entry | None:
-        """The value as it stood at most `KEPT_S` ago, or None if there was none. Raises BusError."""
+        """The value, at most `KEPT_S` old, or None if there was none. Raises BusError."""
         now, changes = self._clock(), self._changes
         if now - self._asked_at < KEPT_S:
             return self._entry
         entry = await self._bucket.get(self._key)
-        if changes == self._changes:  # else it may have been read before the change that was told meanwhile
+        if changes == self._changes:  # else it may have been read before a change that the watch reported meanwhile
             self._asked_at, self._entry = now, entry
         return entry
 
     async def follow(self) -> None:
-        """Hear of changes, for ever."""
+        """Watch for changes until cancelled."""
         while True:
             try:
                 async for entry in self._bucket.watch(self._key):
@@ -49,5 +49,5 @@ class CachedKey:
                         self._changes += 1
                         self._asked_at = float("-inf")
             except BusError as error:
-                log.warning("a value is not followed", key=self._key, error=str(error))
+                log.warning("watch failed", key=self._key, error=str(error))
             await asyncio.sleep(RETRY_S)

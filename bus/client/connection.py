@@ -1,4 +1,4 @@
-"""One NATS connection that comes back by itself: what is written on it, and who hears that it was gone."""
+"""One NATS connection that reconnects automatically: what is written to it, and callbacks after a reconnect."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 12.0
-"""How long it is sent again: a stream of a cluster that loses its leader stands still for about 5 s."""
+"""How long a publish is retried: a cluster's stream that loses its leader is unavailable for about 5 s."""
 
 
 class Connection:
-    """A connection, and what every part of the bus does on it."""
+    """A connection, and the operations that every part of the bus uses."""
 
     def __init__(self, client: Client, role: BusRole) -> None:
         self.client = client
@@ -43,12 +43,12 @@ class Connection:
     async def store(
         self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> int:
-        """Publish and return the stream's sequence. Repeated under one id until answered: stored at most once."""
+        """Publish and return the stream's sequence. Retried under one id until answered: stored at most once."""
         self.check_size(subject, data)
         sent = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_urlsafe(16)}
         try:
             return await self._store(subject, data, sent)
-        except Unanswered:  # seldom; setting up the repetition costs more than a store itself
+        except Unanswered:  # rare; setting up the retry costs more than a store itself
             return await AsyncRetrying(
                 retry=retry_if_exception_type(Unanswered),
                 stop=stop_after_delay(PATIENCE_S),
@@ -63,9 +63,9 @@ class Connection:
         return ack.seq
 
     def check_size(self, subject: str, data: bytes) -> None:
-        """The server ends the connection over a message too large, so it is not sent. Raises BusError."""
+        """Raises BusError for a message that is too large: sending it would make the server close the connection."""
         if len(data) > self._max_payload:
-            raise BusError(f"{subject}: {len(data)} bytes, and this credential may send {self._max_payload}")
+            raise BusError(f"{subject}: {len(data)} bytes; this credential may send at most {self._max_payload}")
 
     async def flush(self) -> None:
         """See `bus.api.Bus.flush`."""
@@ -75,7 +75,7 @@ class Connection:
             await self.client.flush()
 
     async def close(self) -> None:
-        """Send what is still waiting, and end every subscription."""
+        """Flush what is still queued, and end every subscription."""
         if self.client.is_closed:
             return
         with suppress(BusError):

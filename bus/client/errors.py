@@ -12,7 +12,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 from attestgate.bus.api import BusError, Conflict
 
 ANSWER_S = 2.0
-"""How long one answer is waited for, in seconds, before the same is asked or sent again."""
+"""Time-out of one request, in seconds, before it is retried."""
 WRONG_SEQUENCE = {10071, 10164}
 """JetStream error codes: the expected last sequence is not the last one."""
 NO_LEADER = {10008, 10009, 10039}
@@ -20,12 +20,12 @@ NO_LEADER = {10008, 10009, 10039}
 
 
 class Unanswered(BusError):
-    """Nothing came back in time: it may or may not have been stored, so it is sent again with the same id."""
+    """No answer in time: it may or may not have been stored, so it is retried with the same id."""
 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn the client's errors into the bus's, naming what was tried.
+    """Turn the client's errors into the bus's, naming what was attempted.
 
     The client swallows a cancellation that comes while it flushes: it is raised again here, or Ctrl-C would be lost.
     """
@@ -37,13 +37,13 @@ def translated(what: str) -> Iterator[None]:
             raise asyncio.CancelledError
     except APIError as error:
         if error.err_code in WRONG_SEQUENCE:
-            raise Conflict(f"{what}: somebody was first") from None
+            raise Conflict(f"{what}: lost compare-and-set") from None
         kind = Unanswered if error.err_code in NO_LEADER else BusError
         raise kind(f"{what}: {error.description} (JetStream {error.err_code})") from None
     except (NoStreamResponseError, nats.errors.NoRespondersError, TimeoutError):
-        raise Unanswered(f"{what}: no answer; is the server up, and is it allowed?") from None
+        raise Unanswered(f"{what}: no answer; is the server up, and is this permitted?") from None
     except nats.errors.OutboundBufferLimitError:
-        raise Unanswered(f"{what}: not connected, and too much is waiting already") from None
+        raise Unanswered(f"{what}: not connected, and the outbound buffer is full") from None
     except nats.errors.MaxPayloadError:
         raise BusError(f"{what}: larger than the bus takes") from None
     except nats.errors.Error as error:

@@ -1,9 +1,9 @@
 """Key-value buckets on JetStream, read without a consumer.
 
-A bucket is a stream with one message a key (NATS ADR-8). `get` asks the stream's leader, so a worker sees what another
-has just written. A watch reads pages after the last revision it saw (`bus.pages`); a plain subscription only wakes
-it. So nothing is missed or reordered when messages get lost, and a reader's credential needs no right to create a
-consumer: that right would let it have messages delivered to any subject.
+A bucket is a stream with one message per key (NATS ADR-8). `get` asks the stream's leader, so a worker sees what
+another has just written. A watch reads pages after the last revision it saw (`bus.client.pages`); a plain subscription
+only wakes it. So nothing is missed or reordered when messages get lost, and a reader's credential needs no right to
+create a consumer: that right would let it have messages delivered to any subject.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from attestgate.bus.client.pages import read_page
 from attestgate.bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
 
 LOOK_S = 1.0
-"""A watch looks this often without being woken: a follower in a cluster may answer before it has the newest."""
+"""A watch polls this often without being woken: a follower in a cluster may answer before it has the newest."""
 NOT_FOUND = 404
 
 
@@ -61,7 +61,7 @@ class NatsBucket:
         return await self._write(key, value, {})
 
     async def delete(self, key: str) -> None:
-        """See `bus.api.Bucket.delete`. Leaves a mark for watchers, for `DELETED_FOR_S`."""
+        """See `bus.api.Bucket.delete`. Leaves a delete marker for watchers, for `DELETED_FOR_S`."""
         await self._write(key, b"", {OPERATION: "DEL", TTL: f"{DELETED_FOR_S}s"})
 
     async def keys(self, pattern: str = ">") -> list[str]:
@@ -109,12 +109,12 @@ class NatsBucket:
                             present.discard(entry.key)
                             known.discard(entry.key)
                         else:
-                            continue  # was deleted before anybody was told of it
+                            continue  # was deleted before it was yielded
                         yield entry
                     if more:
                         continue
                     if not whole:
-                        for key in sorted(known - present):  # its mark has expired, or the bus went back in time
+                        for key in sorted(known - present):  # its delete marker has expired, or the bus was rolled back
                             yield Entry(key, None, last)
                         known.clear()
                         whole = True
@@ -128,13 +128,13 @@ class NatsBucket:
             known |= present
 
     async def _page(self, revision: int, pattern: str) -> tuple[list[Entry], bool]:
-        """The entries after a revision, marks of deletion too, and whether there are more."""
+        """The entries after a revision, delete markers included, and whether there are more."""
         page, more = await read_page(self._connection, self._layout.stream, self._layout.subject(pattern), revision)
         prefix = self._layout.subject("")
         return [_entry(s.subject.removeprefix(prefix), s.sequence, s.headers, s.data) for s in page], more
 
     async def _last(self, key: str) -> Entry | None:
-        """The newest message of a key, a mark of deletion too."""
+        """The newest message of a key, which may be a delete marker."""
         stored = await self._newest(key)
         return None if stored is None else _entry(key, stored.sequence, stored.headers, stored.data)
 
@@ -155,8 +155,8 @@ class NatsBucket:
         return StoredMessage(subject, message["seq"], _headers(message), b64decode(message.get("data", "")))
 
     async def _set(self, key: str, value: bytes, revision: int) -> int:
-        """Write if `revision` is the newest (0: none). The server compares before it looks for a repeated id, so a
-        write whose answer was lost loses against itself when it is repeated: its id tells."""
+        """Write if `revision` is the newest (0: none). The server compares before it deduplicates by id, so the retry
+        of a write whose answer was lost conflicts with itself: its id shows that."""
         message_id = secrets.token_urlsafe(16)
         try:
             return await self._write(key, value, {EXPECTED: str(revision)}, message_id)

@@ -1,4 +1,4 @@
-"""The bus on NATS: one connection that comes back by itself, and what `bus.api.Bus` asks of it."""
+"""The bus on NATS: one connection that reconnects automatically, and `bus.api.Bus` on it."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class NatsBus(Connection):
             return NatsSubscription(self.client, await self.client.subscribe(subject, cb=call))
 
     def consume(self, consumer: str, *, batch: int = 16) -> AsyncGenerator[NatsDelivery]:
-        """See `bus.api.Bus.consume`. Closing the generator gives back what it has not handed out."""
+        """See `bus.api.Bus.consume`. Closing the generator returns (-NAK) what it has not yielded."""
         return pull(self, layout.CONSUMERS[consumer], batch)
 
     async def history(self, subject: str) -> AsyncGenerator[Message]:
-        """See `bus.api.Bus.history`. Of the streams, only events can be read so."""
+        """See `bus.api.Bus.history`. Of the streams, only events can be read this way."""
         last, more = 0, True
         while more:
             page, more = await self.page(layout.EVENTS.name, last, subject)
@@ -125,7 +125,7 @@ async def connect(
     """Connect to any of `servers` (URLs, each of which may be several with commas between).
 
     Raises BusError after `patience_s`, and Refusal for an unusable credential. `label` names the connection in the
-    server's monitoring. Once connected it reconnects for ever.
+    server's monitoring. Once connected it reconnects without limit.
     """
     who = holder(credentials)
     async for attempt in AsyncRetrying(
@@ -154,7 +154,7 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) 
         if connected:
             log.warning("bus.error", error=str(error) or type(error).__name__)
         elif not given_up:
-            raise error  # the client would go on trying by itself, and for ever
+            raise error  # the client would retry on its own, without limit
 
     try:
         async with asyncio.timeout(DIAL_S):
@@ -175,7 +175,7 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) 
         await client.close()
         text = f"no connection to {', '.join(servers)}: {str(error) or type(error).__name__}"
         if "authorization violation" in str(error).lower():
-            raise BusError(f"{text}: the server does not take the credential {credentials}") from None
+            raise BusError(f"{text}: the server rejects the credential {credentials}") from None
         raise Unanswered(text) from None
     connected = True
     return bus

@@ -1,4 +1,4 @@
-"""Pulling from a shared durable consumer: one request open at a time, asked again as soon as it is used up or lost."""
+"""Pulling from a shared durable consumer: one request open at a time, renewed as soon as it is used up or lost."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from attestgate.bus.layout import Consumer
 EXPIRES_S = 30
 """How long the server keeps a request open; it says so when it ends."""
 HEARTBEAT_S = 2
-"""How often it says that an idle request is still open: a server of a cluster that was killed took it along."""
+"""Heartbeat interval of an idle request: when a server of a cluster is killed, its requests are lost."""
 ALIVE = "100"
 """Status of a heartbeat."""
 SECOND = 1_000_000_000
 PAUSE_S = 0.2
-"""Before asking again a server that could not answer."""
+"""Pause before the next request to a server that could not answer."""
 DRAIN_S = 1
-"""How long a worker that stops waits for what the server has sent it already."""
+"""How long a stopping worker waits for what the server has already sent it."""
 USED_UP = {"404", "408"}
-"""Status of a request that ended as it should: no messages, or expired."""
+"""Status of a request that ended normally: no messages, or expired."""
 
 
 class NatsDelivery:
@@ -41,23 +41,23 @@ class NatsDelivery:
         self.attempt: int = message.metadata.num_delivered
 
     async def done(self) -> None:
-        """Acknowledge. Not confirmed: a lost one means that it is delivered again."""
+        """Acknowledge. Not confirmed: if the acknowledgement is lost, the message is redelivered."""
         with translated("acknowledge"):
             await self._message.ack()
 
     async def again(self, delay_s: float = 0.0) -> None:
-        """Give it back (-NAK)."""
-        with translated("give back"):
+        """Negatively acknowledge (-NAK)."""
+        with translated("negatively acknowledge"):
             await self._message.nak(delay=delay_s or None)
 
     async def working(self) -> None:
         """Restart the redelivery clock (+WPI)."""
-        with translated("work on"):
+        with translated("extend the redelivery clock"):
             await self._message.in_progress()
 
 
 async def pull(connection: Connection, consumer: Consumer, batch: int) -> AsyncGenerator[NatsDelivery]:
-    """Deliveries, for ever. Raises BusError once the connection is closed."""
+    """Deliveries, until closed. Raises BusError once the connection is closed."""
     arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
     inbox = connection.client.new_inbox()
     with translated(f"pull from {consumer.name}"):
@@ -85,7 +85,7 @@ async def _ask(connection: Connection, consumer: Consumer, batch: int, inbox: st
 
 
 async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
-    """The next message, or None when the request has to be made again: it expired, or the server has lost it."""
+    """The next message, or None when a new request is needed: it expired, or the server has lost it."""
     while True:
         try:
             async with asyncio.timeout(2 * HEARTBEAT_S + 1):
@@ -103,7 +103,7 @@ async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
 
 
 async def _end(connection: Connection, subscription: Subscription) -> None:
-    """Ask for no more, and wait for what is on its way: it can only be given back once it is here."""
+    """Stop requesting, and wait for what is in flight: it can be returned only once it has arrived."""
     if connection.client.is_closed:
         return
     if not connection.client.is_connected:
@@ -113,11 +113,11 @@ async def _end(connection: Connection, subscription: Subscription) -> None:
         async with asyncio.timeout(DRAIN_S):
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py types it by halves
     except (TimeoutError, nats.errors.Error):
-        return  # the server gives it back itself after ack_wait
+        return  # the server redelivers it after ack_wait
 
 
 async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:
-    """What came and was not handed out goes to another worker at once."""
+    """Return what arrived and was not yielded, so that another worker gets it at once."""
     while not arrived.empty():
         message = arrived.get_nowait()
         if message is None or (message.headers or {}).get("Status"):
@@ -125,4 +125,4 @@ async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:
         try:
             await NatsDelivery(message).again()
         except BusError:
-            return  # the server gives it back itself after ack_wait
+            return  # the server redelivers it after ack_wait

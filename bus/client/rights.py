@@ -1,7 +1,7 @@
-"""What the server lets a credential do, tried without a trace, beside what the table of permissions says.
+"""What the server permits a credential, tried without side effects and compared with the table of permissions.
 
-Subscriptions are made and given up. Publishing is tried where only streams listen, with a header by which a stream
-refuses the message after the server has let it pass (`Nats-Expected-Stream`, ADR-8): nothing is stored, nobody hears.
+Subscriptions are made and dropped. Publishing is tried where only streams listen, with a header by which a stream
+rejects the message after the server has let it pass (`Nats-Expected-Stream`, ADR-8): nothing is stored or delivered.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Rights:
 
     tried: int
     missing: list[str]
-    """Refused, though the role's work needs it."""
+    """Refused, although the role needs it."""
     excess: list[str]
-    """Let pass, though it is not the role's."""
+    """Permitted, although the role does not have it."""
 
 
 async def try_rights(url: str, credentials: Path) -> Rights:
@@ -55,7 +55,7 @@ async def try_rights(url: str, credentials: Path) -> Rights:
             await client.publish(subject, b"", headers=UNSTORED)
         for subject in _audible(who.name):
             await (await client.subscribe(subject)).unsubscribe()
-        for _ in range(2):  # a refusal comes before the answer to the second
+        for _ in range(2):  # a refusal arrives before the answer to the second
             await client.flush()
     except (Error, OSError) as error:
         raise BusError(f"{url}: {str(error) or type(error).__name__}") from error
@@ -83,9 +83,9 @@ def _compared(who: Holder, refused: set[str]) -> Rights:
 
 
 def _publishable(who: Holder) -> list[str]:
-    """One subject of each kind that only streams hear: what each role says to the managers, what they say and keep.
+    """One subject of each kind to which only streams subscribe: from each role to the managers, and the managers' own.
 
-    What managers keep, they also hear: it is tried of the other roles only, who must not be let pass.
+    Managers also watch the buckets, so those are tried only for the other roles, which must not be let pass.
     """
     said = [f"{subjects.IN}.{role}.{{}}.{step}" for role, steps in subjects.STEPS.items() for step in steps]
     said.append(f"{subjects.OPERATOR}.{{}}.recheck")
@@ -98,7 +98,7 @@ def _publishable(who: Holder) -> list[str]:
 
 
 def _audible(name: str) -> list[str]:
-    """All that any role hears, its own and another's, and everything."""
+    """Everything that any role subscribes to, under its own name and another, and `>`."""
     heard = {
         subject.replace(NAME, who) for r in ROLES.values() for subject in r.may_subscribe() for who in (name, OTHER)
     }

@@ -16,7 +16,7 @@ from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
 from attestgate.bus.client.nats import NatsBus
 
 LEADER_S = 30
-"""How long a new cluster may take to choose its leader."""
+"""How long a new cluster may take to elect its leader."""
 NAME_IN_USE = 10058
 """JetStream error code: a stream of that name exists with another configuration."""
 
@@ -24,8 +24,8 @@ NAME_IN_USE = 10058
 async def ensure(bus: NatsBus, replicas: int = 1) -> None:
     """Create or update everything in `bus.layout`; needs the manager's credential. Raises BusError.
 
-    `replicas` is 1, or 3 on a cluster. Safe to run by every worker at its start: what agrees is left alone. A cluster
-    that has no leader yet is waited for, up to `LEADER_S`.
+    `replicas` is 1, or 3 on a cluster. Idempotent: every worker runs it at its start. It waits up to `LEADER_S` for a
+    cluster that has no leader yet.
     """
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(Unanswered),
@@ -38,7 +38,7 @@ async def ensure(bus: NatsBus, replicas: int = 1) -> None:
 
 
 async def _ensure(bus: NatsBus, replicas: int) -> None:
-    with translated("set the bus up"):
+    with translated("set up the bus"):
         for stream in layout.STREAMS.values():
             await _stream(bus.jetstream, _stream_config(stream, replicas))
         for bucket in layout.BUCKETS.values():
@@ -80,7 +80,7 @@ def _stream_config(stream: layout.Stream, replicas: int) -> StreamConfig:
 
 
 def _bucket_config(bucket: layout.BucketLayout, replicas: int) -> StreamConfig:
-    """A bucket as clients make one (NATS ADR-8): history 1, read directly, and marks of deletion that expire."""
+    """A bucket as clients create one (NATS ADR-8): history 1, direct get, and delete markers that expire."""
     return StreamConfig(
         name=bucket.stream,
         subjects=[bucket.subject(">")],
@@ -118,7 +118,7 @@ def _original(stream: str, replicas: int) -> StreamConfig:
 
 
 async def _copy(bus: NatsBus, stream: str, replicas: int) -> None:
-    """A copy of a stream in the viewers' account. The client library knows no durable mirroring: the calls as JSON."""
+    """A copy of a stream in the viewers' account. The client library lacks durable mirroring: the calls as JSON."""
     await _call(bus, f"{API}.CONSUMER.CREATE.{stream}.{layout.COPIER}", _copier_config(stream))
     try:
         await _call(bus, f"{VIEWER_API}.STREAM.CREATE.{stream}", _copy_config(stream, replicas))
@@ -129,7 +129,7 @@ async def _copy(bus: NatsBus, stream: str, replicas: int) -> None:
 
 
 def _copier_config(stream: str) -> dict[str, Any]:
-    """A consumer that a mirror may follow by: pushed, and acknowledged by flow control (nats-server 2.14)."""
+    """A consumer for a mirror to follow: push, acknowledged by flow control (nats-server 2.14)."""
     config = {
         "durable_name": layout.COPIER,
         "name": layout.COPIER,
@@ -145,7 +145,7 @@ def _copier_config(stream: str) -> dict[str, Any]:
 
 
 def _copy_config(stream: str, replicas: int) -> dict[str, Any]:
-    """The original's limits, since a mirror repeats what is stored and not what is removed; nobody writes to it."""
+    """The original's limits, since a mirror copies what is stored, not what is removed; nobody writes to it."""
     original = _original(stream, replicas).as_dict()
     limits = ("max_age", "max_bytes", "max_msgs_per_subject", "max_msg_size", "storage", "num_replicas")
     source = {"name": layout.COPIER, "deliver_subject": layout.copy_subject(stream)}

@@ -1,1 +1,1 @@
-"""What keeps payloads from the bus: sealed envelopes, and channels that count."""
+"""What keeps payloads secret from the bus: sealed envelopes, and channels with counters."""

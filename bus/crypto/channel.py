@@ -1,4 +1,4 @@
-"""The channel after the grant: AES-256-GCM under a key a message, each message chained to those before it.
+"""The channel after the grant: AES-256-GCM under one key per message, each message chained to those before it.
 
 Key = HKDF-SHA512(channel secret, salt = 32 fresh bytes sent in front, info = [label with step, direction, counter,
 chain]). A record that the bus rolled back therefore never encrypts twice under one key. Associated data = [base,
@@ -23,7 +23,7 @@ Counter = Annotated[int, Field(ge=0, lt=2**48)]
 _NONCE = bytes(12)
 """A constant nonce: each key seals one message."""
 REPEATS = 16
-"""Messages of the peer that it may say again without being told of."""
+"""Messages of the peer that it may resend without being reported."""
 
 
 class Frame(Model):
@@ -37,15 +37,15 @@ class Frame(Model):
 
 
 class Duplicate(Exception):
-    """A message that was opened before, which its sender may not have heard: it says the same bytes again."""
+    """A duplicate: opened before, and resent with the same bytes by a peer that may not have our acknowledgement."""
 
 
 class Replayed(Duplicate):
-    """A message under an old number that no honest sender says again: it knows better, or said other bytes."""
+    """A replay: an old counter that no honest peer resends, since we acknowledged it or its bytes differ."""
 
 
 class OutOfOrder(Exception):
-    """A message whose predecessor has not come yet: to be tried again later."""
+    """A message whose predecessor has not arrived yet: out of order, to be retried later."""
 
 
 class Channel(Model):
@@ -62,7 +62,7 @@ class Channel(Model):
     acknowledged: Counter = 0
     """Highest of our counters that the peer says it has opened."""
     acks: list[Counter] = []
-    """What we said to have opened, in each of our messages above `acknowledged`."""
+    """The `ack` that we sent in each of our messages above `acknowledged`."""
     known: Counter = 0
     """Highest of the peer's counters that it knows we have opened."""
     opened_digests: list[bytes] = []
@@ -99,7 +99,7 @@ class Channel(Model):
         return self.model_copy(update={"sent": counter, "sent_chain": chain, "acks": acks}), data
 
     def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
-        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal for what does not open."""
+        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal if it does not decrypt."""
         frame = unpack(Frame, data)
         if frame.counter <= self.opened:
             raise Duplicate if hashlib.sha256(data).digest() in self.opened_digests else Replayed
@@ -161,6 +161,6 @@ def open_frame(
             "channel.open",
             step,
             expected=f"message {frame.counter} of this session's channel",
-            found="one that does not open",
-            action="the message was changed, or belongs to another session or step",
+            found="a message that does not decrypt",
+            action="check who may publish there: it was changed, or belongs to another session or step",
         ) from None

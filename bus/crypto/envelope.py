@@ -1,7 +1,7 @@
 """Sealing to a key: HPKE (RFC 9180) under the suite that a session's transcript names.
 
-The default is the hybrid of ML-KEM-768 and X25519, so that what is recorded on the bus today stays closed to a
-quantum computer tomorrow; plain X25519 can be selected. A suite is never changed silently: it is part of T0.
+The default is the hybrid of ML-KEM-768 and X25519, so that what is recorded on the bus today stays secret from a
+future quantum computer; plain X25519 can be selected. A suite is never changed silently: it is part of T0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def generate(suite: SuiteName) -> tuple[Secret, bytes]:
 
 
 def seal(suite: SuiteName, public: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """HPKE one-shot seal. `info` binds the ciphertext to its place. Raises Refusal for a malformed public key."""
+    """HPKE one-shot seal. `info` binds the ciphertext to its context. Raises Refusal for a malformed public key."""
     try:
         return _HPKE[suite].encrypt(plaintext, _public_key(suite, public), info=info)
     except ValueError:  # a point of low order (RFC 9180, section 7.1.4)
@@ -58,9 +58,9 @@ def open_sealed(suite: SuiteName, private: Secret, info: bytes, ciphertext: byte
         raise Refusal.because(
             "envelope.open",
             "ciphertext",
-            expected="a message sealed to this session's key and place",
-            found=f"{len(ciphertext)} bytes that do not open",
-            action="the message was changed, or belongs to another session",
+            expected="a message sealed to this session's key and context",
+            found=f"{len(ciphertext)} bytes that do not decrypt",
+            action="check who may publish there: it was changed, or belongs to another session",
         ) from None
 
 
@@ -87,7 +87,7 @@ def _no_key(suite: SuiteName, public: bytes) -> Refusal:
         "envelope.key",
         "public key",
         expected=f"a {suite} key",
-        found=f"{len(public)} bytes that are none",
+        found=f"{len(public)} bytes that are not such a key",
         action="use the suite of the challenge",
     )
 

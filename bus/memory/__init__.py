@@ -1,1 +1,1 @@
-"""The bus in memory, with the real one's promises, for tests."""
+"""The bus in memory, with the real one's guarantees, for tests."""

@@ -1,4 +1,4 @@
-"""A bucket in memory: compare-and-set, watches, and going back in time."""
+"""A bucket in memory: compare-and-set, watches, and rollback."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ class MemoryBucket:
         self._ids = MessageIds(bucket.duplicate_window_s, now)
         self._entries: dict[str, Entry] = {}
         self._leaves: dict[str, float] = {}
-        """When what was stored for a time leaves, by key."""
+        """When a value with a TTL expires, by key."""
         self._revision = 0
         self._watchers: list[tuple[str, asyncio.Queue[Entry]]] = []
 
     async def get(self, key: str) -> Entry | None:
         """See `bus.api.Bucket.get`."""
-        self._layout.key_subject(key)  # refuses what is no key
+        self._layout.key_subject(key)  # refuses an invalid key
         entry = self._entries.get(key)
         return entry if entry is not None and entry.value is not None else None
 
     async def create(self, key: str, value: bytes) -> int:
         """See `bus.api.Bucket.create`."""
         if await self.get(key) is not None:
-            raise Conflict(f"create {key}: somebody was first")
+            raise Conflict(f"create {key}: lost compare-and-set")
         return self._write(key, value)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """See `bus.api.Bucket.update`."""
         last = self._entries.get(key)
         if (last.revision if last else 0) != revision:
-            raise Conflict(f"update {key}: somebody was first")
+            raise Conflict(f"update {key}: lost compare-and-set")
         return self._write(key, value)
 
     async def put(self, key: str, value: bytes) -> int:
@@ -89,7 +89,7 @@ class MemoryBucket:
         return True
 
     def tick(self) -> None:
-        """See `MemoryServer.tick`. As on the server, watchers are not told."""
+        """See `MemoryServer.tick`. As on the server, watchers are not notified."""
         for key in [key for key, at in self._leaves.items() if at <= self._now()]:
             del self._leaves[key], self._entries[key]
 
@@ -108,7 +108,7 @@ class MemoryBucket:
             self._tell(entry)
 
     def _write(self, key: str, value: bytes | None) -> int:
-        self._layout.key_subject(key)  # refuses what is no key
+        self._layout.key_subject(key)  # refuses an invalid key
         if len(value or b"") > self._layout.max_value:
             raise BusError(f"write {key}: message size exceeds maximum allowed")
         self._revision += 1

@@ -1,7 +1,7 @@
-"""A bus in memory that keeps the real one's promises, so that tests run the very handlers that run in earnest.
+"""A bus in memory with the real one's guarantees, so that tests run the same handlers as production.
 
-`MemoryServer` is what nats-server is, `MemoryServer.connect()` what `bus.nats.connect` is. Time is what the test says:
-after it has moved its clock, `tick` fires due schedules and offers overdue messages again.
+`MemoryServer` stands for nats-server, `MemoryServer.connect()` for `bus.client.nats.connect`. The test controls time:
+after it has moved its clock, `tick` fires due schedules and redelivers overdue messages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MemoryServer:
         return MemoryBus(self)
 
     def tick(self) -> None:
-        """Do what the clock asks for: call it after the clock has moved."""
+        """Do what is due: call it after the clock has moved."""
         for subject, scheduled in sorted(self._schedules.items(), key=lambda item: item[1].at):
             if scheduled.at <= self.now():
                 del self._schedules[subject]
@@ -67,11 +67,11 @@ class MemoryServer:
         return self.buckets[bucket].snapshot()
 
     def restore(self, bucket: str, state: BucketState) -> None:
-        """Put a bucket back in time, as a hostile operator of the bus could."""
+        """Roll a bucket back, as a hostile operator of the bus could."""
         self.buckets[bucket].restore(state)
 
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> None:
-        """Store in the stream or bucket that takes the subject, and tell who listens. Raises BusError."""
+        """Store in the stream or bucket that takes the subject, and notify listeners. Raises BusError."""
         stream = next((stream for stream in self.streams.values() if stream.takes(subject)), None)
         name, _, key = subject.removeprefix(layout.KEY_VALUE).partition(".")
         bucket = self.buckets.get(name) if subject.startswith(layout.KEY_VALUE) else None
@@ -146,7 +146,7 @@ class MemoryBus:
                 yield MemoryDelivery(self._server, queue, sequence, message, attempt)
 
     async def history(self, subject: str) -> AsyncGenerator[Message]:
-        """See `bus.api.Bus.history`. Of the streams, only events can be read so."""
+        """See `bus.api.Bus.history`. Of the streams, only events can be read this way."""
         self._check_open()
         for message in self._server.stored(layout.EVENTS.name):
             if subjects.matches(subject, message.subject):
@@ -165,7 +165,7 @@ class MemoryBus:
     async def schedule(self, subject: str, data: bytes, *, at: int, message_id: str | None = None) -> None:
         """See `bus.api.Bus.schedule`."""
         self._check_open()
-        subjects.due(subject)  # refuses what is no deadline
+        subjects.due(subject)  # refuses a subject that is not a deadline's
         self._server.schedule(subject, data, at, message_id)
 
     def bucket(self, name: str) -> MemoryBucket:

@@ -35,7 +35,7 @@ class MessageIds:
 
 
 class MemoryStream:
-    """Messages by sequence; one that is gone from here was acknowledged, or gave way to a limit."""
+    """Messages by sequence; one that is no longer here was acknowledged, or discarded at a limit."""
 
     def __init__(self, stream: layout.Stream, now: Callable[[], float]) -> None:
         self._layout = stream
@@ -51,7 +51,7 @@ class MemoryStream:
     def store(self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str | None) -> bool:
         """Store a message; False if its id was seen within the window. Raises Conflict (see ONCE), BusError."""
         if ONCE.items() <= headers.items() and self._by_subject[subject]:
-            raise Conflict(f"store {subject}: somebody was first")
+            raise Conflict(f"store {subject}: lost compare-and-set")
         if not self._ids.fresh(message_id):
             return False
         limit = self._layout.max_msgs_per_subject
@@ -92,14 +92,14 @@ class MemoryStream:
 
 @dataclass
 class _Out:
-    """A message that was handed out: when it may be handed out again, and how often it was."""
+    """A delivered message: when it may be redelivered, and how often it was delivered."""
 
     again_at: float
     attempts: int
 
 
 class MemoryConsumer:
-    """What of a work-queue stream was handed out to workers and not acknowledged yet."""
+    """The messages of a work-queue stream that were delivered and not acknowledged yet."""
 
     def __init__(self, consumer: layout.Consumer, stream: MemoryStream, now: Callable[[], float]) -> None:
         self.layout = consumer
@@ -120,11 +120,11 @@ class MemoryConsumer:
         return None
 
     def acknowledge(self, sequence: int) -> None:
-        """Done: the stream forgets it."""
+        """Done: remove it from the stream."""
         self._out.pop(sequence, None)
         self._stream.remove(sequence)
 
     def postpone(self, sequence: int, delay_s: float) -> None:
-        """Hand it out again after a delay, unless it was acknowledged."""
+        """Redeliver it after a delay, unless it was acknowledged."""
         if sequence in self._out:
             self._out[sequence].again_at = self._now() + delay_s

@@ -1,7 +1,7 @@
 """Three embedded servers as one JetStream cluster: any one of them may be killed, and nothing stored is lost.
 
-A stream with three replicas acknowledges what two servers have. When the server that leads a stream ends, the other two
-choose a leader within about 5 s; until then publishes to that stream go unanswered and are repeated (bus.nats).
+A stream with three replicas acknowledges what two servers have. When a stream's leader ends, the other two servers
+elect a leader within about 5 s; until then publishes to that stream go unanswered and are retried (bus.client).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EmbeddedCluster:
             raise
 
     async def stop(self) -> None:
-        """End all three."""
+        """Stop all three."""
         await self._running.aclose()
 
     async def __aenter__(self) -> Self:

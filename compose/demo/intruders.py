@@ -29,7 +29,7 @@ PACKAGES = ("schemas", "bus", "enclave", "app_agent")
 
 
 async def outsiders(stack: Stack, narrator: Narrator) -> None:
-    """Somebody without a certificate, and somebody with one from another CA."""
+    """A client without a certificate, and one with a certificate from another CA."""
     narrator.scene("At the gateway: without a certificate, and with one from another CA")
     measured = load_measured(stack.plan.settings("app.measured"))
     nothing = ssl.create_default_context(cadata=measured.gateway_ca)
@@ -41,7 +41,7 @@ async def outsiders(stack: Stack, narrator: Narrator) -> None:
 
 
 async def changed_code(stack: Stack, narrator: Narrator) -> None:
-    """The right credentials, other code."""
+    """Valid credentials, changed code."""
     narrator.scene("An application whose code was changed, with app-1's own credentials")
     code = stack.plan.folder / "changed"
     program = await asyncio.to_thread(copy_code, code) / "app_agent" / "examples" / "flows.py"
@@ -82,7 +82,7 @@ async def other_platform(stack: Stack, narrator: Narrator) -> None:
 
 
 async def second_instance(stack: Stack, narrator: Narrator) -> None:
-    """A key that was meant for one instance, in the hands of another of the same code, signer and machine."""
+    """A key for one instance, read by another of the same code, signer and machine."""
     narrator.scene("A second instance of the application reads the first one's key")
     await stack.enrol_app("app-3", "host-1", 0)
     mark = stack.events.mark
@@ -120,7 +120,7 @@ async def claimed_host(stack: Stack, narrator: Narrator, tpm: str = "") -> None:
 
 
 async def replayed_proof(stack: Stack, narrator: Narrator) -> None:
-    """A proof recorded off the wire, published again with the application's stolen credentials."""
+    """A proof recorded on the wire and replayed with the application's stolen credentials."""
     narrator.scene("A co-location proof recorded off the wire is replayed, with the application's stolen credentials")
     await stack.enrol_app("app-4", "host-1", 1)
     async with Wiretap(stack.server.url) as tap:
@@ -143,13 +143,13 @@ async def replayed_proof(stack: Stack, narrator: Narrator) -> None:
 
 
 async def _stands(stack: Stack, narrator: Narrator, kind: str, id: str) -> None:
-    """The honest one's session goes on: its next recheck is good."""
+    """The genuine agent's session goes on: its next recheck passes."""
     await stack.until(kind, id, "rechecked", since=stack.events.mark)
     narrator.check(f"the honest {id} was not disturbed", True)
 
 
 async def _knock(stack: Stack, measured: Measured, context: ssl.SSLContext) -> int:
-    """The status that the gateway answers with; 0 where it does not even do that."""
+    """The gateway's status code; 0 if there is no HTTP answer."""
     config = stack.nginx.config
     async with client(lambda: context, f"{config.address}:{config.port}", measured) as http:
         try:

@@ -1,7 +1,7 @@
-"""The host's kernel as the demo plays it: a measurement list in a file, and the TPM that it measures into, if any.
+"""The host's kernel as the demo simulates it: a measurement list in a file, and the TPM that it extends, if any.
 
 The list is a recorded one. A software TPM that is extended with its template digests then gives fresh quotes that
-anchor a real list. Only entry 0, boot_aggregate, has to be made again: it is the hash of that TPM's own PCR 0-9.
+anchor a real list. Only entry 0, boot_aggregate, has to be recomputed: it is the hash of that TPM's own PCR 0-9.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BOOTED = tuple(hashlib.sha256(bytes(32) + measured).digest() for measured in FIR
 
 
 class Kernel:
-    """One host's kernel. `tpm` is None where the machine has no TPM; `tpm_service` is where quotes are to be had."""
+    """One host's kernel. `tpm` is None where the machine has no TPM; `tpm_service` is the address of its quotes."""
 
     def __init__(self, measurement_list: Path, tpm: SoftwareTpm | None = None) -> None:
         self.measurement_list = measurement_list
@@ -44,13 +44,13 @@ class Kernel:
             await asyncio.to_thread(self.tpm.measure, FIRMWARE, self._clean)
 
     async def drift(self) -> None:
-        """Measure what an unknown program leaves; as a kernel does it, first into the list, then into the TPM."""
+        """Measure an unknown program as a kernel does: first into the list, then into the TPM."""
         self._write(self._drift)
         if self.tpm is not None:
             await asyncio.to_thread(self.tpm.measure, (), self._drift[len(self._clean) :])
 
     def _write(self, measured: bytes) -> None:
-        """In one move, as a reader sees it."""
+        """Replace the list atomically."""
         new = self.measurement_list.with_suffix(".new")
         new.write_bytes(measured)
         new.replace(self.measurement_list)
@@ -67,7 +67,7 @@ def enrolled(software: SoftwareTpm) -> TpmEnrolment:
 
 
 def with_boot(measured: bytes, pcrs: tuple[bytes, ...]) -> bytes:
-    """A list as a host with these PCR 0-9 would have it: entry 0 is made again for them, the rest stays."""
+    """A list as a host with these PCR 0-9 would have it: entry 0 is recomputed for them, the rest is unchanged."""
     aggregate = hashlib.sha256(b"".join(pcrs)).digest()
     data = b"".join(pack("<I", len(field)) + field for field in (b"sha256:\0" + aggregate, b"boot_aggregate\0", b""))
     template_hash = hashlib.sha1(data, usedforsecurity=False).digest()

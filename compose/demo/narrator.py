@@ -1,4 +1,4 @@
-"""How the demo speaks: scenes, checks that can fail, and a summary that counts them."""
+"""The demo's output: scenes, checks that can fail, and a summary that counts them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 
 QUIET = frozenset({"rechecking", "rechecked", "delivering-key", "key-delivered", "late-answer"})
-"""Events that are told only on the bus."""
+"""Events that the demo does not print."""
 
 
 @dataclass
 class Narrator:
-    """Tells the story and keeps count."""
+    """Prints the demo's progress and counts its checks."""
 
     say: Callable[[str], None]
     started: float = field(default_factory=time.monotonic)
@@ -23,15 +23,15 @@ class Narrator:
     figures: list[tuple[str, str]] = field(default_factory=list)
 
     def scene(self, title: str) -> None:
-        """A new part of the story."""
+        """Start a new scene."""
         self.say(f"\n[{time.monotonic() - self.started:5.1f} s] {title}")
 
     def line(self, text: str) -> None:
-        """One line within a scene."""
+        """Print one line within a scene."""
         self.say(f"    {text}")
 
     def event(self, event: Event) -> None:
-        """An event as it comes over the bus."""
+        """Print an event as it arrives on the bus."""
         if event.what in QUIET or event.kind == "op":
             return
         move = f"{event.before} -> {event.state}" if event.before else (event.state or "")
@@ -39,12 +39,12 @@ class Narrator:
         self.say(f"      · {event.kind} {event.subject} {event.what} {move}{mark}")
 
     def check(self, what: str, held: bool, *, found: object = "") -> None:
-        """A check of the story: what must be so, and whether it is."""
+        """Record a check: what must hold, and whether it does."""
         self.checks.append((what, held))
         self.say(f"    {'ok  ' if held else 'FAIL'} {what}" + (f" (found: {found})" if not held else ""))
 
     def refused(self, what: str, reasons: list[Reason], code: str) -> None:
-        """A check that something was refused, and for the right reason, which is shown."""
+        """Check that something was refused for the right reason, and print the reason."""
         fitting = [reason for reason in reasons if reason.code.startswith(code)]
         self.check(f"{what}: refused", bool(fitting), found=[reason.code for reason in reasons])
         for reason in fitting[:1]:
@@ -52,7 +52,7 @@ class Narrator:
             self.line(f"            found {reason.found}; {reason.action}")
 
     def figure(self, what: str, seconds: float) -> None:
-        """A time taken, for the summary."""
+        """Record a duration for the summary."""
         self.figures.append((what, f"{seconds * 1000:.0f} ms" if seconds < 2 else f"{seconds:.1f} s"))
 
     def summary(self) -> bool:

@@ -1,4 +1,4 @@
-"""A software TPM (Debian's swtpm), made with an EK certificate, on unix sockets in a folder."""
+"""A software TPM (Debian's swtpm) with an EK certificate, on unix sockets in a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRIVER = "libtss2-tcti-swtpm.so.0"
 
 
 def missing() -> list[str]:
-    """What a software TPM would need here and does not find."""
+    """The requirements of a software TPM that are missing here."""
     found = [program for program in PROGRAMS if shutil.which(program) is None]
     try:
         ctypes.CDLL(DRIVER)
@@ -35,7 +35,7 @@ def missing() -> list[str]:
 
 
 class SoftwareTpm:
-    """One machine's TPM. `reboot` is a power cycle: its PCRs start from zero and its resetCount rises."""
+    """One machine's TPM. `reboot` is a power cycle: its PCRs start from zero and its resetCount increases."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,14 +45,14 @@ class SoftwareTpm:
 
     @classmethod
     def made(cls, folder: Path) -> SoftwareTpm:
-        """A new one, off, with an EK and its certificate."""
+        """A new TPM, switched off, with an EK and its certificate."""
         tpm = cls(folder)
         tpm._manufacture()
         return tpm
 
     @property
     def tcti(self) -> str:
-        """How tpm2-pytss reaches it."""
+        """Its TCTI string for tpm2-pytss."""
         return f"swtpm:path={self._socket}"
 
     @property
@@ -61,7 +61,7 @@ class SoftwareTpm:
         return [self._ca / "swtpm-localca-rootca-cert.pem", self._ca / "issuercert.pem"]
 
     def start(self) -> None:
-        """Switch it on, from the main thread; its sockets are there before it is, so nothing has to be waited for."""
+        """Switch it on, from the main thread; its sockets exist before it does, so there is nothing to wait for."""
         listening = [_listen(path) for path in (self._socket, self._control)]
         server, control = (f"type=unixio,fd={one.fileno()}" for one in listening)
         where = ["--tpmstate", f"dir={self._state}", "--server", server, "--ctrl", control]
@@ -87,7 +87,7 @@ class SoftwareTpm:
         self.start()
 
     def measure(self, firmware: Iterable[bytes], measured: bytes) -> None:
-        """Play firmware and kernel: extend PCR 0-9 with one value each, PCR 10 with every entry of a list."""
+        """Act as firmware and kernel: extend PCR 0-9 with one value each, PCR 10 with every entry of a list."""
         with tss.ESAPI(self.tcti) as esys:
             for index, value in enumerate(firmware):
                 _extend(esys, index, value)

@@ -22,7 +22,7 @@ HOST, APPS = "host-1", ("app-1", "app-2")
 
 
 async def tell_story(folder: Path, say: Callable[[str], None]) -> int:
-    """Run the story in a folder. Exit code: 0 if every check held."""
+    """Run the demo in a folder. Exit code: 0 if every check held."""
     narrator = Narrator(say)
     try:
         await _tell(folder, narrator)
@@ -58,10 +58,12 @@ async def _tell(folder: Path, narrator: Narrator) -> None:
 
 @asynccontextmanager
 async def booted(folder: Path, narrator: Narrator) -> AsyncIterator[Kernel]:
-    """The host's kernel, with a software TPM where there is one to be had."""
+    """The host's kernel, with a software TPM if one is available."""
     measurement_list = folder / "measurement-list"
     if lacking := missing():
-        narrator.line(f"no TPM: {', '.join(lacking)} not found; `make demo-tpm` gets them, and tells this with a TPM")
+        narrator.line(
+            f"no TPM: {', '.join(lacking)} not found; `make demo-tpm` installs them, and runs the demo with a TPM"
+        )
         kernel = Kernel(measurement_list)
         await kernel.boot()
         yield kernel
@@ -72,23 +74,25 @@ async def booted(folder: Path, narrator: Narrator) -> AsyncIterator[Kernel]:
         kernel = Kernel(measurement_list, tpm)
         await kernel.boot()
         narrator.line("software TPM (swtpm): its PCR 10 holds the recorded list, whose entry 0, boot_aggregate, is")
-        narrator.line("made again for this TPM's PCR 0-9; everything else on the list is as a real kernel wrote it")
+        narrator.line("recomputed for this TPM's PCR 0-9; everything else on the list is as a real kernel wrote it")
         yield kernel
     finally:
         tpm.stop()
 
 
 async def enrol(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
-    """The operator says who may be who, and which policies are in force."""
+    """The operator enrols host and applications, and puts policies in force."""
     narrator.scene("The operator puts a signed policy in force and enrols host and applications")
     await stack.put_policy(kernel.measurement_list, accept_unanchored=kernel.tpm is None)
     without = "accepted" if kernel.tpm is None else "refused"
-    narrator.line(f"policy: everything on the recorded list of a good host is known; a list without a TPM is {without}")
+    narrator.line(
+        f"policy: everything on the recorded list of a known-good host is allowed; a list without a TPM is {without}"
+    )
     if kernel.tpm is None:
         await stack.enrol_host(HOST, "machine-a")
     else:
         await stack.enrol_host(HOST, "machine-a", await asyncio.to_thread(enrolled, kernel.tpm))
-        narrator.line("host-1's TPM: its EK chains to the vendor's root, and opened a credential made for its AK")
+        narrator.line("host-1's TPM: its EK chains to the vendor's root, and activated a credential for its AK")
     for index, app in enumerate(APPS):
         await stack.enrol_app(app, HOST, index)
     narrator.line(f"host agent MRENCLAVE  {stack.measurement('host')}")
@@ -97,7 +101,7 @@ async def enrol(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
 
 async def attest_host(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
     """Steps 1 to 4."""
-    narrator.scene("Steps 1-4: the host's enclave is attested, its measurement list judged, K granted and proven")
+    narrator.scene("Steps 1-4: the host's enclave is attested, its measurement list appraised, K granted and proven")
     await start_host(stack, kernel)
     granted = await stack.until("host", HOST, "granted")
     trusted = await stack.until("host", HOST, "trusted")
@@ -105,7 +109,7 @@ async def attest_host(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
     if not isinstance(outcome, dict):
         raise AssertionError("an outcome is an object")
     narrator.check("the host is trusted", trusted.state == "TRUSTED", found=trusted.state)
-    narrator.check("its list was judged whole", granted.data.get("entries") == CLEAN_ENTRIES, found=granted.data)
+    narrator.check("its whole list was appraised", granted.data.get("entries") == CLEAN_ENTRIES, found=granted.data)
     if kernel.tpm is None:
         narrator.check("the verdict says that no TPM anchors it", outcome["integrity"] == "unanchored", found=outcome)
     else:
@@ -125,11 +129,11 @@ async def admit_applications(stack: Stack, narrator: Narrator) -> None:
         narrator.check(f"{app} changed something at the controller, through nginx", added is not None)
         narrator.check(f"{app} read it back", read is not None)
     identity = f"spiffe://attestgate.test/host/{HOST}/app/{APPS[0]}"
-    narrator.check("the controller was told who came", identity in stack.log("controller"))
+    narrator.check("the controller saw who sent the request", identity in stack.log("controller"))
 
 
 async def revoke_one(stack: Stack, narrator: Narrator) -> None:
-    """An operator ends one application's trust."""
+    """An operator revokes one application."""
     narrator.scene("The operator revokes app-1: its open connection gets 403, app-2 goes on")
     mark, ordered = stack.events.mark, time.time()
     await stack.order(Revoke(kind="app", id=APPS[0], reason="demonstration"))
@@ -139,17 +143,17 @@ async def revoke_one(stack: Stack, narrator: Narrator) -> None:
         narrator.figure("revoke ordered -> 403 on the open connection", refused - ordered)
     narrator.check("app-2 was not touched", stack.last_status(APPS[1]) == 200, found=stack.last_status(APPS[1]))
     again = await stack.until("app", APPS[0], "dropped", since=mark)
-    narrator.refused("app-1 asking again", reasons_of(again), "enrolment.revoked")
+    narrator.refused("app-1's new hello", reasons_of(again), "enrolment.revoked")
     mark = stack.events.mark
     await stack.enrol_app(APPS[0], HOST, 0)
     await stack.until("app", APPS[0], "admitted", since=mark, within_s=60)
     narrator.check(
-        "enrolled again, app-1 is admitted again by itself", await stack.saw(APPS[0], "read flows", 200) is not None
+        "enrolled again, app-1 is readmitted automatically", await stack.saw(APPS[0], "read flows", 200) is not None
     )
 
 
 async def start_host(stack: Stack, kernel: Kernel) -> None:
-    """Start host-1's agent, which finds its TPM where there is one."""
+    """Start host-1's agent, with its TPM if there is one."""
     await stack.start_host(HOST, "machine-a", kernel.measurement_list, list(APPS), kernel.tpm_service)
 
 
@@ -168,8 +172,8 @@ async def host_drifts(stack: Stack, narrator: Narrator, kernel: Kernel) -> None:
         narrator.check(f"{app}'s open connection got 403", refused is not None)
         if refused is not None:
             narrator.figure(f"host drifted -> 403 for {app} (rechecks are 2 s apart)", refused - drifted)
-            narrator.figure(f"host's verdict heard -> 403 for {app}", max(refused - verdict, 0.0))
-    narrator.scene("host-1 is rebooted clean: a new session, and its applications follow by themselves")
+            narrator.figure(f"host's verdict published -> 403 for {app}", max(refused - verdict, 0.0))
+    narrator.scene("host-1 is rebooted clean: a new session, and its applications follow automatically")
     mark = stack.events.mark
     await stack.agent(HOST).stop()
     await kernel.boot()
@@ -194,12 +198,12 @@ async def explain(stack: Stack, narrator: Narrator) -> None:
     for line in end[1:]:
         narrator.line(line)
     expected_and_found = any("found" in line for line in end)
-    narrator.check("explain tells the session's end", status == 0 and expected_and_found, found=output[-300:])
+    narrator.check("explain shows the session's end", status == 0 and expected_and_found, found=output[-300:])
 
 
 async def manager_dies(stack: Stack, narrator: Narrator) -> None:
-    """Nobody is there to renew a lease."""
-    narrator.scene("The manager is killed: nobody renews a lease, access ends by itself")
+    """Without a manager no lease is renewed."""
+    narrator.scene("The manager is killed: no lease is renewed, access expires")
     killed = time.time()
     await stack.manager.kill()
     lease_end = max(_lease_ends(stack.events.seen), default=0)

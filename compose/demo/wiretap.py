@@ -1,6 +1,6 @@
-"""Somebody on the wire: relays a connection to the bus and keeps what the client publishes.
+"""A wiretap: relays a connection to the bus and keeps what the client publishes.
 
-The demo's adversary owns the bus and the network; this is all that takes.
+The demo's adversary controls the bus and the network; recording takes no more than this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Wiretap:
 
     @property
     def url(self) -> str:
-        """Where to connect instead."""
+        """The URL to connect to instead of the bus's."""
         if self._server is None:
             raise RuntimeError("the relay is not running")
         return f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"

@@ -1,1 +1,1 @@
-"""What runs in the containers of the stack, and what prepares them."""
+"""The programs in the containers of the stack, and their preparation."""

@@ -1,4 +1,4 @@
-"""Whether a container of the stack is well: `python -m attestgate.compose.images.health WHAT WHERE...` exits 0 or 1.
+"""Health check of a container of the stack: `python -m attestgate.compose.images.health WHAT WHERE...` exits 0 or 1.
 
 It runs every few seconds in every container, so it imports nothing but the standard library.
 """
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 FRESH_S = 30.0
-"""How old a worker's last sign of life may be."""
+"""Greatest age of a worker's last sign of life."""
 PATIENCE_S = 5.0
 SO_ACCEPTCON = 0x10000
-"""The kernel's flag of a socket that listens (include/uapi/linux/net.h)."""
+"""The kernel's flag of a listening socket (include/uapi/linux/net.h)."""
 
 
 def answers(url: str) -> None:
@@ -34,18 +34,18 @@ def recent(url: str, name: str) -> None:
 
 
 def leased(path: str) -> None:
-    """An agent's health file names an end of its lease that is still to come."""
+    """An agent's health file names a lease end in the future."""
     if time.time() >= int(Path(path).read_text(encoding="ascii")):
-        raise ValueError("its lease is over: it is not trusted now")
+        raise ValueError("its lease has expired: it is not trusted now")
 
 
 def listens(path: str) -> None:
-    """Somebody listens on a unix socket (proc_net_unix(5)); nothing is asked there, so that nothing is disturbed."""
+    """A process listens on a unix socket (proc_net_unix(5)); it is not connected to, so as not to disturb it."""
     for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines():
         fields = line.split()
         if fields[-1] == path and int(fields[3], 16) & SO_ACCEPTCON:
             return
-    raise ValueError("nobody listens there")
+    raise ValueError("no process listens there")
 
 
 CHECKS: dict[str, Callable[..., None]] = {
@@ -57,7 +57,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Exit codes: 0 well, 1 not."""
+    """Exit codes: 0 healthy, 1 not."""
     try:
         CHECKS[arguments[0]](*arguments[1:])
     except (OSError, ValueError) as error:

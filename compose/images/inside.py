@@ -34,7 +34,7 @@ ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]
 
 
 async def run_nginx(path: Path) -> None:
-    """nginx until SIGTERM, or until it ends by itself. Raises Refusal."""
+    """Run nginx until SIGTERM, or until it exits. Raises Refusal."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with Nginx(read_json(NginxConfig, path)) as nginx:
@@ -48,12 +48,12 @@ async def run_nginx(path: Path) -> None:
                 continue
         if not stop.is_set():
             raise Refusal.because(
-                "nginx.ended", str(path), expected="nginx running", found="it ended", action="see its error.log"
+                "nginx.ended", str(path), expected="nginx running", found="nginx exited", action="check its error.log"
             )
 
 
 async def enrol(path: Path) -> None:
-    """Put a policy learned from the recorded list in force, and enrol everybody. Raises Refusal, BusError."""
+    """Put a policy learned from the recorded list in force, and enrol everything. Raises Refusal, BusError."""
     settings = load_settings(OperatorFile, path)
     key = read_identity(settings.identity)
     facts = platform.read_facts(Path("/machine"))

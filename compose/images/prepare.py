@@ -1,4 +1,4 @@
-"""What a stack of containers has to have before it starts, in one folder: keys, settings, a simulated machine.
+"""Prepare a stack of containers in one folder before it starts: keys, settings, a simulated machine.
 
     python -m attestgate.compose.images.prepare FOLDER
 
@@ -34,7 +34,7 @@ from attestgate.schemas.nginx import NginxConfig
 HOST = "host-1"
 APPS = {"app-1": "attestgate.app_agent.examples.flows", "app-2": "attestgate.app_agent.examples.inventory"}
 CONTAINER_USER = 10001
-"""Who runs in the containers, where the stack is prepared by root; otherwise it is who prepares it."""
+"""The user in the containers if root prepares the stack; otherwise it is the user who prepares it."""
 ETC, SECRETS, AGENTS, VOLUMES = "/etc/attestgate", "/run/secrets", "/run/agents", "/volumes"
 MACHINE, NGINX, CONTROLLER = "/run/machine/sgx.sock", "/run/nginx", "/run/controller/controller.sock"
 NATS_PORT, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 8222, 8081, 8443, "0.0.0.0:9464"
@@ -44,9 +44,9 @@ STORE = Path("/data")
 
 
 def prepare(folder: Path) -> None:
-    """Make everything, the file `env` last: where it is, all is.
+    """Create everything, the file `env` last: if it exists, preparation is complete.
 
-    Raises Refusal (`keys.exists` where there is something already).
+    Raises Refusal (`keys.exists` if the folder is not empty).
     """
     keys = folder / "keys"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Child processes of a stack on one machine: each with its own log, all ended by id, none outlives this one."""
+"""Child processes of a stack on one machine: each with its own log, stopped by process id, none outlives this one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self.process.returncode is None
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that is not heard."""
+        """SIGTERM, then SIGKILL if it does not end."""
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_S):
@@ -40,7 +40,7 @@ class Child:
             await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL: no chance to tidy up."""
+        """SIGKILL: no clean shutdown."""
         self._signal(signal.SIGKILL)
         await self.process.wait()
 
@@ -63,21 +63,21 @@ class Child:
 
 
 class Children:
-    """Starts children and ends them in reverse order. Use as an async context manager."""
+    """Starts children and stops them in reverse order. Use as an async context manager."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._children: list[Child] = []
 
     async def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Child:
-        """Start `attestgate ARGUMENTS` of this very installation."""
+        """Start `attestgate ARGUMENTS` of this installation."""
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "cli",
+                "attestgate.cli",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -91,7 +91,7 @@ class Children:
         return child
 
     def running(self) -> list[str]:
-        """The names of those that have not ended."""
+        """The names of those still running."""
         return [child.name for child in self._children if child.running]
 
     def named(self, name: str) -> Child:
@@ -99,13 +99,13 @@ class Children:
         return next(child for child in reversed(self._children) if child.name == name)
 
     def newest(self, prefix: str) -> Child:
-        """The newest child with a name that begins so and that still runs."""
+        """The newest running child whose name has this prefix."""
         return next(child for child in reversed(self._children) if child.name.startswith(prefix) and child.running)
 
     async def line(self, child: Child, marker: str, within_s: float) -> str:
         """The first line of a child's log that holds `marker`.
 
-        Raises Refusal `stack.child` if the child ends first, or says nothing like it in time.
+        Raises Refusal `stack.child` if the child ends first, or logs no such line in time.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -114,13 +114,13 @@ class Children:
         except TimeoutError:
             line = None
         if line is None:
-            found = f"not after {within_s:g} s" if child.running else f"it ended with {child.process.returncode}"
+            found = f"not after {within_s:g} s" if child.running else f"exit code {child.process.returncode}"
             raise Refusal.because(
                 "stack.child",
                 child.name,
-                expected=f"a process that says {marker!r}",
+                expected=f"a process that logs {marker!r}",
                 found=found,
-                action=f"its last words: {child.last_lines()}",
+                action=f"check the end of its log: {child.last_lines()}",
             )
         return line
 

@@ -1,4 +1,4 @@
-"""The events of a stack as they come: for telling a person, and for waiting until something has happened."""
+"""The events of a stack as they arrive: to print them, and to wait until something has happened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attestgate.schemas.events import Event
 
 
 class EventWatch:
-    """Keeps every event seen, in order, until it is to forget them."""
+    """Keeps every event seen, in order, until `forget`."""
 
     def __init__(self, tell: Callable[[Event], None] | None = None) -> None:
         self.seen: list[Event] = []
@@ -30,7 +30,7 @@ class EventWatch:
     async def _take(self, message: Message) -> None:
         event = parse_json(Event, message.data, source=message.subject)
         if event.id in self.heard_at:
-            return  # a worker that was not sure sends an event again, under the same id
+            return  # a worker that got no answer publishes an event again, under the same id
         self.heard_at[event.id] = time.time()
         self.seen.append(event)
         if self._tell is not None:
@@ -38,7 +38,7 @@ class EventWatch:
         self._more.set()
 
     async def wait(self, what: str, fits: Callable[[Event], bool], *, since: int = 0, within_s: float = 60.0) -> Event:
-        """The first event from index `since` on that fits. Raises Refusal `stack.event` if none comes in time."""
+        """The first matching event from index `since` on. Raises Refusal `stack.event` if none arrives in time."""
         try:
             async with asyncio.timeout(within_s):
                 while True:
@@ -53,18 +53,18 @@ class EventWatch:
                 "stack.event",
                 what,
                 expected=f"the event within {within_s:g} s",
-                found=f"others: {', '.join(f'{e.kind} {e.subject} {e.what}' for e in self.seen[-5:])}",
-                action="see the logs of the processes",
+                found=f"other events: {', '.join(f'{e.kind} {e.subject} {e.what}' for e in self.seen[-5:])}",
+                action="check the logs of the processes",
             ) from None
 
     def forget(self) -> None:
-        """Let go of all that was seen; marks begin at 0 again. An event that is sent again after that is told again."""
+        """Discard all events seen; marks restart at 0. An event that is sent again after that is reported again."""
         self.seen.clear()
         self.heard_at.clear()
 
     @property
     def mark(self) -> int:
-        """Where the next event will stand: pass it as `since` to wait for what is still to come."""
+        """The index of the next event: pass it as `since` to wait for later events only."""
         return len(self.seen)
 
 

@@ -1,4 +1,4 @@
-"""The settings files of a stack on one machine: who is where, and what each process is told."""
+"""The settings files of a stack on one machine: its processes, their addresses and files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN = "operator", "policy-author", "attestgate
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything of one stack lies. `timing` is the manager's, `replicas` the number of the bus's servers."""
+    """The paths of one stack. `timing` is the manager's, `replicas` the number of the bus's servers."""
 
     folder: Path
     timing: Timing = field(
@@ -34,7 +34,7 @@ class Plan:
 
     @property
     def keys(self) -> Path:
-        """What `attestgate keys init` made."""
+        """The folder that `attestgate keys init` created."""
         return self.folder / "keys"
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         return path
 
     def credentials(self, role: str, name: str) -> Path:
-        """A credentials file, made if it is not there."""
+        """A credentials file, created if missing."""
         path = self.keys / "credentials" / f"{role}-{name}.creds"
         if not path.exists():
             credentials.issue(self.keys / "bus", role, name, path)
@@ -192,7 +192,7 @@ class Plan:
         )
 
     def nginx(self, port: int) -> NginxConfig:
-        """nginx's configuration, its server certificate made."""
+        """nginx's configuration, with a new server certificate."""
         folder = self.folder / "gateway"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         pki = self.keys / "manager"

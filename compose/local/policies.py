@@ -1,4 +1,4 @@
-"""The policies of a stack on one machine: learned from a good host's list, and simulated evidence in so many words."""
+"""The policies of a stack on one machine: learned from a known-good host's list, simulated evidence allowed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LearnedPolicies:
 
     @classmethod
     def learn(cls, measurement_list: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
-        """Everything on this list is good; a list that no TPM vouches for is accepted or not (verdicts say so)."""
+        """All on this list is known good; a list that no TPM vouches for is accepted or not (verdicts say so)."""
         known, _ = learn([entries(measurement_list.read_bytes())])
         runtime = known.text().encode()
         host = {"version": 1, "runtime_policy": policy_name(runtime), "accept_unanchored": accept_unanchored}

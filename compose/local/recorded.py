@@ -1,6 +1,6 @@
-"""The recorded measurement lists that the demo plays a host's kernel with: a real Debian 12 guest's, clean and drifted.
+"""The recorded measurement lists for the demo's host kernel: a real Debian 12 guest's, clean and drifted.
 
-debian12/README.md says where they are from, and what else was recorded with them.
+debian12/README.md describes where they are from, and what else was recorded with them.
 """
 
 from __future__ import annotations

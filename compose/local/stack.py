@@ -35,15 +35,15 @@ from attestgate.schemas.tpm import TpmEnrolment
 MACHINES = ("machine-a", "machine-b")
 PROGRAM = "attestgate.app_agent.examples.flows"
 CALM = Timing(certificate_s=600)
-"""The usual leases, longer than a cluster needs to choose a new leader."""
+"""The default leases, longer than a cluster needs to elect a new leader."""
 
 
 class Stack:
     """Bus, simulated machines, attestation service, manager, controller, nginx and gateway worker.
 
-    `tell` hears every event; `say` hears what is being done. With `cluster` the bus is three servers, of which one may
-    be killed. `sync_interval` is the servers' (see `bus.server.EmbeddedServer`), `controller` the
-    command that runs the SDN controller.
+    `tell` is called with every event, `say` with each step. With `cluster` the bus is three servers, of which one may
+    be killed. `sync_interval` is the servers' (see `bus.server.embedded.EmbeddedServer`), `controller` the command that
+    runs the SDN controller.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Stack:
         await self._close()
 
     async def _close(self) -> None:
-        """End every part. Who cancels that (a second Ctrl-C) is heard once nothing is left running."""
+        """Stop every part. A cancellation meanwhile (a second Ctrl-C) takes effect once nothing is left running."""
         closing, cancelled = asyncio.ensure_future(self._exit.aclose()), False
         while not closing.done():
             try:
@@ -96,7 +96,7 @@ class Stack:
 
     async def _start(self) -> None:
         plan = self.plan
-        self._say("making the deployment's keys, and a simulated root of trust with two machines")
+        self._say("generating the deployment's keys, and a simulated root of trust with two machines")
         await asyncio.to_thread(self._make_keys)
         trust = credentials.load(plan.keys / "bus")
         await self._start_bus(trust)
@@ -143,7 +143,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the bus is: an address, or several with commas between."""
+        """The bus's address, or several, comma-separated."""
         return ",".join(server.url for server in self.servers)
 
     @property
@@ -169,12 +169,12 @@ class Stack:
         return self.manager
 
     async def order(self, action: Action) -> Event:
-        """Have an operator's command applied. Raises Refusal."""
+        """Send an operator's command and wait until it is applied. Raises Refusal."""
         key = read_identity(self.plan.keys / "operators" / f"{OPERATOR}.pem")
         return await order(self.bus, OPERATOR, key, action, 15.0)
 
     async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
-        """Learn a policy from a good host's list, sign its manifest, put it in force."""
+        """Learn a policy from a known-good host's list, sign its manifest, put it in force."""
         author = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
         policies = LearnedPolicies.learn(learned_from, accept_unanchored=accept_unanchored)
         await self.order(policies.command(author, version=1))
@@ -229,7 +229,7 @@ class Stack:
         code: Path = CODE_ROOT,
         bus: str | None = None,
     ) -> Child:
-        """Start an application on a machine; with another volume, other code or another way to the bus if given."""
+        """Start an application on a machine; with another volume, other code or another URL of the bus if given."""
         volume = volume or self.plan.volume(id)
         settings = self.plan.write_app(bus or self.url, id, host, machine, volume, self.status_file(id))
         return await self.children.start(
@@ -237,7 +237,7 @@ class Stack:
         )
 
     async def start_thief(self, machine: str, key: Path) -> Child:
-        """Start another enclave of the same signer and code, which tries to open a key that is not for it."""
+        """Start another enclave of the same signer and code, which tries to open a key sealed for another instance."""
         return await self.children.start(
             "thief",
             "simulated",
@@ -260,11 +260,11 @@ class Stack:
         return (self.plan.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     async def command(self, *arguments: str, operator: Path | None = None) -> tuple[int, str]:
-        """Run `attestgate ARGUMENTS` as the operator, or by another operator's file: its exit status and output."""
+        """Run `attestgate ARGUMENTS` as the operator, or with another operator file: its exit status and output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "cli",
+            "attestgate.cli",
             *arguments,
             "--operator",
             str(operator or self.plan.settings("operator")),
@@ -275,7 +275,7 @@ class Stack:
         return process.returncode or 0, output.decode(errors="replace")
 
     def status_file(self, app: str) -> Path:
-        """Where an application's program writes what it sees."""
+        """The file in which an application's program records what it sees."""
         return self.plan.folder / "status" / f"{app}.jsonl"
 
     def status(self, app: str) -> list[dict[str, object]]:
@@ -309,6 +309,6 @@ class Stack:
         )
 
     async def _ready(self, name: str, *arguments: str) -> str:
-        """Start a child and return the line with which it says that it is ready."""
+        """Start a child and return the line that reports it ready."""
         child = await self.children.start(name, *arguments)
         return await self.children.line(child, "ready", 60.0)

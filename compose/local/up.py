@@ -1,4 +1,4 @@
-"""`attestgate up`: the stack with one host and one application, kept until it is told to stop."""
+"""`attestgate up`: the stack with one host and one application, until it is stopped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from attestgate.compose.local.stack import Stack
 from attestgate.schemas.events import Event
 
 FORGET_S = 60.0
-"""How often the events that were told are let go of: it may run for months."""
+"""How often reported events are discarded: it may run for months."""
 
 
 async def one_of_each(stack: Stack, within_s: float = 60.0) -> Path:
-    """Have host-1 trusted and app-1 admitted in a stack that runs; returns the host's measurement list.
+    """Have host-1 trusted and app-1 admitted in a running stack; returns the host's measurement list.
 
     `within_s` is for each of the two.
     """
@@ -37,7 +37,7 @@ async def one_of_each(stack: Stack, within_s: float = 60.0) -> Path:
 async def keep_up(
     folder: Path, say: Callable[[str], None], *, cluster: bool = False, sync_interval: str = "2m"
 ) -> NoReturn:
-    """Run until cancelled. `cluster` and `sync_interval` are the bus's: see `compose.stack.Stack`."""
+    """Run until cancelled. `cluster` and `sync_interval` are the bus's: see `compose.local.stack.Stack`."""
 
     def tell(event: Event) -> None:
         say(f"  {event.kind:8} {event.subject:12} {event.what:18} {event.state or ''}")
@@ -48,13 +48,13 @@ async def keep_up(
         operator = stack.plan.settings("operator")
         say(
             f"""
-The application is through the gateway. Watch, from another terminal:
+The application is admitted at the gateway. Watch, from another terminal:
   export XDG_CONFIG_HOME={viewer} PATH="{Path(sys.executable).parent}:$PATH"
   nats --context attestgate sub 'attest.v1.events.>'
   nats --context attestgate kv watch summaries
   attestgate sessions --operator {operator}
   attestgate revoke app app-1 --reason 'just trying' --operator {operator}
-Ctrl-C ends everything and removes {folder}.
+Ctrl-C stops everything and removes {folder}.
 """
         )
         while True:

@@ -1,11 +1,11 @@
-// The gateway worker's side of the dictionary, on a unix socket; and what anybody may know of it: that it is kept.
+// The gateway worker's API to the dictionary, on a unix socket; and its public health check.
 
 const EPOCH = 'epoch';
 const EPOCH_LIFE_MS = 30 * 24 * 3600 * 1000;
 const KEPT = 'kept';
 const KEY = /^(?:cert|host)\.[0-9a-f]{2,40}$/;
 
-// One life of the shared memory has one epoch: a worker that sees another one knows that it must load everything.
+// Each lifetime of the shared memory has its own epoch: a worker that sees a new one must load everything again.
 function epoch() {
     const zone = ngx.shared.admissions;
     const fresh = Buffer.from(crypto.getRandomValues(new Uint8Array(16))).toString('hex');
@@ -18,7 +18,7 @@ function answer(r, status, value) {
     r.return(status, JSON.stringify(value));
 }
 
-// Asked by the worker every second: that it asks is what the outside is told.
+// Requested by the worker every second; the public health check reports whether it still is.
 function health(r) {
     const zone = ngx.shared.admissions;
     // In a zone of its own: `admissions` may be full.
@@ -32,12 +32,12 @@ function outside(r) {
     answer(r, kept ? 200 : 503, { gateway: kept ? 'ready' : 'its worker is silent' });
 }
 
-// What was refused since this was last asked.
+// What was refused since the last request.
 function refusals(r) {
     const zone = ngx.shared.refusals;
     const found = [];
     zone.keys(1000).forEach((key) => {
-        // Only whoever takes it out tells of it: another of nginx's workers may be asked the same.
+        // Only the one that removes it reports it: another of nginx's workers may get the same request.
         const times = zone.get(key);
         if (times !== undefined && zone.delete(key)) {
             const who = JSON.parse(key);
@@ -72,7 +72,7 @@ function list(r) {
     answer(r, 200, { epoch: epoch(), entries: found });
 }
 
-// The body of a change, or undefined after an answer: it must be meant for this life of the memory.
+// The body of a change, or undefined once it has been answered: its epoch must be this memory's.
 function meant(r) {
     const body = JSON.parse(r.requestText);
     if (body.epoch === epoch()) {
@@ -120,7 +120,7 @@ function remove(r) {
     answer(r, 200, { epoch: body.epoch });
 }
 
-// Out of both zones, first out of the one that decides.
+// Delete from both zones, first from the one that decides.
 function forget(key) {
     ngx.shared.live.delete(key);
     ngx.shared.admissions.delete(key);

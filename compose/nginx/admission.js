@@ -4,13 +4,13 @@
 // The dictionary is kept by the gateway worker, through admin.js. Keys are `cert.<serial>` and `host.<session>`; each
 // has a timeout of its own: the end of its lease. The zone `admissions` holds the lease in JSON, the zone `live` only its
 // sequence, which is all that most requests have to read.
-// Whatever goes wrong in here ends in a refusal. Written for the default njs engine (no for..of), which runs the top of
-// this file anew for each request: it is kept short.
+// Any error in here ends in a refusal. Written for the default njs engine (no for..of), which runs the top of this file
+// again for each request: it is kept short.
 
 import hash from 'crypto';
 
-// A request with a body is judged twice: before nginx reads a byte of it for a stranger, and again when all of it is
-// in, since a body may take its time and the admission may have ended meanwhile.
+// A request with a body is checked twice: before nginx reads any of it, so that it reads nothing for a stranger, and
+// again when all of it has arrived, since that takes time and the admission may have ended meanwhile.
 function access(r) {
     if (!pass(r)) {
         return undefined;
@@ -38,8 +38,8 @@ function pass(r) {
     return false;
 }
 
-// The verdict on a request. Who it is goes into the variables as soon as it is known, so that the log says it for a
-// refusal too.
+// The verdict on a request. The identity is set in the variables as soon as it is known, so that refusals are logged
+// with it too.
 function judge(r, v) {
     const live = ngx.shared.live;
     let who = remembered(v);
@@ -64,19 +64,19 @@ function judge(r, v) {
     if (method === 'CONNECT' || method === 'TRACE') {
         return 'method not allowed';
     }
-    // Not h2c, whose requests nobody would judge. nginx hands a WebSocket to whoever can end it with its admission.
+    // Not h2c, whose requests would go unchecked. WebSockets go to the relay, which closes them with their admission.
     if (v.http_upgrade && (v.attestgate_upstream !== 'relay' || method !== 'GET')) {
         return 'upgrade not allowed';
     }
     return permitted(who, method, v.request_uri);
 }
 
-// What is remembered of a connection, one line each; the rules follow. The certificate, which is long, stands by itself.
+// What is cached of a connection, one line each; the rules follow. The certificate, which is long, is kept separately.
 // Without session reuse and renegotiation it cannot change, and no number of a connection comes twice. A newer lease has
 // another sequence.
 const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, RULES = 6;
 
-// What is known of a connection, its certificate put into the variable; undefined if either has given way.
+// What is cached of a connection, its certificate put into the variable; undefined if either was evicted.
 function remembered(v) {
     const known = ngx.shared.connections.get(v.connection);
     const certificate = ngx.shared.connections.get(`${v.connection} certificate`);
@@ -87,7 +87,7 @@ function remembered(v) {
     return known.split('\n');
 }
 
-// Look a connection's certificate up, and remember it; or why it does not pass.
+// Look up a connection's certificate, and cache it; or why it does not pass.
 function look(v) {
     const key = `cert.${v.ssl_client_serial.toLowerCase()}`;
     const text = ngx.shared.admissions.get(key);
@@ -109,8 +109,8 @@ function look(v) {
     return known;
 }
 
-// Whether a rule allows the request. What nginx sends upstream is the target as it came, so it is judged as it came,
-// and only in the one spelling that every server reads alike: no empty segment, none that begins with a dot, no `;`, no
+// Whether a rule allows the request. nginx sends the target upstream as received, so it is checked as received, and
+// only in the one spelling that every server reads alike: no empty segment, none that begins with a dot, no `;`, no
 // backslash, and nothing escaped but what has to be.
 function permitted(who, method, target) {
     const end = target.indexOf('?');
@@ -127,7 +127,7 @@ function permitted(who, method, target) {
     return `no rule allows it: ${who.slice(RULES).join('; ') || 'there is none'}`;
 }
 
-// A rule is `METHODS PATH` (schemas/admission.py): methods with commas between them, or `*`; a path, or a subtree
+// A rule is `METHODS PATH` (schemas/admission.py): comma-separated methods, or `*`; a path, or a subtree
 // that ends in `/**`.
 function allows(rule, method, path) {
     const space = rule.indexOf(' ');
@@ -141,8 +141,8 @@ function allows(rule, method, path) {
     return path.startsWith(below) || `${path}/` === below;
 }
 
-// For the gateway worker, which tells of it: how often whom, and why. The oldest give way where there are too many.
-// What a certificate of no CA of ours says is not repeated.
+// For the gateway worker, which reports it: who was refused how often, and why. The oldest are evicted at the limit.
+// The content of a certificate from an unknown CA is not repeated.
 function count(r, verdict) {
     try {
         const serial = r.variables.ssl_client_verify === 'SUCCESS' ? r.variables.ssl_client_serial : '';
@@ -153,8 +153,8 @@ function count(r, verdict) {
     }
 }
 
-// Response: a stream is cut when its time is over or its admission has ended. A piece goes out only after this look.
-// Without the verdict `admitted` nothing was asked of upstream: that is an error page of nginx's own.
+// Response: a stream is cut when its time is over or its admission has ended. A chunk is sent only after this check.
+// Without the verdict `admitted` nothing was sent upstream: that is an error page of nginx's own.
 function bound(r, data, flags) {
     const v = r.variables;
     if (data.length === 0 || v.attestgate_verdict !== 'admitted') {
@@ -173,8 +173,8 @@ function bound(r, data, flags) {
     throw new Error(v.attestgate_verdict);
 }
 
-// What a stranger gets, whoever refused: nginx itself, for want of a good certificate or request, or `access`, which has
-// counted.
+// The answer to a refused client, whether nginx refused (for an invalid certificate or request) or `access`, which has
+// counted it.
 function refused(r) {
     if (r.variables.attestgate_verdict === 'not judged') {
         const verdict = unjudged(r.variables.ssl_client_verify);
@@ -184,7 +184,7 @@ function refused(r) {
     r.return(403, 'refused\n');
 }
 
-// Why nginx itself refused; on a connection without TLS it says nothing of a certificate.
+// Why nginx itself refused; on a connection without TLS there is no certificate to name.
 function unjudged(verified) {
     if (verified === 'SUCCESS') {
         return 'request not valid';

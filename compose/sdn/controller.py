@@ -1,7 +1,7 @@
-"""A small SDN controller: switches and their flows over REST, in memory. What the gateway guards in demo and tests.
+"""A small SDN controller: switches and their flows over REST, in memory. The gateway protects it in demo and tests.
 
 It listens on a unix socket only its own user can open, so that nothing but nginx reaches it, and logs who did what by
-the identity that nginx hands on. It decides nothing: the gateway has decided.
+the identity that nginx passes on. It makes no access decisions: the gateway has made them.
 
     GET    /switches
     GET    /switches/{id}/flows
@@ -32,13 +32,13 @@ from attestgate.app_agent.proxy import unix_socket
 from attestgate.schemas.base import Model, first_message, where
 
 MAX_FLOWS = 10_000
-"""Most flows a switch holds."""
+"""Most flows per switch."""
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _log = structlog.get_logger()
 
 
 class Flow(Model):
-    """A flow entry, in OpenFlow's terms: what it matches, what it does, and before which others."""
+    """A flow entry, in OpenFlow's terms: match, actions, priority."""
 
     priority: Annotated[int, Field(ge=0, le=65535)] = 32768
     match: Annotated[dict[_Text, _Text], Field(max_length=32)]
@@ -46,7 +46,7 @@ class Flow(Model):
 
 
 class Northbound(Protocol):
-    """What answers the four requests."""
+    """The handlers of the four requests."""
 
     async def list_switches(self, request: Request) -> Response: ...
     async def list_flows(self, request: Request) -> Response: ...
@@ -119,20 +119,20 @@ def _shown(number: int, flow: Flow) -> dict[str, object]:
 
 
 def told(request: Request, **more: object) -> None:
-    """Log who did what, by the identity that nginx hands on."""
+    """Log who did what, by the identity that nginx passes on."""
     identity = request.headers.get("x-attestgate-identity", "")
     _log.info("northbound", identity=identity, method=request.method, path=request.url.path, **more)
 
 
 class _Server(uvicorn.Server):
-    """Leaves the process's signals to whoever runs it."""
+    """Leaves signal handling to the process that runs it."""
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
 
 
 async def serve(path: Path, rest: ASGIApp | None = None, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve on a unix socket (0600) until cancelled; a socket left behind by an earlier run is replaced, no other file.
+    """Serve on a unix socket (0600) until cancelled; a stale socket of an earlier run is replaced, no other file.
 
     Calls `ready` when the socket listens.
     """

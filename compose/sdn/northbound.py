@@ -1,4 +1,4 @@
-"""The northbound of the os-ken controller: the same REST as compose/sdn/controller.py, with real switches behind it.
+"""The northbound API of the os-ken controller: the REST of compose/sdn/controller.py, with real switches behind it.
 
 It listens on a unix socket that only its own user can open, so that nothing but nginx reaches it; OpenFlow listens
 where only switches are: on loopback, or on a network of their own.
@@ -22,7 +22,7 @@ from attestgate.compose.sdn.switches import NoAnswer, Switches
 
 
 class SwitchNorthbound:
-    """Switches by name; one that has no name goes by its datapath id, 16 hexadecimal digits."""
+    """Switches by name; one without a name is listed by its datapath id, 16 hexadecimal digits."""
 
     def __init__(self, switches: Switches, names: dict[str, int]) -> None:
         self._switches = switches

@@ -1,4 +1,4 @@
-"""The OpenFlow side: an os-ken application that knows the switches and their flows (OpenFlow 1.3).
+"""The OpenFlow side: an os-ken application that keeps the switches and their flows (OpenFlow 1.3).
 
 Every flow that it adds carries a cookie of its own, by which it is listed and deleted; other flows are left alone.
 """
@@ -20,15 +20,15 @@ ANSWER_S = 5.0
 EVERY_BIT = 0xFFFF_FFFF_FFFF_FFFF
 OWN = 0x6174_7465_0000_0000
 OWN_BITS = 0xFFFF_FFFF_0000_0000
-"""The upper half of every cookie given here, so that they are told from other controllers'."""
+"""The upper half of every cookie given here, to distinguish them from other controllers'."""
 
 
 class NoAnswer(Exception):
-    """A switch did not answer, or has gone."""
+    """A switch did not answer, or has disconnected."""
 
 
 class Switches(app_manager.OSKenApp):  # type: ignore[misc]
-    """Called from other threads than os-ken's own."""
+    """Called from threads other than os-ken's own."""
 
     OFP_VERSIONS = [ofproto_v1_3.OFP_VERSION]
 
@@ -73,7 +73,7 @@ class Switches(app_manager.OSKenApp):  # type: ignore[misc]
         ]
 
     def add(self, datapath_id: int, priority: int, match: Mapping[str, str], actions: list[str]) -> int:
-        """Add a flow; its id, once the switch has it. Raises NoAnswer, ValueError for what is no match or action."""
+        """Add a flow; its id, once the switch has it. Raises NoAnswer, ValueError for an invalid match or action."""
         datapath = self._datapath(datapath_id)
         parser, ofproto = datapath.ofproto_parser, datapath.ofproto
         number = secrets.randbelow(2**31 - 1) + 1

@@ -1,7 +1,7 @@
 """The simulated Intel: root CA, PCK CAs, TCB signing, and everything they sign.
 
-A folder holds it: keys (mode 0600), certificates, and documents.json, which says what is known of TCBs and
-revocations. Nothing is kept in memory: change documents.json and the next document says so.
+Its state is a folder: keys (mode 0600), certificates, and documents.json, which lists TCBs and revocations. Nothing is
+cached in memory: a change of documents.json shows in the next document.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SignedDocument:
 
 
 def create(folder: Path) -> None:
-    """Make an authority in an empty folder. Raises Refusal `simulated.exists`."""
+    """Create an authority in an empty folder. Raises Refusal `simulated.exists`."""
     new_folder(folder)
     now = _now()
     root_key = _new_key()
@@ -75,12 +75,12 @@ def create(folder: Path) -> None:
 
 
 def read_documents(folder: Path) -> Documents:
-    """What the authority says now. Raises Refusal (`file.*`)."""
+    """The authority's current documents. Raises Refusal (`file.*`)."""
     return read_json(Documents, folder / _DOCUMENTS)
 
 
 def write_documents(folder: Path, documents: Documents) -> None:
-    """Make the authority say something else from now on."""
+    """Replace the authority's documents."""
     write_private(folder / _DOCUMENTS, documents.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
 
 
@@ -109,7 +109,7 @@ class Authority:
 
     @property
     def documents(self) -> Documents:
-        """What documents.json says at this moment."""
+        """The current content of documents.json."""
         return read_documents(self._folder)
 
     def issue_pck(self, key: ec.EllipticCurvePublicKey, ca: PckCa, facts: PckFacts) -> x509.Certificate:

@@ -1,4 +1,4 @@
-"""The first code inside a simulated enclave: tie it to its daemon, open only the trusted trees, run the entry module.
+"""The first code inside a simulated enclave: tie it to its daemon, import only trusted trees, run the entry module.
 
 Runs as a script of the copied interpreter, isolated and without site: `boot.py DAEMON_PID SITE CODE ENTRY ARGUMENTS…`.
 It is measured, and imports nothing but the standard library.

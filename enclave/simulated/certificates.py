@@ -1,4 +1,4 @@
-"""X.509 certificates and CRLs with the profile of Intel's SGX PKI, under names that say they are simulated.
+"""X.509 certificates and CRLs with the profile of Intel's SGX PKI, under names that mark them as simulated.
 
 Source: Intel, "SGX PCK Certificate and Certificate Revocation List Profile Specification", 1.5.
 """

@@ -12,7 +12,7 @@ from attestgate.schemas.base import Model, Refusal, Secret, pack
 
 
 class SimulatedEnclave:
-    """The simulated enclave this process runs in. The socket is its identity: the daemon knows whom it measured."""
+    """The simulated enclave this process runs in. The socket is its identity: the daemon knows what it measured."""
 
     simulated = True
 
@@ -22,7 +22,7 @@ class SimulatedEnclave:
 
     @classmethod
     def inherited(cls) -> SimulatedEnclave:
-        """From the socket the daemon left open for this process; once. Raises Refusal `enclave.simulated`."""
+        """From the socket that the daemon left open for this process; once. Raises Refusal `enclave.simulated`."""
         try:
             channel = socket.socket(fileno=int(os.environ.pop(ENCLAVE_FD)))
         except (KeyError, ValueError, OSError):
@@ -30,7 +30,7 @@ class SimulatedEnclave:
                 "enclave.simulated",
                 ENCLAVE_FD,
                 expected="a process that the simulated platform's daemon launched and measured",
-                found="no socket to it, or one taken already",
+                found="no socket to it, or a socket already in use",
                 action="start the agent through the daemon",
             ) from None
         os.set_inheritable(channel.fileno(), False)
@@ -48,7 +48,7 @@ class SimulatedEnclave:
         return Secret(key)
 
     def close(self) -> None:
-        """Give the identity up."""
+        """Close the socket, and with it the identity."""
         self._channel.close()
 
     def _ask(self, request: Model) -> bytes:
@@ -59,5 +59,5 @@ class SimulatedEnclave:
         except OSError as error:
             raise EnclaveError(f"the simulated platform is gone: {error.strerror}") from error
         if not answer:
-            raise EnclaveError("the simulated platform hung up")
+            raise EnclaveError("the simulated platform closed the connection")
         return answer

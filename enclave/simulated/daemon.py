@@ -1,9 +1,9 @@
-"""The simulated machine, switched on: it measures and launches enclaves, quotes for them, and gives them sealing keys.
+"""The daemon of a simulated machine: it measures and launches enclaves, quotes for them, and gives them sealing keys.
 
 An agent that reported its own hash would prove nothing, so the daemon launches it: it reads every trusted file, copies
 what it read into a folder of its own, starts the copy with nothing else importable, and keeps one end of a socket
-pair. Whoever speaks on that socket is the enclave that was measured. As swtpm is for TPMs, so this is for SGX: whoever
-runs as the daemon's user owns the machine.
+pair. The peer on that socket is the enclave that was measured. This is for SGX what swtpm is for TPMs: anything that
+runs as the daemon's user controls the machine.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
 
 _LAUNCH_WITHIN_S = 10
 _LAUNCHERS = 100
-"""Served at once, the others wait: each takes some five descriptors of the 1,024 that a process has by default."""
+"""Launchers served at once; the others wait: each takes about five of the 1,024 descriptors of a process."""
 
 log = structlog.get_logger(__name__)
 
 
 async def serve(state_dir: Path, socket_path: Path, signer_key: Path, ready: Callable[[], None] | None = None) -> None:
-    """Run a machine (see enclave.simulated.platform.create) until cancelled; then every enclave on it is dead.
+    """Run a machine (see enclave.simulated.platform.create) until cancelled, which kills every enclave on it.
 
     Calls `ready` when the socket listens. The event loop's thread must live as long as the machine does.
     Raises Refusal (`file.*`, `daemon.*`).
@@ -70,7 +70,7 @@ async def serve(state_dir: Path, socket_path: Path, signer_key: Path, ready: Cal
 
 
 class _Machine:
-    """The platform with what runs on it."""
+    """The platform and the enclaves that run on it."""
 
     def __init__(self, platform: Platform, mrsigner: bytes, images: Images) -> None:
         self._platform = platform
@@ -79,12 +79,12 @@ class _Machine:
         self._builder = ThreadPoolExecutor(1)
 
     def off(self) -> None:
-        """Remove every image. No enclave may run any more."""
+        """Remove every image. No enclave may still be running."""
         self._builder.shutdown(cancel_futures=True)
         self._images.close()
 
     async def serve_launcher(self, launcher: socket.socket) -> None:
-        """One launcher's connection, from its request to its enclave's end. What goes wrong ends this one only."""
+        """Serve one launcher, from its request to its enclave's end. An error ends this one only."""
         with launcher:
             try:
                 check_peer(launcher)
@@ -141,7 +141,7 @@ class _Machine:
         await _tell(launcher, Exited(status=status, refused=answers.result()))
 
     async def _answer(self, channel: socket.socket, identity: EnclaveIdentity, process: EnclaveProcess) -> list[Reason]:
-        """Answer an enclave until it hangs up. One malformed request is its end; the reasons say why."""
+        """Answer an enclave until it closes the socket. A malformed request gets it killed; returns the reasons."""
         loop = asyncio.get_running_loop()
         with suppress(ConnectionError):  # it ended while it was being answered
             while frame := await loop.sock_recv(channel, MAX_FRAME + 1):
@@ -193,7 +193,7 @@ def _no_start(request: Launch, error: Exception) -> Refusal:
 
 
 async def _heed(launcher: socket.socket, process: EnclaveProcess) -> None:
-    """Pass on that settings are to be read again; end the enclave when its launcher hangs up, or says anything else."""
+    """Forward reload requests; stop the enclave when its launcher disconnects or sends anything else."""
     with suppress(ConnectionError):
         while await asyncio.get_running_loop().sock_recv(launcher, MAX_FRAME) == RELOAD:
             process.reload()
@@ -201,13 +201,13 @@ async def _heed(launcher: socket.socket, process: EnclaveProcess) -> None:
 
 
 async def _tell(launcher: socket.socket, message: Model) -> None:
-    with suppress(ConnectionError):  # gone: its enclave is ended on that account, and nobody is left to tell
+    with suppress(ConnectionError):  # disconnected: its enclave is stopped for that, and there is nobody to notify
         await asyncio.get_running_loop().sock_sendall(launcher, pack(message))
 
 
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold a machine: two daemons would be two machines with one identity. Raises Refusal `daemon.running`."""
+    """Lock a machine: two daemons would be two machines with one identity. Raises Refusal `daemon.running`."""
     try:
         lock = os.open(state_dir / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -228,7 +228,7 @@ def _hold(lock: int, state_dir: Path) -> None:
         raise Refusal.because(
             "daemon.running",
             str(state_dir),
-            expected="a machine that is off",
+            expected="a machine without a running daemon",
             found="another daemon that runs it",
-            action="stop that one first",
+            action="stop the other daemon first",
         ) from None

@@ -38,7 +38,7 @@ class Component(_Intel):
 
 
 class Tcb(_Intel):
-    """A platform TCB: what a PCK certificate's must reach."""
+    """A platform TCB: the minimum that a PCK certificate's TCB must reach."""
 
     sgxtcbcomponents: tuple[Component, ...] = Field(min_length=16, max_length=16, alias="sgxtcbcomponents")
     pcesvn: int = Field(ge=0, le=0xFFFF)
@@ -56,7 +56,7 @@ class QeTcb(_Intel):
 
 
 class TcbLevel(_Intel):
-    """A platform TCB and what is said of it."""
+    """A platform TCB and its status."""
 
     tcb: Tcb
     tcb_date: str
@@ -65,7 +65,7 @@ class TcbLevel(_Intel):
 
 
 class QeTcbLevel(_Intel):
-    """A quoting enclave's TCB and what is said of it."""
+    """A quoting enclave's TCB and its status."""
 
     tcb: QeTcb
     tcb_date: str
@@ -101,7 +101,7 @@ class QeIdentity(_Intel):
 
 
 class Documents(Model):
-    """Everything the authority says, but for dates and signatures. Change it and the next answer says so."""
+    """Everything the authority publishes, without dates and signatures. A change shows in the next answer."""
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity
@@ -109,7 +109,7 @@ class Documents(Model):
     revoked_pcks: tuple[str, ...] = ()
     """Serial numbers of PCK certificates, in hexadecimal, with either CA."""
     revoked_cas: tuple[str, ...] = ()
-    """Serial numbers of what the root issued."""
+    """Serial numbers of certificates that the root issued."""
     lifetime_s: int = Field(gt=0)
 
 

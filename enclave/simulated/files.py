@@ -1,4 +1,4 @@
-"""Private files of the simulated parts: created with mode 0600, replaced whole, read with a clear refusal."""
+"""Private files of the simulated parts: created with mode 0600, replaced atomically, read with a clear refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attestgate.schemas.base import Refusal
 
 
 def new_folder(path: Path) -> None:
-    """Make a private folder. Raises Refusal `simulated.exists` if something is in it already."""
+    """Create a private folder. Raises Refusal `simulated.exists` if it is not empty."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise Refusal.because(
@@ -28,7 +28,7 @@ def new_folder(path: Path) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file with mode 0600, whole or not at all."""
+    """Write a file atomically, with mode 0600."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
@@ -78,5 +78,5 @@ def read_certificate(path: Path) -> Certificate:
 def not_a(path: Path, kind: str) -> Refusal:
     """The refusal of a file that does not hold what it should."""
     return Refusal.because(
-        "file.content", str(path), expected=f"a {kind} in PEM", found="something else", action="make the folder anew"
+        "file.content", str(path), expected=f"a {kind} in PEM", found="other content", action="create the folder again"
     )

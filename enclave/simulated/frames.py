@@ -1,6 +1,6 @@
-"""What is said on the simulated platform's two kinds of sockets: launcher to daemon, enclave to daemon.
+"""The messages on the simulated platform's two kinds of sockets: launcher to daemon, enclave to daemon.
 
-Both are Unix sockets of type SOCK_SEQPACKET: the kernel keeps the frames apart, so there are no lengths to forge.
+Both are Unix sockets of type SOCK_SEQPACKET: the kernel keeps frame boundaries, so there are no lengths to forge.
 A frame is one msgpack value of at most MAX_FRAME bytes; an empty one is the end.
 """
 
@@ -18,11 +18,11 @@ MAX_FRAME = 128 * 1024
 """Bytes; a quote has about 4,100, a launch is as long as its environment."""
 
 ENCLAVE_FD = "ATTESTGATE_ENCLAVE_FD"
-"""The environment variable that names the inherited socket: who holds it is the enclave that was measured."""
+"""The environment variable that names the inherited socket: its holder is the enclave that was measured."""
 MEASURED = "ATTESTGATE_MEASURED"
 """The environment variable that names the private copy of the measured settings."""
 RELOAD = b"reload"
-"""Launcher to daemon: have the enclave read its settings again, by SIGHUP."""
+"""Launcher to daemon: have the enclave reload its settings, by SIGHUP."""
 
 
 class Launch(Model):
@@ -44,7 +44,7 @@ class LaunchAnswer(Model):
 
 
 class Exited(Model):
-    """Daemon to launcher: the exit status, as `subprocess` counts it, and what the platform held against it."""
+    """Daemon to launcher: the exit status, as `subprocess` reports it, and why the platform killed it, if it did."""
 
     status: int
     refused: list[Reason] = []
@@ -65,4 +65,4 @@ class KeyRequest(Model):
 
 
 class Request(RootModel[Annotated[QuoteRequest | KeyRequest, Field(discriminator="ask")]]):
-    """Whatever an enclave may ask."""
+    """Any request of an enclave."""

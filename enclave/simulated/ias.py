@@ -1,4 +1,4 @@
-"""The simulated legacy attestation service (IAS, EPID), with a root of its own, and the EPID quotes that it knows.
+"""The simulated legacy attestation service (IAS, EPID), with a root of its own, and the EPID quotes that it accepts.
 
 Source: Intel, "Attestation Service for Intel SGX: API Documentation", version 4. EPID itself is not simulated: in the
 signature's place a quote carries the version of the revocation list that its maker had and the machine's own ECDSA
@@ -53,19 +53,19 @@ _STATUS = {
 
 
 class IasState(Model):
-    """What the service says beside its authority's documents. `sig_rl_version` 0: nothing is revoked by signature."""
+    """The service's state besides its authority's documents. `sig_rl_version` 0: nothing is revoked by signature."""
 
     subscription_key: str
     sig_rl_version: int = 0
 
 
 def create(folder: Path) -> None:
-    """Make a service in an empty folder: its root, its signing key, a subscription key. Raises Refusal."""
+    """Create a service in an empty folder: its root, its signing key, a subscription key. Raises Refusal."""
     new_folder(folder)
     now = datetime.now(UTC).replace(microsecond=0)
     root_key = ec.generate_private_key(ec.SECP256R1())
     root = Issuer(certificates.root(root_key, "Simulated Attestation Report Signing CA", now, 30 * _YEAR), root_key)
-    key = rsa.generate_private_key(65537, 3072)  # reports are signed with RSA, whoever certifies the key
+    key = rsa.generate_private_key(65537, 3072)  # reports are signed with RSA, whatever key certifies it
     signing = certificates.leaf(key.public_key(), "Simulated Attestation Report Signing", root, now, 10 * _YEAR)
     write_key(folder / "signing.key", key)
     write_private(folder / "root.pem", root.pem)
@@ -75,12 +75,12 @@ def create(folder: Path) -> None:
 
 
 def read_state(folder: Path) -> IasState:
-    """What the service says now. Raises Refusal (`file.*`)."""
+    """The service's current state. Raises Refusal (`file.*`)."""
     return read_json(IasState, folder / "state.json")
 
 
 def write_state(folder: Path, state: IasState) -> None:
-    """Make the service say something else from now on."""
+    """Replace the service's state."""
     write_private(folder / "state.json", state.model_dump_json().encode())
 
 
@@ -95,7 +95,7 @@ def epid_quote(
 
 
 def pseudonym(folder: Path, ppid: bytes, spid: bytes) -> str:
-    """epidPseudonym: what the service calls a machine (by its PPID) before one SPID, in base64. Raises Refusal."""
+    """epidPseudonym: the service's name for a machine (by its PPID) towards one SPID, in base64. Raises Refusal."""
     secret = Secret(read_bytes(folder / "pseudonym.secret"))
     return _pseudonym(secret, ppid, spid.ljust(32, b"\0"))
 
@@ -137,7 +137,7 @@ class _Service:
         return PlainTextResponse(base64.b64encode(listed))
 
     async def report(self, request: Request) -> Response:
-        """POST report: a signed report on a quote, or 400 for what is no quote of this service's machines."""
+        """POST report: a signed report on a quote, or 400 for anything but a quote of this service's machines."""
         if not self._subscribed(request):
             return Response(status_code=401)
         body = await request.body()
@@ -170,7 +170,7 @@ class _Service:
         return hmac.compare_digest(given.encode(), read_state(self._folder).subscription_key.encode())
 
     def _said(self, quote: bytes) -> dict[str, object]:
-        """isvEnclaveQuoteStatus and what goes with it. Raises ValueError for bytes that are no EPID quote."""
+        """isvEnclaveQuoteStatus and its companion fields. Raises ValueError for bytes that are not an EPID quote."""
         header = _HEADER.unpack_from(quote)
         (size,) = struct.unpack_from("<I", quote, _SIGNED)
         if header[0] != _VERSION or header[2] != GROUP or size != len(quote) - _SIGNED - 4:

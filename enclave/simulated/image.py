@@ -26,7 +26,7 @@ class Image:
     code: Path
 
     def remove(self) -> None:
-        """Remove what was this enclave's alone."""
+        """Remove the tree that only this enclave uses."""
         shutil.rmtree(self.code)
 
 
@@ -34,13 +34,13 @@ class Images:
     """A folder of images, owned by one daemon. Not for use from two threads at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Start empty: whatever an earlier daemon left is removed."""
+        """Start empty: what an earlier daemon left is removed."""
         self._folder = folder
         self.close()
         folder.mkdir(mode=0o700)
 
     def build(self, contents: Contents) -> Image:
-        """Copy what was measured. Raises Refusal `measure.changed` if it is no longer what it was, OSError."""
+        """Copy what was measured. Raises Refusal `measure.changed` if it has changed since, OSError."""
         code = Path(mkdtemp(prefix="code-", dir=self._folder))
         try:
             _copy(contents.code, code)
@@ -59,7 +59,7 @@ class Images:
         if not tree.exists():
             draft = Path(mkdtemp(prefix="draft-", dir=self._folder))
             _copy(files, draft)
-            # Compiled from the copies, and never checked against them again: nobody else writes here.
+            # Compiled from the copies, and never checked against them again: nothing else writes here.
             compileall.compile_dir(draft, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
             draft.rename(tree)
         return tree

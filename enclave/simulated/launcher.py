@@ -1,7 +1,7 @@
 """Ask the simulated platform's daemon to launch an enclave, and stay until it ends: `attestgate host run` and the like.
 
-The launcher's life is the enclave's: when this process ends in whatever way, the daemon ends the enclave. A SIGHUP to
-it reaches the enclave.
+The enclave lives as long as its launcher: when this process ends for any reason, the daemon stops the enclave. A SIGHUP
+to it reaches the enclave.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def launch(
     """Run an enclave to its end; its exit status, negative for a signal.
 
     `outputs` are the descriptors of its standard output and error. Of the environment (by default this process's) only
-    what the manifest admits comes through.
+    what the manifest admits is passed.
     Raises Refusal (`file.*`, `measure.*`, `message.*`), EnclaveError without a daemon.
     """
     admitted, _ = read_manifest(manifest)
@@ -62,13 +62,13 @@ def launch(
 
 @contextmanager
 def _sighup_passed_on(daemon: socket.socket) -> Iterator[None]:
-    """Within, a SIGHUP is the enclave's to heed. Only a process's main thread hears signals; any other lets them be."""
+    """Within, a SIGHUP is forwarded to the enclave. Only the main thread handles signals; others change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def pass_on(*_: object) -> None:
-        with suppress(OSError):  # a daemon that is gone is found out where its answer is read
+        with suppress(OSError):  # a daemon that is gone is noticed where its answer is read
             daemon.send(RELOAD)
 
     before = signal.signal(signal.SIGHUP, pass_on)
@@ -82,7 +82,9 @@ def _until_exit(daemon: socket.socket) -> int:
     try:
         exited = _receive(daemon, Exited)
     except KeyboardInterrupt:
-        daemon.shutdown(socket.SHUT_WR)  # the daemon ends the enclave, then says so: nothing is left when we are gone
+        daemon.shutdown(
+            socket.SHUT_WR
+        )  # the daemon stops the enclave, then confirms: nothing is left running when we exit
         _receive(daemon, Exited)
         raise
     if exited.refused:

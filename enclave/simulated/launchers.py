@@ -1,4 +1,4 @@
-"""The socket that launchers call: where it is, who may call, and what a call must hold."""
+"""The socket that launchers connect to: where it is, who may connect, and what a request must hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
                 str(path),
                 expected="a free path for a socket",
                 found=error,
-                action="choose another path, or stop who listens there",
+                action="choose another path, or stop the process that listens there",
             ) from None
         try:
             yield listener
@@ -46,7 +46,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 
 def _remove_if_dead(path: Path) -> None:
-    """Remove the socket a killed daemon left. One that answers, or another kind of file, stays: then bind() says so."""
+    """Remove the socket of a killed daemon. A live one, or another kind of file, stays: then bind() fails."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -61,7 +61,7 @@ def check_peer(launcher: socket.socket) -> None:
     _, uid, _ = _UCRED.unpack(launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if uid != os.getuid():
         raise Refusal.because(
-            "daemon.peer", "uid", expected=os.getuid(), found=uid, action="launch as the user the daemon runs as"
+            "daemon.peer", "uid", expected=os.getuid(), found=uid, action="launch as the user that the daemon runs as"
         )
 
 

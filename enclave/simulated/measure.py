@@ -24,13 +24,13 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.binding import canonical
 
 CODE_ROOT = Path(attestgate.__file__).parents[1]
-"""Where this installation's package is: site-packages, or src in a checkout."""
+"""The folder of this installation's package: site-packages, or src in a checkout."""
 _BOOT_SCRIPT = Path(__file__).with_name("boot.py")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that makes an enclave, as read at one moment."""
+    """Everything that makes up an enclave, as read at one moment."""
 
     manifest: Manifest
     base: list[TrustedFile]
@@ -46,7 +46,7 @@ def agent_manifest(kind: Literal["host", "app"], code_root: Path = CODE_ROOT) ->
 
 
 def measure(manifest_path: Path, code_root: Path, measured_path: Path | None) -> Measurement:
-    """What the platform would measure, from the files as they are now. Raises Refusal (`file.*`, `measure.*`)."""
+    """The measurement that the platform would take of the current files. Raises Refusal (`file.*`, `measure.*`)."""
     return read_contents(manifest_path, code_root, measured_path).measurement
 
 
@@ -58,8 +58,8 @@ def read_contents(manifest_path: Path, code_root: Path, measured_path: Path | No
             "measure.settings",
             str(measured_path or manifest_path),
             expected="a file of measured settings" if manifest.measured_settings else "no measured settings",
-            found="a file" if measured_path else "none",
-            action="give the file if and only if the manifest says measured_settings = true",
+            found="a file" if measured_path else "no file",
+            action="give the file if and only if the manifest has measured_settings = true",
         )
     base, site, code = base_files(), site_files(manifest.distributions), code_files(code_root, manifest.packages)
     code.append(one_file(BOOT, _BOOT_SCRIPT))
@@ -78,6 +78,6 @@ def read_contents(manifest_path: Path, code_root: Path, measured_path: Path | No
 
 
 def tree_digest(files: Iterable[TrustedFile]) -> bytes:
-    """SHA-256 (32 bytes) over the names and hashes of a tree's files, in their order."""
+    """SHA-256 (32 bytes) over the names and hashes of a tree's files, in order."""
     parts = [part for file in files for part in (file.name, file.sha256)]
     return hashlib.sha256(canonical("simulated tree", *parts)).digest()

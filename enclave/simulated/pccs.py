@@ -1,7 +1,7 @@
 """The simulated attestation service: a PCCS with Intel's version-4 API, answering for one authority.
 
 Source: Intel, "SGX Provisioning Certificate Caching Service API", version 4. As in a PCCS (and unlike Intel's own
-PCS), CRLs come in hexadecimal unless the query says encoding=der.
+PCS), CRLs are in hexadecimal unless the query has encoding=der.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CAS: dict[str, PckCa] = {"platform": "platform", "processor": "processor"}
 
 
 def application(authority: Path) -> Starlette:
-    """The service as an ASGI application. Raises Refusal (`file.*`) for a folder that is no authority."""
+    """The service as an ASGI application. Raises Refusal (`file.*`) for a folder that is not an authority's."""
     service = _Service(Authority(authority))
     routes = [
         Route("/pckcrl", service.pck_crl),
@@ -41,7 +41,7 @@ def application(authority: Path) -> Starlette:
 async def serve(
     authority: Path, host: str = "127.0.0.1", port: int = 0, ready: Callable[[str], None] | None = None
 ) -> None:
-    """Serve until cancelled. Port 0 is a free one; `ready` is told the base URL. Raises OSError for a busy port."""
+    """Serve until cancelled. Port 0 picks a free one; `ready` gets the base URL. Raises OSError for a busy port."""
     config = uvicorn.Config(application(authority), log_config=None, access_log=False, lifespan="off")
     with socket.create_server((host, port)) as listener:
         server = _Server(config)

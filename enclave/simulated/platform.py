@@ -1,6 +1,6 @@
-"""One simulated machine: its identity, its TCB, its quoting enclave and the secret its sealing keys come from.
+"""One simulated machine: its identity, its TCB, its quoting enclave and the root secret of its sealing keys.
 
-A folder holds it, mode 0700. Several machines may stand under one authority; each has its own PPID and keys.
+Its state is a folder, mode 0700. One authority may certify several machines; each has its own PPID and keys.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SGX_TYPE: dict[PckCa, int] = {"platform": 1, "processor": 0}
 
 
 class MachineFacts(Model):
-    """What platform.json holds: who certifies this machine and what its PCK certificate says."""
+    """The content of platform.json: the CA that certifies this machine and the facts in its PCK certificate."""
 
     ca: PckCa
     pck: PckFacts
@@ -52,7 +52,7 @@ class MachineFacts(Model):
 
 
 def create(folder: Path, authority: Path, ca: PckCa = "platform") -> None:
-    """Make a machine in an empty folder, up to date and certified by an authority's folder. Raises Refusal."""
+    """Create a machine in an empty folder, up to date and certified by an authority's folder. Raises Refusal."""
     new_folder(folder)
     write_key(folder / _ATTESTATION_KEY, ec.generate_private_key(ec.SECP256R1()))
     write_private(folder / _ROOT_SECRET, token_bytes(_ROOT_SECRET_SIZE))
@@ -76,7 +76,7 @@ def set_tcb(folder: Path, authority: Path, cpusvn: bytes, pcesvn: int = PCESVN) 
 
 
 def provision(folder: Path, authority: Path, facts: MachineFacts) -> None:
-    """Have these facts of a machine certified, under a PCK of their own."""
+    """Have these facts of a machine certified, under a new PCK."""
     issuer = Authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = issuer.issue_pck(key.public_key(), facts.ca, facts.pck).public_bytes(Encoding.PEM)
@@ -96,7 +96,7 @@ def read_pck(folder: Path) -> x509.Certificate:
 
 
 class Platform:
-    """A machine that is switched on. Raises Refusal (`file.*`) for a folder that is not one."""
+    """A running machine. Raises Refusal (`file.*`) for a folder that is not a machine's."""
 
     def __init__(self, folder: Path) -> None:
         facts = read_facts(folder)
@@ -118,7 +118,7 @@ class Platform:
         )
 
     def quote(self, enclave: EnclaveIdentity, report_data: bytes) -> bytes:
-        """A quote over 64 bytes of a running enclave's choice."""
+        """A quote over 64 bytes that a running enclave chooses."""
         return self._quoting_enclave.quote(enclave, report_data)
 
     def sealing_key(self, enclave: EnclaveIdentity, policy: KeyPolicy) -> Secret:

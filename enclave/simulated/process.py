@@ -14,7 +14,7 @@ _GRACE_S = 2.0
 
 
 class EnclaveProcess:
-    """A running process, made in the event loop's thread (the kernel ties the child's life to that thread)."""
+    """A running process, started in the event loop's thread (the kernel ties the child's lifetime to that thread)."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class EnclaveProcess:
         return await asyncio.shield(self._ended)
 
     def reload(self) -> None:
-        """Have it read its settings again; what it has started is not asked."""
+        """Have it reload its settings; its own children are not signalled."""
         if not self._ended.done():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGHUP)
 
     async def stop(self) -> None:
-        """Ask it to end, and after a grace make it."""
+        """Stop it: SIGTERM, then SIGKILL after a grace period."""
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(_GRACE_S):
@@ -62,7 +62,7 @@ class EnclaveProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """End it now. Does nothing to one that has ended."""
+        """Kill it now. Does nothing if it has ended."""
         self._signal(signal.SIGKILL)
         await self.wait()
 
@@ -72,7 +72,7 @@ class EnclaveProcess:
                 os.killpg(self._process.pid, number)
 
     def _reap(self) -> None:
-        # Not waited for yet, so the group's number cannot have become another's.
+        # Not reaped yet, so the process group id cannot have been reused.
         self._signal(signal.SIGKILL)
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)

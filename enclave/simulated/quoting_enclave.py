@@ -27,7 +27,7 @@ _VERSION = 3
 _ECDSA_P256 = 2
 _PCK_CHAIN = 5
 _AUTH_DATA = bytes(range(32))
-"""What Intel's own QE puts there."""
+"""The same bytes as Intel's QE uses."""
 
 _HEADER = struct.Struct("<HHIHH16s20s")
 _REPORT = struct.Struct("<16sI28s16s32s32s32s96sHH60s64s")
@@ -37,7 +37,7 @@ _X87_SSE_AVX = 0x07
 
 
 class Measurement(Model):
-    """What an enclave's code is, before anybody runs it."""
+    """The measurement of an enclave's code, known before it runs."""
 
     mrenclave: Bytes32
     isv_prod_id: int
@@ -51,7 +51,7 @@ class Measurement(Model):
 
 
 class EnclaveIdentity(Measurement):
-    """What the CPU knows of a running enclave: its measurement and its signer's."""
+    """What the CPU knows about a running enclave: its measurement and its signer's."""
 
     mrsigner: Bytes32
 
@@ -78,7 +78,7 @@ class QuotingEnclave:
         self._certified = self._certify(pck_key, pck_chain)
 
     def quote(self, enclave: EnclaveIdentity, report_data: bytes) -> bytes:
-        """The quote of a running enclave over 64 bytes of its choice."""
+        """The quote of a running enclave over 64 bytes that it chooses."""
         if len(report_data) != REPORT_DATA_SIZE:
             raise ValueError(f"report data has {REPORT_DATA_SIZE} bytes")
         signed = self._header + _report(self._cpusvn, enclave, enclave.attributes, report_data)
@@ -86,7 +86,7 @@ class QuotingEnclave:
         return signed + struct.pack("<I", len(signature_data)) + signature_data
 
     def _certify(self, pck_key: ec.EllipticCurvePrivateKey, pck_chain: bytes) -> bytes:
-        """The part of the signature data that is the same in every quote: who says that the attestation key is ours."""
+        """The part of the signature data that is the same in every quote: the attestation key's certification."""
         key = self._attestation_key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
         qe = EnclaveIdentity(
             mrenclave=QE_MRENCLAVE, mrsigner=QE_MRSIGNER, isv_prod_id=QE_ISV_PROD_ID, isv_svn=QE_ISV_SVN, debug=False

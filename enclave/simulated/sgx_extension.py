@@ -16,7 +16,7 @@ _DYNAMIC_PLATFORM, _CACHED_KEYS, _SMT_ENABLED = 1, 2, 3
 
 
 class PlatformInstance(Model):
-    """What only a PCK of the Platform CA holds."""
+    """Fields that only a PCK of the Platform CA has."""
 
     id: bytes = Field(min_length=16, max_length=16)
     dynamic_platform: bool = False
@@ -25,7 +25,7 @@ class PlatformInstance(Model):
 
 
 class PckFacts(Model):
-    """What a PCK certificate says of its platform."""
+    """What a PCK certificate states about its platform."""
 
     ppid: bytes = Field(min_length=16, max_length=16)
     cpusvn: bytes = Field(min_length=16, max_length=16)

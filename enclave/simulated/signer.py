@@ -1,7 +1,7 @@
-"""Who signs enclaves: an RSA-3072 key, known to the platform by the hash of its modulus (MRSIGNER).
+"""The signer of enclaves: an RSA-3072 key, known to the platform by the hash of its modulus (MRSIGNER).
 
 Source: SDM vol. 3D, SIGSTRUCT: exponent 3, MRSIGNER = SHA-256 of the modulus, little-endian. The simulated daemon signs
-whatever it launches, so on it MRSIGNER says who owns the machine; what the code is, only MRENCLAVE says.
+whatever it launches, so there MRSIGNER identifies the machine's owner; only MRENCLAVE identifies the code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EXPONENT = 3
 
 
 def create(path: Path) -> None:
-    """Make a signer's key, PEM, mode 0600."""
+    """Create a signer's key, PEM, mode 0600."""
     write_key(path, rsa.generate_private_key(public_exponent=_EXPONENT, key_size=_KEY_BITS))
 
 

@@ -1,7 +1,7 @@
-"""The files an enclave may run: found, read and hashed. What is not listed here is not there inside.
+"""The files an enclave may run: found, read and hashed. Nothing else exists inside.
 
 Three trees: `base` is the interpreter and its standard library, `site` the trusted distributions, `code` the packages
-of the manifest with the boot script and the measured settings. The C library and what else the dynamic linker loads
+of the manifest with the boot script and the measured settings. The C library and whatever else the dynamic linker loads
 from the system count as part of the simulated machine.
 """
 
@@ -52,7 +52,7 @@ class TrustedFile:
     sha256: bytes
 
     def read(self) -> bytes:
-        """The very bytes that were measured. Raises Refusal `measure.changed` if they are no longer there."""
+        """The exact bytes that were measured. Raises Refusal `measure.changed` if the file differs now."""
         data = _read(self.source)
         if hashlib.sha256(data).digest() != self.sha256:
             raise Refusal.because(
@@ -60,13 +60,13 @@ class TrustedFile:
                 str(self.source),
                 expected="the file as it was measured a moment ago",
                 found="other bytes",
-                action="let nothing write there, and launch again",
+                action="stop what writes there, and launch again",
             )
         return data
 
 
 def base_files() -> list[TrustedFile]:
-    """The interpreter, its shared library if it has one, and the standard library without tests and toys."""
+    """The interpreter, its shared library if it has one, and the standard library without tests and demos."""
     files = [_trusted(PYTHON, Path(sys.base_exec_prefix) / PYTHON)]
     library = interpreter_library()
     if library is not None:
@@ -90,7 +90,7 @@ def interpreter_library() -> Path | None:
 
 
 def site_files(requirements: Iterable[str]) -> list[TrustedFile]:
-    """The files of installed distributions and all they require. Raises Refusal `measure.distribution`."""
+    """The files of installed distributions and all their requirements. Raises Refusal `measure.distribution`."""
     files: dict[str, TrustedFile] = {}
     for installed in _with_requirements(requirements):
         for path in _listed(installed) or ():
@@ -103,7 +103,7 @@ def site_files(requirements: Iterable[str]) -> list[TrustedFile]:
 def code_files(code_root: Path, packages: Iterable[str]) -> list[TrustedFile]:
     """The files of packages under a code root and their parents' `__init__.py`. Raises Refusal `measure.package`.
 
-    A package's own folder may be a link, as in a checkout: what it leads to is what is read, hashed and copied.
+    A package's own folder may be a link, as in a checkout: its target is what is read, hashed and copied.
     """
     files: dict[str, TrustedFile] = {}
     for package in packages:
@@ -114,7 +114,7 @@ def code_files(code_root: Path, packages: Iterable[str]) -> list[TrustedFile]:
                 "measure.package",
                 str(folder),
                 expected="a package's folder",
-                found="none",
+                found="no such folder",
                 action="correct `packages` in the manifest, or the code root",
             )
         parents = ("/".join((*parts[:depth], "__init__.py")) for depth in range(1, len(parts)))
@@ -129,7 +129,7 @@ def one_file(name: str, source: Path) -> TrustedFile:
 
 
 def _tree(folder: Path, name: str) -> Iterator[TrustedFile]:
-    """The files under a folder, but for bytecode. Folders that are symbolic links are not followed: they may loop."""
+    """The files under a folder, except bytecode. Symbolic links to folders are not followed: they may loop."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -160,7 +160,7 @@ def _with_requirements(requirements: Iterable[str]) -> list[Distribution]:
                 "measure.distribution",
                 wanted.name,
                 expected="an installed distribution with a list of its files",
-                found="none",
+                found="no such distribution",
                 action="install it where the platform's daemon runs",
             )
         found[canonicalize_name(wanted.name)] = installed
@@ -172,7 +172,7 @@ def _with_requirements(requirements: Iterable[str]) -> list[Distribution]:
 
 
 def _listed(installed: Distribution) -> list[PurePosixPath] | None:
-    """The files that its RECORD lists. Not `files`, which since Python 3.12 is silent about those that are missing."""
+    """The files that its RECORD lists. Not `files`, which since Python 3.12 leaves out those that are missing."""
     record = installed.read_text("RECORD")
     return None if record is None else [PurePosixPath(row[0]) for row in csv.reader(record.splitlines()) if row]
 
@@ -200,5 +200,5 @@ def _unreadable(path: Path, error: OSError) -> Refusal:
         str(path),
         expected="a readable trusted file or folder",
         found=error.strerror,
-        action="restore it, or take it out of the manifest",
+        action="restore it, or remove it from the manifest",
     )

@@ -111,7 +111,12 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
     async with asyncio.timeout(60):
         errors = (await process.stderr.read()).decode()
     assert await process.wait() == 1
-    for words in ("asked by the manager for evidence", "admitted at the gateway", "not admitted", "a test of stopping"):
+    for words in (
+        "challenged by the manager for evidence",
+        "admitted at the gateway",
+        "not admitted",
+        "a test of stopping",
+    ):
         assert words in errors, errors
     assert not (stack.plan.folder / "p.sock").exists()
 

@@ -89,13 +89,13 @@ def test_a_host_notices_two_stories(capsys: pytest.CaptureFixture[str]) -> None:
     for note in ("", *heads((3, 1), (5, 2), (4, 9))):  # the last comes from a worker that is a batch behind
         witness.hear(note)
     assert witness.seen is not None and witness.seen.size == 5
-    assert "two stories" not in capsys.readouterr().out
+    assert "two heads of one size" not in capsys.readouterr().out
     witness.hear(heads((5, 3))[0])
-    assert "two stories" in capsys.readouterr().out
+    assert "two heads of one size" in capsys.readouterr().out
 
 
 def test_a_host_believes_its_managers_only(capsys: pytest.CaptureFixture[str]) -> None:
     witness = Witness(SIGNERS)
     witness.hear(sign_checkpoint(OTHER, HEAD))
     assert witness.seen is None
-    assert "not believed" in capsys.readouterr().out
+    assert "head refused" in capsys.readouterr().out

@@ -63,7 +63,7 @@ async def test_a_head_is_kept_and_the_log_goes_on_from_it(command: Command, join
     await keeper.decide(4, 6)
     await keeper.grow()
     verified = await command("verify", "--since", str(saved))
-    assert verified.exit_code == 0 and "right: 6 decisions" in verified.stdout and "goes on from 3" in verified.stdout
+    assert verified.exit_code == 0 and "valid: 6 decisions" in verified.stdout and "head of size 3" in verified.stdout
     await rewrite(bus, (await copied(bus)).stored[:4])
     cut = await command("verify", "--since", str(saved), "--json")
     assert cut.exit_code == 1

@@ -120,7 +120,7 @@ async def test_a_credential_of_another_bus_is_refused(server: EmbeddedServer, tm
     create(tmp_path / "other")
     path = tmp_path / "stranger.creds"
     issue(tmp_path / "other", "manager", "m", path)
-    with pytest.raises(BusError, match="does not take the credential"):
+    with pytest.raises(BusError, match="rejects the credential"):
         await connect([server.url], path)
 
 

@@ -95,7 +95,7 @@ def test_an_unknown_step_is_the_programmers_mistake() -> None:
 
 @pytest.mark.parametrize("subject", ["attest.v1.in.host.h1.hello", "attest.v1.schedules.x"])
 def test_only_a_deadline_comes_due(subject: str) -> None:
-    with pytest.raises(ValueError, match="no deadline"):
+    with pytest.raises(ValueError, match="not a deadline"):
         subjects.due(subject)
 
 

@@ -18,7 +18,9 @@ from tests.support.cli.fixtures import Run
 def test_it_chains_to_the_deployments_root_for_the_names_given(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
     out = tmp_path / "gateway"
     names = ("--name", GATEWAY_NAME, "--name", "127.0.0.1")
-    ran = attestgate("gateway", "certificate", "-s", deployed.settings("manager"), *names, "--out", out, "--days", "7")
+    ran = attestgate(
+        "gateway", "certificate", "-s", deployed.settings("manager"), *names, "--output", out, "--days", "7"
+    )
     assert ran.status == 0, ran.err
     leaf, *issuers = x509.load_pem_x509_certificates((out / "server.pem").read_bytes())
     root = x509.load_pem_x509_certificate((deployed.keys / "manager" / "pki" / "root-ca.pem").read_bytes())
@@ -34,7 +36,7 @@ def test_it_chains_to_the_deployments_root_for_the_names_given(attestgate: Run, 
 def test_a_key_that_is_there_is_not_overwritten(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
     (tmp_path / "server.key").write_text("in use", encoding="ascii")
     settings = deployed.settings("manager")
-    ran = attestgate("gateway", "certificate", "-s", settings, "--name", GATEWAY_NAME, "--out", tmp_path)
+    ran = attestgate("gateway", "certificate", "-s", settings, "--name", GATEWAY_NAME, "--output", tmp_path)
     assert ran.status != 0 and "keys.exists" in ran.line
     assert (tmp_path / "server.key").read_text(encoding="ascii") == "in use"
     assert not (tmp_path / "server.pem").exists()
@@ -42,5 +44,5 @@ def test_a_key_that_is_there_is_not_overwritten(attestgate: Run, deployed: Plan,
 
 @pytest.mark.parametrize("name", ["", "not a name", "münchen.example", "-x", "a..b"])
 def test_what_is_no_name_is_refused(attestgate: Run, deployed: Plan, tmp_path: Path, name: str) -> None:
-    ran = attestgate("gateway", "certificate", "-s", deployed.settings("manager"), "--name", name, "--out", tmp_path)
+    ran = attestgate("gateway", "certificate", "-s", deployed.settings("manager"), "--name", name, "--output", tmp_path)
     assert ran.status == 2 and "pki.names" in ran.line

@@ -17,7 +17,7 @@ from tests.support.cli.command import started
 
 pytestmark = pytest.mark.stack
 
-KEYS = "making the deployment's keys"
+KEYS = "generating the deployment's keys"
 SERVER = "nats-server in operator mode"
 MACHINES = "simulated SGX machines"
 ENCLAVES = "host host-1 challenged"
@@ -83,7 +83,7 @@ async def test_a_demo_that_nobody_reads_ends(temporary: Path) -> None:
 
 async def test_up_says_how_to_watch_it_and_stays_until_ctrl_c(temporary: Path) -> None:
     async with asyncio.timeout(LONG_S), started(temporary, "up") as up:
-        await up.until("Ctrl-C ends everything")
+        await up.until("Ctrl-C stops everything")
         (folder,) = temporary.iterdir()
         for said in ("sub 'attest.v1.events.>'", "attestgate sessions --operator", "attestgate revoke app app-1"):
             assert said in up.output

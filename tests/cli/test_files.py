@@ -24,7 +24,7 @@ def test_a_file_that_is_no_bundle_is_named(attestgate: Run, deployed: Plan, tmp_
     (tmp_path / "set.json").write_text(POLICY, encoding="utf-8")
     ran = attestgate(*command, tmp_path / "set.json", "-O", deployed.settings("operator"))
     assert ran.status == 2
-    assert f"{tmp_path / 'set.json'}: expected what `policy sign` wrote" in ran.line
+    assert f"{tmp_path / 'set.json'}: expected a bundle that `policy sign` wrote" in ran.line
 
 
 def test_a_certificates_folder_that_cannot_be_made_is_named(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_certificates_folder_that_cannot_be_made_is_named(attestgate: Run, dep
 
 
 def test_credentials_go_nowhere_but_into_a_file(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:
-    ran = attestgate("keys", "credentials", deployed.keys, "host", "host-1", "--out", tmp_path)
+    ran = attestgate("keys", "credentials", deployed.keys, "host", "host-1", "--output", tmp_path)
     assert ran.status == 2 and str(tmp_path) in ran.line and "directory" in ran.line
 
 

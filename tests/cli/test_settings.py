@@ -204,7 +204,7 @@ def test_a_simulated_platform_is_asked_for_by_name(
     path = changed(kind, _drop("platform"))
     ran = attestgate(*FILES[kind][1], path)
     assert ran.status == 2
-    assert '"simulated", named with its socket' in ran.line and "gramine-sgx agent" in ran.line
+    assert '"simulated", with its socket' in ran.line and "gramine-sgx agent" in ran.line
     assert main([str(path)]) != 0  # no /dev/attestation here
 
 
@@ -213,7 +213,7 @@ def test_a_simulated_platform_is_asked_for_by_name(
 )
 def test_a_socket_belongs_to_a_simulated_platform(attestgate: Run, changed: Write, platform: Table) -> None:
     ran = attestgate("host", "run", "-s", changed("host", _put("platform", platform)))
-    assert ran.status == 2 and "platform" in ran.line and "socket belongs to" in ran.line
+    assert ran.status == 2 and "platform" in ran.line and "socket is required with" in ran.line
 
 
 # The measured settings

@@ -313,7 +313,7 @@ def test_what_policy_sign_did_not_write_is_no_bundle(
 ) -> None:
     operator = deployed.settings("operator")
     ran = attestgate("policy", *command, learned, "-O", operator)
-    assert ran.status == 2 and f"{learned}: expected what `policy sign` wrote" in ran.line
+    assert ran.status == 2 and f"{learned}: expected a bundle that `policy sign` wrote" in ran.line
     ran = attestgate("policy", *command, learned.with_name("nowhere"), "-O", operator)
     assert ran.status == 2 and f"file.access: {learned.with_name('nowhere')}:" in ran.line
 

@@ -130,7 +130,7 @@ async def test_storage_keys_are_rotated_while_sessions_live(fleet: Fleet, attest
     await fleet.until("host", "h1", "trusted", WITHIN_S)
     assert await epochs() == {1}
     said = await rotate()
-    assert said.startswith(f"added epoch 2 to {keys}\nsealed ") and said.endswith("destroyed epochs [1]\n")
+    assert said.startswith(f"added epoch 2 to {keys}\nresealed ") and said.endswith("destroyed epochs [1]\n")
     assert (await epochs(), set(read(keys).epochs)) == ({2}, {"2"})
     await fleet.order(RecheckNow(kind="host", id="h1"))
     await fleet.until("host", "h1", "rechecked", WITHIN_S)

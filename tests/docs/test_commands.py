@@ -21,7 +21,7 @@ def test_a_deployment_is_made_as_the_page_says(tmp_path: Path) -> None:
     assert len(lines) > 10
     ran = run_all(lines, tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "operator.toml: right, as the settings of: operator" in ran.stdout
+    assert "operator.toml: valid settings of: operator" in ran.stdout
     for name in ("host-1.creds", "app-1.creds", "set.signed"):
         assert (tmp_path / name).stat().st_size > 0
 
@@ -43,5 +43,5 @@ async def test_an_operators_day_goes_as_the_page_says(stack: Stack, tmp_path: Pa
     ran = await asyncio.to_thread(run_all, lines, tmp_path, **environment)
     assert ran.returncode == 0, ran.stderr
     assert "host-1" in ran.stdout and "app-1" in ran.stdout
-    assert "right: " in ran.stdout and "app app-1  issued" in ran.stdout
+    assert "valid: " in ran.stdout and "app app-1  issued" in ran.stdout
     await stack.until("app", "app-1", "revoked", since=mark)

@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_right_file_is_recognised(attestgate: Run, deployed: Plan, kind: str) -> None:
     path = deployed.settings(FILES[kind])
     ran = attestgate("config", "check", path)
-    assert (ran.status, ran.out, ran.err) == (0, f"{path}: right, as the settings of: {kind}\n", "")
+    assert (ran.status, ran.out, ran.err) == (0, f"{path}: valid settings of: {kind}\n", "")
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -197,4 +197,4 @@ async def test_a_beginning_that_fits_two_sessions_is_refused(observed: Observed)
     await observed.put(host())
     await observed.put(host(session="a2" * 16))
     status, _, errors = await observed.run("explain", "a")
-    assert status == 1 and "session.ambiguous" in errors and "2 of them" in errors
+    assert status == 1 and "session.ambiguous" in errors and "a prefix of 2" in errors

@@ -226,7 +226,7 @@ def test_a_policy_that_cannot_be_loaded_is_wrong_use(folder: Path, shared: Simul
 def test_every_mistake_is_said_in_json(app: Any, arguments: list[str]) -> None:
     code, document = run(app, *arguments)
     assert (code, looked_at(document)) == (2, ["cli.argument"])
-    assert document["notes"] == ["nothing was judged"]
+    assert document["notes"] == ["nothing was appraised"]
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ async def test_a_gateway_that_is_lost_is_replaced_by_another(operated: OperatedS
     await operated.type("attestgate keys init next --trust-domain attestgate.test --gateway gateway-2")
     key = '"$(python3 -c \'import json; print(json.load(open("next/public.json"))["gateways"]["gateway-2"])\')"'
     await operated.type(f"attestgate enrol gateway gateway-2 --identity {key}")
-    await operated.type("attestgate keys credentials keys gateway gateway-2 --out gateway-2.creds")
+    await operated.type("attestgate keys credentials keys gateway gateway-2 --output gateway-2.creds")
     text = operated.plan.settings("gateway").read_text(encoding="utf-8")
     text = text.replace(f'id = "{GATEWAY}"', 'id = "gateway-2"')
     text = text.replace(

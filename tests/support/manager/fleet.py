@@ -41,9 +41,9 @@ from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LIST
 MACHINE = "machine-a"
 LOOK_S = 1.0
 RETRY_S = 10
-"""Agents that are only slow, since the machine is, do not ask for everything again."""
+"""Long enough that agents on a slow machine do not resume needlessly."""
 CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certificate_s=3600)
-"""Windows that a busy machine keeps to."""
+"""Windows that a busy machine can meet."""
 
 
 class Fleet:
@@ -139,7 +139,7 @@ class Fleet:
         return self.world.gateway.public_key().public_bytes_raw()
 
     async def order(self, action: Action) -> None:
-        """Have an operator's command applied."""
+        """Send an operator's command and wait until it is applied."""
         await order(self.operator, OPERATOR, self.world.operator, action, 30.0)
 
     async def enrol_host(self, id: str) -> None:
@@ -201,7 +201,7 @@ class Fleet:
         return path
 
     async def _look(self) -> None:
-        """Read what was told while the connection, or the server behind it, was gone; for ever."""
+        """Read the events missed while the connection or its server was down, until cancelled."""
         last, more = 0, True
         while True:
             try:
@@ -225,7 +225,7 @@ class Fleet:
         self._news[key].set()
 
     def failed(self) -> list[BaseException]:
-        """What ended a task that should go on for ever."""
+        """The exception that ended a task that should never end."""
         found = []
         for task in self._tasks:
             if task.done():
