@@ -94,6 +94,7 @@ def root_certificate(der: bytes) -> x509.Certificate:
 
 def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field: str) -> None:
     """Check that a chain, leaf first, ends at `root`, which it may include. Raises Refusal (`<field>.root|chain`)."""
+    # Path lengths are not looked at: a CA below the root that would issue a CA could issue the leaf itself.
     links = below(chain, root)
     if links and links[-1].subject == links[-1].issuer:
         raise Refusal.because(
@@ -118,7 +119,8 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
 def same_root(one: x509.Certificate, root: x509.Certificate) -> bool:
     """Whether a certificate is this root, or another edition of it: its name, its key, issued by itself.
 
-    Intel's SGX root is in the field twice, valid until 2033 (in older quotes) and until 2049.
+    Intel's SGX root is in the field twice, valid until 2033 (in older quotes) and until 2049. Taking the other edition
+    trusts nobody new: only the holder of this root's key can have signed it.
     """
     if one == root:
         return True

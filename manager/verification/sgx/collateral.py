@@ -175,6 +175,8 @@ class _Signer:
         body = _json(piece, text)
         issued, expires = _time(piece, body, "issueDate"), _time(piece, body, "nextUpdate")
         self.opened.append(Window(f"collateral.{piece}", f"collateral.{piece}.nextUpdate", issued, expires))
+        # The signer also signs TDX documents, which are no word about SGX; and False == 0 in Python, so a boolean
+        # would pass for a number.
         for key, expected in _FORMS[piece].items():
             if body.get(key) != expected or isinstance(body.get(key), bool):
                 _bad(piece, key, expected, body.get(key))
@@ -208,6 +210,7 @@ def _check_signature(piece: str, signer: x509.Certificate, text: str, signature:
 def _crl(
     der: bytes, chain: Sequence[x509.Certificate], root: x509.Certificate, piece: str, opened: list[Window]
 ) -> Crl:
+    # The issuer itself need not be a CA here: a list counts only if its key is the PCK CA's (`_misfits`) or the root's.
     check_chain(chain, root, f"collateral.{piece}")
     opened.extend(windows(below(chain, root), f"collateral.{piece}"))
     issuer = chain[0]
