@@ -106,6 +106,8 @@ class Verifier:
             judge = partial(judge_integrity, record, evidence, tpm, policies, now)
             found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
             if tpm is not None and found.clock is not None:
+                # Only now, when the enrolled AK has signed the clock: else whatever answers in the TPM's place could
+                # raise the high-water mark and lock the host out.
                 self._registry.check_tpm(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
@@ -193,7 +195,10 @@ class Verifier:
 
 
 def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
-    """Whether the quote is the enrolled subject's: it verifies, answers this question, names its measurement."""
+    """Whether the quote is the enrolled subject's: it verifies, answers this challenge, names its measurement.
+
+    `platform` is None for an application: it is compared with its host's by `same_platform`, not pinned.
+    """
     verified = verdict.verified and verdict.report_data == expected.hex()
     return (
         verified

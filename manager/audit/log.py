@@ -154,6 +154,8 @@ class DecisionLog:
         self._check_newer(checkpoint)
         leaves = await leaves_from(self._bus, seen.size, head, checkpoint.size)
         frontier = seen.frontier.extended(leaves)
+        # The leaf hashes on the bus are signed by nobody: they count because they lead from the tree seen before to the
+        # signed root.
         if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
             raise _forked(seen.size, checkpoint, frontier.root())
         self._value, self._revision = entry.value, entry.revision
@@ -161,6 +163,7 @@ class DecisionLog:
 
     def _check_newer(self, checkpoint: Checkpoint) -> None:
         seen = self._memory.seen
+        # Stops the head of another deployment, signed by a manager identity that both trust.
         if checkpoint.origin != self._origin:
             raise Refusal.because(
                 "log.origin",
@@ -171,6 +174,7 @@ class DecisionLog:
             )
         if checkpoint.size < seen.size:
             raise _went_back("the log", seen.size, str(checkpoint.size))
+        # A cursor that went back would have entries taken into the tree a second time.
         if checkpoint.cursor < seen.cursor:
             raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
 
@@ -203,6 +207,7 @@ class DecisionLog:
         for stored in page:
             try:
                 decision = open_decision(stored.data, self._signers)
+                # Stops a true entry under another subject, where it would stand for a decision about somebody else.
                 if subject_of(decision) != stored.subject:
                     raise _misplaced(stored.subject, subject_of(decision))
             except Refusal as refusal:

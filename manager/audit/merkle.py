@@ -15,7 +15,7 @@ HASH = 32
 
 
 def leaf_hash(entry: bytes) -> bytes:
-    """What stands for an entry in the tree."""
+    """What stands for an entry in the tree. 0 here and 1 for nodes: no node's hash can pass for an entry's."""
     return sha256(b"\x00" + entry).digest()
 
 
@@ -71,6 +71,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 def includes(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """Whether a path shows that `leaf` is leaf `index` of the tree of `size` with this root (section 2.1.3.2)."""
+    # The path's length is not checked beforehand: it has to end just at the root (`last == 0`), no sooner, no later.
     if not 0 <= index < size:
         return False
     at, last, node = index, size - 1, leaf

@@ -120,7 +120,11 @@ class Registry:
         return command
 
     def _command(self, value: bytes) -> Command:
-        """A command from the bucket. The same bytes are checked once. Raises as `read_command` does."""
+        """A command from the bucket. The same bytes are checked once. Raises as `read_command` does.
+
+        The cache cannot outlive a signer: operators come from settings read once at start, and the key is the hash of
+        payload and signature.
+        """
         signed, name = unpack(Signed, value), hashlib.sha256(value).digest()
         if name in self._believed:
             return unpack(Command, signed.payload)

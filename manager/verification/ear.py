@@ -188,6 +188,8 @@ def read(token: str, keys: Mapping[str, Any]) -> Ear:
     """
     try:
         known = {key.key_id: key for key in jwt.PyJWKSet.from_dict(dict(keys)).keys}
+        # The unverified header only picks one of the given keys; `algorithms` stops `none`, and a public key taken for
+        # an HMAC secret.
         key = known[jwt.get_unverified_header(token).get("kid")]
         claims = jwt.decode(token, key, algorithms=[ALGORITHM], options={"verify_iat": False, "verify_aud": False})
     except KeyError:

@@ -114,6 +114,7 @@ def appraise_report(
         verdict |= {"signed": not reasons, **parsed.fields(), "platform": _platform(parsed, salt)}
         reasons += judge_report(parsed.body, policy, mrenclaves, report_data)
         reasons += _judge(parsed, policy, nonce, at)
+        # Stops a true report on another quote.
         if quote is not None and quote[:SIGNED_LENGTH] != parsed.quote_body:
             reasons.append(_reason("quote_body", quote[:48], parsed.quote_body[:48], "report.isvEnclaveQuoteBody"))
     return IasVerdict(accepted=not reasons, reasons=reasons, **verdict)
@@ -227,6 +228,7 @@ def _judge(report: Report, policy: SgxPolicy, nonce: str | None, at: int) -> Ite
     elif at - report.timestamp > policy.max_report_age_s + SKEW_S:
         expected = f"at most {policy.max_report_age_s} s before {utc(at)}"
         yield _reason("age", expected, utc(report.timestamp), "timestamp")
+    # Stops an earlier report on the same quote, from before the platform's group or key was revoked.
     if nonce is not None and report.nonce != nonce:
         yield _reason("nonce", nonce, report.nonce, "nonce")
     for wanted, given in (

@@ -1,7 +1,8 @@
 """The fleet's memory: entries once judged good under one policy, so that no other host and no recheck pays again.
 
-Keyed by an entry's bytes as the kernel wrote them, so that a hit is the very same entry. Bounded: only long entries
-are left out, and the oldest go first. It belongs to one loaded policy and goes with it.
+Keyed by an entry's bytes as the kernel wrote them, so that a hit is the very same entry. The byte order need not be in
+the key: a template name's length of 1 to 255 is one in a single byte order only. Bounded: only long entries are left
+out, and the oldest go first. It belongs to one loaded policy and goes with it.
 """
 
 from __future__ import annotations

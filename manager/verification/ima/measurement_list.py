@@ -174,6 +174,7 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
     raw = values[digest_at]
     head, _, digest = raw.partition(b":\0") if heads is not _BARE else (_bare_head(raw), b"", raw)
     algorithm, length, verity = heads.get(head, _NO_DIGEST)
+    # Zeros in front of an ordinary entry do not excuse it: the replay then extends 0xff...ff, and misses the quote.
     violation = template_hash == VIOLATION
     if len(digest) != length and not violation:
         raise malformed("ima.digest", index, "a digest of its algorithm's length", _cut(raw))

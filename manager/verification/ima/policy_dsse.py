@@ -71,6 +71,7 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
             "policy.signature", source, "a key to check it with", "none", "give its author's key, or the bare policy"
         )
     envelope = parse_json(Envelope, raw, source=source)
+    # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(
             "policy.signature", f"{source}: payloadType", PAYLOAD_TYPE, envelope.payload_type, "sign a policy"
@@ -78,6 +79,7 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
     payload = _bytes(envelope.payload, f"{source}: payload")
     signed = pae(envelope.payload_type, payload)
     made = [_bytes(signature.sig, f"{source}: sig") for signature in envelope.signatures]
+    # Each key brings its own algorithm; nothing in the envelope chooses one.
     if not any(_verifies(key, signature, signed) for key in keys for signature in made):
         raise _refused(
             "policy.signature", source, "a signature by a configured key", "none that verifies", "sign it again"

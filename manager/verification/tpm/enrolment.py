@@ -25,6 +25,8 @@ def challenge(description: TpmDescription, roots: bytes, at: int) -> tuple[TpmCh
     certificate, area = bytes.fromhex(description.ek_certificate), bytes.fromhex(description.ak)
     ek = check_ek(certificate, roots, at)
     credential = token_bytes(32)
+    # The name is a hash over the area, attributes included: the TPM releases the credential only for a key that it has
+    # loaded under that name, so the area cannot claim what the key is not.
     blob, secret = make_credential(ek, attestation_key(area).name, credential)
     kept = TpmKept(
         ek_certificate=hashlib.sha256(certificate).hexdigest(),

@@ -95,7 +95,9 @@ def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: Attestation
     the order of the quote's selection. The signature is checked before anything in the quote is believed.
     """
     attest = parse_attest(message)
+    # qualifiedSigner is not looked at: the enrolled key is at hand, and only it verifies.
     _check_signature(message, signature, key, len(attest.pcr_digest))
+    # Stops a quote of an earlier session or challenge: replay.
     if not same(attest.nonce, nonce):
         raise refused("tpm.nonce", "extraData", nonce, attest.nonce, "quote again with the nonce of this challenge")
     return quoted_values(attest, pcrs)
@@ -108,6 +110,7 @@ def quoted_values(attest: Attest, pcrs: bytes) -> QuotedPcrs:
         expected = " and ".join(f"{len(selected)} values of {size} bytes" for _, size, selected in sizes)
         raise refused("tpm.pcr_values", "PCR values", expected, f"{len(pcrs)} bytes", "send the values of this quote")
     digest = _HASH_BY_SIZE[len(attest.pcr_digest)]
+    # Sizes come from the signed selection, so the bytes under the digest fall apart into values in one way only.
     if not same(hashlib.new(digest.name, pcrs).digest(), attest.pcr_digest):
         raise refused(
             "tpm.pcr_digest", "pcrDigest", attest.pcr_digest, "another digest", "send the values that were quoted"
@@ -145,9 +148,12 @@ def parse_attest(message: bytes) -> Attest:
     """Read a TPMS_ATTEST that is a quote. Raises Refusal (`tpm.*`)."""
     read = Reader(message, "TPMS_ATTEST")
     magic = read.number(4)
+    # A restricted key signs no outside data that begins so (Part 2, 6.2 TPM_GENERATED): stops a quote that software
+    # made up (CVE-2024-29038).
     if magic != MAGIC:
         raise refused("tpm.magic", "TPMS_ATTEST.magic", hex(MAGIC), hex(magic), "send what the TPM signed")
     kind = read.number(2)
+    # The AK also signs what TPM2_Certify and its like make, with the caller's own bytes in it: no quote.
     if kind != ATTEST_QUOTE:
         raise refused("tpm.type", "TPMS_ATTEST.type", hex(ATTEST_QUOTE), hex(kind), "send a quote")
     signer, nonce = read.sized(), read.sized()
@@ -193,6 +199,7 @@ def _check_signature(message: bytes, signature: bytes, key: AttestationKey, dige
             scheme, hashed, made = ECDSA, _HASH_BY_SIZE[digest_size], signature
         else:
             scheme, hashed, made = _tpmt_signature(signature)
+        # TPM2_Quote makes pcrDigest with the signing scheme's hash (Part 3, 18.4): two hashes are no quote of a TPM.
         if hashed.digest_size != digest_size:
             raise refused("tpm.signature", "hash", f"{digest_size} bytes, as pcrDigest", hashed.name, action)
         if scheme == ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
