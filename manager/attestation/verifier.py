@@ -258,7 +258,7 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
             code=f"recheck.{name}",
             field=name,
             expected=f"{value}, as when the session began",
-            found=after.get(name, "none"),
+            found=after.get(name, "no value"),
             action="start a new session",
         )
         for name, value in before.items()
@@ -300,13 +300,13 @@ NO_PLACEMENT = Reason(
     code="enrolment.placement",
     field="host",
     expected="a host that this application may run on",
-    found="another",
+    found="another host",
     action="enrol the application for this host: attestgate enrol app --host",
 )
 NO_HOST = Reason(
     code="host.not-trusted",
     field="host",
     expected="a host session that is trusted now",
-    found="none",
-    action="start the host's agent and wait until it is accepted; the application tries again by itself",
+    found="no trusted session",
+    action="start the host's agent and wait until it is accepted; the application retries automatically",
 )

@@ -51,7 +51,7 @@ async def _head(bus: Bus, signers: set[bytes]) -> tuple[Head, Checkpoint]:
             "log.none",
             "decision log",
             expected="a head in the bucket log",
-            found="none",
+            found="no head",
             action="start a manager worker; if there was a log before, docs/decision-log.md says what to do",
         )
     return open_head(entry.value, signers)

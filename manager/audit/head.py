@@ -73,7 +73,7 @@ async def _tile(bucket: Bucket, number: int) -> list[bytes]:
     entry = await bucket.get(tile_key(number))
     value = entry.value if entry is not None else None
     if value is None or len(value) != TILE * HASH:
-        found = "none" if value is None else f"{len(value)} bytes"
+        found = "no such tile" if value is None else f"{len(value)} bytes"
         raise _wrong(tile_key(number), f"{TILE} leaf hashes of {HASH} bytes", found)
     return split(value)
 

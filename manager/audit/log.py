@@ -114,7 +114,7 @@ class DecisionLog:
         except Conflict:
             return True
         except BusError as error:
-            log.warning("the decision log stands still", error=str(error))
+            log.warning("decision log not updated, retrying", error=str(error))
             return False
         except Refusal as refusal:
             self._troubles += 1

@@ -82,9 +82,9 @@ async def bus(settings: BusSettings, role: str) -> list[Finding]:
 
 def _rights(rights: Rights) -> Finding:
     differ = [f"may not {what}" for what in rights.missing] + [f"may {what}" for what in rights.excess]
-    action = "start nats-server with the trust.json of these keys; if it is, have the credential issued anew"
+    action = "start nats-server with the trust.json of these keys; if it is, issue the credential again"
     if rights.excess:
-        action = "stop using the bus: somebody signed an account or a credential that may more; make new bus keys"
+        action = "stop using the bus: an account or a credential with more rights has been signed; create new bus keys"
     found = "; ".join(differ) or f"{rights.tried} subjects tried: allowed and refused as the role's table says"
     return Finding(check="bus rights", good=not differ, found=found, action=action)
 
@@ -226,7 +226,8 @@ def _ima_policy() -> Finding:
     return Finding(
         check="ima policy",
         good=bool(asked) or loaded,
-        found=", ".join(asked) or ("one can be loaded" if loaded else "the kernel has no IMA, or securityfs is away"),
+        found=", ".join(asked)
+        or ("one can be loaded" if loaded else "the kernel has no IMA, or securityfs is not mounted"),
         action="boot with ima_policy=tcb, so that everything is measured from the start",
     )
 
@@ -236,7 +237,7 @@ def _lasts(check: str, certificate: x509.Certificate | None, action: str) -> Fin
         return Finding(check=check, good=False, found="not readable", action="correct the path in the settings")
     left = certificate.not_valid_after_utc.timestamp() - time.time()
     soon = min(SOON_S, (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds() / 10)
-    return Finding(check=check, good=left > soon, found=f"ends in {left / 86400:.1f} days", action=action)
+    return Finding(check=check, good=left > soon, found=f"expires in {left / 86400:.1f} days", action=action)
 
 
 def _leaf(path: Path) -> x509.Certificate | None:

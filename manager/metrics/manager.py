@@ -143,7 +143,7 @@ class ManagerMetrics(Observer):
                     self._queue.labels(consumer).set(count)
                 self._answered.set_to_current_time()
             except BusError as error:
-                log.warning("queue depth not known", error=str(error))
+                log.warning("queue depth unknown, retrying", error=str(error))
             await asyncio.sleep(DEPTH_S)
 
 
@@ -166,7 +166,7 @@ class SessionCount(Collector):
                         line = parse_json(Summary, entry.value, source=entry.key)
                         self._states[entry.key] = (line.role, line.state)
             except (BusError, Refusal) as error:
-                log.warning("sessions not counted", error=str(error))
+                log.warning("watch of session summaries failed, retrying", error=str(error))
             await asyncio.sleep(RETRY_S)
 
     def collect(self) -> Iterable[Metric]:

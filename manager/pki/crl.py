@@ -42,7 +42,7 @@ def read(issuer: Issuer, der: bytes) -> x509.CertificateRevocationList:
             "crl.read",
             "revocation list",
             expected="a CRL signed by this CA",
-            found="something else",
+            found="another signer, or no CRL",
             action="find out who may write the bucket admissions; the next list rests on the workers' own copies",
         )
     return found

@@ -58,7 +58,7 @@ def finish(folder: Path, passphrase: Secret, at: int, longest_s: int) -> list[st
         raise Refusal.because(
             "pki.in_use",
             "retired issuing CAs",
-            expected=f"the end of their last certificate, at {int(replaced) + longest_s}",
+            expected=f"a time after their last certificate expires, {int(replaced) + longest_s}",
             found=at,
             action="wait until then",
         )
@@ -79,7 +79,7 @@ def _root(folder: Path, passphrase: Secret) -> Issuer:
             str(folder / "root-ca.key.pem"),
             expected="the root's key, under the same passphrase",
             found=getattr(error, "strerror", None) or type(error).__name__,
-            action="bring it back from where it is kept, for as long as this takes",
+            action="copy it back to this folder until this is done",
         ) from None
 
 

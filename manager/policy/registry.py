@@ -176,7 +176,7 @@ class Registry:
                     f"{kind} {id}",
                     expected=f"a command newer than {newest}",
                     found=str(sequence),
-                    action="another operator's command was newer: look at it, and sign again",
+                    action="another operator's command is newer: review it, and sign again",
                 )
             try:
                 if entry is None:
@@ -218,7 +218,7 @@ class Registry:
                 f"{kind} id",
                 expected=f"an enrolled {kind}",
                 found=f"{id}, revoked by {command.operator}: {action.reason}",
-                action=f"enrol it again if that is over: attestgate enrol {kind} {id}",
+                action=f"enrol it again once that is resolved: attestgate enrol {kind} {id}",
             )
         if not isinstance(action, Enrol) or not isinstance(action.subject, model) or action.subject.id != id:
             raise Refusal.because(
@@ -243,7 +243,7 @@ class Registry:
                 "policy.none",
                 "policy manifest",
                 expected="a signed manifest",
-                found="none: an absent policy refuses everything",
+                found="no manifest: without a policy everything is refused",
                 action="put one in force: attestgate policy sign",
             )
         manifest = self.read_manifest(entry.value)
@@ -275,7 +275,7 @@ class Registry:
             if self._trial is None or self._trial.manifest != manifest:
                 self._trial = await self._read(manifest)
         except Refusal as refusal:
-            log.warning("no trial", reasons=[reason.sentence() for reason in refusal.reasons])
+            log.warning("policies on trial ignored", reasons=[reason.sentence() for reason in refusal.reasons])
             return None
         return self._trial
 
@@ -304,7 +304,7 @@ class Registry:
                 "policy.document",
                 name,
                 expected="the document with this SHA-256 in the bucket policies",
-                found="none" if entry is None or entry.value is None else "another document",
+                found="no document" if entry is None or entry.value is None else "another document",
                 action="put the manifest in force again together with its documents",
             )
         return entry.value

@@ -82,7 +82,7 @@ class Certificates:
         """Have a certificate in its issuer's list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:
-            log.warning("a revoked certificate is of a CA that this worker has let go of", issuer=entry.issuer)
+            log.warning("revocation ignored: the CA is no longer loaded", issuer=entry.issuer)
             return
         reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)
         await self._extend(issuer, [crl.Revocation(int(entry.serial, 16), entry.at, reason)])
@@ -95,7 +95,7 @@ class Certificates:
                 for issuer in (self._authority, *self._authority.retired):
                     await self._extend(issuer, [])
             except BusError as error:
-                log.warning("the revocation lists are not published", error=str(error))
+                log.warning("revocation lists not published, retrying later", error=str(error))
             await asyncio.sleep(REFRESH_S)
 
     async def _extend(self, issuer: Issuer, revoked: list[crl.Revocation]) -> None:
@@ -125,5 +125,5 @@ def _readable(issuer: Issuer, der: bytes | None) -> list[x509.CertificateRevocat
     try:
         return [crl.read(issuer, der)]
     except Refusal as refusal:
-        log.error("revocation list", reason=refusal.reasons[0].sentence())
+        log.error("revocation list ignored", reason=refusal.reasons[0].sentence())
         return []

@@ -193,7 +193,7 @@ def read(token: str, keys: Mapping[str, Any]) -> Ear:
         key = known[jwt.get_unverified_header(token).get("kid")]
         claims = jwt.decode(token, key, algorithms=[ALGORITHM], options={"verify_iat": False, "verify_aud": False})
     except KeyError:
-        raise _bad("key", "a key of the set", "another key's result") from None
+        raise _bad("key", "a result signed by a key of the set", "a result signed by another key") from None
     except (jwt.PyJWTError, ValueError, AttributeError) as error:
         raise _bad("signature", "a JWT signed by a key of the set", f"{type(error).__name__}: {error}") from None
     return _result(claims)

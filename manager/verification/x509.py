@@ -102,7 +102,7 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
             field,
             expected=f"root {fingerprint(root)}",
             found=f"root {fingerprint(links[-1])}",
-            action="evidence from another hierarchy is not judged; check which root is trusted",
+            action="evidence under another root is not accepted: check which root is trusted",
         )
     for issued, issuer in pairwise([*links, root]):
         problem = _link_problem(issued, issuer)
@@ -139,7 +139,7 @@ def below(chain: Sequence[x509.Certificate], root: x509.Certificate) -> Sequence
 def _link_problem(issued: x509.Certificate, issuer: x509.Certificate) -> str | None:
     try:
         if not issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return "an issuer that is no CA"
+            return "an issuer that is not a CA"
         issued.verify_directly_issued_by(issuer)
     except InvalidSignature:
         return "a signature that does not verify"

@@ -39,7 +39,7 @@ from attestgate.schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxP
 
 MAX_REPORT = 64 * 1024
 VERSIONS = (3, 4, 5)
-_ACTION = "do not trust this report; have the enclave attested anew"
+_ACTION = "do not trust this report; attest the enclave again"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _check_signature(signer: x509.Certificate, report: bytes, signature: bytes) 
     try:
         key.verify(signature, report, PKCS1v15(), SHA256())
     except InvalidSignature:
-        raise _bad("signature", f"a signature by {name(signer)}", "one that does not verify") from None
+        raise _bad("signature", f"a signature by {name(signer)}", "a signature that does not verify") from None
 
 
 def parse_report(raw: bytes) -> Report:

@@ -65,7 +65,7 @@ def read_keys(text: str, *, source: str) -> Keys:
                 "policy.key",
                 f"{field}, pubkeys[{number}]",
                 expected="an RSA or EC public key in base64 DER",
-                found="something else",
+                found="not such a key",
                 action="export the key as SubjectPublicKeyInfo",
             )
         named = document.keyids[number] if number < len(document.keyids) else 0

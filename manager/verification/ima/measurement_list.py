@@ -170,7 +170,7 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
         except struct.error:
             place = -1
         if place != len(hashed):
-            raise malformed("ima.fields", index, f"fields that fill {len(hashed)} bytes", "fields that do not")
+            raise malformed("ima.fields", index, f"fields that fill {len(hashed)} bytes", "fields of another length")
     raw = values[digest_at]
     head, _, digest = raw.partition(b":\0") if heads is not _BARE else (_bare_head(raw), b"", raw)
     algorithm, length, verity = heads.get(head, _NO_DIGEST)
@@ -292,5 +292,5 @@ def malformed(code: str, index: int, expected: str, found: str) -> Refusal:
         f"measurement list, entry {index}",
         expected=expected,
         found=found,
-        action="send the kernel's binary_runtime_measurements as it is",
+        action="send the kernel's binary_runtime_measurements unchanged",
     )

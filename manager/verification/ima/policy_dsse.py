@@ -68,7 +68,11 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
         raise _refused("policy.unsigned", source, "a DSSE envelope", "a bare policy", "sign it: attestgate policy dsse")
     if not keys:
         raise _refused(
-            "policy.signature", source, "a key to check it with", "none", "give its author's key, or the bare policy"
+            "policy.signature",
+            source,
+            "a key to verify it with",
+            "no key",
+            "configure its author's key, or use the bare policy",
         )
     envelope = parse_json(Envelope, raw, source=source)
     # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
@@ -110,7 +114,7 @@ def read_key(pem: bytes, *, source: str) -> PolicyKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
-        raise _refused("policy.key", source, "an EC or Ed25519 public key in PEM", "something else", "export the key")
+        raise _refused("policy.key", source, "an EC or Ed25519 public key in PEM", "not such a key", "export the key")
     return key
 
 
@@ -122,7 +126,7 @@ def read_signing_key(pem: bytes, *, source: str) -> SigningKey:
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         expected = "an EC or Ed25519 private key in PEM, not encrypted"
-        raise _refused("policy.key", source, expected, "something else", "make one: openssl ecparam -genkey")
+        raise _refused("policy.key", source, expected, "not such a key", "generate one: openssl ecparam -genkey")
     return key
 
 
@@ -141,7 +145,7 @@ def _bytes(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text.translate(_STANDARD), validate=True)
     except (binascii.Error, ValueError):
-        raise _refused("policy.signature", field, "base64", "something else", "sign the policy again") from None
+        raise _refused("policy.signature", field, "base64", "invalid base64", "sign the policy again") from None
 
 
 def _refused(code: str, field: str, expected: str, found: str, action: str) -> Refusal:

@@ -156,7 +156,7 @@ class Reading:
 
     def _misfit(self, entry: Entry, template: bytes) -> bytes:
         recomputed = entry.extends("sha1").hex()
-        action = "the list was changed on its way; send the kernel's own"
+        action = "the list was changed in transit: send the kernel's own"
         self.fault("ima.template_hash", _where(entry), entry.template_hash.hex(), recomputed, action)
         return template
 

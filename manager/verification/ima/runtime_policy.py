@@ -161,8 +161,8 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
             "policy.empty",
             f"{source}: digests",
             "at least one known digest or key",
-            "none",
-            "learn one from a good host",
+            "neither",
+            "learn a policy from a known-good host",
         )
     return LoadedPolicy(
         sha256=hashlib.sha256(raw).hexdigest(),

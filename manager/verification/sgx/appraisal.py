@@ -184,11 +184,11 @@ def _misfits(pck: Pck, examined: Examined, root_der: bytes) -> list[Reason]:
     crl, root_crl, tcb_info = examined.pck_crl, examined.root_ca_crl, examined.tcb_info
     # Stops the genuine CRL of Intel's other PCK CA, which lists none of this CA's certificates.
     if crl is not None and crl.issuer_key != pck.ca_key:
-        misfit("collateral.pck_crl.issuer", "collateral.pck_crl", f"the CRL of {name(ca)}", f"that of {crl.issuer}")
+        misfit("collateral.pck_crl.issuer", "collateral.pck_crl", f"the CRL of {name(ca)}", f"the CRL of {crl.issuer}")
     elif crl is not None and crl.revokes(leaf):
-        misfit("sgx.pck_revoked", "quote.pck_chain[0]", "a PCK certificate that is not revoked", "one in the PCK CRL")
+        misfit("sgx.pck_revoked", "quote.pck_chain[0]", "a PCK certificate that is not revoked", "one on the PCK CRL")
     if root_crl is not None and root_crl.revokes(ca):
-        misfit("sgx.pck_ca_revoked", "quote.pck_chain[1]", "a PCK CA that is not revoked", "one in the root CA CRL")
+        misfit("sgx.pck_ca_revoked", "quote.pck_chain[1]", "a PCK CA that is not revoked", "one on the root CA CRL")
     # Stops genuine TCB info of another model, whose levels may ask for less.
     if tcb_info is not None:
         for code, key, value in (("fmspc", "fmspc", pck.fmspc), ("pce_id", "pceId", pck.pce_id)):

@@ -204,7 +204,7 @@ def _check_signature(piece: str, signer: x509.Certificate, text: str, signature:
     try:
         key.verify(der, text.encode(), ECDSA(SHA256()))
     except InvalidSignature:
-        _bad(piece, "signature", f"a signature by {name(signer)}", "one that does not verify")
+        _bad(piece, "signature", f"a signature by {name(signer)}", "a signature that does not verify")
 
 
 def _crl(
@@ -222,9 +222,14 @@ def _crl(
     except Exception as error:  # noqa: BLE001  cryptography has errors of many kinds for a CRL, some plain Exceptions
         _bad(piece, "malformed", "an X.509 CRL in DER with a CRL number", shown(error))
     if expires is None:
-        _bad(piece, "malformed", "a CRL with nextUpdate", "none")
+        _bad(piece, "malformed", "a CRL with nextUpdate", "a CRL without it")
     if not valid:
-        _bad(piece, "signature", f"a CRL signed by {name(issuer)}", f"one by {crl.issuer.rfc4514_string()}")
+        _bad(
+            piece,
+            "signature",
+            f"a CRL signed by {name(issuer)}",
+            f"a CRL of {crl.issuer.rfc4514_string()}, or a bad signature",
+        )
     window = Window(f"collateral.{piece}", f"collateral.{piece}.nextUpdate", _unix(issued), _unix(expires))
     opened.append(window)
     return Crl(window.opens, number, name(issuer), public_key(issuer), crl)

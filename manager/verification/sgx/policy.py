@@ -49,7 +49,7 @@ def judge_report(
             )
     # Stops a genuine quote made for another session, key or measurement list: replay and relay.
     if report_data is not None and not same(report.report_data, report_data):
-        action = "quote anew for this session: the quote is not bound to it"
+        action = "quote again for this session: this quote is not bound to it"
         yield _reason("report_data", report_data, report.report_data, action)
 
 
@@ -121,7 +121,11 @@ def judge_tcb(verified: Verified, tcb_date: int | None, policy: SgxPolicy, at: i
 def undated() -> Reason:
     """The reason for a TCB level without a date, in a document that is in order otherwise."""
     return _reason(
-        "tcb_date", "a TCB level whose date can be read", "none", "fetch the collateral again", field="tcb_date"
+        "tcb_date",
+        "a TCB level whose date can be read",
+        "no such level",
+        "fetch the collateral again",
+        field="tcb_date",
     )
 
 

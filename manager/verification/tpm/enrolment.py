@@ -41,7 +41,7 @@ def enrolment(kept: TpmKept, answer: TpmAnswer, golden: Sequence[GoldenPcrs]) ->
     given = hashlib.sha256(bytes.fromhex(answer.credential)).digest()
     if not same(given, bytes.fromhex(kept.answer)):
         action = "the AK is not in the TPM with that EK, or the answer is to another challenge"
-        raise refused("tpm.answer", "activated credential", "the one that was sent", "another", action)
+        raise refused("tpm.answer", "activated credential", "the credential that was sent", "another value", action)
     return TpmEnrolment(ek_certificate=kept.ek_certificate, ak=bytes.fromhex(kept.ak), golden=list(golden))
 
 
@@ -63,6 +63,10 @@ def read_bundle(files: Sequence[bytes]) -> bytes:
     bundle = b"\n".join(files)
     if b"-----BEGIN CERTIFICATE-----" not in bundle:
         raise Refusal.because(
-            "ek.root", "--ek-roots", expected="certificates in PEM", found="none", action="name the vendor's roots"
+            "ek.root",
+            "--ek-roots",
+            expected="certificates in PEM",
+            found="no certificate",
+            action="give the vendor's roots",
         )
     return bundle

@@ -30,11 +30,13 @@ def judge_quote(
         if given is None:
             return None
         raise _host(
-            "no TPM quote, for no TPM is enrolled", "one", "enrol the host's TPM, or give what is asked for only"
+            "no TPM quote (no TPM is enrolled)", "a TPM quote", "enrol the host's TPM, or send what was requested only"
         )
     if given is None:
         raise _host(
-            "a quote by the enrolled TPM", "none", "run `attestgate tpm serve`, and name it in the agent's settings"
+            "a quote by the enrolled TPM",
+            "no TPM quote",
+            "run `attestgate tpm serve`, and name it in the agent's settings",
         )
     key = attestation_key(enrolled.ak).key
     quoted = verify_quote(given.message, given.signature, given.pcrs, key, nonce)

@@ -134,7 +134,7 @@ def read_key(pem: bytes) -> AttestationKey:
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
-        raise refused("tpm.key", "AK", "a public key in PEM", "something else", "export the AK as PEM") from None
+        raise refused("tpm.key", "AK", "a public key in PEM", "not such a key", "export the AK as PEM") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
@@ -259,7 +259,9 @@ class Reader:
         """Raise Refusal if anything is left."""
         if self._place != len(self._data):
             left = len(self._data) - self._place
-            raise refused("tpm.trailing", self._name, "its end", f"{left} more bytes", "send what the TPM made")
+            raise refused(
+                "tpm.trailing", self._name, "the end of the structure", f"{left} more bytes", "send what the TPM made"
+            )
 
 
 _HASH_BY_SIZE = {hashed.digest_size: hashed for hashed in _HASHES.values()}
