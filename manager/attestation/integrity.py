@@ -1,4 +1,4 @@
-"""Step 3: what a host measured, judged as it came: the TPM's quote first, then the list that it vouches for."""
+"""Step 3: what a host measured, appraised in order: the TPM's quote first, then the list that it vouches for."""
 
 from __future__ import annotations
 

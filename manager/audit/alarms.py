@@ -1,4 +1,4 @@
-"""What a worker tells of the decision log when something is wrong with it: in its log, and as events."""
+"""Alarms of a worker about the decision log: in its own log, and as events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_LEAVES = 16
 
 
 class Telling:
-    """The mouth of one worker. A bus that does not take an event changes nothing: the worker's own log has it."""
+    """One worker's reporter. An event that cannot be published is not retried: the worker's own log has it."""
 
     def __init__(self, worker: str, emit: Emit) -> None:
         self._worker = worker

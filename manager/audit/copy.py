@@ -21,7 +21,7 @@ class LogCopy:
     stored: list[Stored]
 
     def index(self) -> dict[bytes, int]:
-        """Where each leaf hash stands."""
+        """The index of each leaf hash."""
         return {leaf: number for number, leaf in enumerate(self.leaves)}
 
 

@@ -36,7 +36,7 @@ LOOK_S = 2.0
 CERTAIN = 2
 """Looks in a row that must find the same trouble: a cluster between two leaders may show an older head once."""
 TELL_EVERY = 30
-"""Looks after which a trouble that lasts is told of again."""
+"""Looks after which a trouble that lasts is reported again."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DecisionLog:
         return Status(self._memory.seen.size, self._intake.age_s(), self._troubles < CERTAIN)
 
     async def run(self) -> None:
-        """Follow and grow, for ever."""
+        """Follow the head and append, until cancelled."""
         while True:
             self._intake.news.clear()
             more = await self._look()
@@ -97,7 +97,7 @@ class DecisionLog:
                 await self._pause()
 
     async def grow(self) -> bool:
-        """Check the head that stands, and take in the next of the stream. Returns whether there may be more.
+        """Check the present head, and append the next page of the stream. Returns whether there may be more.
 
         Raises Refusal for a head that does not fit what was seen before, Conflict where another was first, BusError.
         """
@@ -207,7 +207,7 @@ class DecisionLog:
         for stored in page:
             try:
                 decision = open_decision(stored.data, self._signers)
-                # Stops a true entry under another subject, where it would stand for a decision about somebody else.
+                # Stops a true entry under another subject, where it would pass for a decision about somebody else.
                 if subject_of(decision) != stored.subject:
                     raise _misplaced(stored.subject, subject_of(decision))
             except Refusal as refusal:

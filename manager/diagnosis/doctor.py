@@ -62,7 +62,7 @@ def clock() -> Finding:
 
 
 async def bus(settings: BusSettings, role: str) -> list[Finding]:
-    """Whether the bus takes the credential, whether it is of the right role, and whether it may what it should."""
+    """Whether the bus accepts the credential, and whether its role and its rights are the right ones."""
     try:
         holder = credentials.holder(settings.credentials)
         connection = await connect([settings.url], settings.credentials)

@@ -1,4 +1,4 @@
-"""A worker's own memory of the highest version seen of each thing that must never go back.
+"""A worker's own memory of the highest version seen of everything that must not be rolled back.
 
 The bus may show an older enrolment, policy manifest or collateral than before. A small local file, written whole and
 in one move, is what remembers; losing it loses only that protection, not correctness.

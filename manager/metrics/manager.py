@@ -33,9 +33,9 @@ DEPTH_S = 5.0
 """How often the bus is asked how much waits."""
 RETRY_S = 5.0
 GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rechecked"), ("app", "rechecked")})
-"""Events that tell of evidence that was found good."""
+"""Events about evidence that was found good."""
 BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
-"""Events that tell of evidence, or proofs, that were not."""
+"""Events about evidence, or proofs, that were not."""
 
 Expiries = Callable[[], dict[str, int]]
 """Unix seconds at which something ends, by its name."""

@@ -1,6 +1,6 @@
-"""The revocation list of an issuing CA, as one document that grows: what stands on it, and one more entry.
+"""The revocation list of an issuing CA, as one document that grows: its entries, and one more.
 
-It stands beside the gateways' leases, and decides nothing there: it is for those who check certificates without them.
+It decides nothing at the gateways, which admit by leases: it is for those who check certificates without them.
 """
 
 from __future__ import annotations

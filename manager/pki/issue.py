@@ -1,7 +1,7 @@
 """Certificates: an application's, from its enclave's PKCS #10 request and for one identity; a gateway server's.
 
 An application's certificate is an X.509-SVID (SPIFFE): no subject, one URI name, clientAuth, a short life. What is
-weaker about it than it should be stands in an extension of its own, `MARKS`.
+weaker about it than it should be is marked in an extension of its own, `MARKS`.
 """
 
 from __future__ import annotations

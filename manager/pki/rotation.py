@@ -1,7 +1,7 @@
 """A new issuing CA under the same root, without an outage.
 
-Managers issue under the new one as soon as they are started again, one after another. Whoever checks certificates
-trusts the root and gets the issuing CA with each of them, so both are accepted meanwhile; the old one keeps its key for
+Managers issue under the new one as soon as they are started again, one after another. Those who verify certificates
+trust the root and get the issuing CA with each of them, so both are accepted meanwhile; the old one keeps its key for
 its revocation list until its last certificate has ended.
 """
 
@@ -48,7 +48,7 @@ def rotate(folder: Path, passphrase: Secret, at: int) -> str:
 
 
 def finish(folder: Path, passphrase: Secret, at: int, longest_s: int) -> list[str]:
-    """Let go of retired CAs whose last certificate has ended: their files are removed, their identifiers returned.
+    """Remove retired CAs whose last certificate has expired: their files are deleted, their identifiers returned.
 
     `longest_s` is the longest life of a certificate. Raises Refusal (`pki.*`); `pki.in_use` if any may still live.
     """

@@ -38,11 +38,11 @@ from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 log = structlog.get_logger(__name__)
 E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)
 MANIFEST = "manifest"
-"""Key of the manifest in force in the bucket `policies`; documents stand there under their own hash."""
+"""Key of the manifest in force in the bucket `policies`; documents are there under their own hash."""
 
 
 TRIAL = "trial"
-"""Key of the manifest on trial: hosts are judged by it as well, and nothing follows from that but a word in the events.
+"""Key of the manifest on trial: hosts are judged by it as well, with no effect but a note in the events.
 It is over once its version, or a newer one, is in force."""
 
 REMEMBERED = 4
@@ -98,7 +98,7 @@ class Registry:
         self._trial: InForce | None = None
 
     async def follow(self) -> None:
-        """Hear of manifests put in force or on trial, for ever."""
+        """Watch for manifest changes, in force and on trial, until cancelled."""
         await asyncio.gather(*(manifest.follow() for manifest in self._newest.values()))
 
     def identities(self, role: OperatorRole) -> set[bytes]:
@@ -159,7 +159,7 @@ class Registry:
             )
 
     async def put(self, kind: Kind, id: str, signed: Signed) -> None:
-        """Put an operator's word on a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
+        """Put a command about a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
 
         What the bus holds counts only if it can be read; what it may not go back to, this worker remembers.
         """
@@ -168,7 +168,7 @@ class Registry:
             entry = await self._enrolment.get(key)
             newest = max(self._high_water.get(f"enrolment.{key}"), self._sequence(entry))
             # The same command again may go in again, after a kill; another one of the same microsecond may not, since
-            # nobody could say which of the two stands.
+            # nobody could say which of the two is in force.
             repeat = entry is not None and entry.value == pack(signed)
             if sequence < newest or (sequence == self._sequence(entry) and not repeat):
                 raise Refusal.because(

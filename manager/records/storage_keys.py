@@ -71,7 +71,7 @@ async def seal_again(bus: Bus, vault: Vault) -> int:
     """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
 
     Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
-    ended stays as long as ever: it holds no secret, and its last word may not be out yet.
+    ended keeps its retention: it holds no secret, and its last message may not be sent yet.
     """
     bucket, newest = bus.bucket(POINTERS), vault.newest
     found = 0

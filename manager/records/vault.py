@@ -62,7 +62,7 @@ class Stored(Model):
 
 
 class Vault:
-    """Seals and opens what stands in a bucket.
+    """Seals and opens the records of a bucket (envelope encryption).
 
     `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
     its next record.

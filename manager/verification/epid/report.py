@@ -1,7 +1,7 @@
 """Appraisal of a report by Intel's legacy attestation service (IAS, EPID quotes).
 
 Source: "Attestation Service for Intel SGX: API Documentation", attestation verification report. The service closed
-and its signing certificate expired on 2026-11-20, so a recorded report stands only at a time that is stated.
+and its signing certificate expired on 2026-11-20, so a recorded report verifies only at a time given explicitly.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def appraise_report(
 
 
 def _platform(report: Report, salt: bytes | None) -> PlatformIdentity | None:
-    """Who the platform is. EPID hides that, but for the pseudonym, which therefore stands in every part's place."""
+    """Who the platform is. EPID hides that, but for the pseudonym, which therefore takes every part's place."""
     if salt is None or not report.linkable or report.pseudonym is None:
         return None
     name = report.pseudonym.encode()

@@ -3,7 +3,7 @@
 The ASCII list is for reading: a path may hold a newline, which looks like the end of its line. So each line is built
 back into the entry it must have come from, and its template hash computed again: a line that does not come out the
 same was cut by a newline or changed, and is refused by its number, never guessed. The hash covers lengths in the
-kernel's byte order, so it also tells that. One thing cannot be seen here: nothing covers the path of a violation.
+kernel's byte order, which it also shows. One thing cannot be seen here: nothing covers the path of a violation.
 Source: Linux ima_fs.c, ima_template_lib.c.
 """
 

@@ -102,7 +102,7 @@ class Entry(NamedTuple):
 
 
 def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
-    """The byte order of a list, told by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
+    """The byte order of a list, by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
     length = data[24:HEADER]
     if not data or (len(length) == 4 and length[0] and not any(length[1:])):
         return "little"
@@ -227,7 +227,7 @@ _Digest = tuple[str, int, bool]
 
 
 class _Layout(NamedTuple):
-    """Which fields a template has, at which place the ones read here are, and what may stand before a digest."""
+    """Which fields a template has, the positions of the ones read here, and the prefixes that a digest may have."""
 
     names: tuple[bytes, ...]
     digest: int

@@ -59,8 +59,8 @@ def is_envelope(raw: bytes) -> bool:
 def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
     """The policy in a document: as it is where no key is configured, else out of an envelope that one of them signed.
 
-    Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope that no key is there for is refused
-    too: whoever signed it meant it to be checked.
+    Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope is refused
+    too where no key is configured: its author meant it to be verified.
     """
     if not is_envelope(raw):
         if not keys:

@@ -253,7 +253,7 @@ def _bad_pattern(field: str, pattern: str, error: ValueError) -> Refusal:
 
 
 def line_of(text: str, raw: bytes) -> int:
-    """The line in a JSON document where a string first stands, from 1 (0 if it is written in another way)."""
+    """The line in a JSON document where a string first occurs, from 1 (0 if it is written in another way)."""
     for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
         place = raw.find(written.encode())
         if place >= 0:

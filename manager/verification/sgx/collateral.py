@@ -2,8 +2,8 @@
 
 TCB info and QE identity are Intel's JSON documents (PCS API v4, "Get SGX TCB Info", "Get Quoting Enclave Identity"),
 signed by ECDSA P-256 over the exact text; the CRLs are X.509 (RFC 5280). dcap_qvl verifies all of it again with each
-quote: this examination gives each failure a reason of its own, and knows the validity times that dcap_qvl does not
-tell. It does not depend on the time, so it is done once for a set and remembered.
+quote: this examination gives each failure a reason of its own, and the validity times that dcap_qvl does not
+report. It does not depend on the time, so it is done once for a set and cached.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class _Signer:
         body = _json(piece, text)
         issued, expires = _time(piece, body, "issueDate"), _time(piece, body, "nextUpdate")
         self.opened.append(Window(f"collateral.{piece}", f"collateral.{piece}.nextUpdate", issued, expires))
-        # The signer also signs TDX documents, which are no word about SGX; and False == 0 in Python, so a boolean
+        # The signer also signs TDX documents, which say nothing about SGX; and False == 0 in Python, so a boolean
         # would pass for a number.
         for key, expected in _FORMS[piece].items():
             if body.get(key) != expected or isinstance(body.get(key), bool):

@@ -49,7 +49,7 @@ def golden_from(message: bytes, pcrs: bytes) -> GoldenPcrs:
     """PCR 0-9 of a good boot, from a quote (TPMS_ATTEST) and its PCR values end to end. Raises Refusal (`tpm.*`).
 
     The values are checked against the quote's digest, so that both are of one boot. That the boot is good is the
-    operator's word: the quote's signature would not make it so.
+    operator's decision: the quote's signature says nothing about it.
     """
     quoted = quoted_values(parse_attest(message), pcrs)
     boot = quoted.boot(quoted.bank)

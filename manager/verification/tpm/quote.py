@@ -170,7 +170,7 @@ def parse_attest(message: bytes) -> Attest:
 
 
 def _selection(read: Reader) -> Selection:
-    """TPML_PCR_SELECTION: some PCRs, each bank once; a bank that the TPM does not have stands there without any."""
+    """TPML_PCR_SELECTION: some PCRs, each bank once; a bank that the TPM does not have is listed without any."""
     field, action = "pcrSelect", "quote PCR 0-10 of one bank"
     count = read.number(4)
     if not 1 <= count <= len(_BANKS):
