@@ -63,7 +63,7 @@ class CurrentSessions:
             counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
             sealed = self._vault.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
             if before is not None:
-                # Before the pointer moves: after a kill in between, the next attempt still finds `before`, and notifies it.
+                # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)
             try:
                 if entry is None or value is None:
