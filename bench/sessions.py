@@ -41,9 +41,9 @@ from attestgate.compose.local.children import Child, Children
 from attestgate.manager.records.current import Pointer
 from attestgate.manager.records.outbox import summary, summary_key
 from attestgate.manager.records.session_messages import SessionMessages
+from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Secret
 from attestgate.schemas.messages import Outcome
 from bench.bus import rate, shown, transition, write
@@ -156,7 +156,7 @@ async def put(place: Site, bus: NatsBus, records: Sequence[HostRecord]) -> None:
     async def one(record: HostRecord) -> None:
         key = record_key("host", record.session)
         async with room:
-            await bus.bucket("sessions").put(key, place.world.vault.seal("sessions", key, record.revision, record))
+            await bus.bucket("sessions").put(key, place.world.cipher.seal("sessions", key, record.revision, record))
 
     await asyncio.gather(*map(one, records))
 
@@ -296,7 +296,7 @@ async def _asked_again(place: Site, fleet: Fleet, worker: Child, hosts: int) -> 
     bus = await place.connect()
     sessions = [key.rsplit(".", 1)[1] for key in await bus.bucket("summaries").keys("host.*.*")]
     before, since, started = cpu_s(worker.process.pid), len(fleet.events), time.perf_counter()
-    messages = SessionMessages(bus, place.world.vault)
+    messages = SessionMessages(bus, place.world.cipher)
     await asyncio.gather(*(messages.send("host", session, "recheck", Order(reasons=[])) for session in sessions))
     while sum(event.kind == "host" and event.what == "rechecked" for event in fleet.events[since:]) < hosts:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -350,7 +350,7 @@ async def _at_rest(place: Site, bus: NatsBus) -> HostRecord:
     while True:
         entry = await bus.bucket("sessions").get(key)
         assert entry is not None and entry.value is not None
-        record = place.world.vault.open(HostRecord, "sessions", key, entry.value)
+        record = place.world.cipher.open(HostRecord, "sessions", key, entry.value)
         if not record.outbox:
             return record
 
@@ -372,10 +372,10 @@ async def _copies(
         own = record.model_copy(update={"session": session, "subject": id, "host": id})
         key = record_key("host", session)
         async with room:
-            await bus.bucket("sessions").create(key, place.world.vault.seal("sessions", key, 1, own))
+            await bus.bucket("sessions").create(key, place.world.cipher.seal("sessions", key, 1, own))
             for named in (current_key("host", id, id), pending_key("host", id, id)):
                 pointer = Pointer(session=session, counter=1)
-                await bus.bucket("sessions").create(named, place.world.vault.seal("sessions", named, 1, pointer))
+                await bus.bucket("sessions").create(named, place.world.cipher.seal("sessions", named, 1, pointer))
             await bus.bucket("summaries").put(summary_key(own), summary(own))
             await bus.bucket("enrolment").put(f"host.{id}", others["enrolment"][1])
             await bus.bucket("admissions").put(f"host.{session}", others["admissions"][1])

@@ -66,7 +66,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredMessage:
     """One message as a stream keeps it."""
 
     subject: str
@@ -143,7 +143,7 @@ class Bus(Protocol):
         """Every message now stored on `subject` (wildcards allowed) of a stream, oldest first; then it ends."""
         ...
 
-    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         """What a stream has on `pattern` after a sequence, oldest first, and whether there is more. Raises BusError."""
         ...
 

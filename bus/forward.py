@@ -18,7 +18,7 @@ from typing import Protocol, TextIO
 import structlog
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import Bus, BusError, Message, Stored
+from attestgate.bus.api import Bus, BusError, Message, StoredMessage
 from attestgate.schemas.base import Refusal, parse_json
 from attestgate.schemas.events import Event
 
@@ -158,7 +158,7 @@ async def _one_page(bus: Bus, sink: Sink, position: Position) -> bool:
     return more
 
 
-def _hand_on(page: list[Stored], sink: Sink, position: Position) -> None:
+def _hand_on(page: list[StoredMessage], sink: Sink, position: Position) -> None:
     lines = []
     for stored in page:
         event = event_of(stored.subject, stored.data)

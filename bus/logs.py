@@ -1,6 +1,6 @@
 """How every process logs: one line each on standard error, as JSON or for a person, the session's id on each line.
 
-Code that takes up a session calls `of_session`; whatever is logged in the same task, and in what that task starts,
+Code that takes up a session calls `bind_session`; whatever is logged in the same task, and in what that task starts,
 then carries `session`. What libraries log through Python's own logging comes out in the same form.
 """
 
@@ -66,12 +66,12 @@ def reload_level(kind: type[ProcessSettings], path: Path) -> None:
     log.warning("log level", level=level)  # a warning, so that it is seen at any level but error
 
 
-def of_session(session: str) -> None:
+def bind_session(session: str) -> None:
     """What this task logs from now on is about this session."""
     structlog.contextvars.bind_contextvars(session=session)
 
 
-def of_none() -> None:
+def clear_session() -> None:
     """What this task logs from now on is about no session."""
     structlog.contextvars.unbind_contextvars("session")
 

@@ -18,8 +18,8 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment, rotation
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from attestgate.manager.records.vault import Vault
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.settings import ManagerSettings, load_settings
 
@@ -76,12 +76,12 @@ def rotate(
 
     async def again() -> tuple[int, list[int]]:
         async with await join(loaded.bus) as bus:
-            vault = Vault(StorageKeyFile(loaded.storage_keys))
+            cipher = RecordCipher(StorageKeyFile(loaded.storage_keys))
             sealed = 0
-            while more := await seal_again(bus, vault):  # a worker may have been about to store one
+            while more := await seal_again(bus, cipher):  # a worker may have been about to store one
                 sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
-            in_force = KeyInForce(key="storage-epoch", name=str(vault.newest), gone=[str(epoch) for epoch in gone])
+            in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
             orders = Orders(Intake(bus, time.time), read_identity(loaded.identity))
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone

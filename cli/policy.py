@@ -15,7 +15,7 @@ from attestgate.cli.policy_hosts import on_hosts
 from attestgate.manager.policy.policy_tree import measured_files
 from attestgate.manager.policy.policy_trial import Trial, try_on
 from attestgate.manager.verification.ima.ascii import is_ascii, to_binary
-from attestgate.manager.verification.ima.measurement_list import Entry, entries, readable
+from attestgate.manager.verification.ima.measurement_list import ListEntry, entries, readable
 from attestgate.manager.verification.ima.policy_dsse import read_signing_key
 from attestgate.manager.verification.ima.policy_dsse import sign as sign_dsse
 from attestgate.manager.verification.ima.policy_lint import lint as findings_of
@@ -173,7 +173,7 @@ def _files(folder: Path, below: str, algorithm: HashName) -> list[tuple[bytes, b
         raise typer.Exit(2) from None
 
 
-def _entries(path: Path) -> list[Entry]:
+def _entries(path: Path) -> list[ListEntry]:
     data = _bytes(path, MAX_LIST)
     return list(entries(to_binary(data) if is_ascii(data) else data))
 

@@ -14,8 +14,8 @@ from attestgate.bus.operator import order
 from attestgate.cli.common import operator_file, wrong
 from attestgate.cli.policy_set import read_bundle
 from attestgate.manager.local.keyfiles import read_identity
+from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.policy_trial import Trial
-from attestgate.manager.policy.registry import manifest_name
 from attestgate.schemas.base import parse_json, unpack
 from attestgate.schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
 from attestgate.schemas.event_data import PolicyTried

@@ -27,7 +27,7 @@ OVERHEAD = len(_MAGIC) + _SALT_SIZE + _TAG_SIZE
 def seal(enclave: Enclave, policy: KeyPolicy, purpose: str, data: bytes) -> bytes:
     """Seal data for one purpose. Raises EnclaveError."""
     salt = token_bytes(_SALT_SIZE)
-    return _MAGIC + salt + _cipher(enclave, policy, purpose, salt).encrypt(_NONCE, data, _associated(policy, purpose))
+    return _MAGIC + salt + _aead(enclave, policy, purpose, salt).encrypt(_NONCE, data, _associated(policy, purpose))
 
 
 def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> bytes:
@@ -42,7 +42,7 @@ def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> by
         )
     salt, ciphertext = blob[len(_MAGIC) :][:_SALT_SIZE], blob[len(_MAGIC) + _SALT_SIZE :]
     try:
-        return _cipher(enclave, policy, purpose, salt).decrypt(_NONCE, ciphertext, _associated(policy, purpose))
+        return _aead(enclave, policy, purpose, salt).decrypt(_NONCE, ciphertext, _associated(policy, purpose))
     except InvalidTag:
         raise Refusal.because(
             "seal.open",
@@ -53,7 +53,7 @@ def unseal(enclave: Enclave, policy: KeyPolicy, purpose: str, blob: bytes) -> by
         ) from None
 
 
-def _cipher(enclave: Enclave, policy: KeyPolicy, purpose: str, salt: bytes) -> AESGCM:
+def _aead(enclave: Enclave, policy: KeyPolicy, purpose: str, salt: bytes) -> AESGCM:
     return AESGCM(derive(enclave.sealing_key(policy), canonical("sealing key", policy, purpose), 32, salt))
 
 

@@ -36,7 +36,7 @@ TrustDomain = Annotated[str, StringConstraints(pattern=rf"^{_ID}(?:\.{_ID})*$", 
 SpiffeId = Annotated[str, StringConstraints(pattern=rf"^spiffe://{_ID}(?:\.{_ID})*/host/{_ID}/app/{_ID}$")]
 """An application on a host: `spiffe://<trust domain>/host/<id>/app/<id>`."""
 Key = Annotated[str, StringConstraints(pattern=r"^(?:cert|host)\.[0-9a-f]{2,40}$")]
-Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+NginxEpoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """One life of nginx's shared memory: 16 random bytes that are lost with it."""
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Rises with every statement about one key."""
@@ -155,15 +155,15 @@ class Withdrawal(Model):
 
 
 Statement: TypeAlias = Lease | HostLease | Withdrawal
-Kind = Literal["lease", "host lease", "withdrawal"]
+StatementKind = Literal["lease", "host lease", "withdrawal"]
 """The kind of a statement is also the label of its signature."""
-_KINDS: dict[Kind, type[Statement]] = {"lease": Lease, "host lease": HostLease, "withdrawal": Withdrawal}
+_KINDS: dict[StatementKind, type[Statement]] = {"lease": Lease, "host lease": HostLease, "withdrawal": Withdrawal}
 
 
 class Posted(Model):
     """A value of the bucket: which kind of statement, and the statement. A wrong `kind` fails the signature."""
 
-    kind: Kind
+    kind: StatementKind
     signed: Signed
 
 
@@ -191,7 +191,7 @@ def open_posted(key: str, value: bytes, managers: set[bytes]) -> Statement:
     return statement
 
 
-class Applied(Model):
+class AppliedStatement(Model):
     """A key as nginx now has it. `app_session` is None for a host session."""
 
     key: Key
@@ -207,8 +207,8 @@ class GatewayReport(Model):
     """
 
     gateway: Id
-    epoch: Epoch
-    applied: Annotated[list[Applied], Field(max_length=MAX_APPLIED)]
+    epoch: NginxEpoch
+    applied: Annotated[list[AppliedStatement], Field(max_length=MAX_APPLIED)]
     at: Seconds
     glass: Annotated[list[Signed], Field(max_length=MAX_GLASS)] = []
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from attestgate.schemas.admission import Serial
 from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId, pack, unpack
-from attestgate.schemas.enrolment import Kind
+from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.signing import Signed, sign, verify
 
@@ -23,7 +23,7 @@ MAX_REASONS = 8
 """Reasons that an entry holds; the event has all of them."""
 
 
-class Accepted(Model):
+class AcceptedFact(Model):
     """A host has proven K, an application that it is on its host's machine: it is trusted from here on.
 
     `measurements`: SHA-256 of the host's measurement list. `host_session`: what an application rests on.
@@ -35,7 +35,7 @@ class Accepted(Model):
     host_session: SessionId | None = None
 
 
-class Ended(Model):
+class EndedFact(Model):
     """A session is over: refused before there was trust, or trust has ended, and `certificates` with it."""
 
     did: Literal["ended"] = "ended"
@@ -46,7 +46,7 @@ class Ended(Model):
     certificates: list[Serial] = []
 
 
-class Issued(Model):
+class IssuedFact(Model):
     """A certificate. `key` is the SHA-256 of its SubjectPublicKeyInfo; `before` is the serial that it renews."""
 
     did: Literal["issued"] = "issued"
@@ -68,7 +68,7 @@ class Admitted(Model):
     gateways: list[Id]
 
 
-class Withdrawn(Model):
+class WithdrawnFact(Model):
     """A certificate passes no more, and its session goes on with the next."""
 
     did: Literal["withdrawn"] = "withdrawn"
@@ -99,7 +99,7 @@ class KeyInForce(Model):
     gone: list[str] = []
 
 
-class BrokenGlass(Model):
+class BreakGlassFact(Model):
     """An operator let a certificate pass by hand, as a gateway reported it.
 
     `statement`: SHA-256 of the operator's words. `signer`: his public key; whether it may say this, the gateway knows.
@@ -116,7 +116,8 @@ class BrokenGlass(Model):
 
 
 Fact: TypeAlias = Annotated[
-    Accepted | Ended | Issued | Admitted | Withdrawn | Ordered | KeyInForce | BrokenGlass, Field(discriminator="did")
+    AcceptedFact | EndedFact | IssuedFact | Admitted | WithdrawnFact | Ordered | KeyInForce | BreakGlassFact,
+    Field(discriminator="did"),
 ]
 
 
@@ -124,7 +125,7 @@ class Decision(Model):
     """One entry. `by` is the worker or operator; `number` counts a session's own entries from 1, and is 0 elsewhere."""
 
     id: SessionId
-    kind: Kind | Literal["op", "manager"]
+    kind: SubjectKind | Literal["op", "manager"]
     subject: Id
     session: SessionId | None = None
     number: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -15,7 +15,7 @@ from attestgate.schemas.base import Bytes32, Hex32, Id, Model, Seconds
 from attestgate.schemas.signing import Signed
 from attestgate.schemas.tpm import TpmEnrolment
 
-Kind = Literal["host", "app", "gateway"]
+SubjectKind = Literal["host", "app", "gateway"]
 OperatorRole = Literal["operator", "policy-author", "viewer"]
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Rises with each command of an operator: Unix time in microseconds when it was signed."""
@@ -92,7 +92,7 @@ class Revoke(Model):
     """End a subject's trust now, and keep it out until it is enrolled again."""
 
     do: Literal["revoke"] = "revoke"
-    kind: Kind
+    kind: SubjectKind
     id: Id
     reason: Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -49,7 +49,7 @@ GatewayWhat: TypeAlias = Literal[
 ]
 """What a gateway worker tells."""
 
-Kind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
+EventKind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unknown"]
 """Who an event is about; `unknown` where a message does not say."""
 
 
@@ -321,13 +321,13 @@ class WorkerFailed(Model):
 class Told:
     """One kind of event."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[EventKind, ...]
     what: str
     means: str
     data: type[Model] = Nothing
 
 
-_BOTH: tuple[Kind, ...] = ("host", "app")
+_BOTH: tuple[EventKind, ...] = ("host", "app")
 
 EVENTS = (
     Told(("host",), "challenged", "a session began: the host was asked for evidence", HostChallenged),

@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Message
 from attestgate.bus.crypto import envelope
-from attestgate.bus.crypto.channel import Channel, Early, Stale, seal_frame
+from attestgate.bus.crypto.channel import Channel, Duplicate, OutOfOrder, seal_frame
 from attestgate.bus.crypto.envelope import SuiteName
-from attestgate.bus.logs import of_none, of_session
+from attestgate.bus.logs import bind_session, clear_session
 from attestgate.schemas.base import Reason, Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import (
     PROOF_STEP,
@@ -122,7 +122,7 @@ class AgentSession:
 
     async def open(self, hello: BaseModel, patience_s: float) -> Challenge:
         """Say hello, wait for this manager's challenge to it, make the session's key pair. Raises SessionOver."""
-        of_none()
+        clear_session()
         self._hello = pack(hello)
         await self._link.say("hello", self._hello)
 
@@ -137,7 +137,7 @@ class AgentSession:
             t0 = first_transcript(suite, challenge.role, challenge.session, self._link.id, signed.signer)
             self._transcript = next_transcript(t0, "down", "challenge", data)
             self.suite, self.session = suite, challenge.session
-            of_session(self.session)
+            bind_session(self.session)
             return challenge
 
         challenge = await self._await(take, patience_s)
@@ -202,9 +202,9 @@ class AgentSession:
             try:
                 self._take_refusal(step, data)
                 self._channel, plaintext = self.channel.open(step, data)
-            except Stale:
+            except Duplicate:
                 continue
-            except Early:
+            except OutOfOrder:
                 if self._resumed_at + self._retry_s <= time.monotonic():
                     await self.resume()
                 continue

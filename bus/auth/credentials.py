@@ -22,7 +22,7 @@ from jwt.algorithms import Algorithm
 from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from attestgate.bus.auth.permissions import HEADERS, MANAGER, ROLES, VIEWER, Role, exports, imports
+from attestgate.bus.auth.permissions import HEADERS, MANAGER, ROLES, VIEWER, BusRole, exports, imports
 from attestgate.bus.layout import COPIED, MIB
 from attestgate.schemas.base import Id, Model, Refusal, read_json
 
@@ -208,7 +208,7 @@ def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) ->
     return {"type": "account", "limits": limits, "default_permissions": {"pub": {"deny": [">"]}}, **more}
 
 
-def _role_claims(role: Role, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
+def _role_claims(role: BusRole, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
     """An account with one scoped signing key, JetStream where the role has one, and what it shares with others."""
     template = {
         "pub": {"allow": role.may_publish()},
@@ -225,7 +225,7 @@ def _role_claims(role: Role, signer: str, accounts: Mapping[str, str]) -> dict[s
     )
 
 
-def _imports(role: Role, accounts: Mapping[str, str]) -> list[dict[str, str]]:
+def _imports(role: BusRole, accounts: Mapping[str, str]) -> list[dict[str, str]]:
     return [
         {
             "name": item.local,
@@ -238,7 +238,7 @@ def _imports(role: Role, accounts: Mapping[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def _exports(role: Role) -> list[dict[str, str]]:
+def _exports(role: BusRole) -> list[dict[str, str]]:
     """A page of a bucket is many answers to one call: those services answer as a stream."""
     return [
         {"name": subject, "subject": subject, "type": kind}

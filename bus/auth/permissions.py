@@ -36,7 +36,7 @@ HEADERS = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Role:
+class BusRole:
     """What a credential may do. `publish` and `subscribe` are subjects, `calls` are JetStream API calls.
 
     `copies` are subjects within its own account: what it may do with the copies there. `max_payload` is in bytes,
@@ -78,8 +78,8 @@ def _says(role: str) -> tuple[str, ...]:
     return tuple(f"{subjects.IN}.{role}.{NAME}.{step}" for step in subjects.STEPS[role])
 
 
-def _agent(role: str, max_payload: int) -> Role:
-    return Role(role, _says(role), (f"{subjects.OUT}.{role}.{NAME}.>",), max_payload=max_payload)
+def _agent(role: str, max_payload: int) -> BusRole:
+    return BusRole(role, _says(role), (f"{subjects.OUT}.{role}.{NAME}.>",), max_payload=max_payload)
 
 
 def _reads(*buckets: layout.BucketLayout) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ SETS_UP_COPIES = tuple(f"STREAM.{verb}.{stream}" for stream in layout.COPIED for
 """The calls in the viewers' account that the manager may make."""
 
 
-def _manager() -> Role:
+def _manager() -> BusRole:
     buckets = tuple(layout.BUCKETS.values())
     stored = [*layout.STREAMS, *(bucket.stream for bucket in buckets)]
     sets_up = tuple(f"STREAM.{verb}.{name}" for name in stored for verb in ("CREATE", "UPDATE", "INFO"))
@@ -113,7 +113,7 @@ def _manager() -> Role:
         for verb in ("CREATE", "INFO", "MSG.NEXT")
     )
     copiers = tuple(f"CONSUMER.CREATE.{stream}.{layout.COPIER}" for stream in layout.COPIED)
-    return Role(
+    return BusRole(
         MANAGER,
         publish=(
             *(
@@ -131,10 +131,10 @@ def _manager() -> Role:
     )
 
 
-def _viewer() -> Role:
+def _viewer() -> BusRole:
     seen = (layout.SUMMARIES, layout.ADMISSIONS)
     stored = [*layout.STREAMS, *(bucket.stream for bucket in seen)]
-    return Role(
+    return BusRole(
         VIEWER,
         subscribe=(f"{subjects.EVENTS}.>", *_changes(*seen)),
         calls=(
@@ -169,14 +169,14 @@ ROLES = {
         _manager(),
         _agent("host", MAX_MESSAGE),
         _agent("app", 64 * 1024),
-        Role(
+        BusRole(
             GATEWAY,
             publish=(*_says(GATEWAY), f"{GATEWAY_EVENTS}.{NAME}.*"),
             subscribe=_changes(layout.ADMISSIONS),
             calls=_reads(layout.ADMISSIONS),
             max_payload=256 * 1024,
         ),
-        Role(
+        BusRole(
             "operator",
             publish=(f"{subjects.OPERATOR}.{NAME}.*",),
             subscribe=(f"{subjects.EVENTS}.>", *_changes(layout.SUMMARIES)),
@@ -198,7 +198,7 @@ class Import:
     kind: Literal["service", "stream"]
 
 
-def imports(role: Role) -> list[Import]:
+def imports(role: BusRole) -> list[Import]:
     """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by.
 
     A message that reached the manager's account by a service is not passed on by its stream exports (the server sees to

@@ -18,7 +18,7 @@ from tenacity import (
 )
 
 from attestgate.bus.api import BusError
-from attestgate.bus.auth.permissions import Role
+from attestgate.bus.auth.permissions import BusRole
 from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ PATIENCE_S = 12.0
 class Connection:
     """A connection, and what every part of the bus does on it."""
 
-    def __init__(self, client: Client, role: Role) -> None:
+    def __init__(self, client: Client, role: BusRole) -> None:
         self.client = client
         self.api = role.api
         """Prefix of the JetStream API calls that this credential may make."""

@@ -19,7 +19,7 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
-from attestgate.bus.api import EXPECTED, BusError, Conflict, Entry, Stored
+from attestgate.bus.api import EXPECTED, BusError, Conflict, Entry, StoredMessage
 from attestgate.bus.client.connection import Connection
 from attestgate.bus.client.errors import ANSWER_S, translated
 from attestgate.bus.client.pages import read_page
@@ -138,7 +138,7 @@ class NatsBucket:
         stored = await self._newest(key)
         return None if stored is None else _entry(key, stored.sequence, stored.headers, stored.data)
 
-    async def _newest(self, key: str) -> Stored | None:
+    async def _newest(self, key: str) -> StoredMessage | None:
         """The same with its headers, as the stream's leader has it."""
         subject = self._layout.key_subject(key)
         call = f"{self._connection.api}.STREAM.MSG.GET.{self._layout.stream}"
@@ -152,7 +152,7 @@ class NatsBucket:
                     return None
                 raise APIError.from_error(found["error"])
         message = found["message"]
-        return Stored(subject, message["seq"], _headers(message), b64decode(message.get("data", "")))
+        return StoredMessage(subject, message["seq"], _headers(message), b64decode(message.get("data", "")))
 
     async def _set(self, key: str, value: bytes, revision: int) -> int:
         """Write if `revision` is the newest (0: none). The server compares before it looks for a repeated id, so a

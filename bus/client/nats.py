@@ -20,7 +20,7 @@ from tenacity import (
 )
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import BusError, Message, Stored
+from attestgate.bus.api import BusError, Message, StoredMessage
 from attestgate.bus.auth.credentials import Holder, holder
 from attestgate.bus.auth.permissions import ROLES
 from attestgate.bus.client.connection import Connection
@@ -76,7 +76,7 @@ class NatsBus(Connection):
                 last = stored.sequence
                 yield Message(stored.subject, stored.data, stored.headers)
 
-    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         """See `bus.api.Bus.page`."""
         return await read_page(self, stream, pattern, after)
 

@@ -7,7 +7,7 @@ import json
 
 from nats.aio.msg import Msg
 
-from attestgate.bus.api import BusError, Stored
+from attestgate.bus.api import BusError, StoredMessage
 from attestgate.bus.client.connection import Connection
 from attestgate.bus.client.errors import translated
 
@@ -18,7 +18,7 @@ NO_MORE = ("204", "404")
 """Status that ends a page: end of batch, and nothing there."""
 
 
-async def read_page(connection: Connection, stream: str, pattern: str, after: int) -> tuple[list[Stored], bool]:
+async def read_page(connection: Connection, stream: str, pattern: str, after: int) -> tuple[list[StoredMessage], bool]:
     """What a stream has on `pattern` after a sequence, in order, and whether there is more. Raises BusError."""
     request = {"seq": after + 1, "next_by_subj": pattern, "batch": PAGE, "max_bytes": PAGE_BYTES}
     client = connection.client
@@ -35,15 +35,15 @@ async def read_page(connection: Connection, stream: str, pattern: str, after: in
                 await subscription.unsubscribe()
 
 
-async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[Stored], bool]:
-    page: list[Stored] = []
+async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[StoredMessage], bool]:
+    page: list[StoredMessage] = []
     while True:
         message = await answers.get()
         headers = dict(message.headers or {})
         status = headers.get("Status")
         if status is None:
             sequence = int(headers.pop("Nats-Sequence"))
-            page.append(Stored(headers.pop("Nats-Subject"), sequence, headers, message.data))
+            page.append(StoredMessage(headers.pop("Nats-Subject"), sequence, headers, message.data))
         elif status in NO_MORE:
             return page, headers.get("Nats-Num-Pending", "0") != "0"
         else:

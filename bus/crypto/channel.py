@@ -36,15 +36,15 @@ class Frame(Model):
     ciphertext: bytes
 
 
-class Stale(Exception):
+class Duplicate(Exception):
     """A message that was opened before, which its sender may not have heard: it says the same bytes again."""
 
 
-class Replayed(Stale):
+class Replayed(Duplicate):
     """A message under an old number that no honest sender says again: it knows better, or said other bytes."""
 
 
-class Early(Exception):
+class OutOfOrder(Exception):
     """A message whose predecessor has not come yet: to be tried again later."""
 
 
@@ -65,7 +65,7 @@ class Channel(Model):
     """What we said to have opened, in each of our messages above `acknowledged`."""
     known: Counter = 0
     """Highest of the peer's counters that it knows we have opened."""
-    heard: list[bytes] = []
+    opened_digests: list[bytes] = []
     """SHA-256 of its messages above `known` that we have opened; of the newest, where there are many."""
 
     @classmethod
@@ -99,14 +99,14 @@ class Channel(Model):
         return self.model_copy(update={"sent": counter, "sent_chain": chain, "acks": acks}), data
 
     def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
-        """The next state and the plaintext. Raises Stale, Replayed, Early, or Refusal for what does not open."""
+        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal for what does not open."""
         frame = unpack(Frame, data)
         # Decided before decryption, on a counter that is not authenticated yet: both exceptions leave the state as it
         # was, so a false counter costs a retry or a log line, and nothing else.
         if frame.counter <= self.opened:
-            raise Stale if hashlib.sha256(data).digest() in self.heard else Replayed
+            raise Duplicate if hashlib.sha256(data).digest() in self.opened_digests else Replayed
         if frame.counter > self.opened + 1:
-            raise Early
+            raise OutOfOrder
         direction: Direction = "down" if self.sends == "up" else "up"
         plaintext = open_frame(
             frame, self.session, self.secret, step, base=self.base, direction=direction, chain=self.opened_chain
@@ -115,7 +115,7 @@ class Channel(Model):
         acknowledged = max(self.acknowledged, min(frame.ack, self.sent))
         confirmed = acknowledged - self.acknowledged
         known = max([self.known, *self.acks[:confirmed]])
-        heard = [*self.heard, hashlib.sha256(data).digest()][-min(frame.counter - known, REPEATS) :]
+        digests = [*self.opened_digests, hashlib.sha256(data).digest()][-min(frame.counter - known, REPEATS) :]
         following = self.model_copy(
             update={
                 "opened": frame.counter,
@@ -123,7 +123,7 @@ class Channel(Model):
                 "acknowledged": acknowledged,
                 "acks": self.acks[confirmed:],
                 "known": known,
-                "heard": heard,
+                "opened_digests": digests,
             }
         )
         return following, plaintext

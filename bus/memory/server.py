@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import BusError, Message, Stored
+from attestgate.bus.api import BusError, Message, StoredMessage
 from attestgate.bus.client.pages import PAGE
 from attestgate.bus.memory.bucket import BucketState, MemoryBucket
 from attestgate.bus.memory.stream import MemoryConsumer, MemoryStream
@@ -152,11 +152,11 @@ class MemoryBus:
             if subjects.matches(subject, message.subject):
                 yield message
 
-    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         """See `bus.api.Bus.page`."""
         self._check_open()
         found = [
-            Stored(message.subject, sequence, message.headers, message.data)
+            StoredMessage(message.subject, sequence, message.headers, message.data)
             for sequence, message in self._server.streams[stream].items()
             if sequence > after and subjects.matches(pattern, message.subject)
         ]

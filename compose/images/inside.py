@@ -18,7 +18,7 @@ from attestgate.bus.client.nats import join
 from attestgate.bus.operator import order
 from attestgate.compose.images.prepare import APPS, ETC, HOST
 from attestgate.compose.local.plan import GATEWAY
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.nginx.process import Nginx
 from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
@@ -60,7 +60,7 @@ async def enrol(path: Path) -> None:
     salt = read_secret(Path("/run/secrets/salt")).reveal()
     identity = PlatformIdentity.salted(salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
     public = json.loads(Path(f"{ETC}/public.json").read_text(encoding="utf-8"))
-    policies = Policies.learn(Path(f"{ETC}/measurement-list"))
+    policies = LearnedPolicies.learn(Path(f"{ETC}/measurement-list"))
     actions: list[Action] = [
         policies.command(read_identity(Path("/run/secrets/policy_author_identity")), version=1),
         Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=bytes.fromhex(public["gateways"][GATEWAY]))),

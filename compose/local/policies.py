@@ -16,7 +16,7 @@ from attestgate.schemas.signing import sign
 
 
 @dataclass(frozen=True)
-class Policies:
+class LearnedPolicies:
     """Three documents that belong together."""
 
     sgx: bytes
@@ -24,7 +24,7 @@ class Policies:
     runtime: bytes
 
     @classmethod
-    def learn(cls, measurement_list: Path, *, accept_unanchored: bool = True) -> Policies:
+    def learn(cls, measurement_list: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
         """Everything on this list is good; a list that no TPM vouches for is accepted or not (verdicts say so)."""
         known, _ = learn([entries(measurement_list.read_bytes())])
         runtime = known.text().encode()

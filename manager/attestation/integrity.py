@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from attestgate.manager.policy.registry import InForce, manifest_name
+from attestgate.manager.policy.policies import InForce, manifest_name
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.verification.ima.appraisal import appraise_list
 from attestgate.manager.verification.tpm.evidence import clock, judge_quote
@@ -21,7 +21,7 @@ from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
 
 @dataclass(frozen=True)
-class Integrity:
+class IntegrityResult:
     """The list's verdict, the clock of the quote that it was compared with, and the verdict by policies on trial."""
 
     verdict: ListVerdict
@@ -35,7 +35,7 @@ def judge_integrity(
     enrolled: TpmEnrolment | None,
     policies: InForce,
     now: int,
-) -> Integrity:
+) -> IntegrityResult:
     """Raises Refusal for a quote that is not the enrolled TPM's answer, or a list that does not go on from before."""
     bank = policies.host.bank
     quoted = judge_quote(enrolled, evidence.tpm, _asked(record), bank, record.tpm)
@@ -57,7 +57,7 @@ def judge_integrity(
         start = Replay.start(by.host.bank)
         tried = appraise_list(data, by.runtime, by.host, before=start, quoted=quoted, golden=golden, at=now)
     verdict = appraise_list(data, policies.runtime, policies.host, before=before, quoted=quoted, golden=golden, at=now)
-    return Integrity(verdict, clock(quoted) if quoted else None, tried)
+    return IntegrityResult(verdict, clock(quoted) if quoted else None, tried)
 
 
 def tried(policies: InForce, verdict: ListVerdict) -> JsonValue:

@@ -8,15 +8,18 @@ verifies, carries this session's report data, and names the enrolled platform an
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 from attestgate.manager.attestation.integrity import judge_integrity, tried
 from attestgate.manager.attestation.service import AttestationService, Wanted
+from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
-from attestgate.manager.policy.registry import InForce, Registry
+from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.policies import InForce, Policies
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.verification.sgx.same_platform import same_platform
@@ -33,6 +36,7 @@ from attestgate.schemas.messages import (
     Outcome,
 )
 from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
+from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
 IN_PLACE = 32 * 1024
 """A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
@@ -44,8 +48,17 @@ Verdict: TypeAlias = SgxVerdict | IasVerdict
 class Verifier:
     """Appraises evidence by what this deployment trusts."""
 
-    def __init__(self, registry: Registry, service: AttestationService, authority: Authority) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        enrolments: Enrolments,
+        policies: Policies,
+        service: AttestationService,
+        authority: Authority,
+        high_water: HighWater,
+    ) -> None:
+        self._enrolments = enrolments
+        self._policies = policies
+        self._high_water = high_water
         self._service = service
         self._authority = authority
 
@@ -92,8 +105,8 @@ class Verifier:
     async def _host(
         self, record: HostRecord, evidence: HostEvidence | HostRecheckEvidence, expected: bytes, now: int
     ) -> AppraisalResult:
-        enrolled = await self._registry.host(record.subject)
-        policies = await self._registry.policies()
+        enrolled = await self._enrolments.host(record.subject)
+        policies = await self._policies.in_force()
         verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
@@ -108,7 +121,7 @@ class Verifier:
             if tpm is not None and found.clock is not None:
                 # Only now, when the enrolled AK has signed the clock: else whatever answers in the TPM's place could
                 # raise the high-water mark and lock the host out.
-                self._registry.check_tpm(tpm, found.clock)
+                self._check_resets(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
             return AppraisalResult(True, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict)
@@ -149,7 +162,7 @@ class Verifier:
         *,
         proxy: bool,
     ) -> AppraisalResult:
-        policies = await self._registry.policies()
+        policies = await self._policies.in_force()
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
         placed = enrolled.volume(record.host) is not None
         reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
@@ -165,6 +178,11 @@ class Verifier:
             inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
             outcome = outcome.model_copy(update=inherited)
         return AppraisalResult(tied, (*reasons, *apart), outcome, verdict.platform, verdict=verdict)
+
+    def _check_resets(self, enrolled: TpmEnrolment, clock: TpmClock) -> None:
+        """Raises Refusal `rollback` for a TPM that was reset less often than this worker has seen before."""
+        name = hashlib.sha256(enrolled.ak).hexdigest()[:32]
+        self._high_water.check(f"tpm.{name}.resets", clock.reset_count)
 
     async def _quote(
         self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from attestgate.bus.api import BusError, Stored
+from attestgate.bus.api import BusError, StoredMessage
 from attestgate.manager.emitter import plain
 from attestgate.schemas.base import Reason, Refusal
 
@@ -16,7 +16,7 @@ Emit = Callable[..., Awaitable[None]]
 MAX_LEAVES = 16
 
 
-class Telling:
+class Alarms:
     """One worker's reporter. An event that cannot be published is not retried: the worker's own log has it."""
 
     def __init__(self, worker: str, emit: Emit) -> None:
@@ -28,7 +28,7 @@ class Telling:
         log.error("decision log inconsistent", reasons=[reason.sentence() for reason in reasons])
         await _sent(self._emit("manager", self._worker, "log-inconsistent", reasons=plain(reasons)))
 
-    async def stranger(self, stored: Stored, refusal: Refusal) -> None:
+    async def stranger(self, stored: StoredMessage, refusal: Refusal) -> None:
         """The stream holds what no manager signed."""
         name = hashlib.sha256(stored.data).hexdigest()
         log.error("foreign entry in the decision log", sequence=stored.sequence, message=name)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from attestgate.bus.api import Stored
+from attestgate.bus.api import StoredMessage
 from attestgate.bus.layout import LOG
 from attestgate.manager.audit.copy import LogCopy
 from attestgate.manager.audit.head import ACTION
@@ -20,7 +20,7 @@ from attestgate.schemas.audit import Decision, open_decision
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.checkpoint import Checkpoint
 
-Opened = Sequence[tuple[Stored, Decision | None]]
+Opened = Sequence[tuple[StoredMessage, Decision | None]]
 NAMED = 5
 """Entries that one finding names."""
 
@@ -52,7 +52,7 @@ def kept_from(log: LogCopy) -> int:
     return min((index[leaf] for s in log.stored if (leaf := leaf_hash(s.data)) in index), default=len(log.leaves))
 
 
-def _opened(stored: Stored, signers: set[bytes]) -> Decision | None:
+def _opened(stored: StoredMessage, signers: set[bytes]) -> Decision | None:
     """What a manager signed; None for anything else."""
     try:
         return open_decision(stored.data, signers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attestgate.bus.api import Bus, Stored
+from attestgate.bus.api import Bus, StoredMessage
 from attestgate.bus.layout import LOG, TREE
 from attestgate.manager.audit.head import HEAD, Head, leaves_from, open_head
 from attestgate.schemas.base import Refusal
@@ -18,7 +18,7 @@ class LogCopy:
     note: str
     checkpoint: Checkpoint
     leaves: list[bytes]
-    stored: list[Stored]
+    stored: list[StoredMessage]
 
     def index(self) -> dict[bytes, int]:
         """The index of each leaf hash."""
@@ -35,7 +35,7 @@ async def read_log(bus: Bus, signers: set[bytes]) -> LogCopy:
     """All of it. Raises Refusal (`log.*`, `signature.*`) for a head or tree that cannot be read, BusError."""
     head, checkpoint = await _head(bus, signers)
     leaves = await leaves_from(bus, 0, head, checkpoint.size)
-    stored: list[Stored] = []
+    stored: list[StoredMessage] = []
     after, more = 0, True
     while more:
         page, more = await bus.page(LOG.name, after)

@@ -19,7 +19,7 @@ from attestgate.schemas.audit import Decision
 OVERDUE_S = 60
 """Seconds after which an entry that is not in the tree is reported."""
 MAX_WAITING = 100_000
-"""Entries that are tracked at most: where the log is not updated, the oldest are enough to report it."""
+"""Most entries that are tracked: where the log is not updated, the oldest are enough to report it."""
 
 
 def subject_of(decision: Decision) -> str:

@@ -31,7 +31,7 @@ class Seen(Model):
         return Frontier(self.size, tuple(bytes.fromhex(root) for root in self.roots))
 
 
-class Memory:
+class LastHead:
     """One file. Raises Refusal (`file.*`) for one that cannot be read."""
 
     def __init__(self, path: Path) -> None:

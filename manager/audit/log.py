@@ -3,7 +3,7 @@
 No worker leads. Each checks every newer head against the one that it has seen before; each takes in what the stream
 has got since, signs the new head, and stores it by compare-and-set: of several, one wins, and the others look again.
 This goes on beside the sessions, in batches; nothing waits for it. A head that does not fit what this worker has seen
-is told of and never built upon, so no two stories get a signature of one worker.
+is reported, and never built upon.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from secrets import randbelow
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus.api import Bus, BusError, Conflict, Stored
+from attestgate.bus.api import Bus, BusError, Conflict, StoredMessage
 from attestgate.bus.layout import LOG, TREE
-from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
 from attestgate.manager.audit.intake import Intake, subject_of
-from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.merkle import Frontier, leaf_hash
 from attestgate.schemas.audit import open_decision
 from attestgate.schemas.base import Refusal, pack
@@ -55,11 +55,11 @@ class DecisionLog:
         self,
         bus: Bus,
         intake: Intake,
-        memory: Memory,
+        memory: LastHead,
         identity: Ed25519PrivateKey,
         signers: set[bytes],
         origin: str,
-        telling: Telling,
+        telling: Alarms,
         now: Callable[[], float],
     ) -> None:
         self._bus = bus
@@ -178,7 +178,7 @@ class DecisionLog:
         if checkpoint.cursor < seen.cursor:
             raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
 
-    async def _append(self, page: list[Stored]) -> None:
+    async def _append(self, page: list[StoredMessage]) -> None:
         """Let the tree grow by the entries of a page. Raises Conflict, BusError."""
         leaves = await self._entries(page)
         rest = await put_tiles(self._bucket, self._head, self._memory.seen.size)
@@ -200,7 +200,7 @@ class DecisionLog:
         self._intake.taken(leaves, cursor)
         await self._memory.keep(head.note, frontier, cursor)
 
-    async def _entries(self, page: list[Stored]) -> list[bytes]:
+    async def _entries(self, page: list[StoredMessage]) -> list[bytes]:
         """The leaf hashes of a page's entries: what no manager signed, and what came twice, is left out."""
         known = set(self._head.hashes)
         leaves: list[bytes] = []

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.pki.authority import Issuer, key_id
-from attestgate.manager.policy.registry import manifest_name
-from attestgate.schemas.audit import BrokenGlass, Decision, Fact, KeyInForce, Ordered, sign_decision
+from attestgate.manager.policy.policies import manifest_name
+from attestgate.schemas.audit import BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
 from attestgate.schemas.base import unpack
 from attestgate.schemas.break_glass import LABEL, BreakGlass
 from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
@@ -62,7 +62,7 @@ class Orders:
         """An operator's admission by hand at a gateway, as it was signed. Raises Refusal (`signature.*`), BusError."""
         said = verify(signed, BreakGlass, LABEL, {signed.signer})
         statement = hashlib.sha256(signed.payload).hexdigest()
-        fact = BrokenGlass(
+        fact = BreakGlassFact(
             operator=said.operator,
             signer=signed.signer.hex(),
             statement=statement,

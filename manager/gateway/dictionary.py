@@ -15,7 +15,7 @@ import httpx
 from pydantic import Field, ValidationError
 
 from attestgate.manager.gateway.ledger import Entry
-from attestgate.schemas.admission import Epoch
+from attestgate.schemas.admission import NginxEpoch
 from attestgate.schemas.base import Model
 
 MAX_BODY = 1_000_000
@@ -38,7 +38,7 @@ class ZoneFull(NginxError):
 class Health(Model):
     """nginx's answer when asked how it is. `free`: bytes left in whole pages of the zone."""
 
-    epoch: Epoch
+    epoch: NginxEpoch
     entries: Annotated[int, Field(ge=0)]
     free: Annotated[int, Field(ge=0)]
 
@@ -61,7 +61,7 @@ class Refusals(Model):
 class Contents(Model):
     """Everything in the dictionary: JSON text by key, and the epoch it belongs to."""
 
-    epoch: Epoch
+    epoch: NginxEpoch
     entries: dict[str, str]
 
 

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError
-from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, Applied, GatewayReport, sign_report
+from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, AppliedStatement, GatewayReport, sign_report
 from attestgate.schemas.event_data import GatewayWhat
 from attestgate.schemas.signing import Signed
 
@@ -37,13 +37,13 @@ class Telling:
         self._bus = bus
         self._identity = identity
         self._emit = emit
-        self._untold: dict[str, Applied] = {}
+        self._untold: dict[str, AppliedStatement] = {}
         self._glass: list[Signed] = []
         self._epoch, self._at = "", 0
         self._something = asyncio.Event()
         self._events: asyncio.Queue[tuple[str, dict[str, object]]] = asyncio.Queue(_MAX_EVENTS)
 
-    def report(self, applied: Iterable[Applied], epoch: str, at: int) -> None:
+    def report(self, applied: Iterable[AppliedStatement], epoch: str, at: int) -> None:
         """Have it reported that nginx holds this, in an epoch of its memory, since Unix second `at`."""
         self._untold |= {item.key: item for item in applied}
         self._epoch, self._at = epoch, at

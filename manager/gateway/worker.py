@@ -27,7 +27,7 @@ from attestgate.manager.gateway.only_one import only_one
 from attestgate.manager.gateway.public import publish
 from attestgate.manager.gateway.relay import Relay
 from attestgate.manager.gateway.reports import Emit, Telling, complain
-from attestgate.schemas.admission import BUCKET, CRL, Applied, Lease, Statement, Withdrawal, open_posted
+from attestgate.schemas.admission import BUCKET, CRL, AppliedStatement, Lease, Statement, Withdrawal, open_posted
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.break_glass import BreakGlass
 from attestgate.schemas.settings import GatewaySettings
@@ -275,8 +275,8 @@ class GatewayWorker:
                 self._telling.event("admitted", data, self._ledger.session(key))
 
 
-def _applied(statement: Statement, *, admitted: bool) -> Applied:
-    return Applied(
+def _applied(statement: Statement, *, admitted: bool) -> AppliedStatement:
+    return AppliedStatement(
         key=statement.key,
         state="admitted" if admitted else "withdrawn",
         sequence=statement.sequence,

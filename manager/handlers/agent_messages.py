@@ -1,6 +1,7 @@
 """What agents say to their sessions: each message is opened with the record's secrets, and a step takes what it holds.
 
-Evidence is appraised in between. Anything that does not fit raises Refusal or NoMove before the record has changed.
+Evidence is appraised in between. Anything that does not fit raises Refusal or InvalidTransition before the record has
+changed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.attestation.verifier import Verifier
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import R, SessionStore
@@ -22,7 +23,7 @@ from attestgate.manager.sessions.recheck import (
     unjudged_answer,
 )
 from attestgate.manager.sessions.record import AppRecord, HostRecord, current_key
-from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step3_judge_host import take_host_evidence
 from attestgate.manager.sessions.step4_host_key import take_host_proof
 from attestgate.manager.sessions.step5_attest_application import take_application_evidence
@@ -41,16 +42,17 @@ from attestgate.schemas.messages import (
 
 
 class AgentMessages:
-    """Steps from a record, the sender's id and a message's bytes to the next record. Raise Refusal, NoMove, BusError.
+    """Steps from a record, the sender's id and a message's bytes to the next record.
 
-    Each asks for the context again after it has waited: deadlines count from when a step is taken.
+    Raise Refusal, InvalidTransition, BusError. Each asks for the context again after it has waited: deadlines count
+    from when a step is taken.
     """
 
     def __init__(
         self,
         store: SessionStore,
         current: CurrentSessions,
-        registry: Registry,
+        enrolments: Enrolments,
         verifier: Verifier,
         context: Callable[[], Context],
         trust_domain: str,
@@ -58,7 +60,7 @@ class AgentMessages:
     ) -> None:
         self._store = store
         self._current = current
-        self._registry = registry
+        self._enrolments = enrolments
         self._verifier = verifier
         self._context = context
         self._trust_domain = trust_domain
@@ -97,7 +99,7 @@ class AgentMessages:
         """First evidence of an application: step 5."""
         context = self._context()
         evidence = unpack(AppEvidence, _open_first(record, id, data, context))
-        enrolled = await self._registry.app(id)
+        enrolled = await self._enrolments.app(id)
         host = await self._host_of(record, context)
         result = await self._verifier.app(record, evidence, host, enrolled, context.now)
         return take_application_evidence(
@@ -126,7 +128,7 @@ class AgentMessages:
             return late_answer(record, context, channel)
         host = await trusted_host(self._store, record, context.now)
         try:
-            enrolled = await self._registry.app(id)
+            enrolled = await self._enrolments.app(id)
             result = await self._verifier.app_recheck(record, evidence, host, enrolled, context.now)
         except Refusal as refusal:
             return unjudged_answer(record, self._context(), channel, refusal)
@@ -152,12 +154,12 @@ class AgentMessages:
 
 
 async def trusted_host(store: SessionStore, record: AppRecord, now: int) -> HostRecord:
-    """The host session that an application's rests on, read again. Raises NoMove if it is trusted no more."""
+    """The host session that an application's rests on, read again. Raises InvalidTransition if it is not trusted."""
     if record.host_session is None:
-        raise NoMove(record.state, Input.HOST_LOST)
+        raise InvalidTransition(record.state, Input.HOST_LOST)
     host = await store.load(HostRecord, record.host_session)
     if not host.trusted(now):
-        raise NoMove(record.state, Input.HOST_LOST)
+        raise InvalidTransition(record.state, Input.HOST_LOST)
     return host
 
 
@@ -176,7 +178,7 @@ def _owned(record: HostRecord | AppRecord, id: str) -> None:
 def _open_first(record: HostRecord | AppRecord, id: str, data: bytes, context: Context) -> bytes:
     _owned(record, id)
     if record.state is not State.CHALLENGED or record.handshake is None:
-        raise NoMove(record.state, Input.EVIDENCE_GOOD)
+        raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
     return open_evidence(record.handshake, record.session, record.suite, data, context)
 
 
@@ -184,7 +186,7 @@ def _open(record: HostRecord | AppRecord, id: str, step: str, data: bytes) -> tu
     """Open a channel message; what the peer has now acknowledged need not be sent again."""
     _owned(record, id)
     if record.over or record.channel is None:
-        raise NoMove(record.state, Input.EVIDENCE_GOOD)
+        raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
     return record.channel.open(step, data)
 
 

@@ -23,11 +23,11 @@ from attestgate.manager.handlers.session_messages import SessionSteps
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.records.session_store import R, SessionStore
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.sessions.ends import replace_unfinished, revoke, supersede
+from attestgate.manager.sessions.inter_session import AppliedAtGateway, Deliver, Delivered, Issue, Order
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.sessions.states import NoMove
+from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.manager.sessions.step6_colocation import grant_application, order_delivery
-from attestgate.manager.sessions.work import Applied, Deliver, Delivered, Issue, Order
+from attestgate.manager.sessions.termination import replace_unfinished, revoke, supersede
 from attestgate.schemas.base import Model, Refusal, unpack
 from attestgate.schemas.messages import Sealed
 
@@ -77,7 +77,7 @@ class Dispatcher:
             ("host", "replaced"): partial(self._pure, HostRecord, Order, replace_unfinished),
             ("app", "delivered"): partial(self._pure, AppRecord, Delivered, grant_application),
             ("app", "issue"): partial(self._step, AppRecord, Issue, sessions.issue),
-            ("app", "applied"): partial(self._step, AppRecord, Applied, sessions.applied),
+            ("app", "applied"): partial(self._step, AppRecord, AppliedAtGateway, sessions.applied),
             ("app", "host-lost"): sessions.host_lost,
             ("app", "revoked-certificate"): sessions.revoked_certificate,
             ("app", "recheck"): partial(self._step, AppRecord, Order, sessions.recheck),
@@ -87,11 +87,14 @@ class Dispatcher:
         }
 
     async def take(self, subject: str, data: bytes) -> None:
-        """Handle one message. Raises Refusal, BusError; of what came from outside also NoMove, Stale, Early."""
+        """Handle one message.
+
+        Raises Refusal, BusError; of what came from outside also InvalidTransition, Duplicate, OutOfOrder.
+        """
         if subjects.is_internal(subject):
             try:
                 await self._internal(subject, data)
-            except NoMove as moved_on:
+            except InvalidTransition as moved_on:
                 # Only holders of the storage key can write here, so a message that no longer fits is late, never
                 # hostile: it is no event.
                 log.info("ignored: session has moved on", subject=subject, why=str(moved_on))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.sessions.work import Applied
+from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.schemas.admission import open_report
 from attestgate.schemas.base import Refusal
 
@@ -13,14 +13,14 @@ from attestgate.schemas.base import Refusal
 class GatewayReports:
     """Takes reports."""
 
-    def __init__(self, registry: Registry, messages: SessionMessages, orders: Orders) -> None:
-        self._registry = registry
+    def __init__(self, enrolments: Enrolments, messages: SessionMessages, orders: Orders) -> None:
+        self._enrolments = enrolments
         self._messages = messages
         self._orders = orders
 
     async def take(self, id: str, data: bytes) -> None:
         """Tell each application session named that it is admitted. Raises Refusal, BusError."""
-        gateway = await self._registry.gateway(id)
+        gateway = await self._enrolments.gateway(id)
         report = open_report(data, {gateway.identity})
         if report.gateway != id:
             raise Refusal.because(
@@ -29,6 +29,7 @@ class GatewayReports:
         for applied in report.applied:
             if applied.state == "admitted" and applied.app_session is not None:
                 serial = applied.key.removeprefix("cert.")
-                await self._messages.send("app", applied.app_session, "applied", Applied(gateway=id, serial=serial))
+                message = AppliedAtGateway(gateway=id, serial=serial)
+                await self._messages.send("app", applied.app_session, "applied", message)
         for signed in report.glass:
             await self._orders.broken_glass(id, signed)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.sessions.draft import Context
@@ -36,14 +36,14 @@ class HelloHandler:
         bus: Bus,
         store: SessionStore,
         current: CurrentSessions,
-        registry: Registry,
+        enrolments: Enrolments,
         context: Callable[[], Context],
         suite: SuiteName,
     ) -> None:
         self._bus = bus
         self._store = store
         self._current = current
-        self._registry = registry
+        self._enrolments = enrolments
         self._context = context
         self._suite: SuiteName = suite
         self._last: dict[str, tuple[int, str]] = {}
@@ -54,7 +54,7 @@ class HelloHandler:
         _same_id(id, hello.host)
         session = self._admit(f"host.{id}", "host", id, data)
         try:
-            enrolled = await self._registry.host(id)
+            enrolled = await self._enrolments.host(id)
         except Refusal as refusal:
             await self._refuse("host", id, session, data, refusal)
             raise
@@ -81,7 +81,7 @@ class HelloHandler:
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
-        hosts = [place.host for place in (await self._registry.app(id)).placements]
+        hosts = [place.host for place in (await self._enrolments.app(id)).placements]
         if host not in hosts:
             raise Refusal.because(
                 "enrolment.placement",

@@ -14,10 +14,12 @@ from attestgate.manager.audit.orders import Orders
 from attestgate.manager.emitter import plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.policy.registry import MANIFEST, TRIAL, Registry
+from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.policies import MANIFEST, TRIAL, Policies
+from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.sessions.work import Order
+from attestgate.manager.sessions.inter_session import Order
 from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
@@ -49,7 +51,7 @@ MAY: dict[type, OperatorRole] = {
 """Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
 
 
-class Applied(Model):
+class NewestCommand(Model):
     """The newest command applied for one operator: its sequence, and the SHA-256 of its bytes as they were signed."""
 
     sequence: int
@@ -62,7 +64,9 @@ class Operators:
     def __init__(
         self,
         bus: Bus,
-        registry: Registry,
+        signers: Signers,
+        enrolments: Enrolments,
+        policies: Policies,
         current: CurrentSessions,
         messages: SessionMessages,
         quarantine: Quarantine,
@@ -73,14 +77,16 @@ class Operators:
     ) -> None:
         self._high_water = high_water
         self._quarantine = quarantine
-        self._registry = registry
+        self._signers = signers
+        self._enrolments = enrolments
+        self._policies = policies
         self._orders = orders
         self._current = current
         self._messages = messages
         self._emit = emit
         self._now = now
         self._sequences = bus.bucket("operators")
-        self._policies = bus.bucket("policies")
+        self._documents = bus.bucket("policies")
 
     async def take(self, name: str, data: bytes) -> None:
         """Apply a command that came on operator `name`'s subject, or say why not in an event as well.
@@ -97,13 +103,13 @@ class Operators:
 
     async def _take(self, name: str, data: bytes) -> Command:
         signed = unpack(Signed, data)
-        command = self._registry.read_command(signed)
+        command = self._signers.read_command(signed)
         entry = await self._sequences.get(command.operator)
-        applied = unpack(Applied, entry.value) if entry and entry.value is not None else Applied(sequence=0)
+        applied = unpack(NewestCommand, entry.value) if entry and entry.value is not None else NewestCommand(sequence=0)
         mark, message = f"operator.{command.operator}", hashlib.sha256(data).hexdigest()
         highest = max(applied.sequence, self._high_water.get(mark))
         _check(command, name, highest, int(self._now()))
-        if signed.signer not in self._registry.identities(MAY[type(command.action)]):
+        if signed.signer not in self._signers.identities(MAY[type(command.action)]):
             raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
         # The same number must mean the same bytes, or a second command would be answered as applied and is not.
         if command.sequence == highest:
@@ -112,22 +118,22 @@ class Operators:
             return command
         await self._apply(command.action, command, signed)
         await self._orders.note(command, data)
-        await _note(self._sequences, command.operator, Applied(sequence=command.sequence, message=message))
+        await _note(self._sequences, command.operator, NewestCommand(sequence=command.sequence, message=message))
         self._high_water.raise_to(mark, command.sequence)
         return command
 
     async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
         match action:
             case Enrol():
-                await self._registry.put(action.subject.kind, action.subject.id, signed)
+                await self._enrolments.put(action.subject.kind, action.subject.id, signed)
             case Revoke():
-                await self._registry.check_known(action.kind, action.id)
-                await self._registry.put(action.kind, action.id, signed)
+                await self._enrolments.check_known(action.kind, action.id)
+                await self._enrolments.put(action.kind, action.id, signed)
                 if action.kind != "gateway":
                     reason = _revoked(action, command.operator)
                     await self._order(action.kind, action.id, "revoke", reason, command)
             case RecheckNow():
-                await self._registry.check_known(action.kind, action.id)
+                await self._enrolments.check_known(action.kind, action.id)
                 await self._order(action.kind, action.id, "recheck", None, command)
             case PutPolicy():
                 await self._put_policy(action, MANIFEST)
@@ -140,32 +146,32 @@ class Operators:
 
     async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
         signed = pack(action.manifest)
-        manifest = self._registry.read_manifest(signed)
+        manifest = self._policies.read_manifest(signed)
         names = {policy_name(document) for document in action.documents}
         missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
         if missing:
             raise _refused("policy", "every document of the manifest", f"none for {sorted(missing)}", "send them along")
         while True:
-            entry = await self._policies.get(key)  # first: one put in force from here on is seen, or makes a conflict
+            entry = await self._documents.get(key)  # first: one put in force from here on is seen, or makes a conflict
             await self._check_newer(manifest)
             for document in action.documents:
-                await self._policies.put(policy_name(document), document)
+                await self._documents.put(policy_name(document), document)
             try:
                 if entry is None:
-                    await self._policies.create(key, signed)
+                    await self._documents.create(key, signed)
                 else:
-                    await self._policies.update(key, signed, entry.revision)
+                    await self._documents.update(key, signed, entry.revision)
                 return
             except Conflict:
                 continue
 
     async def _check_newer(self, manifest: PolicyManifest) -> None:
         """Raises Refusal `command.policy` for an older manifest than the one in force, if that one is believed."""
-        entry = await self._policies.get(MANIFEST)
+        entry = await self._documents.get(MANIFEST)
         if entry is None or entry.value is None:
             return
         try:
-            before = self._registry.read_manifest(entry.value)
+            before = self._policies.read_manifest(entry.value)
         except Refusal:
             return
         if manifest != before and manifest.version <= before.version:
@@ -194,13 +200,13 @@ def _overtaken(command: Command, applied: int) -> Refusal:
     return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another command came first")
 
 
-async def _note(sequences: Bucket, operator: str, applied: Applied) -> None:
+async def _note(sequences: Bucket, operator: str, applied: NewestCommand) -> None:
     while True:
         entry = await sequences.get(operator)
         try:
             if entry is None or entry.value is None:
                 await sequences.create(operator, pack(applied))
-            elif unpack(Applied, entry.value).sequence < applied.sequence:
+            elif unpack(NewestCommand, entry.value).sequence < applied.sequence:
                 await sequences.update(operator, pack(applied), entry.revision)
             return
         except Conflict:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 import structlog
 
 from attestgate.manager.handlers.agent_messages import trusted_host
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.policies import Policies
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import UNKNOWN, R, SessionStore
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.sessions.ends import lose_host
-from attestgate.manager.sessions.recheck import ask_again, wake
+from attestgate.manager.sessions.inter_session import AppliedAtGateway, HostLost, Issue, Order, RevokedCertificate
+from attestgate.manager.sessions.recheck import ask_again, on_timer
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.sessions.states import Input, NoMove, State
+from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
-from attestgate.manager.sessions.work import Applied, HostLost, Issue, Order, Revoked
+from attestgate.manager.sessions.termination import lose_host
 from attestgate.schemas.base import Refusal, unpack
 
 log = structlog.get_logger(__name__)
@@ -26,10 +27,16 @@ class SessionSteps:
     """Steps from a record and a message to the next record, and handlers of what changes no record."""
 
     def __init__(
-        self, store: SessionStore, registry: Registry, context: Callable[[], Context], certificates: Certificates
+        self,
+        store: SessionStore,
+        enrolments: Enrolments,
+        policies: Policies,
+        context: Callable[[], Context],
+        certificates: Certificates,
     ) -> None:
         self._store = store
-        self._registry = registry
+        self._enrolments = enrolments
+        self._policies = policies
         self._context = context
         self._certificates = certificates
 
@@ -37,19 +44,19 @@ class SessionSteps:
         """The proof stands: make the certificate (step 7)."""
         context = self._context()
         if record.state is not State.PROVEN:
-            raise NoMove(record.state, Input.ISSUED)
+            raise InvalidTransition(record.state, Input.ISSUED)
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
-        enrolled = await self._registry.app(record.subject)
+        enrolled = await self._enrolments.app(record.subject)
         host = await trusted_host(self._store, record, self._context().now)
         issued = self._certificates.issue(record, enrolled)
         return certify(record, context, issued, host, enrolled)
 
-    async def applied(self, record: AppRecord, report: Applied) -> AppRecord:
+    async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:
         """A gateway admits the certificate (step 7). Nobody is told so whose enrolment or host is gone meanwhile."""
         if record.ready == record.serial:
             return record
-        await self._registry.app(record.subject)
+        await self._enrolments.app(record.subject)
         await trusted_host(self._store, record, self._context().now)
         return take_applied(record, self._context(), report)
 
@@ -69,7 +76,7 @@ class SessionSteps:
 
     async def revoked_certificate(self, _: str, data: bytes) -> None:
         """A certificate goes into its issuer's revocation list."""
-        await self._certificates.revoked(unpack(Revoked, data))
+        await self._certificates.revoked(unpack(RevokedCertificate, data))
 
     async def due(self, session: str, data: bytes) -> None:
         """A session's time has come: a recheck, its deadline, or its removal. `data` names the role."""
@@ -82,11 +89,11 @@ class SessionSteps:
             await self._store.forget(record)
 
     async def _wake(self, record: R) -> R:
-        return wake(record, self._context(), await self._policy())
+        return on_timer(record, self._context(), await self._policy())
 
     async def _policy(self) -> dict[str, str]:
         """The documents in force by name; none if they cannot be read, which the next verdict will say."""
         try:
-            return (await self._registry.policies()).names
+            return (await self._policies.in_force()).names
         except Refusal:
             return {}

@@ -19,13 +19,13 @@ import structlog
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Delivery
-from attestgate.bus.crypto.channel import Early, Replayed, Stale
+from attestgate.bus.crypto.channel import Duplicate, OutOfOrder, Replayed
 from attestgate.manager.emitter import plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.observer import Observer
-from attestgate.manager.sessions.recheck import TooSoon
-from attestgate.manager.sessions.states import NoMove
+from attestgate.manager.sessions.recheck import TooEarly
+from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.event_data import BY_NAME
 
@@ -42,7 +42,10 @@ PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
 TOO_FAST = "message.rate"
 Emit = Callable[..., Awaitable[None]]
 Handler = Callable[[str, bytes], Awaitable[None]]
-"""Takes a subject and a message's bytes. Raises Refusal, NoMove, Stale, Early, TooSoon, BusError."""
+"""Takes a subject and a message's bytes.
+
+Raises Refusal, InvalidTransition, Duplicate, OutOfOrder, TooEarly, BusError.
+"""
 
 
 class Worker:
@@ -111,12 +114,12 @@ class Worker:
             await handle(subject, delivery.data)
         except Refusal as refusal:
             await self._dropped(subject, delivery.data, refusal.reasons)
-        except (NoMove, Stale) as moot:
+        except (InvalidTransition, Duplicate) as moot:
             result = await self._moot(delivery, moot)
-        except TooSoon as early:
+        except TooEarly as early:
             await delivery.again(early.delay_s)
             return "again"
-        except Early:
+        except OutOfOrder:
             if delivery.attempt <= ATTEMPTS:
                 await delivery.again(0.05 * delivery.attempt)
                 return "again"
@@ -138,14 +141,14 @@ class Worker:
         await delivery.done()
         return result
 
-    async def _moot(self, delivery: Delivery, moot: NoMove | Stale) -> str:
+    async def _moot(self, delivery: Delivery, moot: InvalidTransition | Duplicate) -> str:
         """A message whose step was taken: what the bus delivers again, or an agent says again, is nothing to tell."""
-        agents_own = isinstance(moot, Stale) and not isinstance(moot, Replayed)
+        agents_own = isinstance(moot, Duplicate) and not isinstance(moot, Replayed)
         if delivery.attempt > 1 or agents_own:
             log.info("repeated", subject=delivery.subject, attempt=delivery.attempt)
             self.counts["repeated"] += 1
             return "repeated"
-        reason = _no_move(moot) if isinstance(moot, NoMove) else _replay()
+        reason = _no_move(moot) if isinstance(moot, InvalidTransition) else _replay()
         await self._dropped(delivery.subject, delivery.data, (reason,))
         return "dropped"
 
@@ -199,7 +202,7 @@ def _who(subject: str) -> tuple[str, str, str]:
     return kind if (kind, "dropped") in BY_NAME else "unknown", id, what
 
 
-def _no_move(none: NoMove) -> Reason:
+def _no_move(none: InvalidTransition) -> Reason:
     return Reason(
         code="session.move",
         field="session",

@@ -41,7 +41,7 @@ PROXY, MANAGER_KEY, OBSERVE_ONLY = "proxy", "manager-key", "observe-only"
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedCertificate:
     """A certificate as it is handed out. `chain`: PEM, the leaf and then the issuing CA, without the root."""
 
     chain: str
@@ -77,7 +77,7 @@ def issue(
     lifetime_s: int,
     at: int,
     marks: Collection[str] = (),
-) -> Issued:
+) -> IssuedCertificate:
     """The certificate of an application on a host, for the key in its request (PKCS #10, DER).
 
     The request proves possession of an EC P-256 key and asks for nothing: no subject, no attribute, no extension but,
@@ -91,7 +91,7 @@ def issue(
 
 def issue_with_key(
     authority: Authority, *, host: str, app: str, lifetime_s: int, at: int, marks: Collection[str] = ()
-) -> Issued:
+) -> IssuedCertificate:
     """The same with a new EC P-256 key, made here and marked so: the prototype's way. Raises Refusal (`pki.*`)."""
     key = generate_private_key(SECP256R1())
     identity = spiffe_id(authority.trust_domain, host, app)
@@ -112,7 +112,7 @@ def read_marks(certificate: x509.Certificate) -> list[str]:
 
 def _issued(
     authority: Authority, key: EllipticCurvePublicKey, identity: str, lifetime_s: int, at: int, marks: Collection[str]
-) -> Issued:
+) -> IssuedCertificate:
     builder, not_after = _leaf(authority, key, lifetime_s, at)
     if marks:
         text = ",".join(marks).encode()
@@ -127,7 +127,7 @@ def _issued(
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .sign(authority.key, SHA256())
     )
-    return Issued(
+    return IssuedCertificate(
         chain=_chain(authority, certificate),
         serial=serial_hex(certificate.serial_number),
         sha256=sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),

@@ -7,10 +7,10 @@ one that was opened last.
 from __future__ import annotations
 
 from attestgate.bus.api import Bus, Conflict
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.records.vault import Vault
+from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.record import current_key, pending_key
-from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Model, Reason, SessionId
 from attestgate.schemas.binding import Role
 
@@ -30,9 +30,9 @@ class Pointer(Model):
 class CurrentSessions:
     """The index from subjects to their sessions."""
 
-    def __init__(self, bus: Bus, vault: Vault, messages: SessionMessages) -> None:
+    def __init__(self, bus: Bus, cipher: RecordCipher, messages: SessionMessages) -> None:
         self._bucket = bus.bucket(POINTERS)
-        self._vault = vault
+        self._cipher = cipher
         self._messages = messages
 
     async def keys(self, role: Role, id: str) -> list[str]:
@@ -47,7 +47,7 @@ class CurrentSessions:
         entry = await self._bucket.get(key)
         if entry is None or entry.value is None:
             return None
-        return self._vault.open(Pointer, POINTERS, key, entry.value).session
+        return self._cipher.open(Pointer, POINTERS, key, entry.value).session
 
     async def point(self, key: str, session: str, replaced: str) -> None:
         """Let a pointer name `session`; the one before it gets the message `replaced`: it was superseded.
@@ -57,11 +57,11 @@ class CurrentSessions:
         while True:
             entry = await self._bucket.get(key)
             value = entry.value if entry is not None else None
-            before = self._vault.open(Pointer, POINTERS, key, value) if value is not None else None
+            before = self._cipher.open(Pointer, POINTERS, key, value) if value is not None else None
             if before is not None and session in (before.session, *before.past):
                 return
             counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
-            sealed = self._vault.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
+            sealed = self._cipher.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
             if before is not None:
                 # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)

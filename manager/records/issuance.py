@@ -17,10 +17,10 @@ from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki import crl
 from attestgate.manager.pki.authority import Authority, Issuer, key_id
-from attestgate.manager.pki.issue import OBSERVE_ONLY, PROXY, Issued, issue, issue_with_key
+from attestgate.manager.pki.issue import OBSERVE_ONLY, PROXY, IssuedCertificate, issue, issue_with_key
+from attestgate.manager.sessions.inter_session import RevokedCertificate
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import BUCKET, crl_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import AppEnrolment
@@ -54,7 +54,7 @@ class Certificates:
         self._certificate_s = certificate_s
         self._now = now
 
-    def issue(self, record: AppRecord, enrolled: AppEnrolment) -> Issued:
+    def issue(self, record: AppRecord, enrolled: AppEnrolment) -> IssuedCertificate:
         """The next certificate of a session, for the key that its enrolment asks for. Raises Refusal (`pki.*`)."""
         observed = record.outcome is not None and record.outcome.observe_only
         marks = [mark for mark, holds in ((PROXY, record.proxy), (OBSERVE_ONLY, observed)) if holds]
@@ -78,7 +78,7 @@ class Certificates:
             marks=marks,
         )
 
-    async def revoked(self, entry: Revoked) -> None:
+    async def revoked(self, entry: RevokedCertificate) -> None:
         """Have a certificate in its issuer's list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:

@@ -37,7 +37,7 @@ class Outbox:
 
     async def resend(self, record: HostRecord | AppRecord) -> None:
         """Send what the agent has not acknowledged, the same bytes."""
-        for message in record.unheard:
+        for message in record.unacknowledged:
             await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
 
     async def forget(self, record: HostRecord | AppRecord) -> None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
-from attestgate.manager.records.vault import Vault
-from attestgate.manager.sessions.work import WORK, Work
+from attestgate.manager.records.record_cipher import RecordCipher
+from attestgate.manager.sessions.inter_session import WORK, SessionMessage
 from attestgate.schemas.base import pack
 from attestgate.schemas.binding import Role
 
@@ -18,9 +18,9 @@ from attestgate.schemas.binding import Role
 class SessionMessages:
     """The way from one session to another, or to itself; any worker takes the message up."""
 
-    def __init__(self, bus: Bus, vault: Vault) -> None:
+    def __init__(self, bus: Bus, cipher: RecordCipher) -> None:
         self._bus = bus
-        self._vault = vault
+        self._cipher = cipher
 
     async def send(
         self, role: Role, session: str, what: str, model: BaseModel, *, message_id: str | None = None
@@ -30,8 +30,10 @@ class SessionMessages:
 
     async def publish(self, subject: str, data: bytes, message_id: str | None) -> None:
         """Send a packed message on its subject, once for each `message_id`. Raises BusError."""
-        await self._bus.publish(subject, self._vault.seal(WORK, subject, 0, Work(data=data)), message_id=message_id)
+        await self._bus.publish(
+            subject, self._cipher.seal(WORK, subject, 0, SessionMessage(data=data)), message_id=message_id
+        )
 
     def open(self, subject: str, data: bytes) -> bytes:
         """The packed message that came on a subject. Raises Refusal `record.open`."""
-        return self._vault.open(Work, WORK, subject, data).data
+        return self._cipher.open(SessionMessage, WORK, subject, data).data

@@ -14,10 +14,10 @@ from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 
 from attestgate.bus.api import Bus, Conflict
-from attestgate.bus.logs import of_session
+from attestgate.bus.logs import bind_session
 from attestgate.manager.observer import Observer
 from attestgate.manager.records.outbox import Outbox
-from attestgate.manager.records.vault import Vault
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.recheck import expire
 from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key
@@ -40,14 +40,14 @@ class SessionStore:
     def __init__(
         self,
         bus: Bus,
-        vault: Vault,
+        cipher: RecordCipher,
         outbox: Outbox,
         context: Callable[[], Context],
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
         self._bucket = bus.bucket(BUCKET)
-        self._vault = vault
+        self._cipher = cipher
         self._outbox = outbox
         self._context = context
         self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -60,10 +60,10 @@ class SessionStore:
 
     async def create(self, record: R) -> None:
         """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
-        of_session(record.session)
+        bind_session(record.session)
         key = record_key(record.role, record.session)
         try:
-            revision = await self._bucket.create(key, self._vault.seal(BUCKET, key, record.revision, record))
+            revision = await self._bucket.create(key, self._cipher.seal(BUCKET, key, record.revision, record))
         except Conflict:
             record, revision = await self._load(type(record), key)
         else:
@@ -82,9 +82,9 @@ class SessionStore:
         """Take one step: of the record, and what is `given`. A step that returns its record unchanged stores nothing.
 
         `step` may run again after a lost compare-and-set: it must do nothing but return the next record. Raises
-        Refusal and NoMove from the step, BusError from the bus.
+        Refusal and InvalidTransition from the step, BusError from the bus.
         """
-        of_session(session)
+        bind_session(session)
         key = record_key(ROLE[kind], session)
         async with self._locks.setdefault(key, asyncio.Lock()):
             try:
@@ -106,7 +106,7 @@ class SessionStore:
                 return record
             try:
                 stored = await self._bucket.update(
-                    key, self._vault.seal(BUCKET, key, following.revision, following), revision
+                    key, self._cipher.seal(BUCKET, key, following.revision, following), revision
                 )
             except Conflict:
                 continue
@@ -137,7 +137,7 @@ class SessionStore:
                 found=key,
                 action="say hello again",
             )
-        return self._vault.open(kind, BUCKET, key, entry.value), entry.revision
+        return self._cipher.open(kind, BUCKET, key, entry.value), entry.revision
 
     async def _publish(self, key: str, record: HostRecord | AppRecord, revision: int) -> None:
         """Publish the outbox of the newest record. One that now rests is kept without it: most are at rest."""
@@ -146,7 +146,7 @@ class SessionStore:
         if record.resting and record.outbox:
             at_rest = record.model_copy(update={"outbox": []})
             with suppress(Conflict):  # it rests no more
-                await self._bucket.update(key, self._vault.seal(BUCKET, key, record.revision, at_rest), revision)
+                await self._bucket.update(key, self._cipher.seal(BUCKET, key, record.revision, at_rest), revision)
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
         """Count the events of this transition: once, by the worker that made it, however often they are sent."""

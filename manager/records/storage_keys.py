@@ -14,13 +14,13 @@ from attestgate.bus.api import Bus, Conflict
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.keyfiles import read_private
 from attestgate.manager.records.current import POINTERS, Pointer
-from attestgate.manager.records.vault import StorageKeys, Vault, epoch_of
+from attestgate.manager.records.record_cipher import RecordCipher, StorageKeys, epoch_of
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, parse_json
 
 
 class StorageKeyFile:
-    """The storage keys file as a vault reads it: again whenever it was replaced. Raises Refusal (`keys.file`)."""
+    """The storage keys file as a cipher reads it: again whenever it was replaced. Raises Refusal (`keys.file`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,31 +67,31 @@ def destroy_old_epochs(path: Path) -> list[int]:
     return sorted(int(epoch) for epoch in keys.epochs if epoch != newest)
 
 
-async def seal_again(bus: Bus, vault: Vault) -> int:
+async def seal_again(bus: Bus, cipher: RecordCipher) -> int:
     """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
 
     Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
     ended keeps its retention: it holds no secret, and its last message may not be sent yet.
     """
-    bucket, newest = bus.bucket(POINTERS), vault.newest
+    bucket, newest = bus.bucket(POINTERS), cipher.newest
     found = 0
     for key in await bucket.keys():
         entry = await bucket.get(key)
         if entry is None or entry.value is None or epoch_of(entry.value) == newest:
             continue
         found += 1
-        record = _open(vault, key, entry.value)
+        record = _open(cipher, key, entry.value)
         counter = record.counter if isinstance(record, Pointer) else record.revision
         with suppress(Conflict):
-            await bucket.update(key, vault.seal(POINTERS, key, counter, record), entry.revision)
+            await bucket.update(key, cipher.seal(POINTERS, key, counter, record), entry.revision)
     return found
 
 
-def _open(vault: Vault, key: str, value: bytes) -> HostRecord | AppRecord | Pointer:
+def _open(cipher: RecordCipher, key: str, value: bytes) -> HostRecord | AppRecord | Pointer:
     match key.split(".")[0]:
         case "host":
-            return vault.open(HostRecord, POINTERS, key, value)
+            return cipher.open(HostRecord, POINTERS, key, value)
         case "app":
-            return vault.open(AppRecord, POINTERS, key, value)
+            return cipher.open(AppRecord, POINTERS, key, value)
         case _:
-            return vault.open(Pointer, POINTERS, key, value)
+            return cipher.open(Pointer, POINTERS, key, value)

@@ -17,7 +17,7 @@ from attestgate.bus import subjects
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.layout import ADMISSIONS, TTL
 from attestgate.manager.sessions.appraisal import AppraisalResult
-from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unheard
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unacknowledged
 from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from attestgate.manager.verification import ear
 from attestgate.schemas.admission import Statement, Withdrawal, post
@@ -66,7 +66,7 @@ class Draft(Generic[R]):
         self._outbox: list[Outgoing] = []
 
     def move(self, given: Input) -> State:
-        """Take the table's step. Raises NoMove."""
+        """Take the table's step. Raises InvalidTransition."""
         table = HOST if self.record.role == "host" else APP
         state = move(table, self.record.state, given)
         self.set(state=state)
@@ -76,16 +76,16 @@ class Draft(Generic[R]):
         """Change fields of the record."""
         self.record = self.record.model_copy(update=fields)
 
-    def heard(self, channel: Channel) -> None:
+    def acknowledge(self, channel: Channel) -> None:
         """A channel message was opened, `channel` is the state after it: what its sender has heard is let go."""
-        unheard = [message for message in self.record.unheard if message.counter > channel.acknowledged]
-        self.set(channel=channel, unheard=unheard)
+        unacknowledged = [message for message in self.record.unacknowledged if message.counter > channel.acknowledged]
+        self.set(channel=channel, unacknowledged=unacknowledged)
 
     def send(self, step: str, data: bytes, counter: int = 0) -> None:
         """A message to the agent, kept until it has been heard."""
         subject = subjects.outbound(self.record.role, self.record.subject, step)
-        kept = [*self.record.unheard, Unheard(counter=counter, step=step, data=data)]
-        self.set(unheard=kept)
+        kept = [*self.record.unacknowledged, Unacknowledged(counter=counter, step=step, data=data)]
+        self.set(unacknowledged=kept)
         self._put(how="send", subject=subject, data=data)
 
     def say(self, step: str, model: BaseModel) -> None:
@@ -181,7 +181,7 @@ class Draft(Generic[R]):
             if self.before not in ENDS:
                 self.set(deadline=now + KEPT_S)
         record = self.record
-        at = max(record.wakes_at, now + 1)
+        at = max(record.next_timer, now + 1)
         self._put(how="wake", subject=subjects.deadline(record.session), data=record.role.encode(), at=at)
         self._put(how="summary")
         self.set(outbox=self._outbox, revision=record.revision + 1)

@@ -12,9 +12,9 @@ from attestgate.bus.crypto.channel import Channel, Frame, open_frame
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
-from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.record import ROLE, Handshake
 from attestgate.manager.sessions.states import Input, State
+from attestgate.manager.sessions.termination import terminate
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import (
     PROOF_STEP,
@@ -131,7 +131,7 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
     handshake = _handshake(draft)
     t2 = next_transcript(handshake.transcript, "up", "evidence", data)
     following = handshake.model_copy(update={"transcript": t2, "enclave_key": enclave_key})
-    draft.set(handshake=following, enclave_key_hash=enclave_key_hash(enclave_key), unheard=[])
+    draft.set(handshake=following, enclave_key_hash=enclave_key_hash(enclave_key), unacknowledged=[])
     return t2
 
 
@@ -139,14 +139,14 @@ def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bo
     """Whether first evidence is good, so that the handshake goes on. Otherwise what follows from it is in the draft.
 
     Evidence of the subject's own that falls short ends the session; evidence that could be anybody's does not, since
-    anybody can seal to a public challenge. Raises NoMove.
+    anybody can seal to a public challenge. Raises InvalidTransition.
     """
     if result.given is Input.EVIDENCE_FOREIGN:
         _count_foreign_evidence(draft, data, result)
         return False
     draft.set(outcome=result.outcome, platform=result.platform)
     if result.given is Input.EVIDENCE_BAD:
-        end(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
+        terminate(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
         return False
     return True
 
@@ -210,7 +210,7 @@ def open_channel(draft: Draft[R], proof_message: bytes) -> None:
         raise AssertionError("a proof was accepted before a grant")
     t4 = next_transcript(handshake.transcript, "up", PROOF_STEP[draft.record.role], proof_message)
     channel = Channel.start(draft.record.session, handshake.channel_secret, t4, "down")
-    draft.set(handshake=None, channel=channel, unheard=[])
+    draft.set(handshake=None, channel=channel, unacknowledged=[])
 
 
 def _handshake(draft: Draft[R]) -> Handshake:

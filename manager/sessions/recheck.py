@@ -7,21 +7,21 @@ A question that got no answer within its window is asked again until the lease i
 from __future__ import annotations
 
 from attestgate.bus.crypto.channel import Channel
-from attestgate.manager.pki.issue import Issued
+from attestgate.manager.pki.issue import IssuedCertificate
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
-from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Question
 from attestgate.manager.sessions.states import Input
 from attestgate.manager.sessions.step3_judge_host import remember_list
 from attestgate.manager.sessions.step4_host_key import judged, next_recheck, trust
 from attestgate.manager.sessions.step7_certificate import lease, ready, renew, retire
+from attestgate.manager.sessions.termination import terminate
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.enrolment import AppEnrolment
 from attestgate.schemas.messages import Recheck
 
 
-class TooSoon(Exception):
+class TooEarly(Exception):
     """A waking that came before its time: to be heard again after `delay_s` seconds."""
 
     def __init__(self, delay_s: int) -> None:
@@ -30,7 +30,7 @@ class TooSoon(Exception):
 
 
 def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
-    """The session with a fresh question under way. Raises NoMove where there is no trust to renew.
+    """The session with a fresh question under way. Raises InvalidTransition where there is no trust to renew.
 
     `policy` names the documents in force: if they are others than at the last verdict, the whole list is asked for.
     """
@@ -62,7 +62,7 @@ def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
 
 
 def take_host_recheck(record: HostRecord, context: Context, channel: Channel, result: AppraisalResult) -> HostRecord:
-    """The record after a recheck's evidence, opened on `channel` (the state after opening). Raises NoMove."""
+    """The record after a recheck's evidence; `channel` is as after opening it. Raises InvalidTransition."""
     draft = Draft(record, context)
     if _settle_answer(draft, channel, result):
         remember_list(draft, result)
@@ -79,9 +79,9 @@ def take_application_recheck(
     identity: str,
     host: HostRecord,
     enrolled: AppEnrolment,
-    issued: Issued | None,
+    issued: IssuedCertificate | None,
 ) -> AppRecord:
-    """The application session after a recheck's evidence, opened on `channel`. Raises NoMove.
+    """The application session after a recheck's evidence, opened on `channel`. Raises InvalidTransition.
 
     `issued` is the next certificate, where it is time for one.
     """
@@ -103,13 +103,13 @@ def take_application_recheck(
 def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -> bool:
     """Whether a challenge was answered well, so that trust goes on from when it was sent. Otherwise the session ends.
 
-    Raises NoMove.
+    Raises InvalidTransition.
     """
     challenge = draft.record.question
-    draft.heard(channel)
+    draft.acknowledge(channel)
     draft.set(outcome=result.outcome)
     if result.reasons:
-        end(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
+        terminate(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
         return False
     if challenge is None:
         raise AssertionError(f"no challenge under way in {draft.record.state}")
@@ -121,7 +121,7 @@ def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -
 def late_answer(record: R, context: Context, channel: Channel) -> R:
     """The session after an answer to a question that is no longer asked: heard, and worth nothing."""
     draft = Draft(record, context)
-    draft.heard(channel)
+    draft.acknowledge(channel)
     draft.event("late-answer")
     return draft.finish()
 
@@ -132,20 +132,20 @@ def unjudged_answer(record: R, context: Context, channel: Channel, refusal: Refu
     The question is asked again when its window is over; without a judgement the lease ends by itself.
     """
     draft = Draft(record, context)
-    draft.heard(channel)
+    draft.acknowledge(channel)
     draft.event("evidence-rejected", step="recheck", reasons=[reason.model_dump() for reason in refusal.reasons])
     return draft.finish()
 
 
-def wake(record: R, context: Context, policy: dict[str, str]) -> R:
+def on_timer(record: R, context: Context, policy: dict[str, str]) -> R:
     """What the clock says to a session: over, ask again, or nothing (the record unchanged).
 
-    A scheduled message is a hint only: each load compares the record's own times with the clock. Raises TooSoon where
+    A scheduled message is a hint only: each load compares the record's own times with the clock. Raises TooEarly where
     the bus's clock is ahead of this one.
     """
-    early_s = record.wakes_at - context.now
+    early_s = record.next_timer - context.now
     if 0 < early_s <= context.timing.skew_s:
-        raise TooSoon(early_s)
+        raise TooEarly(early_s)
     if record.over or early_s > 0:
         return record
     return expire(record, context) if context.now >= record.deadline else ask_again(record, context, policy)
@@ -161,5 +161,5 @@ def expire(record: R, context: Context) -> R:
         found=f"none at {context.now}",
         action="check that the agent runs and reaches the bus; it enrols again by itself",
     )
-    end(draft, Input.DEADLINE, record.state.lower(), [reason])
+    terminate(draft, Input.DEADLINE, record.state.lower(), [reason])
     return draft.finish()

@@ -58,7 +58,7 @@ class Outgoing(Model):
     at: Seconds = 0
 
 
-class Unheard(Model):
+class Unacknowledged(Model):
     """A message to the agent that it has not been seen to have. `counter` is 0 within the handshake."""
 
     counter: int
@@ -123,7 +123,7 @@ class SessionRecord(Model):
     decisions: int = 0
     """Entries of the decision log so far."""
     outbox: list[Outgoing] = []
-    unheard: list[Unheard] = []
+    unacknowledged: list[Unacknowledged] = []
 
     @property
     def over(self) -> bool:
@@ -131,7 +131,7 @@ class SessionRecord(Model):
         return self.state in ENDS
 
     @property
-    def wakes_at(self) -> int:
+    def next_timer(self) -> int:
         """When the clock next has something to say to this session, Unix seconds."""
         if self.over:
             return self.deadline

@@ -116,7 +116,7 @@ APP: Table = {
 }
 
 
-class NoMove(Exception):
+class InvalidTransition(Exception):
     """The input does not fit the state: it changes nothing."""
 
     def __init__(self, state: State, given: Input) -> None:
@@ -126,8 +126,8 @@ class NoMove(Exception):
 
 
 def move(table: Table, state: State, given: Input) -> State:
-    """The next state. Raises NoMove where the table has no row."""
+    """The next state. Raises InvalidTransition where the table has no row."""
     try:
         return table[state, given]
     except KeyError:
-        raise NoMove(state, given) from None
+        raise InvalidTransition(state, given) from None

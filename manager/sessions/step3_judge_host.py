@@ -16,7 +16,7 @@ from attestgate.schemas.messages import HostEvidence
 def take_host_evidence(
     record: HostRecord, context: Context, data: bytes, evidence: HostEvidence, result: AppraisalResult
 ) -> HostRecord:
-    """The record after first evidence. `data` are the message's bytes as they came. Raises NoMove."""
+    """The record after first evidence. `data` are the message's bytes as they came. Raises InvalidTransition."""
     draft = Draft(record, context)
     if settle_evidence(draft, data, result):
         accept_evidence(draft, data, evidence.enclave_key)

@@ -6,10 +6,10 @@ from pydantic import JsonValue
 
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft
-from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.termination import terminate
 from attestgate.schemas import audit
 from attestgate.schemas.admission import HostLease
 from attestgate.schemas.base import Reason, Secret
@@ -28,15 +28,15 @@ def grant_host_key(draft: Draft[HostRecord], result: AppraisalResult) -> None:
 
 
 def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:
-    """The record after a key proof. Raises NoMove, or Refusal for bytes that do not open."""
+    """The record after a key proof. Raises InvalidTransition, or Refusal for bytes that do not open."""
     draft = Draft(record, context)
     handshake, k = record.handshake, record.k
     if handshake is None or k is None or handshake.challenge_nonce is None:
-        draft.move(Input.PROOF_GOOD)  # raises NoMove: there is nothing to prove in this state
+        draft.move(Input.PROOF_GOOD)  # raises InvalidTransition: there is nothing to prove in this state
         raise AssertionError(f"no grant in {record.state}")
     proof = open_proof(handshake, "host", record.session, data)
     if not same(proof, host_proof(k, handshake.challenge_nonce, handshake.transcript)):
-        end(draft, Input.PROOF_BAD, "key_proof", [WRONG_PROOF])
+        terminate(draft, Input.PROOF_BAD, "key_proof", [WRONG_PROOF])
         return draft.finish()
     draft.move(Input.PROOF_GOOD)
     open_channel(draft, data)
@@ -44,7 +44,7 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     draft.current()
     if record.outcome is None:
         raise AssertionError(f"trust without a verdict in {record.state}")
-    draft.decide(audit.Accepted(outcome=record.outcome, measurements=record.list_digest.hex()))
+    draft.decide(audit.AcceptedFact(outcome=record.outcome, measurements=record.list_digest.hex()))
     draft.event("trusted", lease_end=draft.record.lease_end, outcome=record.outcome.model_dump(mode="json"))
     return draft.finish()
 

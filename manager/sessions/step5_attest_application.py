@@ -12,9 +12,9 @@ from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.handshake import accept_evidence, open_session, settle_evidence
+from attestgate.manager.sessions.inter_session import Deliver
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.manager.sessions.states import Input
-from attestgate.manager.sessions.work import Deliver
 from attestgate.schemas.messages import AppEvidence, AppHello
 
 

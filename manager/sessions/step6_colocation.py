@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.sessions.draft import Context, Draft
-from attestgate.manager.sessions.ends import end
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
+from attestgate.manager.sessions.inter_session import Deliver, Delivered, Issue
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import Input
 from attestgate.manager.sessions.step4_host_key import WRONG_PROOF
 from attestgate.manager.sessions.step5_attest_application import step_deadline
-from attestgate.manager.sessions.work import Deliver, Delivered, Issue
+from attestgate.manager.sessions.termination import terminate
 from attestgate.schemas import audit
 from attestgate.schemas.base import Secret
 from attestgate.schemas.binding import application_key, colocation_proof, same
@@ -25,7 +25,7 @@ MAX_APPS = 256
 
 
 def order_delivery(record: HostRecord, context: Context, request: Deliver) -> HostRecord:
-    """The host session after an application session asked for its key. Raises NoMove."""
+    """The host session after an application session asked for its key. Raises InvalidTransition."""
     draft = Draft(record, context)
     draft.move(Input.DELIVER)
     if request.app_session in record.apps:
@@ -47,10 +47,10 @@ def order_delivery(record: HostRecord, context: Context, request: Deliver) -> Ho
 
 
 def take_delivered(record: HostRecord, context: Context, channel: Channel, answer: KeyDelivered) -> HostRecord:
-    """The host session after its agent's answer, opened on `channel`. Raises NoMove."""
+    """The host session after its agent's answer, opened on `channel`. Raises InvalidTransition."""
     draft = Draft(record, context)
     draft.move(Input.DELIVERED if answer.problem is None else Input.NOT_DELIVERED)
-    draft.heard(channel)
+    draft.acknowledge(channel)
     app = record.apps.get(answer.app_session)
     if app is not None:
         told = Delivered(host_session=record.session, problem=answer.problem)
@@ -61,10 +61,10 @@ def take_delivered(record: HostRecord, context: Context, channel: Channel, answe
 
 
 def grant_application(record: AppRecord, context: Context, told: Delivered) -> AppRecord:
-    """The application session once its key lies in the volume, or does not. Raises NoMove."""
+    """The application session once its key lies in the volume, or does not. Raises InvalidTransition."""
     draft = Draft(record, context)
     if told.problem is not None:
-        end(draft, Input.NOT_DELIVERED, "deliver_key", [told.problem])
+        terminate(draft, Input.NOT_DELIVERED, "deliver_key", [told.problem])
         return draft.finish()
     draft.move(Input.DELIVERED)
     n2, channel = context.token(32), Secret(context.token(32))
@@ -75,16 +75,16 @@ def grant_application(record: AppRecord, context: Context, told: Delivered) -> A
 
 
 def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: Secret) -> AppRecord:
-    """The application session after its proof; `k` is K of the host session. Raises NoMove, or Refusal."""
+    """The application session after its proof; `k` is K of the host session. Raises InvalidTransition, or Refusal."""
     draft = Draft(record, context)
     handshake = record.handshake
     if handshake is None or handshake.challenge_nonce is None:
-        draft.move(Input.PROOF_GOOD)  # raises NoMove: there is nothing to prove in this state
+        draft.move(Input.PROOF_GOOD)  # raises InvalidTransition: there is nothing to prove in this state
         raise AssertionError(f"no grant in {record.state}")
     proof = open_proof(handshake, "app", record.session, data)
     k_app = application_key(k, record.session)
     if not same(proof, colocation_proof(k_app, handshake.challenge_nonce, handshake.transcript)):
-        end(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
+        terminate(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
         return draft.finish()
     draft.move(Input.PROOF_GOOD)
     open_channel(draft, data)
@@ -92,6 +92,6 @@ def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: S
     draft.work("app", record.session, "issue", Issue())
     if record.outcome is None:
         raise AssertionError(f"trust without a verdict in {record.state}")
-    draft.decide(audit.Accepted(outcome=record.outcome, host_session=record.host_session))
+    draft.decide(audit.AcceptedFact(outcome=record.outcome, host_session=record.host_session))
     draft.event("proven", host_session=record.host_session)
     return draft.finish()

@@ -8,14 +8,14 @@ a period to change over.
 
 from __future__ import annotations
 
-from attestgate.manager.pki.issue import Issued
+from attestgate.manager.pki.issue import IssuedCertificate
 from attestgate.manager.sessions.draft import Context, Draft
-from attestgate.manager.sessions.ends import withdraw
+from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Retiring
 from attestgate.manager.sessions.states import Input, State
 from attestgate.manager.sessions.step4_host_key import next_recheck
 from attestgate.manager.sessions.step5_attest_application import step_deadline
-from attestgate.manager.sessions.work import Applied
+from attestgate.manager.sessions.termination import withdraw
 from attestgate.schemas import audit
 from attestgate.schemas.admission import Lease
 from attestgate.schemas.enrolment import AppEnrolment
@@ -23,8 +23,10 @@ from attestgate.schemas.event_data import SessionWhat
 from attestgate.schemas.messages import Certificate, Ready
 
 
-def certify(record: AppRecord, context: Context, issued: Issued, host: HostRecord, enrolled: AppEnrolment) -> AppRecord:
-    """The session once the certificate is made: sent to the enclave, leased to the gateways. Raises NoMove."""
+def certify(
+    record: AppRecord, context: Context, issued: IssuedCertificate, host: HostRecord, enrolled: AppEnrolment
+) -> AppRecord:
+    """The session once the certificate is made: sent to the enclave, leased to gateways. Raises InvalidTransition."""
     draft = Draft(record, context)
     draft.move(Input.ISSUED)
     _take_certificate(draft, issued)
@@ -43,7 +45,7 @@ def renewal_due(record: AppRecord, context: Context) -> bool:
     return record.not_after - context.now < max(timing.certificate_s // 3, timing.lease_s + timing.recheck_s)
 
 
-def renew(draft: Draft[AppRecord], issued: Issued) -> None:
+def renew(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
     """Send the next certificate; the application uses it from its `ready` on."""
     record = draft.record
     retiring = Retiring(
@@ -61,12 +63,12 @@ def retire(draft: Draft[AppRecord]) -> None:
     record = draft.record
     if record.retiring is not None and record.ready == record.serial:
         withdraw(draft, f"cert.{record.retiring.serial}", "certificate.renewed")
-        draft.decide(audit.Withdrawn(serial=record.retiring.serial))
+        draft.decide(audit.WithdrawnFact(serial=record.retiring.serial))
         draft.set(retiring=None)
 
 
-def take_applied(record: AppRecord, context: Context, report: Applied) -> AppRecord:
-    """The session after a gateway's report: ready once enough gateways admit the certificate. Raises NoMove."""
+def take_applied(record: AppRecord, context: Context, report: AppliedAtGateway) -> AppRecord:
+    """The session after a gateway's report: ready once enough gateways admit it. Raises InvalidTransition."""
     draft = Draft(record, context)
     if record.ready == record.serial or report.serial != record.serial or report.gateway in record.gateways:
         return record
@@ -132,7 +134,7 @@ def ready(draft: Draft[AppRecord]) -> None:
     draft.say("ready", message)
 
 
-def _take_certificate(draft: Draft[AppRecord], issued: Issued) -> None:
+def _take_certificate(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
     draft.set(
         serial=issued.serial,
         certificate=issued.chain,
@@ -143,12 +145,12 @@ def _take_certificate(draft: Draft[AppRecord], issued: Issued) -> None:
     )
 
 
-def _message(issued: Issued) -> Certificate:
+def _message(issued: IssuedCertificate) -> Certificate:
     return Certificate(chain=issued.chain, serial=issued.serial, not_after=issued.not_after, private_key=issued.key)
 
 
-def _decided(issued: Issued, before: str | None = None) -> audit.Issued:
-    return audit.Issued(
+def _decided(issued: IssuedCertificate, before: str | None = None) -> audit.IssuedFact:
+    return audit.IssuedFact(
         serial=issued.serial,
         certificate=issued.sha256,
         key=issued.key_sha256,
@@ -160,7 +162,7 @@ def _decided(issued: Issued, before: str | None = None) -> audit.Issued:
     )
 
 
-def _told(issued: Issued) -> dict[str, str | int]:
+def _told(issued: IssuedCertificate) -> dict[str, str | int]:
     return {
         "serial": issued.serial,
         "identity": issued.identity,

@@ -54,7 +54,7 @@ async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:
     assert said(found, host.session) == ["accepted", "ended"]
     assert said(found, app.session) == ["accepted", "issued", "admitted", "ended"]
     assert [d.number for d in found if d.session == app.session] == [1, 2, 3, 4]
-    (issued,), (admitted,) = facts(found, audit.Issued), facts(found, audit.Admitted)
+    (issued,), (admitted,) = facts(found, audit.IssuedFact), facts(found, audit.Admitted)
     certificate = x509.load_pem_x509_certificate(app.certificate.encode())
     public = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert (issued.serial, issued.certificate, issued.key) == (
@@ -63,9 +63,9 @@ async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:
         hashlib.sha256(public).hexdigest(),
     )
     assert admitted.serial == app.serial
-    on_host, on_app = facts(found, audit.Accepted)
+    on_host, on_app = facts(found, audit.AcceptedFact)
     assert (on_host.measurements, on_app.host_session) == (host.list_digest.hex(), host.session)
-    revoked, drifted = facts(found, audit.Ended)
+    revoked, drifted = facts(found, audit.EndedFact)
     assert (revoked.state, revoked.certificates) == ("REVOKED", [app.serial])
     assert (drifted.state, drifted.reasons[0].code) == ("UNTRUSTED", "ima.unknown")
 
@@ -105,7 +105,7 @@ async def test_who_was_refused_is_there_and_who_only_knocked_is_not(site: Deploy
     await agent.stop()
     await site.advance(20)
     await site.until("host", "h2", "expired")
-    (refused,) = facts(await log_of(site), audit.Ended)
+    (refused,) = facts(await log_of(site), audit.EndedFact)
     assert (refused.state, refused.reasons[0].code) == ("REFUSED", "ima.unknown")
 
 
@@ -155,6 +155,6 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
         await site.bus.publish(subject, sign_report(site.world.gateway, report))
     await site.until("gateway", GATEWAY, "dropped")
     await site.quiet()
-    (broken,) = facts(await log_of(site), audit.BrokenGlass)
+    (broken,) = facts(await log_of(site), audit.BreakGlassFact)
     public = operator.public_key().public_bytes_raw().hex()
     assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")

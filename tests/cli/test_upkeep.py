@@ -17,8 +17,8 @@ from attestgate.bus.auth import credentials
 from attestgate.bus.logs import set_up_logs
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.manager.handlers.quarantine import Quarantine
+from attestgate.manager.records.record_cipher import epoch_of
 from attestgate.manager.records.storage_keys import read
-from attestgate.manager.records.vault import epoch_of
 from attestgate.schemas.base import Reason, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.messages import HostHello

@@ -18,7 +18,7 @@ import httpx
 
 from attestgate.bus.api import Delivery, Entry
 from attestgate.bus.client.nats import NatsBus, join
-from attestgate.manager.main import assemble
+from attestgate.manager.assembly import assemble
 from attestgate.schemas.settings import ManagerSettings, load_settings
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attestgate.schemas.admission import (
     MAX_APPLIED,
-    Applied,
+    AppliedStatement,
     GatewayReport,
     Posted,
     Serial,
@@ -30,7 +30,7 @@ KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes_raw()
 STATEMENTS: list[Statement] = [lease(), host(), withdrawal()]
 REPORT = GatewayReport(
-    gateway="g1", epoch="0c" * 16, applied=[Applied(key="cert.01", state="admitted", sequence=1)], at=100
+    gateway="g1", epoch="0c" * 16, applied=[AppliedStatement(key="cert.01", state="admitted", sequence=1)], at=100
 )
 
 
@@ -83,7 +83,7 @@ def test_a_report_comes_back_and_only_from_its_gateway() -> None:
 
 def test_the_largest_report_fits() -> None:
     applied = [
-        Applied(key=f"host.{i:032x}", state="withdrawn", sequence=2**63 - 1, app_session="0b" * 16)
+        AppliedStatement(key=f"host.{i:032x}", state="withdrawn", sequence=2**63 - 1, app_session="0b" * 16)
         for i in range(MAX_APPLIED)
     ]
     report = REPORT.model_copy(update={"applied": applied})

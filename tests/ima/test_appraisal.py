@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attestgate.manager.verification.ima import replay as replaying
 from attestgate.manager.verification.ima.appraisal import appraise_list, inspect_list
-from attestgate.manager.verification.ima.cache import MAX_KEPT, Memory
+from attestgate.manager.verification.ima.cache import MAX_KEPT, VerdictCache
 from attestgate.manager.verification.ima.measurement_list import entries, replay
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
 from attestgate.manager.verification.tpm.quote import QuotedPcrs
@@ -333,7 +333,7 @@ def test_remembered_entries_give_the_same_verdict_and_unknown_ones_are_judged_ag
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
-    memory = Memory(limit=2)
+    memory = VerdictCache(limit=2)
     for name in (b"a", b"b", b"c"):
         memory.known[name] = b"x"
         memory.trim()
@@ -346,7 +346,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
 def test_a_list_longer_than_the_memory_is_not_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replaying, "TRIM_EVERY", 40)
     policy = loaded(boot_aggregate(), excludes=["/tmp/"])
-    kept = policy._memories["sha256"] = Memory(limit=50)
+    kept = policy._memories["sha256"] = VerdictCache(limit=50)
     most: list[int] = []
 
     class Watched(dict[bytes, bytes]):
@@ -369,7 +369,7 @@ def test_long_entries_are_judged_each_time() -> None:
 
 def test_lists_judged_in_threads_give_the_same_verdicts() -> None:
     policy = loaded(CLEAN)
-    policy._memories["sha256"] = Memory(limit=20)
+    policy._memories["sha256"] = VerdictCache(limit=20)
     with ThreadPoolExecutor(4) as pool:
         verdicts = list(pool.map(lambda _: judge(CLEAN, policy), range(16)))
     assert all(verdict == verdicts[0] for verdict in verdicts) and verdicts[0].accepted
@@ -377,7 +377,7 @@ def test_lists_judged_in_threads_give_the_same_verdicts() -> None:
 
 def test_a_full_memory_changes_no_verdict() -> None:
     small = loaded(CLEAN)
-    small._memories["sha256"] = Memory(limit=10)
+    small._memories["sha256"] = VerdictCache(limit=10)
     assert judge(CLEAN, small) == judge(CLEAN, small)
     assert judge(CLEAN, small).accepted and 0 < len(small.memory("sha256")) <= 10
 

@@ -87,7 +87,7 @@ HASH = "ab" * 20
         f"10 {HASH} ima-ng sha256:{DIGEST} /bin/a\n".encode(),
         f"10 {HASH} ima-ng sha256:{DIGEST} /bin/a b\n".encode(),
         f"10 {HASH} ima-ng sha256:{DIGEST}\n".encode(),
-        f"10 {HASH} unheard-of sha256:{DIGEST} /bin/a\n".encode(),
+        f"10 {HASH} unacknowledged-of sha256:{DIGEST} /bin/a\n".encode(),
         f"10 {HASH} ima-ng sha256:xyz /bin/a\n".encode(),
         f"10 {HASH} evm-sig sha256:{DIGEST} /e 05 a 00 00 -1 0 0\n".encode(),
         f"10 {HASH} ima {'07' * 16} /bin/a\n".encode(),

@@ -118,7 +118,7 @@ GOOD = boot_aggregate()
         (GOOD + GOOD[:34], "ima.truncated"),
         (GOOD[:34] + b"\xff\xff\xff\xff" + GOOD[38:], "ima.size"),
         (GOOD[:34] + pack("<I", 2**20) + GOOD[38:], "ima.truncated"),
-        (frame(b"unheard-of", ng(), b"/bin/a\0"), "ima.template"),
+        (frame(b"unacknowledged-of", ng(), b"/bin/a\0"), "ima.template"),
         (frame(b"n-ng|n-ng|d-ng", b"/a\0", b"/b\0", ng()), "ima.template"),
         (frame(b"n-ng", b"/bin/a\0"), "ima.template"),
         (frame(b"d-ng|n|n-ng", ng(), b"/a\0", b"/b\0"), "ima.template"),

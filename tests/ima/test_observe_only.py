@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.manager.pki.issue import read_marks
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.schemas.messages import Outcome
@@ -21,7 +21,7 @@ from tests.support.manager.world import LISTS, World
 async def test_a_host_that_is_only_observed_is_admitted_and_marked_everywhere(tmp_path: Path) -> None:
     *known, _ = framed("clean")
     (tmp_path / "known").write_bytes(b"".join(known))
-    policies = Policies.learn(tmp_path / "known")
+    policies = LearnedPolicies.learn(tmp_path / "known")
     observing = json.dumps(json.loads(policies.host) | {"mode": "observe-only"}).encode()
     world = World(tmp_path / "world")
     async with deployed(world, tmp_path / "site") as site:

@@ -69,7 +69,7 @@ def test_what_is_written_is_what_keylime_wants() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"unheard-of": 1}, "file.fields"),
+        ({"unacknowledged-of": 1}, "file.fields"),
         ({"digests": {}}, "policy.empty"),
         ({"digests": {"/bin/a": []}}, "file.fields"),
         ({"digests": {"/bin/a": ["AB" * 32]}}, "file.fields"),

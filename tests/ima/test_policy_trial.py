@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from attestgate.bus.api import Message
 from attestgate.cli.policy import app as policy_app
 from attestgate.cli.policy_hosts import Answers
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
+from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.policy_tree import measured_files
 from attestgate.manager.policy.policy_trial import try_on
-from attestgate.manager.policy.registry import manifest_name
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.verification.ima.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
 from attestgate.manager.verification.ima.runtime_policy import load
@@ -166,11 +166,11 @@ async def site(world: World, tmp_path: Path) -> AsyncIterator[Deployment]:
         yield deployment
 
 
-def less(tmp_path: Path) -> Policies:
+def less(tmp_path: Path) -> LearnedPolicies:
     """A policy that has lost the last program that the host has measured."""
     shorter = tmp_path / "shorter"
     shorter.write_bytes(CLEAN[: CLEAN.rindex(b"\x0a\0\0\0")])
-    return Policies.learn(shorter)
+    return LearnedPolicies.learn(shorter)
 
 
 async def test_a_policy_on_trial_is_told_of_and_cuts_nobody_off(site: Deployment, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.manager.verification.ima.fast_path import reader
-from attestgate.manager.verification.ima.measurement_list import ByteOrder, Entry, frames, parse
+from attestgate.manager.verification.ima.measurement_list import ByteOrder, ListEntry, frames, parse
 from attestgate.schemas.base import Reason, Refusal
 from tests.support.ima.lists import frame, framed_data, ng, recorded
 
@@ -23,7 +23,7 @@ PATHS = st.sampled_from([b"/bin/a\0", b"\0", b"", b"/a\0b\0", b"/bin/a", b"/" * 
 LAST = st.sampled_from([[], [b""], [b"\x03\x02"], [b"", b""]])
 
 
-def read(frame: bytes, order: ByteOrder, quick: bool) -> Entry | tuple[Reason, ...]:
+def read(frame: bytes, order: ByteOrder, quick: bool) -> ListEntry | tuple[Reason, ...]:
     try:
         return reader(order)(frame, 7) if quick else parse(frame, 7, order)
     except Refusal as refusal:

@@ -14,8 +14,8 @@ from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.record_cipher import RecordCipher, SealedRecord, StorageKeys
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.manager.records.vault import StorageKeys, Stored, Vault
 from attestgate.schemas.base import Model, Refusal, Secret, parse_json
 
 
@@ -28,53 +28,53 @@ THING = Thing(text="hello", secret=Secret(b"s" * 32))
 KEYS = StorageKeys(epochs={"1": "11" * 32, "2": "22" * 32})
 
 
-def vault(**epochs: str) -> Vault:
+def cipher(**epochs: str) -> RecordCipher:
     keys = StorageKeys(epochs=epochs) if epochs else KEYS
-    return Vault(lambda: keys)
+    return RecordCipher(lambda: keys)
 
 
 def test_a_record_opens_where_it_was_sealed() -> None:
-    assert vault().open(Thing, "sessions", "a", vault().seal("sessions", "a", 3, THING)) == THING
+    assert cipher().open(Thing, "sessions", "a", cipher().seal("sessions", "a", 3, THING)) == THING
 
 
 def test_new_records_use_the_newest_epoch_and_old_ones_still_open() -> None:
-    old = Vault(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
-    assert vault().newest == 2
-    assert vault().open(Thing, "sessions", "a", old) == THING
+    old = RecordCipher(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
+    assert cipher().newest == 2
+    assert cipher().open(Thing, "sessions", "a", old) == THING
 
 
 @pytest.mark.parametrize("place", [("summaries", "a"), ("sessions", "b")])
 def test_a_record_elsewhere_does_not_open(place: tuple[str, str]) -> None:
     with pytest.raises(Refusal, match=r"record\.open"):
-        vault().open(Thing, *place, vault().seal("sessions", "a", 3, THING))
+        cipher().open(Thing, *place, cipher().seal("sessions", "a", 3, THING))
 
 
 @pytest.mark.parametrize(
     "change", [{"epoch": 1}, {"epoch": 9}, {"salt": bytes(32)}, {"counter": 4}, {"ciphertext": bytes(40)}]
 )
 def test_a_record_with_another_field_does_not_open(change: dict[str, object]) -> None:
-    stored = Stored.read(vault().seal("sessions", "a", 3, THING)).model_copy(update=change)
+    stored = SealedRecord.read(cipher().seal("sessions", "a", 3, THING)).model_copy(update=change)
     with pytest.raises(Refusal, match=r"record\.open"):
-        vault().open(Thing, "sessions", "a", stored.body())
+        cipher().open(Thing, "sessions", "a", stored.body())
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_record(data: bytes) -> None:
     with pytest.raises(Refusal):
-        vault().open(Thing, "sessions", "a", data)
+        cipher().open(Thing, "sessions", "a", data)
 
 
 def test_nothing_of_a_record_is_readable_and_no_two_are_alike() -> None:
-    one, two = (vault().seal("sessions", "a", 3, THING) for _ in range(2))
+    one, two = (cipher().seal("sessions", "a", 3, THING) for _ in range(2))
     assert b"hello" not in one
     assert b"ssss" not in one
-    assert Stored.read(one).salt != Stored.read(two).salt
+    assert SealedRecord.read(one).salt != SealedRecord.read(two).salt
 
 
 def test_a_destroyed_epoch_takes_its_records_with_it() -> None:
-    old = Vault(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
+    old = RecordCipher(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
     with pytest.raises(Refusal, match=r"record\.open"):
-        Vault(lambda: StorageKeys(epochs={"2": "22" * 32})).open(Thing, "sessions", "a", old)
+        RecordCipher(lambda: StorageKeys(epochs={"2": "22" * 32})).open(Thing, "sessions", "a", old)
 
 
 @pytest.mark.parametrize("epochs", [{}, {"0": "11" * 32}, {"x": "11" * 32}, {"1": "11"}, {"-1": "11" * 32}])
@@ -145,7 +145,7 @@ def session(number: int) -> str:
 
 async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
     server = MemoryServer()
-    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
+    current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))
     for number in (1, 2, 2, 3):
         await current.point("current.host.h1", session(number), "superseded")
     assert await current.session("current.host.h1") == session(3)
@@ -156,7 +156,7 @@ async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
 async def test_a_session_that_was_superseded_never_comes_back() -> None:
     """Its outbox may be published again by a worker that did not see it the first time."""
     server = MemoryServer()
-    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
+    current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))
     for number in (1, 2, 1, 3, 1, 2):
         await current.point("current.app.a1.h1", session(number), "superseded")
     assert await current.session("current.app.a1.h1") == session(3)
@@ -165,7 +165,7 @@ async def test_a_session_that_was_superseded_never_comes_back() -> None:
 
 async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
     server = MemoryServer()
-    current = CurrentSessions(server.connect(), vault(), SessionMessages(server.connect(), vault()))
+    current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))
     await server.connect().bucket("sessions").put("current.host.h1", b"\x81\xa7session\xa0")
     with pytest.raises(Refusal):
         await current.session("current.host.h1")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.policy.registry import Registry
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
@@ -91,11 +91,11 @@ async def test_of_two_operators_words_under_one_sequence_the_first_stands(site: 
     given = command(site, enrol())
     assert (await give(site, given)).what == "applied"
     marks = HighWater(site.folder / "manager-0" / "high-water.json")
-    registry = Registry(site.wire.connect(), site.operators, marks)
+    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
     other = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
     with pytest.raises(Exception, match=r"command\.sequence"):
-        await registry.put("host", "h1", sign(site.world.operator, "command", other))
-    await registry.put("host", "h1", sign(site.world.operator, "command", given))
+        await enrolments.put("host", "h1", sign(site.world.operator, "command", other))
+    await enrolments.put("host", "h1", sign(site.world.operator, "command", given))
 
 
 async def test_an_older_command_is_overtaken(site: Deployment) -> None:
@@ -119,10 +119,10 @@ async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_opera
     revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 9000)
     assert (await give(site, revoked)).what == "applied"
     marks = HighWater(site.folder / "manager-0" / "high-water.json")
-    registry = Registry(site.wire.connect(), site.operators, marks)
+    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
     older = sign(site.world.operator, "command", command(site, enrol(), sequence=revoked.sequence - 1))
     with pytest.raises(Exception, match=r"command\.sequence"):
-        await registry.put("host", "h1", older)
+        await enrolments.put("host", "h1", older)
 
 
 async def test_an_expired_command_is_refused(site: Deployment) -> None:

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import tests.support.manager.harness as harness
 from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
+from attestgate.manager.assembly import assemble
 from attestgate.manager.gateway.metrics import GatewayMetrics
-from attestgate.manager.main import assemble
 from attestgate.manager.metrics.http import served
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from attestgate.bus import asyncapi
 from attestgate.schemas.base import Model
-from attestgate.schemas.event_data import BY_NAME, EVENTS, GatewayWhat, Kind, SessionWhat
+from attestgate.schemas.event_data import BY_NAME, EVENTS, EventKind, GatewayWhat, SessionWhat
 from attestgate.schemas.events import Event
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_no_event_is_listed_twice_and_each_name_is_a_token_of_a_subject() -> Non
     names = [(kind, told.what) for told in EVENTS for kind in told.kinds]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", what) for _, what in names)
-    assert {kind for kind, _ in names} == set(get_args(Kind))
+    assert {kind for kind, _ in names} == set(get_args(EventKind))
 
 
 def test_the_types_of_the_publishers_and_the_table_agree() -> None:

@@ -15,7 +15,7 @@ from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki.authority import Authority, create_ca, key_id, load_authority
 from attestgate.manager.records.issuance import Certificates
-from attestgate.manager.sessions.work import Revoked
+from attestgate.manager.sessions.inter_session import RevokedCertificate
 from attestgate.schemas.admission import BUCKET, crl_key
 from attestgate.schemas.base import Secret
 
@@ -38,7 +38,7 @@ class Lists:
 
     async def revoke(self, worker: Certificates, serial: str) -> None:
         issuer = key_id(self.authority.certificate)
-        await worker.revoked(Revoked(issuer=issuer, serial=serial, at=self.now, state="REVOKED"))
+        await worker.revoked(RevokedCertificate(issuer=issuer, serial=serial, at=self.now, state="REVOKED"))
 
     async def published(self) -> bytes:
         entry = await self.bucket.get(self.key)

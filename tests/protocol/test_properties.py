@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from attestgate.bus.crypto import envelope
-from attestgate.bus.crypto.channel import REPEATS, Channel, Early, Frame, Replayed, Stale
+from attestgate.bus.crypto.channel import REPEATS, Channel, Duplicate, Frame, OutOfOrder, Replayed
 from attestgate.bus.crypto.envelope import SUITES, SuiteName
-from attestgate.manager.records.vault import Stored
+from attestgate.manager.records.record_cipher import SealedRecord
 from attestgate.schemas import messages
 from attestgate.schemas.base import Model, Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import canonical
@@ -31,7 +31,7 @@ KINDS: list[type[BaseModel]] = [
     for kind in vars(messages).values()
     if isinstance(kind, type) and issubclass(kind, Model) and kind is not Model and kind.__module__ == messages.__name__
 ]
-KINDS += [Signed, Frame, Stored, Command]
+KINDS += [Signed, Frame, SealedRecord, Command]
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -153,7 +153,7 @@ def test_any_order_of_delivery_gives_the_right_plaintexts_or_none(deliveries: li
             data = data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
         try:
             receiver, plaintext = receiver.open("step", data)
-        except (Stale, Early, Refusal):
+        except (Duplicate, OutOfOrder, Refusal):
             assert receiver.opened == opened
             continue
         assert how == "as it is"
@@ -166,13 +166,13 @@ def test_only_what_its_sender_knows_was_opened_is_replayed() -> None:
     manager, agent = ends()
     agent, first = agent.seal("step", b"1")
     manager, _ = manager.open("step", first)
-    with pytest.raises(Stale) as own:
+    with pytest.raises(Duplicate) as own:
         manager.open("step", first)
     assert not isinstance(own.value, Replayed), "nothing has told the agent that it was heard"
     manager, answer = manager.seal("step", b"heard")
     agent, second = agent.seal("step", b"2")
     manager, _ = manager.open("step", second)
-    with pytest.raises(Stale) as crossed:
+    with pytest.raises(Duplicate) as crossed:
         manager.open("step", first)
     assert not isinstance(crossed.value, Replayed), "the second message was under way before the answer came"
     agent, _ = agent.open("step", answer)
@@ -180,7 +180,7 @@ def test_only_what_its_sender_knows_was_opened_is_replayed() -> None:
     manager, _ = manager.open("step", third)
     with pytest.raises(Replayed):
         manager.open("step", first)
-    with pytest.raises(Stale) as later:
+    with pytest.raises(Duplicate) as later:
         manager.open("step", second)
     assert not isinstance(later.value, Replayed), "the answer was to the first"
     assert (manager.known, manager.acks) == (1, [])
@@ -194,7 +194,7 @@ def test_what_may_be_said_again_is_bounded() -> None:
     for number in range(REPEATS + 4):
         agent, data = agent.seal("step", b"%d" % number)
         manager, _ = manager.open("step", data)
-    assert len(manager.heard) == REPEATS
+    assert len(manager.opened_digests) == REPEATS
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -211,7 +211,7 @@ def test_a_frame_with_another_field_does_not_open(change: dict[str, Any]) -> Non
     sender, receiver = ends()
     _, data = sender.seal("step", b"text")
     frame = unpack(Frame, data).model_copy(update=change)
-    with pytest.raises((Refusal, Early)):
+    with pytest.raises((Refusal, OutOfOrder)):
         receiver.open("step", pack(frame))
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.manager.attestation.verifier import Verifier
+from attestgate.manager.sessions.inter_session import AppliedAtGateway, Deliver, Delivered, HostLost, Issue, Order
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
-from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLost, Issue, Order
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
@@ -240,7 +240,7 @@ async def test_no_subject_ends_a_worker(site: Deployment, subject: str) -> None:
 
 
 FORGED: list[tuple[str, str, Callable[[str, str], Any]]] = [
-    ("app", "applied", lambda host, app: Applied(gateway="gateway-1", serial="ab" * 16)),
+    ("app", "applied", lambda host, app: AppliedAtGateway(gateway="gateway-1", serial="ab" * 16)),
     ("app", "issue", lambda host, app: Issue()),
     ("app", "delivered", lambda host, app: Delivered(host_session=host)),
     ("app", "host-lost", lambda host, app: HostLost(state="UNTRUSTED", reasons=[])),

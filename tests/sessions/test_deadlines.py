@@ -69,9 +69,9 @@ async def test_of_a_session_that_is_over_only_its_clearing_away_is_left(site: De
     await site.quiet()
     there = await records(site)
     assert State[story.__name__.upper()] in [record.state for record in there]
-    assert scheduled(site) == {record.session: record.wakes_at for record in there}
+    assert scheduled(site) == {record.session: record.next_timer for record in there}
     for record in there:
-        assert not record.over or record.wakes_at == record.deadline
+        assert not record.over or record.next_timer == record.deadline
     for agent in site.agents:
         await agent.stop()
     while there:
@@ -98,7 +98,7 @@ def fire(site: Deployment, host: HostRecord) -> None:
 
 async def test_a_bus_whose_clock_is_ahead_delays_no_recheck(site: Deployment) -> None:
     host = await trusted(site)
-    await site.advance(host.wakes_at - site.clock() - site.timing.skew_s)
+    await site.advance(host.next_timer - site.clock() - site.timing.skew_s)
     fire(site, host)
     await site.quiet()
     assert "rechecking" not in site.what("host", "h1")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import subjects
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
@@ -176,7 +176,7 @@ async def test_access_ends_by_itself_when_the_manager_is_gone(world: World, tmp_
 async def test_after_a_change_of_policy_the_whole_list_is_asked_for(site: Deployment) -> None:
     await site.admitted()
     since = len(site.events)
-    other = Policies(
+    other = LearnedPolicies(
         sgx=site.world.policies.sgx.replace(b'"min_isv_svn": 1', b'"min_isv_svn": 0'),
         host=site.world.policies.host,
         runtime=site.world.policies.runtime,
@@ -335,14 +335,14 @@ async def test_many_applications_start_at_once(site: Deployment) -> None:
     assert site.codes() == []
 
 
-def _poorer(policies: Policies) -> Policies:
+def _poorer(policies: LearnedPolicies) -> LearnedPolicies:
     """The same policies without the programs of /usr/bin."""
     runtime = json.loads(policies.runtime)
     runtime["digests"] = {path: known for path, known in runtime["digests"].items() if not path.startswith("/usr/bin")}
     document = json.dumps(runtime).encode()
     host = json.loads(policies.host)
     host["runtime_policy"] = policy_name(document)
-    return Policies(sgx=policies.sgx, host=json.dumps(host).encode(), runtime=document)
+    return LearnedPolicies(sgx=policies.sgx, host=json.dumps(host).encode(), runtime=document)
 
 
 async def test_a_mistyped_revocation_is_refused(site: Deployment) -> None:

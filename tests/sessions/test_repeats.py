@@ -106,8 +106,8 @@ async def test_an_outbox_that_goes_out_late_undoes_nothing(site: Deployment) -> 
     await site.until("host", "h1", "rechecked")
     await site.quiet()
     stood, waits = site.wire.snapshot("summaries"), dict(site.wire._schedules)
-    bus, vault = site.wire.connect(), site.world.vault
-    messages = SessionMessages(bus, vault)
-    await Outbox(bus, messages, CurrentSessions(bus, vault, messages), Intake(bus, site.clock)).publish(asked)
+    bus, cipher = site.wire.connect(), site.world.cipher
+    messages = SessionMessages(bus, cipher)
+    await Outbox(bus, messages, CurrentSessions(bus, cipher, messages), Intake(bus, site.clock)).publish(asked)
     assert site.wire.snapshot("summaries") == stood
     assert site.wire._schedules == waits

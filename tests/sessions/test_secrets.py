@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from attestgate.app_agent.step5_evidence import TlsKey
 from attestgate.manager.local.keyfiles import read_secret
-from attestgate.manager.records.vault import Vault
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Secret
 from attestgate.schemas.enrolment import RecheckNow, Revoke
@@ -36,9 +36,9 @@ def secrets_in(value: Any) -> Iterator[bytes]:
 def marked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Collects every secret that a record, a grant or an agent ever held."""
     found: list[bytes] = []
-    seal, generate = Vault.seal, TlsKey.generate.__func__  # type: ignore[attr-defined]
+    seal, generate = RecordCipher.seal, TlsKey.generate.__func__  # type: ignore[attr-defined]
 
-    def noting_seal(self: Vault, bucket: str, key: str, counter: int, record: BaseModel) -> bytes:
+    def noting_seal(self: RecordCipher, bucket: str, key: str, counter: int, record: BaseModel) -> bytes:
         found.extend(secrets_in(record))
         return seal(self, bucket, key, counter, record)
 
@@ -48,7 +48,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         found.append(key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return key
 
-    monkeypatch.setattr(Vault, "seal", noting_seal)
+    monkeypatch.setattr(RecordCipher, "seal", noting_seal)
     monkeypatch.setattr(TlsKey, "generate", classmethod(noting_generate))
     return found
 

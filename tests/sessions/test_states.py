@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, NoMove, State, Table, move
+from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, InvalidTransition, State, Table, move
 
 COLUMNS = [
     "HELLO",
@@ -76,7 +76,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "table", "state", "given", "to"), CASES, ids=lambda v: str(v)[:15])
 def test_every_state_and_every_input(name: str, table: Table, state: State, given: str, to: str | None) -> None:
     if to is None:
-        with pytest.raises(NoMove):
+        with pytest.raises(InvalidTransition):
             move(table, state, Input(given))
     else:
         assert move(table, state, Input(given)) == State(to)

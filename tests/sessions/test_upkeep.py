@@ -14,8 +14,8 @@ from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import ATTEMPTS
 from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.record_cipher import RecordCipher, epoch_of
 from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
-from attestgate.manager.records.vault import Vault, epoch_of
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
@@ -99,9 +99,9 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
         before = {key: await bucket.get(key) for key in await bucket.keys()}
         old = keys.read_text()
         assert add_epoch(keys) == 2
-        vault = Vault(StorageKeyFile(keys))
-        assert await seal_again(site.bus, vault) == len(before)
-        assert await seal_again(site.bus, vault) == 0
+        cipher = RecordCipher(StorageKeyFile(keys))
+        assert await seal_again(site.bus, cipher) == len(before)
+        assert await seal_again(site.bus, cipher) == 0
         for key in await bucket.keys():
             entry = await bucket.get(key)
             assert entry is not None
@@ -112,7 +112,7 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
         await site.order(RecheckNow(kind="host", id="h1"))
         await site.until("host", "h1", "rechecked", since=since)
         assert site.gateway.passes("a1")
-        now = Vault(StorageKeyFile(keys))
+        now = RecordCipher(StorageKeyFile(keys))
         for key, entry in before.items():
             assert entry is not None
             assert entry.value is not None
@@ -137,7 +137,7 @@ async def test_rotating_storage_keys_takes_no_last_word_from_a_session_that_is_o
             await site.order(Revoke(kind="app", id="a1", reason="test"))
             await site.quiet()
             add_epoch(keys)
-            await seal_again(site.bus, Vault(StorageKeyFile(keys)))
+            await seal_again(site.bus, RecordCipher(StorageKeyFile(keys)))
             assert site.gateway.passes("a1")
         for agent in agents:
             await agent.stop()

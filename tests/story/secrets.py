@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from attestgate.bus.client.nats import connect
 from attestgate.compose.local.stack import Stack
-from attestgate.manager.records.vault import StorageKeys, Vault
+from attestgate.manager.records.record_cipher import RecordCipher, StorageKeys
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Secret, parse_json
 from attestgate.schemas.binding import application_key
@@ -81,7 +81,7 @@ def key_files(stack: Stack) -> set[Path]:
 async def in_records(stack: Stack) -> Named:
     """What the live session records hold, opened with the storage key: K, session keys, channel secrets."""
     keys = stack.plan.keys / "manager" / "storage-keys.json"
-    vault = Vault(lambda: parse_json(StorageKeys, keys.read_bytes(), source=str(keys)))
+    cipher = RecordCipher(lambda: parse_json(StorageKeys, keys.read_bytes(), source=str(keys)))
     bus = await connect([stack.server.url], stack.plan.credentials("manager", "manager"))
     found: Named = {}
     try:
@@ -92,7 +92,7 @@ async def in_records(stack: Stack) -> Named:
             kind = kinds.get(key.split(".")[0])
             if kind is None or entry is None or entry.value is None:
                 continue
-            record = vault.open(kind, "sessions", key, entry.value)
+            record = cipher.open(kind, "sessions", key, entry.value)
             found |= {f"{key} {name}": secret.reveal() for name, secret in _within(record)}
             if isinstance(record, HostRecord) and record.k is not None:
                 derived = {session: application_key(record.k, session).reveal() for session in record.apps}

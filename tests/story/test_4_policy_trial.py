@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attestgate.compose.local.plan import POLICY_AUTHOR
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.local.recorded import CLEAN, CLEAN_ENTRIES
 from attestgate.compose.local.stack import Stack
 from attestgate.manager.local.keyfiles import read_identity
@@ -37,7 +37,7 @@ async def tried(stack: Stack, folder: Path, known: bytes) -> tuple[int, dict[str
     """Exit status and the one trial of `policy diff` with a signed set that knows what is on a list."""
     (folder / "list").write_bytes(known)
     author = read_identity(stack.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
-    (folder / "set.signed").write_bytes(pack(Policies.learn(folder / "list").command(author, version=2)))
+    (folder / "set.signed").write_bytes(pack(LearnedPolicies.learn(folder / "list").command(author, version=2)))
     status, output = await stack.command("policy", "diff", str(folder / "set.signed"), "--against", "hosts", "--json")
     (trial,) = json.loads(output)["trials"]
     return status, trial

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attestgate.manager.verification.ima.cache import Memory
-from attestgate.manager.verification.ima.measurement_list import Entry
-from attestgate.manager.verification.ima.replay import MAX_SHOWN, Reading
+from attestgate.manager.verification.ima.cache import VerdictCache
+from attestgate.manager.verification.ima.measurement_list import ListEntry
+from attestgate.manager.verification.ima.replay import MAX_SHOWN, ReplayPass
 from attestgate.manager.verification.ima.runtime_policy import Judgement, Known, LoadedPolicy
 from attestgate.manager.verification.tpm.quote import QuotedPcrs
 from attestgate.schemas.base import Reason, shown
@@ -39,7 +39,7 @@ def appraise_list(
     seconds. `room` bounds the unknown entries that the verdict names. Under a new policy the whole list must be judged
     again, from `Replay.start()`.
     """
-    reading = Reading(policy, before, quoted, room)
+    reading = ReplayPass(policy, before, quoted, room)
     reading.read(data)
     if host.runtime_policy != policy.sha256:
         reading.fault("policy.hash", "host policy", host.runtime_policy, policy.sha256, "load the policy it names")
@@ -58,7 +58,7 @@ def inspect_list(
     when a quote vouches for it.
     """
     host = HostPolicy(version=1, runtime_policy="00" * 32, accept_unjudged_boot=True, violations="accept")
-    reading = Reading(_Anything(), before, quoted)
+    reading = ReplayPass(_Anything(), before, quoted)
     reading.read(data)
     return _conclude(reading, host, golden, policy=None, at=at)
 
@@ -68,10 +68,10 @@ class _Anything:
 
     digests: Known = {}
 
-    def memory(self, bank: Bank) -> Memory:
-        return Memory()
+    def memory(self, bank: Bank) -> VerdictCache:
+        return VerdictCache()
 
-    def judge(self, entry: Entry) -> Judgement:
+    def judge(self, entry: ListEntry) -> Judgement:
         return "known"
 
     def nearest(self, path: bytes, size: int) -> str | None:
@@ -86,7 +86,7 @@ def _boot_state(quoted: QuotedPcrs | None, golden: Sequence[GoldenPcrs]) -> Boot
 
 
 def _conclude(
-    reading: Reading, host: HostPolicy, golden: Sequence[GoldenPcrs], *, policy: str | None, at: int
+    reading: ReplayPass, host: HostPolicy, golden: Sequence[GoldenPcrs], *, policy: str | None, at: int
 ) -> ListVerdict:
     """The verdict: faults, then what the host policy makes of the rest."""
     boot = _boot_state(reading.quoted, golden)
@@ -109,7 +109,7 @@ def _conclude(
     )
 
 
-def _findings(reading: Reading, host: HostPolicy, boot: BootState, golden: Sequence[GoldenPcrs]) -> list[Reason]:
+def _findings(reading: ReplayPass, host: HostPolicy, boot: BootState, golden: Sequence[GoldenPcrs]) -> list[Reason]:
     """What the policies do not accept in evidence that may well be genuine."""
     found: list[Reason] = []
 

@@ -16,7 +16,7 @@ TRIM_EVERY = 16_384
 """Entries after which a reader trims what it added: a list longer than all of the memory is not held whole."""
 
 
-class Memory:
+class VerdictCache:
     """What entries extend PCR 10 of one bank with: those known good in `known`, those excluded by it in `excluded`.
 
     Lists are judged in several threads at once. Looking up and adding are single operations on a dictionary; each

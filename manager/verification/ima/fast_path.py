@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 
-from attestgate.manager.verification.ima.measurement_list import HEADER, MAX_PATH, VIOLATION, ByteOrder, Entry, parse
+from attestgate.manager.verification.ima.measurement_list import (
+    HEADER,
+    MAX_PATH,
+    VIOLATION,
+    ByteOrder,
+    ListEntry,
+    parse,
+)
 
 _HEAD, _DIGEST = b"sha256:\0", 32
 _ENDINGS = {b"ima-ng": (b"", None), b"ima-sig": (bytes(4), b"")}
 """By template: what comes after the path (nothing, or the length of no signature), and the signature that this is."""
 
 
-def reader(order: ByteOrder) -> Callable[[bytes, int], Entry]:
+def reader(order: ByteOrder) -> Callable[[bytes, int], ListEntry]:
     """`parse` for one byte order: reads an entry out of its frame and its index. That raises Refusal (`ima.*`)."""
     sign, low = ("<", 24) if order == "little" else (">", 27)
     head = (len(_HEAD) + _DIGEST).to_bytes(4, order) + _HEAD
@@ -26,7 +33,7 @@ def reader(order: ByteOrder) -> Callable[[bytes, int], Entry]:
         start = Struct(f"{sign}I20s{4 + len(template) + 4}x{len(head)}s{_DIGEST}sI")
         shapes[template] = start.unpack_from, start.size, ending, signature
 
-    def read(frame: bytes, index: int) -> Entry:
+    def read(frame: bytes, index: int) -> ListEntry:
         name_end = HEADER + frame[low]
         template = frame[HEADER:name_end]
         shape = shapes.get(template)
@@ -41,6 +48,6 @@ def reader(order: ByteOrder) -> Callable[[bytes, int], Entry]:
             return parse(frame, index, order)
         hashed = frame[name_end + 4 :]
         fields = (index, pcr, template, listed, False, "sha256", digest, False, path[:-1], signature, None, hashed)
-        return tuple.__new__(Entry, fields)
+        return tuple.__new__(ListEntry, fields)
 
     return read

@@ -73,7 +73,7 @@ DIGEST_SIZES = {
 """Bytes of a file digest, by the kernel's name of its algorithm (crypto/hash_info.c)."""
 
 
-class Entry(NamedTuple):
+class ListEntry(NamedTuple):
     """One measurement (a named tuple: a third of the time of a frozen class, and lists are long).
 
     `number` counts from 0 over the whole list. `template_hash` is what the list says and `hashed` what it must be the
@@ -145,7 +145,7 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
         index += 1
 
 
-def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
+def parse(frame: bytes, index: int, order: ByteOrder) -> ListEntry:
     """Read one entry out of its frame. Raises Refusal (`ima.*`) for anything that the kernel does not write.
 
     All in one function, for this is where judging a new list spends its time.
@@ -189,19 +189,19 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> Entry:
     path = path[:-1]
     # half the time that calling the class takes
     return tuple.__new__(
-        Entry,
+        ListEntry,
         (index, pcr, template, template_hash, violation, algorithm, digest, verity, path, signature, buffer, hashed),
     )
 
 
-def entries(data: bytes, *, first: int = 0) -> Iterator[Entry]:
+def entries(data: bytes, *, first: int = 0) -> Iterator[ListEntry]:
     """Every entry of a binary list; `first` is the index of the first one. Raises Refusal (`ima.*`)."""
     order = byte_order(data, first=first)
     for index, frame in enumerate(frames(data, order, first=first), first):
         yield parse(frame, index, order)
 
 
-def replay(before: Replay, measured: Iterable[Entry]) -> Replay:
+def replay(before: Replay, measured: Iterable[ListEntry]) -> Replay:
     """PCR 10 after more entries, in each bank that `before` has. Entries of other PCRs count but do not extend it."""
     values = {bank: bytes.fromhex(value) for bank, value in before.pcr10.items()}
     count = before.entries

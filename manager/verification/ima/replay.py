@@ -11,11 +11,11 @@ from hashlib import sha1 as _sha1
 from itertools import islice
 from typing import Protocol
 
-from attestgate.manager.verification.ima.cache import MAX_KEPT, TRIM_EVERY, Memory
+from attestgate.manager.verification.ima.cache import MAX_KEPT, TRIM_EVERY, VerdictCache
 from attestgate.manager.verification.ima.fast_path import reader
 from attestgate.manager.verification.ima.measurement_list import (
     BANK_HASHES,
-    Entry,
+    ListEntry,
     byte_order,
     entries,
     frames,
@@ -34,7 +34,7 @@ _ROOM_OF_ONE = 250
 """Bytes that an unknown entry takes beside its path."""
 
 
-class Rules(Protocol):
+class ReplayRules(Protocol):
     """What a list is judged by."""
 
     @property
@@ -42,11 +42,11 @@ class Rules(Protocol):
         """Known digests by path: what most entries are known by."""
         ...
 
-    def memory(self, bank: Bank) -> Memory:
+    def memory(self, bank: Bank) -> VerdictCache:
         """Entries judged good before by these rules, while PCR 10 of this bank was replayed."""
         ...
 
-    def judge(self, entry: Entry) -> Judgement:
+    def judge(self, entry: ListEntry) -> Judgement:
         """Whether an entry that is no violation is known good."""
         ...
 
@@ -55,13 +55,13 @@ class Rules(Protocol):
         ...
 
 
-class Reading:
+class ReplayPass:
     """What one pass counted, found unknown and found wrong.
 
     One bank is replayed entry by entry: the quoted one, or else the first of `before`. The others follow at the end.
     """
 
-    def __init__(self, rules: Rules, before: Replay, quoted: QuotedPcrs | None, room: int = MAX_SHOWN) -> None:
+    def __init__(self, rules: ReplayRules, before: Replay, quoted: QuotedPcrs | None, room: int = MAX_SHOWN) -> None:
         self.quoted = quoted
         self.entries = before.entries
         self.anchored = self.violations = self.excluded = self.unknown_entries = 0
@@ -123,7 +123,7 @@ class Reading:
             return banks[0], None
         return self.quoted.bank, self.quoted.values[IMA_PCR]
 
-    def _first_time(self, frame: bytes, index: int, parse: Callable[[bytes, int], Entry]) -> bytes:
+    def _first_time(self, frame: bytes, index: int, parse: Callable[[bytes, int], ListEntry]) -> bytes:
         """What an entry not known to be good extends PCR 10 with (nothing if it is not of PCR 10), once judged."""
         if self._excluded and (template := self._excluded.get(frame)):
             self.excluded += 1
@@ -141,26 +141,26 @@ class Reading:
             return self._violated(entry) if entry.violation else self._misfit(entry, template)
         if path == BOOT_AGGREGATE:
             self._judge_boot_aggregate(entry)
-        # The algorithm's name is not compared: another one's digest of that value would be a second preimage.
+        # The algorithm's name is not compared: to meet a known value by another one takes a second preimage.
         elif entry.digest in self._digests_of(path, ()) and entry.buffer is None and len(frame) <= MAX_KEPT:
             self._known[frame] = template  # most entries, so without a detour
         else:
             self._judge(frame, entry, template)
         return template
 
-    def _violated(self, entry: Entry) -> bytes:
+    def _violated(self, entry: ListEntry) -> bytes:
         """Its path is not covered by any hash, so no exclude pattern may speak for it."""
         self.first_violation = entry.number if not self.violations else self.first_violation
         self.violations += 1
         return entry.extends(self._bank)
 
-    def _misfit(self, entry: Entry, template: bytes) -> bytes:
+    def _misfit(self, entry: ListEntry, template: bytes) -> bytes:
         recomputed = entry.extends("sha1").hex()
         action = "the list was changed in transit: send the kernel's own"
         self.fault("ima.template_hash", _where(entry), entry.template_hash.hex(), recomputed, action)
         return template
 
-    def _judge(self, frame: bytes, entry: Entry, template: bytes) -> None:
+    def _judge(self, frame: bytes, entry: ListEntry, template: bytes) -> None:
         """By the rules; what they accept is remembered."""
         judgement = self._rules.judge(entry)
         if judgement == "unknown":
@@ -171,7 +171,7 @@ class Reading:
             kept = self._known if judgement == "known" else self._excluded
             kept[frame] = template
 
-    def _judge_boot_aggregate(self, entry: Entry) -> None:
+    def _judge_boot_aggregate(self, entry: ListEntry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""
         self._started = self._started or entry.number == 0
         quoted = self.quoted.boot_aggregate(entry.algorithm) if self.quoted else None
@@ -183,7 +183,7 @@ class Reading:
             action = "send the list and the quote of one host and one boot"
             self.fault("ima.boot_aggregate", _where(entry), quoted.hex(), entry.digest.hex(), action)
 
-    def _note_unknown(self, entry: Entry) -> None:
+    def _note_unknown(self, entry: ListEntry) -> None:
         self.unknown_entries += 1
         if self._room <= 0:
             return
@@ -234,5 +234,5 @@ def _values(banks: dict[Bank, str]) -> str:
     return ", ".join(f"{bank} {value}" for bank, value in banks.items())
 
 
-def _where(entry: Entry) -> str:
+def _where(entry: ListEntry) -> str:
     return f"measurement list, entry {entry.number}, {shown(readable(entry.path))}"

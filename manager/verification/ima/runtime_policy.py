@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Protocol
 import re2
 from pydantic import Field, StringConstraints
 
-from attestgate.manager.verification.ima.cache import Memory
+from attestgate.manager.verification.ima.cache import VerdictCache
 from attestgate.manager.verification.ima.keyrings import Keys, is_key, read_keys, signed
-from attestgate.manager.verification.ima.measurement_list import Entry
+from attestgate.manager.verification.ima.measurement_list import ListEntry
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey, opened
 from attestgate.schemas.base import Model, Refusal, parse_json
 from attestgate.schemas.host_policy import Bank
@@ -98,13 +98,13 @@ class LoadedPolicy:
     ignored_keyrings: frozenset[bytes]
     excludes: Pattern | None
     keys: Keys
-    _memories: dict[Bank, Memory] = field(default_factory=dict)
+    _memories: dict[Bank, VerdictCache] = field(default_factory=dict)
 
-    def memory(self, bank: Bank) -> Memory:
+    def memory(self, bank: Bank) -> VerdictCache:
         """The memory of entries judged good while PCR 10 of this bank was replayed."""
-        return self._memories.setdefault(bank, Memory())
+        return self._memories.setdefault(bank, VerdictCache())
 
-    def judge(self, entry: Entry) -> Judgement:
+    def judge(self, entry: ListEntry) -> Judgement:
         """An entry that is no violation: by digest under its path, then by exclude pattern, then by signature."""
         if entry.buffer is not None:
             return self._judge_buffer(entry, entry.buffer)
@@ -112,12 +112,12 @@ class LoadedPolicy:
             return "known"
         if self.excluded(entry.path):
             return "excluded"
-        # A version-2 signature does not say of which kind its digest is: taken for an fs-verity digest too, it would
+        # A version-2 signature does not say of which kind its digest is: taken for an fs-verity digest too, it could
         # vouch for a file that nobody signed.
         by_signature = not entry.verity and signed(self.keys, entry.signature or b"", entry.algorithm, entry.digest)
         return "known" if by_signature else "unknown"
 
-    def _judge_buffer(self, entry: Entry, buffer: bytes) -> Judgement:
+    def _judge_buffer(self, entry: ListEntry, buffer: bytes) -> Judgement:
         """A key that was loaded by its keyring's digests, any other buffer by its name's, as Keylime does."""
         # The template hash covers digest and buffer without saying that they belong together: stops a known digest
         # beside another buffer.
@@ -176,7 +176,7 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
 
 
 def learn(
-    lists: Iterable[Iterable[Entry]],
+    lists: Iterable[Iterable[ListEntry]],
     *,
     files: Iterable[tuple[bytes, bytes]] = (),
     add_to: RuntimePolicy | None = None,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from secrets import token_hex
 
 from attestgate.bus.api import Bus, Conflict
-from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.check import check, decisions
 from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.intake import Intake
-from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.audit import Decision
@@ -21,8 +21,8 @@ async def decided(bus: Bus, world: World, at: int) -> list[Decision]:
     """Every decision, in the tree's order, once the log verifies; a worker that waits for none takes in the last."""
     key = read_identity(world.keys / "manager" / "identity.pem")
     signers = {key.public_key().public_bytes_raw()}
-    memory = Memory(world.folder / "auditor" / token_hex(8))
-    telling = Telling("auditor", _complain)
+    memory = LastHead(world.folder / "auditor" / token_hex(8))
+    telling = Alarms("auditor", _complain)
     log = DecisionLog(
         bus, Intake(bus, lambda: at), memory, key, signers, origin_of("test.example"), telling, lambda: at
     )

@@ -9,15 +9,15 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus.api import Bus, Conflict, Stored
+from attestgate.bus.api import Bus, Conflict, StoredMessage
 from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.layout import LOG
-from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import LogCopy, read_log
 from attestgate.manager.audit.intake import Intake, subject_of
-from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.schemas.audit import Admitted, Decision, sign_decision
 from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
@@ -39,8 +39,8 @@ class Keeper:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.news = asyncio.Event()
         self.intake = Intake(bus, lambda: self.at)
-        self.memory = Memory(folder / "decision-log.json")
-        telling = Telling("w", self._emit)
+        self.memory = LastHead(folder / "decision-log.json")
+        telling = Alarms("w", self._emit)
         origin = origin_of("test.example")
         self.log = DecisionLog(bus, self.intake, self.memory, key, set(signers), origin, telling, lambda: self.at)
 
@@ -93,10 +93,10 @@ async def codes(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
     return [finding.code for finding in check(await copied(bus), SIGNERS, since, at)]
 
 
-async def rewrite(bus: NatsBus, messages: Sequence[Stored | tuple[str, bytes]]) -> None:
+async def rewrite(bus: NatsBus, messages: Sequence[StoredMessage | tuple[str, bytes]]) -> None:
     """What the bus's operator can do: the stream as he likes it, its sequences from 1."""
     await bus.jetstream.delete_stream(LOG.name)
     await ensure(bus)
     for message in messages:
-        subject, data = (message.subject, message.data) if isinstance(message, Stored) else message
+        subject, data = (message.subject, message.data) if isinstance(message, StoredMessage) else message
         await bus.publish(subject, data)

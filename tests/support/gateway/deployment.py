@@ -16,7 +16,7 @@ from attestgate.bus.api import Bus, BusError
 from attestgate.bus.subjects import inbound
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
-from attestgate.schemas.admission import Applied, Statement, Withdrawal, open_report, post
+from attestgate.schemas.admission import AppliedStatement, Statement, Withdrawal, open_report, post
 from attestgate.schemas.settings import BusSettings, GatewaySettings
 from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
 
@@ -72,13 +72,13 @@ class Deployment:
         await self.say(Withdrawal(key=key, issued_at=now, until=now + 300, sequence=sequence, reason="app.revoked"))
         await self.reported(key, "withdrawn", sequence)
 
-    def reports(self) -> list[Applied]:
+    def reports(self) -> list[AppliedStatement]:
         gateways = {self.identity.public_key().public_bytes_raw()}
         assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
         return [item for _, data in self.bus.published for item in open_report(data, gateways).applied]
 
-    async def reported(self, key: str, state: str, sequence: int) -> Applied:
-        found: list[Applied] = []
+    async def reported(self, key: str, state: str, sequence: int) -> AppliedStatement:
+        found: list[AppliedStatement] = []
         while not (found := [r for r in self.reports() if (r.key, r.state, r.sequence) == (key, state, sequence)]):
             self.bus.heard.clear()
             async with asyncio.timeout(15):

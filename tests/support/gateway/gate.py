@@ -27,7 +27,7 @@ from attestgate.compose.sdn.controller import serve
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
-from attestgate.manager.pki.issue import Issued, issue, issue_server
+from attestgate.manager.pki.issue import IssuedCertificate, issue, issue_server
 from attestgate.schemas.admission import ALL, HostLease, Lease
 from attestgate.schemas.base import Secret
 from attestgate.schemas.nginx import NginxConfig
@@ -71,7 +71,9 @@ class Upstream:
 class Client:
     """An application's end: a key, its certificate, and a client that keeps one connection."""
 
-    def __init__(self, gate: Gate, chain: str, key: ec.EllipticCurvePrivateKey, issued: Issued | None = None) -> None:
+    def __init__(
+        self, gate: Gate, chain: str, key: ec.EllipticCurvePrivateKey, issued: IssuedCertificate | None = None
+    ) -> None:
         self.issued = issued
         path = gate.folder / f"client-{len(gate.clients)}.pem"
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -131,7 +133,9 @@ class Gate:
         )
         return self.with_certificate(issued.chain, key, issued)
 
-    def with_certificate(self, chain: str, key: ec.EllipticCurvePrivateKey, issued: Issued | None = None) -> Client:
+    def with_certificate(
+        self, chain: str, key: ec.EllipticCurvePrivateKey, issued: IssuedCertificate | None = None
+    ) -> Client:
         client = Client(self, chain, key, issued)
         self.clients.append(client)
         return client

@@ -27,11 +27,11 @@ from attestgate.bus.client.setup import ensure
 from attestgate.bus.operator import order
 from attestgate.enclave.simulated import pccs
 from attestgate.host_agent.main import HostAgent
+from attestgate.manager.assembly import assemble
 from attestgate.manager.gateway.ledger import Ledger
 from attestgate.manager.gateway.reports import Telling
 from attestgate.manager.handlers.worker import Worker
-from attestgate.manager.main import assemble
-from attestgate.schemas.admission import BUCKET, Applied, Lease, open_posted
+from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
@@ -128,7 +128,7 @@ class Fleet:
                 continue
             statement, now = open_posted(entry.key, entry.value, managers), int(time.time())
             if ledger.take(statement, now) and isinstance(statement, Lease):
-                applied = Applied(
+                applied = AppliedStatement(
                     key=statement.key,
                     state="admitted",
                     sequence=statement.sequence,

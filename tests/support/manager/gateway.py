@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.memory.server import MemoryBus
 from attestgate.manager.gateway.ledger import Ledger
-from attestgate.schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
+from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal
 from tests.support.manager.wire import Clock
 from tests.support.manager.world import GATEWAY
@@ -37,7 +37,7 @@ class Gateway:
             if isinstance(statement, Lease):
                 self.leases.append(statement)
             if changed and isinstance(statement, Lease):
-                applied = Applied(
+                applied = AppliedStatement(
                     key=statement.key,
                     state="admitted",
                     sequence=statement.sequence,

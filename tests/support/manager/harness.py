@@ -23,10 +23,10 @@ from attestgate.bus.memory.stream import MemoryConsumer
 from attestgate.enclave.simulated import pccs
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.host_agent.main import HostAgent
+from attestgate.manager.assembly import assemble
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import Worker
-from attestgate.manager.main import assemble
-from attestgate.manager.policy.registry import operators_from
+from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import pack
 from attestgate.schemas.enrolment import (
     Action,
@@ -35,7 +35,6 @@ from attestgate.schemas.enrolment import (
     Enrol,
     GatewayEnrolment,
     HostEnrolment,
-    Operator,
     Placement,
 )
 from attestgate.schemas.events import Event
@@ -149,10 +148,10 @@ class Deployment(Witness):
         return worker
 
     @property
-    def operators(self) -> list[Operator]:
+    def signers(self) -> Signers:
         """Whose commands the workers take."""
         settings = self.world.manager_settings(self.folder, "any", self.timing, self.suite)
-        return operators_from(settings.operators)
+        return Signers(settings.operators)
 
     def add_worker(self) -> Worker:
         """One more worker."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from attestgate.bus.api import Stored
+from attestgate.bus.api import StoredMessage
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.bus.memory.server import MemoryBus, MemoryDelivery
 
@@ -71,7 +71,7 @@ class MortalBus:
     async def listen(self, subject: str, handler: Callable[..., Any]) -> Any:
         return await self._bus.listen(subject, handler)
 
-    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[Stored], bool]:
+    async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         self._counter.count(reads=True)
         return await self._bus.page(stream, after, pattern)
 

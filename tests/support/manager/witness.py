@@ -83,7 +83,7 @@ class Witness:
         entry = await self.bus.bucket("sessions").get(key)
         assert entry is not None
         assert entry.value is not None
-        return self.world.vault.open(kind, "sessions", key, entry.value)
+        return self.world.cipher.open(kind, "sessions", key, entry.value)
 
     async def records(self, kind: type[R]) -> list[R]:
         """All records of a kind, oldest first."""

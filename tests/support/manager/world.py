@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.local.recorded import FOLDER
 from attestgate.enclave.api import KeyPolicy
 from attestgate.enclave.simulated import authority, platform
@@ -14,8 +14,8 @@ from attestgate.enclave.simulated.platform import Platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment
+from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.storage_keys import StorageKeyFile
-from attestgate.manager.records.vault import Vault
 from attestgate.schemas.base import Secret
 from attestgate.schemas.settings import (
     AttestationSettings,
@@ -70,7 +70,7 @@ class World:
         for name in ("machine-a", "machine-b"):
             platform.create(folder / name, self.authority)
             self.machines[name] = Platform(folder / name)
-        self.policies = Policies.learn(LISTS / "clean.bin")
+        self.policies = LearnedPolicies.learn(LISTS / "clean.bin")
         self.salt = read_secret(self.keys / "manager" / "salt").reveal()
         self.public = json.loads((self.keys / "public.json").read_text())
         self.operator = read_identity(self.keys / "operators" / f"{OPERATOR}.pem")
@@ -84,7 +84,7 @@ class World:
             program="tests.support.manager.program",
         )
         keys = self.keys / "manager" / "storage-keys.json"
-        self.vault = Vault(StorageKeyFile(keys))
+        self.cipher = RecordCipher(StorageKeyFile(keys))
 
     def ppid(self, machine: str) -> str:
         """A machine as an operator enrols it."""

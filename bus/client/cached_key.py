@@ -19,7 +19,7 @@ KEPT_S = 1.0
 RETRY_S = 1.0
 
 
-class Recent:
+class CachedKey:
     """Reads one key. `clock` is in seconds, and never goes back."""
 
     def __init__(self, bucket: Bucket, key: str, clock: Callable[[], float] = time.monotonic) -> None:

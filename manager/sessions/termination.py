@@ -8,9 +8,9 @@ from pydantic import JsonValue
 
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
+from attestgate.manager.sessions.inter_session import HostLost, Order, RevokedCertificate
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import Input, State
-from attestgate.manager.sessions.work import HostLost, Order, Revoked
 from attestgate.schemas import audit
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Reason
@@ -27,16 +27,16 @@ TOLD: dict[State, SessionWhat] = {
 """The event of each end."""
 
 
-def end(
+def terminate(
     draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason], result: AppraisalResult | None = None
 ) -> None:
     """Take the table's step into an end; a `result` may be what ended it.
 
-    Raises NoMove where the state does not know this input.
+    Raises InvalidTransition where the state does not know this input.
     """
     hello = draft.record.handshake.hello if draft.record.handshake else None
     state = draft.move(given)
-    draft.set(reasons=list(reasons), unheard=[])
+    draft.set(reasons=list(reasons), unacknowledged=[])
     if draft.record.channel is not None:
         draft.say("ended", Ended(state=state, reasons=list(reasons)))
     elif hello is not None:
@@ -56,12 +56,12 @@ def end(
 
 
 def revoke(record: R, context: Context, order: Order) -> R:
-    """The session after an operator's revocation. Raises NoMove if it is over."""
+    """The session after an operator's revocation. Raises InvalidTransition if it is over."""
     return _ordered(record, context, Input.REVOKE, "revoke", order.reasons)
 
 
 def supersede(record: R, context: Context, order: Order) -> R:
-    """The session after a newer one of its subject is trusted. Raises NoMove if it is over."""
+    """The session after a newer one of its subject is trusted. Raises InvalidTransition if it is over."""
     return _ordered(record, context, Input.SUPERSEDE, "supersede", order.reasons)
 
 
@@ -73,19 +73,19 @@ def replace_unfinished(record: R, context: Context, order: Order) -> R:
 
 
 def lose_host(record: AppRecord, context: Context, lost: HostLost) -> AppRecord:
-    """The application session after its host's is over. Raises NoMove if it is over."""
+    """The application session after its host's is over. Raises InvalidTransition if it is over."""
     return _ordered(record, context, Input.HOST_LOST, "host-lost", lost.reasons)
 
 
 def _ordered(record: R, context: Context, given: Input, step: str, reasons: list[Reason]) -> R:
     draft = Draft(record, context)
-    end(draft, given, step, reasons)
+    terminate(draft, given, step, reasons)
     return draft.finish()
 
 
-def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Sequence[Reason]) -> audit.Ended:
+def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Sequence[Reason]) -> audit.EndedFact:
     """The end as the decision log has it."""
-    return audit.Ended(
+    return audit.EndedFact(
         state=state,
         step=step,
         reasons=list(reasons)[: audit.MAX_REASONS],
@@ -114,7 +114,7 @@ def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence
     """What the session was leased, and a place in the revocation list: nobody else gets these certificates in use."""
     for issuer, serial in _held(record):
         withdraw(draft, f"cert.{serial}", _code(reasons))
-        revoked = Revoked(issuer=issuer, serial=serial, at=draft.context.now, state=record.state)
+        revoked = RevokedCertificate(issuer=issuer, serial=serial, at=draft.context.now, state=record.state)
         draft.work("app", record.session, "revoked-certificate", revoked)
 
 

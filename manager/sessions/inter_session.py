@@ -6,10 +6,10 @@ from attestgate.schemas.base import Bytes64, Id, Model, Reason, Seconds, Session
 from attestgate.schemas.messages import PublicKey
 
 WORK = "work"
-"""In the place of a bucket's name, where the vault seals what is under way."""
+"""In the place of a bucket's name, where the cipher seals what is under way."""
 
 
-class Work(Model):
+class SessionMessage(Model):
     """A message under way: one of the models below, packed. Which one, its subject says."""
 
     data: bytes
@@ -50,7 +50,7 @@ class Order(Model):
     reasons: list[Reason]
 
 
-class Revoked(Model):
+class RevokedCertificate(Model):
     """A session that is over, to the revocation list: its certificate, and under which CA (subject key identifier)."""
 
     issuer: str
@@ -59,7 +59,7 @@ class Revoked(Model):
     state: str
 
 
-class Applied(Model):
+class AppliedAtGateway(Model):
     """A gateway's report to one application session: nginx admits this serial."""
 
     gateway: Id

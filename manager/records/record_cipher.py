@@ -24,16 +24,16 @@ _NONCE = bytes(12)
 """A constant nonce: the salt makes each key new."""
 
 
-Epoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
+KeyEpoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
 class StorageKeys(Model):
     """The storage keys file: epoch number to key. Held by manager workers only, mode 0600."""
 
-    epochs: Annotated[dict[Epoch, Hex32], Field(min_length=1)]
+    epochs: Annotated[dict[KeyEpoch, Hex32], Field(min_length=1)]
 
 
-class Stored(Model):
+class SealedRecord(Model):
     """A sealed record. In the bucket it is an array: names would be a tenth of it."""
 
     epoch: int
@@ -61,7 +61,7 @@ class Stored(Model):
             ) from None
 
 
-class Vault:
+class RecordCipher:
     """Seals and opens the records of a bucket (envelope encryption).
 
     `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
@@ -87,10 +87,10 @@ class Vault:
     def seal(self, bucket: str, key: str, counter: int, record: BaseModel) -> bytes:
         """A record's bytes for the bucket. `counter` is the record's own revision."""
         salt, epoch = token_bytes(32), self.newest
-        cipher = self._cipher(epoch, bucket, key, salt)
+        cipher = self._aead(epoch, bucket, key, salt)
         plaintext = msgpack.packb(record.model_dump(exclude_defaults=True))  # there are many, and most of it is at rest
         ciphertext = cipher.encrypt(_NONCE, plaintext, canonical("record data", bucket, key, counter))
-        return Stored(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
+        return SealedRecord(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
         """The record. Raises Refusal `record.open`: one that does not open is as good as absent.
@@ -98,12 +98,12 @@ class Vault:
         The bus may return an older record of the same key, and it opens. That gains nothing: a lease counts from its
         question, and a gateway takes rising sequences only.
         """
-        stored = Stored.read(data)
+        stored = SealedRecord.read(data)
         # The epoch is not authenticated: a false one names a key that does not open the record.
         if stored.epoch not in self._keys:
             self._refresh()
         try:
-            cipher = self._cipher(stored.epoch, bucket, key, stored.salt)
+            cipher = self._aead(stored.epoch, bucket, key, stored.salt)
             plaintext = cipher.decrypt(_NONCE, stored.ciphertext, canonical("record data", bucket, key, stored.counter))
         except (InvalidTag, KeyError):
             raise Refusal.because(
@@ -115,7 +115,7 @@ class Vault:
             ) from None
         return unpack(kind, plaintext)
 
-    def _cipher(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
+    def _aead(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
         return AESGCM(derive(self._keys[epoch], canonical("record", bucket, key), 32, salt))
 
 
@@ -124,4 +124,4 @@ def epoch_of(data: bytes) -> int:
 
     A bus that lies about it keeps a record from being sealed again: it is lost with its epoch, as if deleted.
     """
-    return Stored.read(data).epoch
+    return SealedRecord.read(data).epoch

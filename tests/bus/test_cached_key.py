@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from attestgate.bus.api import BusError, Entry
-from attestgate.bus.client import recent
-from attestgate.bus.client.recent import KEPT_S, Recent
+from attestgate.bus.client import cached_key
+from attestgate.bus.client.cached_key import KEPT_S, CachedKey
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.bus.memory.server import MemoryServer
 
@@ -54,7 +54,7 @@ class Setting:
         self.bucket = MemoryServer().connect().bucket("policies")
         self.counted: Any = Counted(self.bucket)
         self.at = 0.0
-        self.recent = Recent(self.counted, "manifest", lambda: self.at)  # type: ignore[arg-type]
+        self.recent = CachedKey(self.counted, "manifest", lambda: self.at)  # type: ignore[arg-type]
 
     async def value(self) -> bytes | None:
         entry = await self.recent.get()
@@ -141,7 +141,7 @@ async def test_a_bus_that_does_not_answer_is_noticed(setting: Setting) -> None:
 
 
 async def test_a_watch_that_is_cut_off_is_taken_up_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "RETRY_S", 0.0)
+    monkeypatch.setattr(cached_key, "RETRY_S", 0.0)
     setting.counted.cut = True
     async with setting.followed():
         while setting.counted.watches < 3:
