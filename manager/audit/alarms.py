@@ -24,7 +24,7 @@ class Alarms:
         self._emit = emit
 
     async def inconsistent(self, reasons: Sequence[Reason]) -> None:
-        """The head on the bus does not go on from the one seen before."""
+        """The head on the bus does not extend the one seen before."""
         log.error("decision log inconsistent", reasons=[reason.sentence() for reason in reasons])
         await _sent(self._emit("manager", self._worker, "log-inconsistent", reasons=plain(reasons)))
 

@@ -1,4 +1,4 @@
-"""What is wrong with a decision log: every finding named, from the signed head down to single entries.
+"""What is wrong with a decision log: each finding by name, from the signed head down to single entries.
 
 The head vouches for the leaf hashes, they for the entries. The stream may have lost its oldest entries, to its limits;
 what it holds must be the rest of the tree, in its order, whole. What comes after the head's cursor is not in it yet.

@@ -34,9 +34,9 @@ LINGER_MS = 50
 LOOK_S = 2.0
 """How often a worker without entries of its own looks: another may have died before it took in its last."""
 CERTAIN = 2
-"""Looks in a row that must find the same trouble: a cluster between two leaders may show an older head once."""
+"""Consecutive looks that must find the same problem: a cluster between two leaders may show an older head once."""
 TELL_EVERY = 30
-"""Looks after which a trouble that lasts is reported again."""
+"""Looks after which a problem that lasts is reported again."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Status:
 
 
 class DecisionLog:
-    """One worker's hand on the log. `signers`: whose heads and entries are believed, its own identity among them."""
+    """One worker's part in the log. `signers`: whose heads and entries are trusted, its own identity among them."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class DecisionLog:
         await asyncio.sleep((LINGER_MS + randbelow(LINGER_MS)) / 1000)
 
     async def _follow(self) -> None:
-        """Take note of a newer head, if it goes on from the one seen before. Raises Refusal (`log.*`), BusError."""
+        """Take over a newer head, if it extends the one seen before. Raises Refusal (`log.*`), BusError."""
         entry = await self._bucket.get(HEAD)
         seen = self._memory.seen
         if entry is None or entry.value is None:
@@ -179,7 +179,7 @@ class DecisionLog:
             raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
 
     async def _append(self, page: list[StoredMessage]) -> None:
-        """Let the tree grow by the entries of a page. Raises Conflict, BusError."""
+        """Append the entries of a page to the tree. Raises Conflict, BusError."""
         leaves = await self._entries(page)
         rest = await put_tiles(self._bucket, self._head, self._memory.seen.size)
         frontier, cursor = self._memory.seen.frontier.extended(leaves), page[-1].sequence

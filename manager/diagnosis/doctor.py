@@ -1,6 +1,6 @@
-"""`attestgate doctor`: what a deployment needs beside its settings, looked at one by one, each with what to do.
+"""`attestgate doctor`: the prerequisites of a deployment, checked one by one, each with a remedy.
 
-Every check looks and changes nothing. What could not be looked at is a finding, not a pass.
+Every check is read-only. What could not be checked is a finding, not a pass.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT_CRL = "/sgx/certification/v4/rootcacrl"
 
 
 class Finding(Model):
-    """One thing looked at. `action` says what to do where it is not as it should be."""
+    """The result of one check. `action` says what to do where it is not good."""
 
     check: str
     good: bool
@@ -90,7 +90,7 @@ def _rights(rights: Rights) -> Finding:
 
 
 async def pccs(url: str) -> list[Finding]:
-    """Whether the attestation service answers, and what time it has."""
+    """Whether the attestation service answers, and how far its clock is off."""
     try:
         async with httpx.AsyncClient(timeout=5.0, trust_env=False) as http:
             answer = await http.get(url + ROOT_CRL)
@@ -111,7 +111,7 @@ async def pccs(url: str) -> list[Finding]:
 
 
 def pki(settings: ManagerSettings) -> Finding:
-    """Whether the issuing CA can be used, and for how long."""
+    """Whether the issuing CA can be loaded, and when it expires."""
     try:
         authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     except Refusal as refusal:
@@ -258,16 +258,16 @@ def identity(path: Path) -> Finding:
 
 
 async def of_manager(settings: ManagerSettings) -> list[Finding]:
-    """A manager worker's needs."""
+    """The checks of a manager worker."""
     service = await pccs(settings.attestation.pccs_url)
     return [*await bus(settings.bus, "manager"), identity(settings.identity), pki(settings), *service]
 
 
 async def of_gateway(settings: GatewaySettings) -> list[Finding]:
-    """A gateway worker's needs."""
+    """The checks of a gateway worker."""
     return [*await bus(settings.bus, "gateway"), identity(settings.identity), *await nginx(settings)]
 
 
 async def of_host(settings: HostSettings) -> list[Finding]:
-    """A host agent's needs."""
+    """The checks of a host agent."""
     return [*await bus(settings.bus, "host"), *await asyncio.to_thread(lambda: list(host(settings)))]

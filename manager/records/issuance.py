@@ -79,7 +79,7 @@ class Certificates:
         )
 
     async def revoked(self, entry: RevokedCertificate) -> None:
-        """Have a certificate in its issuer's list. Raises BusError."""
+        """Add a certificate to its issuer's revocation list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:
             log.warning("revocation ignored: the CA is no longer loaded", issuer=entry.issuer)
@@ -119,7 +119,7 @@ class Certificates:
 
 
 def _readable(issuer: Issuer, der: bytes | None) -> list[x509.CertificateRevocationList]:
-    """A list that this CA signed, if that is what there is."""
+    """The list, if this CA signed it."""
     if der is None:
         return []
     try:

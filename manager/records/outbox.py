@@ -1,6 +1,6 @@
-"""The transactional outbox: sends what a record says is to be sent, after the record is stored.
+"""The transactional outbox: sends the messages that a record holds, after the record is stored.
 
-Every entry may be sent twice: its id, or what it is, makes that harmless.
+Every entry may be sent twice: its message id, or that it is idempotent, makes that harmless.
 """
 
 from __future__ import annotations

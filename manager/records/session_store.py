@@ -117,7 +117,7 @@ class SessionStore:
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
-        """Clear a session away that has long been over: its summary, and last its record."""
+        """Delete a session that ended long ago: its summary, then its record."""
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
 

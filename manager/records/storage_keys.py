@@ -1,4 +1,4 @@
-"""Storage keys come and go in epochs: add one, seal the records again under it, destroy the others.
+"""Rotation of the storage keys, in epochs: add one, seal the records again under it, destroy the others.
 
 Once an epoch's key is destroyed, whatever the bus kept of its records stays closed: that is what forward secrecy of
 stored sessions rests on. Where workers run on several machines, hand each the new file before sealing again.

@@ -1,6 +1,6 @@
 """One pass over a measurement list: every entry judged, PCR 10 replayed, what is wrong noted.
 
-This is the loop that a fleet's cost hangs on. An entry that was judged good before, under the same policy, is looked
+This loop dominates a fleet's cost. An entry that was judged good before, under the same policy, is looked
 up by its bytes and only replayed; a new one is parsed, its template hash computed again, and judged.
 """
 
