@@ -128,7 +128,10 @@ async def _carry(http: httpx.AsyncClient, scope: Scope, receive: Receive, send: 
 
 
 def _target(scope: Scope) -> bytes:
-    """The target as received; of one in absolute form (RFC 9112, section 3.2.2), without scheme and authority."""
+    """The target as it came; in absolute form, as proxies get it (RFC 9112, section 3.2.2), less the authority.
+
+    Whatever host the command names, the request goes to the gateway: the connection is `base_url`'s.
+    """
     path: bytes = scope["raw_path"]
     if path.startswith(b"http://"):
         path = b"/" + path.removeprefix(b"http://").partition(b"/")[2]

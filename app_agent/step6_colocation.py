@@ -40,6 +40,7 @@ def read_key(session: AgentSession, enclave: Enclave, path: Path) -> Secret:
             action="mount the same data volume in the container and at the host's agent, under the enrolled index",
         ) from None
     key = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, blob), limit=MAX_KEY_FILE)
+    # T2 covers this session's evidence: a key file of an earlier session, put back, does not open.
     info = canonical("volume key", session.session, session.t2)
     k_app = Secret(session.open_for_me(info, key.ciphertext))
     with suppress(OSError):  # the folder may be writable for the host only

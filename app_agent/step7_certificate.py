@@ -45,13 +45,15 @@ def accept_certificate(message: Certificate, key: TlsKey, measured: Measured) ->
     except (ValueError, IndexError, x509.ExtensionNotFound) as error:
         raise _bad("a certificate chain in PEM with a URI name", type(error).__name__) from None
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    # The chain is not verified here: it came from the manager on the channel, and the gateway verifies it.
     if leaf.public_key().public_bytes(*spki) != key.private.public_key().public_bytes(*spki):
         raise _bad("a certificate for this enclave's key", "a certificate for another key")
     return Credential(message.serial, identity, ssl_context(key, message.chain, measured.gateway_ca))
 
 
 def ssl_context(key: TlsKey, chain: str, gateway_ca: str) -> ssl.SSLContext:
-    """A client context with the enclave's key. OpenSSL reads the key from memory, never from a disk."""
+    """A client context with the enclave's key. The key goes to OpenSSL through memory, never through a disk."""
+    # With `cadata` no system CA is loaded: the host's trust store has no say.
     context = ssl.create_default_context(cadata=gateway_ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

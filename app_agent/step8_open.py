@@ -45,9 +45,11 @@ def client(context: Callable[[], ssl.SSLContext], address: str, measured: Measur
     """An HTTP client for the gateway at `address` (host:port), which must prove the measured name."""
 
     async def name_gateway(request: httpx.Request) -> None:
+        # The server's certificate is checked against this measured name, wherever `address` leads.
         request.extensions = {**request.extensions, "sni_hostname": measured.gateway_name}
         request.headers["Host"] = measured.gateway_name
 
+    # trust_env=False: no proxy and no CA file out of environment variables.
     return httpx.AsyncClient(
         base_url=f"https://{address}",
         transport=RenewingTransport(context),

@@ -1,7 +1,8 @@
 """Sealed data: only this platform, and there only this code or code of its signer, can read it again.
 
 A sealed blob is magic (4 bytes) || salt (32) || AES-256-GCM ciphertext. Its key is HKDF-SHA512 of the sealing key under
-that fresh salt, so the nonce may be fixed: no key is used twice.
+that fresh salt, so the nonce may be fixed: no key is used twice. Sealing does not stop an old blob from being put back:
+what is sealed has to say itself which session it belongs to.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def hello(host: str, can_give: list[EvidenceKind]) -> HostHello:
     """A hello with a fresh random value, so that no older challenge answers it."""
     try:
+        # For people only: nothing is decided by it.
         boot_id = BOOT_ID.read_text(encoding="ascii").strip()[:64]
     except OSError:
         boot_id = ""

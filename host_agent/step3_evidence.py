@@ -39,7 +39,10 @@ def read_list(path: Path) -> bytes:
 def first_evidence(
     enclave: Enclave, session: AgentSession, challenge: Challenge, host: str, list_path: Path, tpm: TpmClient | None
 ) -> HostEvidence:
-    """The answer to a challenge. `tpm` gives the TPM quote, if one is wanted: made first, since the list only grows."""
+    """The answer to a challenge. `tpm` gives the TPM quote, if one is wanted: made first, for the list only grows.
+
+    The SGX quote covers the list and the TPM quote, so that the three are one answer, and none can come from another.
+    """
     quoted = None if tpm is None else tpm.quote(tpm_nonce(challenge.nonce, session.transcript))
     measurements = pack_measurements(read_list(list_path), 0)
     data = report_data(

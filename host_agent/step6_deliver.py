@@ -21,7 +21,7 @@ PURPOSE = "application key"
 
 
 def volume_file(volume: Path, app_session: str) -> Path:
-    """The path of an application session's key in its volume."""
+    """Where an application session's key lies in its volume. A hexadecimal id cannot lead out of the folder."""
     return volume / f"{app_session}.key"
 
 
@@ -62,7 +62,8 @@ def _deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey
 def _write(path: Path, data: bytes) -> None:
     """Write a file atomically."""
     new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)  # the application can write to the volume too: never write through a link it put there
+    new.unlink(missing_ok=True)  # the volume is the application's too: never write through a link it put there
+    # Readable by all: it is sealed twice, and the application's user is not this one's.
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)

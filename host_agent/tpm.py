@@ -79,6 +79,8 @@ class Tpm:
             for _attempt in range(5):
                 before = self._values(bank)
                 message, signature = self._esys.quote(ak, selection, nonce)
+                # Not a security check (the manager compares the values with pcrDigest): it spares a quote that would
+                # be refused because a program was measured in between.
                 if before == self._values(bank):
                     return TpmQuote(message=bytes(message), signature=signature.marshal(), pcrs=b"".join(before))
         raise Refusal.because(

@@ -144,6 +144,8 @@ def unpack(kind: type[M], data: bytes, *, limit: int = MAX_MESSAGE) -> M:
             action="send less",
         )
     try:
+        # A repeated key: the last one counts. Harmless, since hashes and signatures are over the bytes and nobody else
+        # reads them; JSON documents, which people and other programs read, are refused for it (`parse_json`).
         value = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except Exception as error:  # noqa: BLE001  msgpack raises ValueError, TypeError, UnicodeError and its own kinds
         raise Refusal.because(
@@ -204,6 +206,7 @@ def read_json(kind: type[M], path: Path) -> M:
 def parse_json(kind: type[M], text: str | bytes, *, source: str) -> M:
     """Read a JSON document from text; `source` names it in the refusal."""
     try:
+        # Stops a document that shows one value to its author's tools and another to this reader.
         json.loads(text, object_pairs_hook=_unique_keys)
         return kind.model_validate_json(text)
     except ValidationError as error:

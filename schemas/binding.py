@@ -26,8 +26,12 @@ Direction = Literal["up", "down"]
 
 
 def canonical(label: str, *parts: Part) -> bytes:
-    """The deterministic encoding of one labelled statement."""
+    """The deterministic encoding of one labelled statement.
+
+    Injective: msgpack is self-delimiting and tags its types, so no two labels or lists of parts have one encoding.
+    """
     for part in parts:
+        # A float or a map has more than one encoding in msgpack.
         if isinstance(part, bool) or not isinstance(part, bytes | str | int):
             raise TypeError(f"only bytes, str and int are authenticated, not {type(part).__name__}")
     return bytes(msgpack.packb([f"{VERSION} {label}", *parts], use_bin_type=True))
@@ -39,7 +43,7 @@ def digest(label: str, *parts: Part) -> bytes:
 
 
 def first_transcript(suite: str, role: Role, session: str, subject: str, manager_identity: bytes) -> bytes:
-    """T0: the parties and the suite."""
+    """T0: who speaks with whom, under which suite. Stops a downgrade, and one session's messages in another."""
     return digest("transcript", suite, role, session, subject, manager_identity)
 
 
@@ -88,7 +92,7 @@ def evidence_hash(*parts: bytes) -> bytes:
 
 
 def tpm_nonce(nonce: bytes, t1: bytes) -> bytes:
-    """The 32-byte qualifying data of a TPM quote."""
+    """The 32-byte qualifying data of a TPM quote. T1 stops a relay of the nonce into another session."""
     return hashlib.sha256(canonical("tpm nonce", nonce, t1)).digest()
 
 
@@ -98,7 +102,7 @@ def recheck_tpm_nonce(nonce: bytes, chain: bytes) -> bytes:
 
 
 def host_proof(k: Secret, n1: bytes, t3: bytes) -> bytes:
-    """HMAC-SHA512 by which the host's enclave proves that it holds K."""
+    """HMAC-SHA512 by which the host's enclave shows that it holds K. T3 covers the grant: no older proof fits."""
     return hmac.digest(k.reveal(), canonical("host key proof", n1, t3), "sha512")
 
 

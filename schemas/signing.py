@@ -24,6 +24,7 @@ class Signed(Model):
 
 def sign(key: Ed25519PrivateKey, label: str, model: BaseModel, *context: bytes) -> Signed:
     """Sign a model under a label; `context` is what both ends know and the payload does not repeat."""
+    # The label is signed too: stops a statement that was signed for one purpose from being taken for another.
     payload = pack(model)
     signature = key.sign(canonical(label, *context, payload))
     return Signed(payload=payload, signer=key.public_key().public_bytes_raw(), signature=signature)
@@ -34,6 +35,7 @@ def verify(signed: Signed, kind: type[M], label: str, signers: set[bytes], *cont
 
     `signers` are the public keys allowed to sign it, 32 raw bytes each.
     """
+    # The signer named is a claim: only a key that the caller lists is tried, never one that comes with the statement.
     if signed.signer not in signers:
         raise Refusal.because(
             "signature.signer",

@@ -101,6 +101,8 @@ class Channel(Model):
     def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
         """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal if it does not decrypt."""
         frame = unpack(Frame, data)
+        # Decided before decryption, on a counter that is not authenticated yet: both exceptions leave the state as it
+        # was, so a false counter costs a retry or a log line, and nothing else.
         if frame.counter <= self.opened:
             raise Duplicate if hashlib.sha256(data).digest() in self.opened_digests else Replayed
         if frame.counter > self.opened + 1:
@@ -109,6 +111,7 @@ class Channel(Model):
         plaintext = open_frame(
             frame, self.session, self.secret, step, base=self.base, direction=direction, chain=self.opened_chain
         )
+        # `ack` is authenticated; the bound is for a record that the bus rolled back to before the message acknowledged.
         acknowledged = max(self.acknowledged, min(frame.ack, self.sent))
         confirmed = acknowledged - self.acknowledged
         known = max([self.known, *self.acks[:confirmed]])
@@ -140,6 +143,8 @@ def seal_frame(
 ) -> bytes:
     """One message's bytes. The key proof uses this with base = chain = T3 and counter 0, before there is a T4."""
     salt = token_bytes(32)
+    # The step comes from the subject, which the bus can change: within the key it stops one step's message from being
+    # taken for another's.
     key = derive(secret, canonical(f"channel {step}", direction, counter, chain), 32, salt)
     associated = canonical("channel data", base, direction, counter, chain, ack)
     ciphertext = AESGCM(key).encrypt(_NONCE, plaintext, associated)

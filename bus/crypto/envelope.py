@@ -43,7 +43,11 @@ def generate(suite: SuiteName) -> tuple[Secret, bytes]:
 
 
 def seal(suite: SuiteName, public: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """HPKE one-shot seal. `info` binds the ciphertext to its context. Raises Refusal for a malformed public key."""
+    """HPKE one-shot seal. `info` binds the ciphertext to its place. Raises Refusal for a malformed public key.
+
+    Base mode authenticates no sender: evidence is believed for its quote, which covers the transcript, a grant for the
+    manager's signature, a volume key for the proof that it makes.
+    """
     try:
         return _HPKE[suite].encrypt(plaintext, _public_key(suite, public), info=info)
     except ValueError:  # a point of low order (RFC 9180, section 7.1.4)

@@ -1,7 +1,7 @@
 """Collateral for quotes: from a cache while it is young, else from the service; never older than seen before.
 
 The cache is a bucket that all workers share. Nothing in it is believed: signatures, validity and high-water marks
-are checked on every set taken from it, as on one from the service. When the service was last heard is each worker's
+are checked on every set taken from it, as on one from the service. When the service last answered is each worker's
 own memory; a time claimed by the bucket counts once, when a worker first sees the set.
 """
 
@@ -27,7 +27,7 @@ WhenDown = Literal["cache", "refuse"]
 """What to do while the service cannot be used: go on with a cached set that is still valid, or refuse."""
 
 PAUSE_S = 30
-"""Between two calls to the service for one model, while a set that stands is held. In seconds."""
+"""Between two calls to the service for one model, while a valid set is held. In seconds."""
 
 _log = structlog.get_logger(__name__)
 
@@ -121,11 +121,11 @@ class CollateralClient:
             return self._instead(place, held, failure)
 
     def heard(self) -> dict[str, int]:
-        """When the service was last heard for each platform model held, Unix seconds."""
+        """When the service last answered for each platform model held, Unix seconds."""
         return {place.key: held.heard_at for place, held in list(self._held.items())}
 
     async def _usable(self, place: _Place, at: int) -> _Held | None:
-        """What this worker holds, or else the bucket, if it stands now."""
+        """What this worker holds, or else the bucket, if it is valid now."""
         held = self._held.get(place)
         if held is None or self._problems(place, held.examined, at):
             held = await self._from_bucket(place, at)
@@ -186,7 +186,7 @@ class CollateralClient:
         return held.collateral
 
     def _problems(self, place: _Place, examined: Examined, at: int) -> list[Reason]:
-        """Why a set does not stand: bad signatures, outside its validity, for another model, or older than seen."""
+        """Why a set is not valid: bad signatures, outside its validity, for another model, or older than seen."""
         problems = [*examined.reasons, *(reason for window in examined.windows for reason in window.reasons(at))]
         if examined.tcb_info is not None and str(examined.tcb_info.body.get("fmspc")).lower() != place.fmspc:
             found = str(examined.tcb_info.body.get("fmspc"))

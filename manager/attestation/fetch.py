@@ -1,4 +1,4 @@
-"""One request to an attestation service: bounded, tried again where that may help, or a refusal that says why."""
+"""One request to an attestation service: bounded in size, retried where that may help, or a refusal that says why."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _CODING = {"content-encoding", "content-length", "transfer-encoding"}
 
 
 class _Busy(Exception):
-    """The service answered that it cannot now (429 or 5xx): worth another try."""
+    """The service is temporarily unavailable (429 or 5xx): retry."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service as its client sees it. `code` begins its refusals; `wait_s` is the first pause between tries."""
+    """A service as its client sees it. `code` begins its refusals; `wait_s` is the first pause before a retry."""
 
     http: httpx.AsyncClient
     code: str

@@ -1,4 +1,4 @@
-"""Step 3: what a host measured, judged as it came: the TPM's quote first, then the list that it vouches for."""
+"""Step 3: what a host measured, appraised in order: the TPM's quote first, then the list that it vouches for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def judge_integrity(
             "ima.rewritten",
             "measurement list",
             expected=f"the {record.list_size} bytes seen before, unchanged, and what came after",
-            found=f"a list whose first {evidence.measurements.offset} bytes are others",
+            found=f"a list whose first {evidence.measurements.offset} bytes differ",
             action="a kernel's list only grows: find out what changed it; a reboot is a new session",
         )
     golden = enrolled.golden if enrolled else []

@@ -89,7 +89,7 @@ def _chain(response: httpx.Response, *names: str) -> str:
     for name in names:
         if name in response.headers:
             return unquote(response.headers[name])
-    raise _answer(str(response.url), f"the header {names[0]}", "none")
+    raise _answer(str(response.url), f"the header {names[0]}", "no such header")
 
 
 def _der(content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Step 2: the attestation service is contacted, for each attestation, and its word appraised.
+"""Step 2: the attestation service is contacted, for each attestation, and its answer appraised.
 
 Two services, one face: DCAP (collateral from a PCCS or Intel's PCS), and the legacy IAS for EPID quotes.
 """
@@ -38,7 +38,7 @@ class Wanted:
 
 
 class AttestationService(Protocol):
-    """Whoever says whether a quote is genuine."""
+    """What verifies whether a quote is genuine."""
 
     async def appraise(self, quote: bytes, wanted: Wanted, now: int) -> SgxVerdict | IasVerdict:
         """The verdict on a quote. Raises Refusal where nothing can be judged: no service, no collateral."""

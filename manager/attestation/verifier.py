@@ -119,8 +119,8 @@ class Verifier:
             judge = partial(judge_integrity, record, evidence, tpm, policies, now)
             found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
             if tpm is not None and found.clock is not None:
-                # Only now, when the enrolled AK has signed the clock: else anybody could raise the mark, and lock the
-                # host out.
+                # Only now, when the enrolled AK has signed the clock: else whatever answers in the TPM's place could
+                # raise the high-water mark and lock the host out.
                 self._check_resets(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
@@ -213,7 +213,10 @@ class Verifier:
 
 
 def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:
-    """Whether the quote is the enrolled subject's: it verifies, answers this question, names its measurement."""
+    """Whether the quote is the enrolled subject's: it verifies, answers this challenge, names its measurement.
+
+    `platform` is None for an application: it is compared with its host's by `same_platform`, not pinned.
+    """
     verified = verdict.verified and verdict.report_data == expected.hex()
     return (
         verified
@@ -273,7 +276,7 @@ def _steady(record: HostRecord | AppRecord, verdict: Verdict) -> list[Reason]:
             code=f"recheck.{name}",
             field=name,
             expected=f"{value}, as when the session began",
-            found=after.get(name, "none"),
+            found=after.get(name, "no value"),
             action="start a new session",
         )
         for name, value in before.items()
@@ -315,13 +318,13 @@ NO_PLACEMENT = Reason(
     code="enrolment.placement",
     field="host",
     expected="a host that this application may run on",
-    found="another",
+    found="another host",
     action="enrol the application for this host: attestgate enrol app --host",
 )
 NO_HOST = Reason(
     code="host.not-trusted",
     field="host",
     expected="a host session that is trusted now",
-    found="none",
-    action="start the host's agent and wait until it is accepted; the application tries again by itself",
+    found="no trusted session",
+    action="start the host's agent and wait until it is accepted; the application retries automatically",
 )

@@ -1,4 +1,4 @@
-"""What a worker tells of the decision log when something is wrong with it: in its log, and as events."""
+"""Alarms of a worker about the decision log: in its own log, and as events."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ MAX_LEAVES = 16
 
 
 class Alarms:
-    """The mouth of one worker. A bus that does not take an event changes nothing: the worker's own log has it."""
+    """One worker's reporter. An event that cannot be published is not retried: the worker's own log has it."""
 
     def __init__(self, worker: str, emit: Emit) -> None:
         self._worker = worker
         self._emit = emit
 
     async def inconsistent(self, reasons: Sequence[Reason]) -> None:
-        """The head on the bus does not go on from the one seen before."""
-        log.error("the decision log does not fit", reasons=[reason.sentence() for reason in reasons])
+        """The head on the bus does not extend the one seen before."""
+        log.error("decision log inconsistent", reasons=[reason.sentence() for reason in reasons])
         await _sent(self._emit("manager", self._worker, "log-inconsistent", reasons=plain(reasons)))
 
     async def stranger(self, stored: StoredMessage, refusal: Refusal) -> None:
         """The stream holds what no manager signed."""
         name = hashlib.sha256(stored.data).hexdigest()
-        log.error("a stranger's entry in the decision log", sequence=stored.sequence, message=name)
+        log.error("foreign entry in the decision log", sequence=stored.sequence, message=name)
         more = {"message": name, "sequence": stored.sequence, "reasons": plain(refusal.reasons)}
         await _sent(self._emit("manager", self._worker, "log-stranger", **more))
 
     async def overdue(self, leaves: Sequence[bytes]) -> None:
         """Entries that this worker handed in are not in the tree."""
         named = [leaf.hex() for leaf in leaves]
-        log.error("decisions are not in the log", leaves=named)
+        log.error("decision log entries overdue", leaves=named)
         more = {"leaves": named[:MAX_LEAVES], "count": len(named)}
         await _sent(self._emit("manager", self._worker, "log-overdue", **more))
 
@@ -47,4 +47,4 @@ async def _sent(event: Awaitable[None]) -> None:
     try:
         await event
     except BusError as error:
-        log.warning("an event was not taken", error=str(error))
+        log.warning("event not published", error=str(error))

@@ -1,4 +1,4 @@
-"""What is wrong with a decision log: every finding named, from the signed head down to single entries.
+"""What is wrong with a decision log: each finding by name, from the signed head down to single entries.
 
 The head vouches for the leaf hashes, they for the entries. The stream may have lost its oldest entries, to its limits;
 what it holds must be the rest of the tree, in its order, whole. What comes after the head's cursor is not in it yet.
@@ -84,7 +84,7 @@ def _goes_on(log: LogCopy, before: Checkpoint) -> Iterator[Reason]:
                 "log.forked",
                 f"the first {before.size} entries",
                 f"those of the saved head, root {before.root.hex()}",
-                f"others, root {root_of(log.leaves[: before.size]).hex()}",
+                f"different entries, root {root_of(log.leaves[: before.size]).hex()}",
             )
 
 
@@ -102,11 +102,11 @@ def _entries(log: LogCopy, since: Sequence[Checkpoint], at: int) -> Iterator[Rea
     first = max(min(min(known, default=size), _promised(log, since, at)) - leading, 0)
     missing = sorted(set(range(first, size)) - set(known))
     if missing and strange:
-        yield _finding("log.edited", _named(missing), "the entries that the tree has", f"{strange} others")
+        yield _finding("log.edited", _named(missing), "the entries of the tree", f"{strange} different entries")
     elif missing and missing[0] > max(known, default=-1):
         yield _finding("log.truncated", _named(missing), "in the stream", "the stream ends before them")
     elif missing:
-        yield _finding("log.dropped", _named(missing), "in the stream", "none there")
+        yield _finding("log.dropped", _named(missing), "in the stream", "no such entries")
     elif strange:
         yield _finding("log.injected", "stream", "entries of the tree only", f"{strange} that are not in it")
 
@@ -124,14 +124,14 @@ def _strangers(log: LogCopy, opened: Opened, at: int) -> Iterator[Reason]:
     """What no manager signed, and what has waited too long to be taken into the tree."""
     forged = [stored.sequence for stored, decision in opened if decision is None]
     if forged:
-        yield _finding("log.forged", f"messages {forged[:NAMED]}", "entries signed by a manager", "none")
+        yield _finding("log.forged", f"messages {forged[:NAMED]}", "entries signed by a manager", "no such signature")
     waiting = [(s.sequence, decision) for s, decision in opened if s.sequence > log.checkpoint.cursor]
     # Only a session's entry is dated by the worker that made it.
     dated = [(sequence, decision.at) for sequence, decision in waiting if decision is not None and decision.session]
     late = [sequence for sequence, made in dated if made + OVERDUE_S < at]
     if late:
         yield _finding(
-            "log.overdue", f"messages {late[:NAMED]}", f"in the tree within {OVERDUE_S} s", f"{len(late)} that wait"
+            "log.overdue", f"messages {late[:NAMED]}", f"in the tree within {OVERDUE_S} s", f"{len(late)} still waiting"
         )
 
 
@@ -148,10 +148,15 @@ def _numbers(log: LogCopy, opened: Opened) -> Iterator[Reason]:
         missing = sorted(set(range(first, max(numbers) + 1)) - set(numbers))
         twice = sorted(number for number, times in Counter(numbers).items() if times > 1)
         if twice:
-            yield _finding("log.decided-twice", f"session {session}", f"each decision once, {twice[:NAMED]} too", "two")
+            yield _finding(
+                "log.decided-twice",
+                f"session {session}",
+                f"each decision once, {twice[:NAMED]} too",
+                "two decisions of one number",
+            )
         if missing:
             yield _finding(
-                "log.number", f"session {session}", f"its decisions {missing[:NAMED]} too", "only later ones"
+                "log.number", f"session {session}", f"its decisions {missing[:NAMED]} too", "only later decisions"
             )
 
 

@@ -21,7 +21,7 @@ class LogCopy:
     stored: list[StoredMessage]
 
     def index(self) -> dict[bytes, int]:
-        """Where each leaf hash stands."""
+        """The index of each leaf hash."""
         return {leaf: number for number, leaf in enumerate(self.leaves)}
 
 
@@ -51,7 +51,7 @@ async def _head(bus: Bus, signers: set[bytes]) -> tuple[Head, Checkpoint]:
             "log.none",
             "decision log",
             expected="a head in the bucket log",
-            found="none",
+            found="no head",
             action="start a manager worker; if there was a log before, docs/decision-log.md says what to do",
         )
     return open_head(entry.value, signers)

@@ -1,7 +1,7 @@
-"""What stands in the bucket `log`: the head under `head`, full tiles of 256 leaf hashes under `leaves.<n>`.
+"""The contents of the bucket `log`: the head under `head`, full tiles of 256 leaf hashes under `leaves.<n>`.
 
 The head holds the newest leaf hashes itself, so that one compare-and-set makes the tree grow. A tile is written from
-leaf hashes of a head that stands, before the next head lets go of them: whoever writes it writes the same.
+leaf hashes of a stored head, before the next head drops them: every worker that writes it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def open_head(value: bytes, signers: set[bytes]) -> tuple[Head, Checkpoint]:
 
 
 async def leaves_from(bus: Bus, start: int, head: Head, size: int) -> list[bytes]:
-    """The leaf hashes from index `start` on of the tree that a head of `size` stands for.
+    """The leaf hashes from index `start` on of the tree that a head of `size` describes.
 
     Raises Refusal `log.leaves` where the bus has fewer, BusError.
     """
@@ -73,7 +73,7 @@ async def _tile(bucket: Bucket, number: int) -> list[bytes]:
     entry = await bucket.get(tile_key(number))
     value = entry.value if entry is not None else None
     if value is None or len(value) != TILE * HASH:
-        found = "none" if value is None else f"{len(value)} bytes"
+        found = "no such tile" if value is None else f"{len(value)} bytes"
         raise _wrong(tile_key(number), f"{TILE} leaf hashes of {HASH} bytes", found)
     return split(value)
 
@@ -84,7 +84,7 @@ def tile_key(number: int) -> str:
 
 
 def split(value: bytes) -> list[bytes]:
-    """Hashes that stand one after another."""
+    """Concatenated hashes, one by one."""
     return [value[at : at + HASH] for at in range(0, len(value), HASH)]
 
 

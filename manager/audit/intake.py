@@ -1,4 +1,4 @@
-"""The way into the decision log: an entry is stored once, whoever repeats it, and waited for until it is in the tree.
+"""The way into the decision log: an entry is stored once, however often it comes, and tracked until it is in the tree.
 
 A worker remembers what it handed in. The bus cannot lose an entry between here and the tree without somebody who misses
 it; what a worker that was killed had handed in is missed by the numbers of its session's entries (manager/audit/check).
@@ -17,13 +17,13 @@ from attestgate.manager.audit.merkle import leaf_hash
 from attestgate.schemas.audit import Decision
 
 OVERDUE_S = 60
-"""Seconds after which an entry that is not in the tree is told of."""
+"""Seconds after which an entry that is not in the tree is reported."""
 MAX_WAITING = 100_000
-"""Entries that are waited for: where the log stands still, the oldest say so."""
+"""Most entries that are tracked: where the log is not updated, the oldest are enough to report it."""
 
 
 def subject_of(decision: Decision) -> str:
-    """Where an entry stands in the stream."""
+    """The subject of an entry in the stream."""
     return subjects.decision(decision.kind, decision.subject, decision.id)
 
 

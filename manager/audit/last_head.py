@@ -1,4 +1,4 @@
-"""The highest tree head that a worker has seen, on its own disk: what the bus may not go back on.
+"""The highest tree head that a worker has seen, on its own disk: the bus must not go back behind it.
 
 With the frontier of that tree, a later head is checked by the leaf hashes in between. Losing the file loses only that
 protection: the worker then believes the head that the bus shows, once the leaf hashes there lead to it.

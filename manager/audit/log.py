@@ -3,7 +3,7 @@
 No worker leads. Each checks every newer head against the one that it has seen before; each takes in what the stream
 has got since, signs the new head, and stores it by compare-and-set: of several, one wins, and the others look again.
 This goes on beside the sessions, in batches; nothing waits for it. A head that does not fit what this worker has seen
-is told of and never built upon, so no two stories get a signature of one worker.
+is reported, and never built upon.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LINGER_MS = 50
 LOOK_S = 2.0
 """How often a worker without entries of its own looks: another may have died before it took in its last."""
 CERTAIN = 2
-"""Looks in a row that must find the same trouble: a cluster between two leaders may show an older head once."""
+"""Consecutive looks that must find the same problem: a cluster between two leaders may show an older head once."""
 TELL_EVERY = 30
-"""Looks after which a trouble that lasts is told of again."""
+"""Looks after which a problem that lasts is reported again."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Status:
 
 
 class DecisionLog:
-    """One worker's hand on the log. `signers`: whose heads and entries are believed, its own identity among them."""
+    """One worker's part in the log. `signers`: whose heads and entries are trusted, its own identity among them."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class DecisionLog:
         return Status(self._memory.seen.size, self._intake.age_s(), self._troubles < CERTAIN)
 
     async def run(self) -> None:
-        """Follow and grow, for ever."""
+        """Follow the head and append, until cancelled."""
         while True:
             self._intake.news.clear()
             more = await self._look()
@@ -97,7 +97,7 @@ class DecisionLog:
                 await self._pause()
 
     async def grow(self) -> bool:
-        """Check the head that stands, and take in the next of the stream. Returns whether there may be more.
+        """Check the present head, and append the next page of the stream. Returns whether there may be more.
 
         Raises Refusal for a head that does not fit what was seen before, Conflict where another was first, BusError.
         """
@@ -114,7 +114,7 @@ class DecisionLog:
         except Conflict:
             return True
         except BusError as error:
-            log.warning("the decision log stands still", error=str(error))
+            log.warning("decision log not updated, retrying", error=str(error))
             return False
         except Refusal as refusal:
             self._troubles += 1
@@ -140,7 +140,7 @@ class DecisionLog:
         await asyncio.sleep((LINGER_MS + randbelow(LINGER_MS)) / 1000)
 
     async def _follow(self) -> None:
-        """Take note of a newer head, if it goes on from the one seen before. Raises Refusal (`log.*`), BusError."""
+        """Take over a newer head, if it extends the one seen before. Raises Refusal (`log.*`), BusError."""
         entry = await self._bucket.get(HEAD)
         seen = self._memory.seen
         if entry is None or entry.value is None:
@@ -154,6 +154,8 @@ class DecisionLog:
         self._check_newer(checkpoint)
         leaves = await leaves_from(self._bus, seen.size, head, checkpoint.size)
         frontier = seen.frontier.extended(leaves)
+        # The leaf hashes on the bus are signed by nobody: they count because they lead from the tree seen before to the
+        # signed root.
         if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
             raise _forked(seen.size, checkpoint, frontier.root())
         self._value, self._revision = entry.value, entry.revision
@@ -161,6 +163,7 @@ class DecisionLog:
 
     def _check_newer(self, checkpoint: Checkpoint) -> None:
         seen = self._memory.seen
+        # Stops the head of another deployment, signed by a manager identity that both trust.
         if checkpoint.origin != self._origin:
             raise Refusal.because(
                 "log.origin",
@@ -171,11 +174,12 @@ class DecisionLog:
             )
         if checkpoint.size < seen.size:
             raise _went_back("the log", seen.size, str(checkpoint.size))
+        # A cursor that went back would have entries taken into the tree a second time.
         if checkpoint.cursor < seen.cursor:
             raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
 
     async def _append(self, page: list[StoredMessage]) -> None:
-        """Let the tree grow by the entries of a page. Raises Conflict, BusError."""
+        """Append the entries of a page to the tree. Raises Conflict, BusError."""
         leaves = await self._entries(page)
         rest = await put_tiles(self._bucket, self._head, self._memory.seen.size)
         frontier, cursor = self._memory.seen.frontier.extended(leaves), page[-1].sequence
@@ -203,6 +207,7 @@ class DecisionLog:
         for stored in page:
             try:
                 decision = open_decision(stored.data, self._signers)
+                # Stops a true entry under another subject, where it would pass for a decision about somebody else.
                 if subject_of(decision) != stored.subject:
                     raise _misplaced(stored.subject, subject_of(decision))
             except Refusal as refusal:

@@ -15,12 +15,12 @@ HASH = 32
 
 
 def leaf_hash(entry: bytes) -> bytes:
-    """What stands for an entry in the tree."""
+    """An entry's leaf hash. 0 here and 1 for nodes: no node's hash can pass for an entry's."""
     return sha256(b"\x00" + entry).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """What stands for two subtrees."""
+    """The hash over two subtrees."""
     return sha256(b"\x01" + left + right).digest()
 
 
@@ -71,6 +71,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 def includes(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """Whether a path shows that `leaf` is leaf `index` of the tree of `size` with this root (section 2.1.3.2)."""
+    # The path's length is not checked beforehand: it has to end just at the root (`last == 0`), no sooner, no later.
     if not 0 <= index < size:
         return False
     at, last, node = index, size - 1, leaf
@@ -117,7 +118,7 @@ def goes_on(size: int, root: bytes, later_size: int, later_root: bytes, path: Se
 
 
 def _subproof(leaves: Sequence[bytes], size: int, *, known: bool) -> list[bytes]:
-    """`known`: whoever checks has the root over just these leaves already."""
+    """`known`: the verifier has the root over just these leaves already."""
     if size == len(leaves):
         return [] if known else [root_of(leaves)]
     split = _split(len(leaves))

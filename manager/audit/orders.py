@@ -54,7 +54,7 @@ class Orders:
         await self.key(f"issuing-ca {name}", KeyInForce(key="issuing-ca", name=name), at)
 
     async def key(self, once: str, fact: KeyInForce, at: int) -> None:
-        """A key in force since Unix second `at`; `once` names what is told of once only. Raises BusError."""
+        """A key in force since Unix second `at`; `once` names what is logged once only. Raises BusError."""
         id = hashlib.sha256(once.encode()).hexdigest()[:32]
         await self._put(Decision(id=id, kind="manager", subject=MANAGERS, at=at, by=MANAGERS, fact=fact))
 

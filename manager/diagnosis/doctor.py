@@ -1,6 +1,6 @@
-"""`attestgate doctor`: what a deployment needs beside its settings, looked at one by one, each with what to do.
+"""`attestgate doctor`: the prerequisites of a deployment, checked one by one, each with a remedy.
 
-Every check looks and changes nothing. What could not be looked at is a finding, not a pass.
+Every check is read-only. What could not be checked is a finding, not a pass.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT_CRL = "/sgx/certification/v4/rootcacrl"
 
 
 class Finding(Model):
-    """One thing looked at. `action` says what to do where it is not as it should be."""
+    """The result of one check. `action` says what to do where it is not good."""
 
     check: str
     good: bool
@@ -62,7 +62,7 @@ def clock() -> Finding:
 
 
 async def bus(settings: BusSettings, role: str) -> list[Finding]:
-    """Whether the bus takes the credential, whether it is of the right role, and whether it may what it should."""
+    """Whether the bus accepts the credential, and whether its role and its rights are the right ones."""
     try:
         holder = credentials.holder(settings.credentials)
         connection = await connect([settings.url], settings.credentials)
@@ -82,15 +82,15 @@ async def bus(settings: BusSettings, role: str) -> list[Finding]:
 
 def _rights(rights: Rights) -> Finding:
     differ = [f"may not {what}" for what in rights.missing] + [f"may {what}" for what in rights.excess]
-    action = "start nats-server with the trust.json of these keys; if it is, have the credential issued anew"
+    action = "start nats-server with the trust.json of these keys; if it is, issue the credential again"
     if rights.excess:
-        action = "stop using the bus: somebody signed an account or a credential that may more; make new bus keys"
+        action = "stop using the bus: an account or a credential with more rights has been signed; create new bus keys"
     found = "; ".join(differ) or f"{rights.tried} subjects tried: allowed and refused as the role's table says"
     return Finding(check="bus rights", good=not differ, found=found, action=action)
 
 
 async def pccs(url: str) -> list[Finding]:
-    """Whether the attestation service answers, and what time it has."""
+    """Whether the attestation service answers, and how far its clock is off."""
     try:
         async with httpx.AsyncClient(timeout=5.0, trust_env=False) as http:
             answer = await http.get(url + ROOT_CRL)
@@ -111,7 +111,7 @@ async def pccs(url: str) -> list[Finding]:
 
 
 def pki(settings: ManagerSettings) -> Finding:
-    """Whether the issuing CA can be used, and for how long."""
+    """Whether the issuing CA can be loaded, and when it expires."""
     try:
         authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     except Refusal as refusal:
@@ -226,7 +226,8 @@ def _ima_policy() -> Finding:
     return Finding(
         check="ima policy",
         good=bool(asked) or loaded,
-        found=", ".join(asked) or ("one can be loaded" if loaded else "the kernel has no IMA, or securityfs is away"),
+        found=", ".join(asked)
+        or ("one can be loaded" if loaded else "the kernel has no IMA, or securityfs is not mounted"),
         action="boot with ima_policy=tcb, so that everything is measured from the start",
     )
 
@@ -236,7 +237,7 @@ def _lasts(check: str, certificate: x509.Certificate | None, action: str) -> Fin
         return Finding(check=check, good=False, found="not readable", action="correct the path in the settings")
     left = certificate.not_valid_after_utc.timestamp() - time.time()
     soon = min(SOON_S, (certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds() / 10)
-    return Finding(check=check, good=left > soon, found=f"ends in {left / 86400:.1f} days", action=action)
+    return Finding(check=check, good=left > soon, found=f"expires in {left / 86400:.1f} days", action=action)
 
 
 def _leaf(path: Path) -> x509.Certificate | None:
@@ -257,16 +258,16 @@ def identity(path: Path) -> Finding:
 
 
 async def of_manager(settings: ManagerSettings) -> list[Finding]:
-    """A manager worker's needs."""
+    """The checks of a manager worker."""
     service = await pccs(settings.attestation.pccs_url)
     return [*await bus(settings.bus, "manager"), identity(settings.identity), pki(settings), *service]
 
 
 async def of_gateway(settings: GatewaySettings) -> list[Finding]:
-    """A gateway worker's needs."""
+    """The checks of a gateway worker."""
     return [*await bus(settings.bus, "gateway"), identity(settings.identity), *await nginx(settings)]
 
 
 async def of_host(settings: HostSettings) -> list[Finding]:
-    """A host agent's needs."""
+    """The checks of a host agent."""
     return [*await bus(settings.bus, "host"), *await asyncio.to_thread(lambda: list(host(settings)))]

@@ -37,7 +37,7 @@ class CrlFiles:
         try:
             atomic_write(self._path(issuer), der)
         except OSError as error:
-            log.error("the copy of a revocation list is not written", path=str(self._path(issuer)), error=str(error))
+            log.error("copy of a revocation list not written", path=str(self._path(issuer)), error=str(error))
 
     def _path(self, issuer: str) -> Path:
         return self._folder / f"{issuer}.crl"

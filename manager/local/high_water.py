@@ -1,4 +1,4 @@
-"""A worker's own memory of the highest version seen of each thing that must never go back.
+"""A worker's own memory of the highest version seen of everything that must not be rolled back.
 
 The bus may show an older enrolment, policy manifest or collateral than before. A small local file, written whole and
 in one move, is what remembers; losing it loses only that protection, not correctness.
@@ -51,7 +51,7 @@ class HighWater:
                 name,
                 expected=f"version {self.get(name)} or newer",
                 found=f"version {number}",
-                action="this worker has seen a newer one: restore it, or find out who set the bus back",
+                action="this worker has seen a newer one: restore it, or find out who rolled the bus back",
             )
         self.raise_to(name, number)
 
@@ -63,7 +63,7 @@ class HighWater:
         except (OSError, ValueError) as error:
             raise self._bad(type(error).__name__) from None
         if not isinstance(marks, dict) or not all(isinstance(v, int) and v >= 0 for v in marks.values()):
-            raise self._bad("something else")
+            raise self._bad("another JSON document")
         return marks
 
     def _bad(self, found: str) -> Refusal:
@@ -72,7 +72,7 @@ class HighWater:
             str(self._path),
             expected="a JSON object of names to numbers",
             found=found,
-            action="restore the file; removing it gives up protection against a bus that goes back",
+            action="restore the file; removing it gives up protection against a rollback of the bus",
         )
 
     def _write(self, marks: dict[str, int]) -> None:

@@ -27,7 +27,7 @@ def write_private(path: Path, data: bytes) -> None:
             "keys.exists",
             str(path),
             expected="no file there yet",
-            found="one",
+            found="an existing file",
             action="choose another folder; a key in use is never overwritten",
         ) from None
     with os.fdopen(descriptor, "wb") as file:
@@ -57,7 +57,7 @@ def read_secret(path: Path) -> Secret:
     try:
         return Secret(bytes.fromhex(read_private(path).decode("ascii").strip()))
     except ValueError:
-        raise _bad(path, "hexadecimal text", "something else") from None
+        raise _bad(path, "hexadecimal text", "other text") from None
 
 
 def read_private(path: Path) -> bytes:

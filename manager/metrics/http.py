@@ -32,7 +32,7 @@ def served(address: str | None, registry: CollectorRegistry) -> Iterator[str | N
         ) from None
     try:
         url = f"http://{host}:{server.server_port}/metrics"
-        log.info("metrics", url=url)
+        log.info("metrics served", url=url)
         yield url
     finally:
         server.shutdown()

@@ -30,12 +30,12 @@ log = structlog.get_logger(__name__)
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 DEPTH_S = 5.0
-"""How often the bus is asked how much waits."""
+"""How often the queue depth is polled."""
 RETRY_S = 5.0
 GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rechecked"), ("app", "rechecked")})
-"""Events that tell of evidence that was found good."""
+"""Events about evidence that was found good."""
 BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
-"""Events that tell of evidence, or proofs, that were not."""
+"""Events about evidence, or proofs, that were not."""
 
 Expiries = Callable[[], dict[str, int]]
 """Unix seconds at which something ends, by its name."""
@@ -57,7 +57,7 @@ class ManagerMetrics(Observer):
         self._messages = Counter(
             "attestgate_messages",
             "Messages settled: handled, repeated (by bus or agent), dropped (changed nothing), "
-            "again (the bus could not), fault (of this worker)",
+            "again (to be retried), fault (of this worker)",
             ["result"],
             registry=self.registry,
         )
@@ -75,19 +75,19 @@ class ManagerMetrics(Observer):
         )
         self._queue = Gauge(
             "attestgate_queue_messages",
-            "Messages that wait for a worker, or are with one, by consumer",
+            "Messages waiting for a worker or in progress, by consumer",
             ["consumer"],
             registry=self.registry,
         )
         self._answered = Gauge(
             "attestgate_bus_answered_timestamp_seconds",
-            "When the bus last answered this worker's question of how much waits, asked every 5 s",
+            "When this worker last read the queue depth from the bus, polled every 5 s",
             registry=self.registry,
         )
         self.registry.register(self.sessions)
 
     def certificates(self, expiries: Expiries) -> None:
-        """Have the ends of certificates shown."""
+        """Export the expiry of certificates."""
         self.registry.register(
             Times(
                 "attestgate_certificate_expiry_timestamp_seconds",
@@ -98,18 +98,18 @@ class ManagerMetrics(Observer):
         )
 
     def collateral(self, heard: Expiries) -> None:
-        """Have it shown when collateral was last had from the attestation service."""
+        """Export when collateral was last fetched from the attestation service."""
         self.registry.register(
             Times(
                 "attestgate_collateral_fetched_timestamp_seconds",
-                "When the collateral of a platform model was last had from the attestation service",
+                "When the collateral of a platform model was last fetched from the attestation service",
                 "platform",
                 heard,
             )
         )
 
     def decision_log(self, status: Callable[[], Status]) -> None:
-        """Have the decision log shown as this worker sees it."""
+        """Export the state of the decision log as this worker sees it."""
         self.registry.register(LogStatus(status))
 
     def handled(self, subject: str, seconds: float, result: str) -> None:
@@ -131,7 +131,7 @@ class ManagerMetrics(Observer):
             self._verdicts.labels(kind, "bad", _first_reason(data)).inc()
 
     async def follow(self, bus: NatsBus) -> None:
-        """Keep up with what is on the bus, until cancelled."""
+        """Follow the summaries and the queues on the bus, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.sessions.follow(bus))
             tasks.create_task(self._follow_queues(bus))
@@ -143,7 +143,7 @@ class ManagerMetrics(Observer):
                     self._queue.labels(consumer).set(count)
                 self._answered.set_to_current_time()
             except BusError as error:
-                log.warning("queue depth not known", error=str(error))
+                log.warning("queue depth unknown, retrying", error=str(error))
             await asyncio.sleep(DEPTH_S)
 
 
@@ -154,7 +154,7 @@ class SessionCount(Collector):
         self._states: dict[str, tuple[str, str]] = {}
 
     async def follow(self, bus: Bus) -> None:
-        """Keep up, until cancelled; a lost bus is waited for."""
+        """Follow the summaries until cancelled; retry when the bus is lost."""
         while True:
             try:
                 async for entry in bus.bucket("summaries").watch():
@@ -166,7 +166,7 @@ class SessionCount(Collector):
                         line = parse_json(Summary, entry.value, source=entry.key)
                         self._states[entry.key] = (line.role, line.state)
             except (BusError, Refusal) as error:
-                log.warning("sessions not counted", error=str(error))
+                log.warning("watch of session summaries failed, retrying", error=str(error))
             await asyncio.sleep(RETRY_S)
 
     def collect(self) -> Iterable[Metric]:
@@ -191,12 +191,12 @@ class LogStatus(Collector):
         )
         yield GaugeMetricFamily(
             "attestgate_decision_log_pending_seconds",
-            "How long the oldest decision of this worker has not been in the tree; 0 if all are",
+            "Age of this worker's oldest decision that is not in the tree yet; 0 if there is none",
             status.pending_s,
         )
         yield GaugeMetricFamily(
             "attestgate_decision_log_consistent",
-            "1 while the head on the bus goes on from the one seen before, else 0",
+            "1 while the head on the bus extends the one seen before, else 0",
             float(status.consistent),
         )
 

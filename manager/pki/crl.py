@@ -1,6 +1,6 @@
-"""The revocation list of an issuing CA, as one document that grows: what stands on it, and one more entry.
+"""The revocation list of an issuing CA, as one document that grows: its entries, and one more.
 
-It stands beside the gateways' leases, and decides nothing there: it is for those who check certificates without them.
+It decides nothing at the gateways, which admit by leases: it is for those who check certificates without them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read(issuer: Issuer, der: bytes) -> x509.CertificateRevocationList:
             "crl.read",
             "revocation list",
             expected="a CRL signed by this CA",
-            found="something else",
+            found="another signer, or no CRL",
             action="find out who may write the bucket admissions; the next list rests on the workers' own copies",
         )
     return found

@@ -23,7 +23,7 @@ Everything here was made by `attestgate keys init`. Nothing here is on the bus. 
 | --- | --- | --- |
 | manager/identity.pem | signs challenges, grants, leases, verdicts; agents and gateways pin its public half | manager workers |
 | manager/storage-keys.json | seals session records; destroy old epochs | manager workers |
-| manager/salt | salts what is kept of platform identities; never change it | manager workers, whoever enrols hosts |
+| manager/salt | salts what is kept of platform identities; never change it | manager workers, those who enrol hosts |
 | manager/pki/, manager/pki-passphrase | issues certificates; take root-ca.key.pem offline | manager workers |
 | operators/*.pem | signs commands: enrol, revoke, recheck | that operator |
 | policy-authors/*.pem | signs policy manifests; keep it off every server | that author |
@@ -73,14 +73,14 @@ def _new_folder(folder: Path) -> None:
             "keys.exists",
             str(folder),
             expected="a folder that does not exist yet",
-            found="one that does",
+            found="an existing folder",
             action="choose another folder; keys in use are never overwritten",
         ) from None
     except OSError as error:
         raise Refusal.because(
             "keys.folder",
             str(folder),
-            expected="a folder that can be made",
+            expected="a folder that can be created",
             found=error.strerror or type(error).__name__,
             action="check the path and its permissions",
         ) from None

@@ -1,7 +1,7 @@
 """Certificates: an application's, from its enclave's PKCS #10 request and for one identity; a gateway server's.
 
 An application's certificate is an X.509-SVID (SPIFFE): no subject, one URI name, clientAuth, a short life. What is
-weaker about it than it should be stands in an extension of its own, `MARKS`.
+weaker about it than it should be is marked in an extension of its own, `MARKS`.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _requested_key(request: bytes, allowed: x509.SubjectAlternativeName) -> Elli
                 "signature", "ECDSA with SHA-256, SHA-384 or SHA-512", csr.signature_algorithm_oid.dotted_string
             )
         if not csr.is_signature_valid:
-            raise _refused("possession", "a signature by the requested key", "one that does not verify")
+            raise _refused("possession", "a signature by the requested key", "a signature that does not verify")
         if csr.subject:
             raise _refused("names", "no subject", csr.subject.rfc4514_string())
         if extra := [a.oid.dotted_string for a in csr.attributes if a.oid.dotted_string != _EXTENSION_REQUEST]:
@@ -267,5 +267,5 @@ def _refused(what: str, expected: object, found: object) -> Refusal:
         f"certificate request: {what}",
         expected=expected,
         found=found,
-        action="have the application's enclave make the request anew",
+        action="have the application's enclave create the request again",
     )

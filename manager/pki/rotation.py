@@ -1,7 +1,7 @@
 """A new issuing CA under the same root, without an outage.
 
-Managers issue under the new one as soon as they are started again, one after another. Whoever checks certificates
-trusts the root and gets the issuing CA with each of them, so both are accepted meanwhile; the old one keeps its key for
+Managers issue under the new one as soon as they are started again, one after another. Those who verify certificates
+trust the root and get the issuing CA with each of them, so both are accepted meanwhile; the old one keeps its key for
 its revocation list until its last certificate has ended.
 """
 
@@ -48,7 +48,7 @@ def rotate(folder: Path, passphrase: Secret, at: int) -> str:
 
 
 def finish(folder: Path, passphrase: Secret, at: int, longest_s: int) -> list[str]:
-    """Let go of retired CAs whose last certificate has ended: their files are removed, their identifiers returned.
+    """Remove retired CAs whose last certificate has expired: their files are deleted, their identifiers returned.
 
     `longest_s` is the longest life of a certificate. Raises Refusal (`pki.*`); `pki.in_use` if any may still live.
     """
@@ -58,7 +58,7 @@ def finish(folder: Path, passphrase: Secret, at: int, longest_s: int) -> list[st
         raise Refusal.because(
             "pki.in_use",
             "retired issuing CAs",
-            expected=f"the end of their last certificate, at {int(replaced) + longest_s}",
+            expected=f"a time after their last certificate expires, {int(replaced) + longest_s}",
             found=at,
             action="wait until then",
         )
@@ -79,7 +79,7 @@ def _root(folder: Path, passphrase: Secret) -> Issuer:
             str(folder / "root-ca.key.pem"),
             expected="the root's key, under the same passphrase",
             found=getattr(error, "strerror", None) or type(error).__name__,
-            action="bring it back from where it is kept, for as long as this takes",
+            action="copy it back to this folder until this is done",
         ) from None
 
 

@@ -26,7 +26,7 @@ BELIEVED = 20_000
 
 
 class Enrolments:
-    """Reads enrolments; remembers how new they were, so that the bus cannot go back on them."""
+    """Reads enrolments; remembers how new they were, so that the bus cannot roll them back."""
 
     def __init__(self, bus: Bus, signers: Signers, high_water: HighWater) -> None:
         self._bucket = bus.bucket("enrolment")
@@ -59,7 +59,7 @@ class Enrolments:
             )
 
     async def put(self, kind: SubjectKind, id: str, signed: Signed) -> None:
-        """Put an operator's word on a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
+        """Put a command about a subject in force, unless there is a newer one. Raises Refusal `command.sequence`.
 
         What the bus holds counts only if it can be read; what it may not go back to, this worker remembers.
         """
@@ -68,7 +68,7 @@ class Enrolments:
             entry = await self._bucket.get(key)
             newest = max(self._high_water.get(f"enrolment.{key}"), self._sequence(entry))
             # The same command again may go in again, after a kill; another one of the same microsecond may not, since
-            # nobody could say which of the two stands.
+            # nobody could say which of the two is in force.
             repeat = entry is not None and entry.value == pack(signed)
             if sequence < newest or (sequence == self._sequence(entry) and not repeat):
                 raise Refusal.because(
@@ -76,7 +76,7 @@ class Enrolments:
                     f"{kind} {id}",
                     expected=f"a command newer than {newest}",
                     found=str(sequence),
-                    action="another operator's command was newer: look at it, and sign again",
+                    action="another operator's command is newer: review it, and sign again",
                 )
             try:
                 if entry is None:
@@ -118,7 +118,7 @@ class Enrolments:
                 f"{kind} id",
                 expected=f"an enrolled {kind}",
                 found=f"{id}, revoked by {command.operator}: {action.reason}",
-                action=f"enrol it again if that is over: attestgate enrol {kind} {id}",
+                action=f"enrol it again once that is resolved: attestgate enrol {kind} {id}",
             )
         if not isinstance(action, Enrol) or not isinstance(action.subject, model) or action.subject.id != id:
             raise Refusal.because(

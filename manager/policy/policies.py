@@ -23,9 +23,9 @@ from attestgate.schemas.signing import Signed, verify
 
 log = structlog.get_logger(__name__)
 MANIFEST = "manifest"
-"""Key of the manifest in force in the bucket `policies`; documents stand there under their own hash."""
+"""Key of the manifest in force in the bucket `policies`; documents are there under their own hash."""
 TRIAL = "trial"
-"""Key of the manifest on trial: hosts are judged by it as well, and nothing follows from that but a word in the events.
+"""Key of the manifest on trial: hosts are judged by it as well, with no effect but a note in the events.
 It is over once its version, or a newer one, is in force."""
 
 REMEMBERED = 4
@@ -56,7 +56,7 @@ def manifest_name(manifest: PolicyManifest) -> str:
 
 
 class Policies:
-    """Reads policies; remembers how new they were, so that the bus cannot go back on them."""
+    """Reads policies; remembers how new they were, so that the bus cannot roll them back."""
 
     def __init__(
         self, bus: Bus, signers: Signers, high_water: HighWater, policy_keys: Sequence[PolicyKey] = ()
@@ -82,7 +82,7 @@ class Policies:
                 "policy.none",
                 "policy manifest",
                 expected="a signed manifest",
-                found="none: an absent policy refuses everything",
+                found="no manifest: without a policy everything is refused",
                 action="put one in force: attestgate policy sign",
             )
         manifest = self.read_manifest(entry.value)
@@ -103,7 +103,7 @@ class Policies:
         return known
 
     async def _on_trial(self, in_force: PolicyManifest) -> InForce | None:
-        """The policies on trial. One that cannot be read is none: a trial decides nothing, so it refuses nothing."""
+        """The policies on trial. One that cannot be read is ignored: a trial decides nothing, so it refuses nothing."""
         entry = await self._newest[TRIAL].get()
         if entry is None or entry.value is None:
             return None
@@ -114,7 +114,7 @@ class Policies:
             if self._trial is None or self._trial.manifest != manifest:
                 self._trial = await self._read(manifest)
         except Refusal as refusal:
-            log.warning("no trial", reasons=[reason.sentence() for reason in refusal.reasons])
+            log.warning("policies on trial ignored", reasons=[reason.sentence() for reason in refusal.reasons])
             return None
         return self._trial
 
@@ -143,7 +143,7 @@ class Policies:
                 "policy.document",
                 name,
                 expected="the document with this SHA-256 in the bucket policies",
-                found="none" if entry is None or entry.value is None else "another document",
+                found="no document" if entry is None or entry.value is None else "another document",
                 action="put the manifest in force again together with its documents",
             )
         return entry.value

@@ -50,7 +50,7 @@ class CurrentSessions:
         return self._cipher.open(Pointer, POINTERS, key, entry.value).session
 
     async def point(self, key: str, session: str, replaced: str) -> None:
-        """Let a pointer name `session`; the one before it is told, as `replaced`, that it was superseded.
+        """Let a pointer name `session`; the one before it gets the message `replaced`: it was superseded.
 
         A repeat by a session that was itself superseded meanwhile changes nothing.
         """
@@ -63,7 +63,7 @@ class CurrentSessions:
             counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
             sealed = self._cipher.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
             if before is not None:
-                # Before the pointer moves: killed in between, the next attempt finds `before` still named and tells it.
+                # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)
             try:
                 if entry is None or value is None:

@@ -1,6 +1,6 @@
 """What a manager worker does with its CA: certificates for sessions, and the revocation lists on the bus.
 
-A list stands in the bucket `admissions` under `crl.<issuer>`; gateways serve it over HTTP. Several workers add to it by
+A list is in the bucket `admissions` under `crl.<issuer>`; gateways serve it over HTTP. Several workers add to it by
 compare-and-set.
 """
 
@@ -36,7 +36,7 @@ _REASONS = {
 
 
 class Certificates:
-    """Issues, and tells what was revoked. `certificate_s` is the life of a certificate in seconds."""
+    """Issues certificates, and publishes what was revoked. `certificate_s` is the life of a certificate in seconds."""
 
     def __init__(
         self,
@@ -79,23 +79,23 @@ class Certificates:
         )
 
     async def revoked(self, entry: RevokedCertificate) -> None:
-        """Have a certificate in its issuer's list. Raises BusError."""
+        """Add a certificate to its issuer's revocation list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:
-            log.warning("a revoked certificate is of a CA that this worker has let go of", issuer=entry.issuer)
+            log.warning("revocation ignored: the CA is no longer loaded", issuer=entry.issuer)
             return
         reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)
         await self._extend(issuer, [crl.Revocation(int(entry.serial, 16), entry.at, reason)])
 
     async def keep_lists(self) -> None:
-        """Have the CA in the decision log, publish every list, and again long before it lapses, for ever."""
+        """Enter the CA in the decision log, and publish every list well before it expires, until cancelled."""
         while True:
             try:
                 await self._orders.issuing_ca(self._authority)
                 for issuer in (self._authority, *self._authority.retired):
                     await self._extend(issuer, [])
             except BusError as error:
-                log.warning("the revocation lists are not published", error=str(error))
+                log.warning("revocation lists not published, retrying later", error=str(error))
             await asyncio.sleep(REFRESH_S)
 
     async def _extend(self, issuer: Issuer, revoked: list[crl.Revocation]) -> None:
@@ -103,7 +103,7 @@ class Certificates:
         key = crl_key(name)
         while True:
             entry = await self._bucket.get(key)
-            # nginx admits by leases, not by these lists. Whoever checks certificates by them alone must not see an
+            # nginx admits by leases, not by these lists. Those who check certificates by them alone must not see an
             # entry leave or a number fall because the bus showed an old list, or none that can be read.
             before = [*_readable(issuer, entry.value if entry else None), *_readable(issuer, self._copies.read(name))]
             der = crl.extend(issuer, before, revoked, at=int(self._now()), longest_s=self._certificate_s)
@@ -119,11 +119,11 @@ class Certificates:
 
 
 def _readable(issuer: Issuer, der: bytes | None) -> list[x509.CertificateRevocationList]:
-    """A list that this CA signed, if that is what there is."""
+    """The list, if this CA signed it."""
     if der is None:
         return []
     try:
         return [crl.read(issuer, der)]
     except Refusal as refusal:
-        log.error("revocation list", reason=refusal.reasons[0].sentence())
+        log.error("revocation list ignored", reason=refusal.reasons[0].sentence())
         return []

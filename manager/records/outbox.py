@@ -1,6 +1,6 @@
-"""The transactional outbox: sends what a record says is to be sent, after the record is stored.
+"""The transactional outbox: sends the messages that a record holds, after the record is stored.
 
-Every entry may be sent twice: its id, or what it is, makes that harmless.
+Every entry may be sent twice: its message id, or that it is idempotent, makes that harmless.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Outbox:
         await asyncio.gather(*others)
 
     async def resend(self, record: HostRecord | AppRecord) -> None:
-        """Send what the agent has not been seen to have heard, as it was."""
+        """Send what the agent has not acknowledged, the same bytes."""
         for message in record.unacknowledged:
             await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
-        """Delete what stands beside a record. (Its admissions were withdrawn when it ended.)"""
+        """Delete what is stored beside a record. (Its admissions were withdrawn when it ended.)"""
         await self._summaries.delete(summary_key(record))
 
     async def _one(self, record: HostRecord | AppRecord, outgoing: Outgoing) -> None:
@@ -65,7 +65,7 @@ class Outbox:
 
 
 def summary_key(record: HostRecord | AppRecord) -> str:
-    """Where a record's readable line stands."""
+    """The key of a record's readable line."""
     return f"{record.role}.{record.subject}.{record.session}"
 
 

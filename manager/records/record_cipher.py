@@ -62,7 +62,7 @@ class SealedRecord(Model):
 
 
 class RecordCipher:
-    """Seals and opens what stands in a bucket.
+    """Seals and opens the records of a bucket (envelope encryption).
 
     `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
     its next record.
@@ -93,8 +93,13 @@ class RecordCipher:
         return SealedRecord(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
-        """The record. Raises Refusal `record.open`: one that does not open is as good as absent."""
+        """The record. Raises Refusal `record.open`: one that does not open is as good as absent.
+
+        The bus may return an older record of the same key, and it opens. That gains nothing: a lease counts from its
+        question, and a gateway takes rising sequences only.
+        """
         stored = SealedRecord.read(data)
+        # The epoch is not authenticated: a false one names a key that does not open the record.
         if stored.epoch not in self._keys:
             self._refresh()
         try:
@@ -115,5 +120,8 @@ class RecordCipher:
 
 
 def epoch_of(data: bytes) -> int:
-    """The epoch that a record was sealed in; not authenticated. Raises Refusal `record.open`."""
+    """The epoch that a record was sealed in; not authenticated. Raises Refusal `record.open`.
+
+    A bus that lies about it keeps a record from being sealed again: it is lost with its epoch, as if deleted.
+    """
     return SealedRecord.read(data).epoch

@@ -1,7 +1,7 @@
 """Transitions: load the record, take a pure step, compare-and-set it with its outbox, publish the outbox.
 
 Killed anywhere, the message that caused it comes again and the transition comes to the same end: the step is taken
-once, since the record has moved on, and its outbox stands in the record until it is known to be published or the next
+once, since the record has moved on, and its outbox stays in the record until it is known to be published or the next
 step is taken, with ids that make a repeat harmless.
 """
 
@@ -54,7 +54,7 @@ class SessionStore:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def load(self, kind: type[R], session: str) -> R:
-        """A record as it stands. Raises Refusal `session.unknown`, or `record.open`."""
+        """A record as it is stored. Raises Refusal `session.unknown`, or `record.open`."""
         record, _ = await self._load(kind, record_key(ROLE[kind], session))
         return record
 
@@ -117,12 +117,12 @@ class SessionStore:
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
-        """Clear a session away that has long been over: its summary, and last its record."""
+        """Delete a session that ended long ago: its summary, then its record."""
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
 
     async def resend(self, kind: type[R], session: str) -> R:
-        """Send again what the agent has not been seen to have heard: the same bytes."""
+        """Send again what the agent has not acknowledged: the same bytes."""
         record = await self.load(kind, session)
         await self._outbox.resend(record)
         return record
@@ -149,7 +149,7 @@ class SessionStore:
                 await self._bucket.update(key, self._cipher.seal(BUCKET, key, record.revision, at_rest), revision)
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
-        """Let what this transition tells be counted: once, by the worker that made it, however often it is sent."""
+        """Count the events of this transition: once, by the worker that made it, however often they are sent."""
         for outgoing in record.outbox:
             if outgoing.how == "publish":
                 self._observer.published(outgoing.subject, outgoing.data)

@@ -1,4 +1,4 @@
-"""Storage keys come and go in epochs: add one, seal the records again under it, destroy the others.
+"""Rotation of the storage keys, in epochs: add one, seal the records again under it, destroy the others.
 
 Once an epoch's key is destroyed, whatever the bus kept of its records stays closed: that is what forward secrecy of
 stored sessions rests on. Where workers run on several machines, hand each the new file before sealing again.
@@ -71,7 +71,7 @@ async def seal_again(bus: Bus, cipher: RecordCipher) -> int:
     """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
 
     Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
-    ended stays as long as ever: it holds no secret, and its last word may not be out yet.
+    ended keeps its retention: it holds no secret, and its last message may not be sent yet.
     """
     bucket, newest = bus.bucket(POINTERS), cipher.newest
     found = 0

@@ -96,7 +96,7 @@ def appraised(
 ) -> dict[str, Submod]:
     """The appraisals behind one verdict: the enclave's, and the host's list where one was judged.
 
-    `reasons` are all that stand against the evidence, those of the two verdicts among them.
+    `reasons` are all findings against the evidence, those of the two verdicts among them.
     """
     of_host = [reason for reason in reasons if reason.code.startswith(_HOST_CODES)]
     of_sgx = [reason for reason in reasons if not reason.code.startswith(_HOST_CODES)]
@@ -111,7 +111,7 @@ def appraised(
 
 
 def _enclave(verdict: SgxVerdict | IasVerdict) -> Vector:
-    """What holds of an enclave as far as nothing stands against it."""
+    """What holds of an enclave unless a reason says otherwise."""
     status = verdict.status
     if status is None or not verdict.verified:
         return {}
@@ -184,21 +184,23 @@ def jwks(identities: Iterable[bytes]) -> dict[str, Any]:
 def read(token: str, keys: Mapping[str, Any]) -> Ear:
     """The result in a token signed by one of these keys (a JWK set). Raises Refusal (`ear.*`).
 
-    How old a result may be is for whoever relies on it to say: see `issued_at`.
+    How old a result may be is for the relying party to decide: see `issued_at`.
     """
     try:
         known = {key.key_id: key for key in jwt.PyJWKSet.from_dict(dict(keys)).keys}
+        # The unverified header only picks one of the given keys; `algorithms` stops `none`, and a public key taken for
+        # an HMAC secret.
         key = known[jwt.get_unverified_header(token).get("kid")]
         claims = jwt.decode(token, key, algorithms=[ALGORITHM], options={"verify_iat": False, "verify_aud": False})
     except KeyError:
-        raise _bad("key", "a key of the set", "another key's result") from None
+        raise _bad("key", "a result signed by a key of the set", "a result signed by another key") from None
     except (jwt.PyJWTError, ValueError, AttributeError) as error:
         raise _bad("signature", "a JWT signed by a key of the set", f"{type(error).__name__}: {error}") from None
     return _result(claims)
 
 
 def look(token: str) -> Ear:
-    """The result in a token, whoever signed it. Raises Refusal (`ear.*`)."""
+    """The result in a token, its signature not verified: for display only. Raises Refusal (`ear.*`)."""
     try:
         return _result(jwt.decode(token, options={"verify_signature": False}))
     except (jwt.PyJWTError, ValueError) as error:

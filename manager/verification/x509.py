@@ -94,6 +94,7 @@ def root_certificate(der: bytes) -> x509.Certificate:
 
 def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field: str) -> None:
     """Check that a chain, leaf first, ends at `root`, which it may include. Raises Refusal (`<field>.root|chain`)."""
+    # Path lengths are not looked at: a CA below the root that would issue a CA could issue the leaf itself.
     links = below(chain, root)
     if links and links[-1].subject == links[-1].issuer:
         raise Refusal.because(
@@ -101,7 +102,7 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
             field,
             expected=f"root {fingerprint(root)}",
             found=f"root {fingerprint(links[-1])}",
-            action="evidence from another hierarchy is not judged; check which root is trusted",
+            action="evidence under another root is not accepted: check which root is trusted",
         )
     for issued, issuer in pairwise([*links, root]):
         problem = _link_problem(issued, issuer)
@@ -118,7 +119,8 @@ def check_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, field
 def same_root(one: x509.Certificate, root: x509.Certificate) -> bool:
     """Whether a certificate is this root, or another edition of it: its name, its key, issued by itself.
 
-    Intel's SGX root is in the field twice, valid until 2033 (in older quotes) and until 2049.
+    Intel's SGX root is in the field twice, valid until 2033 (in older quotes) and until 2049. Taking the other edition
+    trusts nobody new: only the holder of this root's key can have signed it.
     """
     if one == root:
         return True
@@ -137,7 +139,7 @@ def below(chain: Sequence[x509.Certificate], root: x509.Certificate) -> Sequence
 def _link_problem(issued: x509.Certificate, issuer: x509.Certificate) -> str | None:
     try:
         if not issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return "an issuer that is no CA"
+            return "an issuer that is not a CA"
         issued.verify_directly_issued_by(issuer)
     except InvalidSignature:
         return "a signature that does not verify"

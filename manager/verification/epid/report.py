@@ -1,7 +1,7 @@
 """Appraisal of a report by Intel's legacy attestation service (IAS, EPID quotes).
 
 Source: "Attestation Service for Intel SGX: API Documentation", attestation verification report. The service closed
-and its signing certificate expired on 2026-11-20, so a recorded report stands only at a time that is stated.
+and its signing certificate expired on 2026-11-20, so a recorded report verifies only at a time given explicitly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from attestgate.schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxP
 
 MAX_REPORT = 64 * 1024
 VERSIONS = (3, 4, 5)
-_ACTION = "do not trust this report; have the enclave attested anew"
+_ACTION = "do not trust this report; attest the enclave again"
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ def appraise_report(
         verdict |= {"signed": not reasons, **parsed.fields(), "platform": _platform(parsed, salt)}
         reasons += judge_report(parsed.body, policy, mrenclaves, report_data)
         reasons += _judge(parsed, policy, nonce, at)
+        # Stops a true report on another quote.
         if quote is not None and quote[:SIGNED_LENGTH] != parsed.quote_body:
             reasons.append(_reason("quote_body", quote[:48], parsed.quote_body[:48], "report.isvEnclaveQuoteBody"))
     return IasVerdict(accepted=not reasons, reasons=reasons, **verdict)
 
 
 def _platform(report: Report, salt: bytes | None) -> PlatformIdentity | None:
-    """Who the platform is. EPID hides that, but for the pseudonym, which therefore stands in every part's place."""
+    """Who the platform is. EPID hides that, but for the pseudonym, which therefore takes every part's place."""
     if salt is None or not report.linkable or report.pseudonym is None:
         return None
     name = report.pseudonym.encode()
@@ -145,7 +146,7 @@ def _check_signature(signer: x509.Certificate, report: bytes, signature: bytes) 
     try:
         key.verify(signature, report, PKCS1v15(), SHA256())
     except InvalidSignature:
-        raise _bad("signature", f"a signature by {name(signer)}", "one that does not verify") from None
+        raise _bad("signature", f"a signature by {name(signer)}", "a signature that does not verify") from None
 
 
 def parse_report(raw: bytes) -> Report:
@@ -227,6 +228,7 @@ def _judge(report: Report, policy: SgxPolicy, nonce: str | None, at: int) -> Ite
     elif at - report.timestamp > policy.max_report_age_s + SKEW_S:
         expected = f"at most {policy.max_report_age_s} s before {utc(at)}"
         yield _reason("age", expected, utc(report.timestamp), "timestamp")
+    # Stops an earlier report on the same quote, from before the platform's group or key was revoked.
     if nonce is not None and report.nonce != nonce:
         yield _reason("nonce", nonce, report.nonce, "nonce")
     for wanted, given in (

@@ -146,15 +146,15 @@ def _findings(reading: ReplayPass, host: HostPolicy, boot: BootState, golden: Se
             "ima.unanchored",
             "measurement list",
             "a TPM quote that vouches for it",
-            "none that holds",
-            "enrol the host's TPM, or say `accept_unanchored` in the host policy",
+            "no valid TPM quote",
+            "enrol the host's TPM, or set `accept_unanchored` in the host policy",
         )
     if boot == "not_judged" and reading.quoted and golden:
         refuse(
             "tpm.boot_not_judged",
             "TPM quote, PCR 0-9",
             "values to compare with the enrolled boots",
-            "none quoted",
+            "a quote without PCR 0-9",
             "quote PCR 0-10",
         )
     elif boot == "not_judged" and reading.quoted and not (host.accept_unanchored or host.accept_unjudged_boot):
@@ -162,7 +162,7 @@ def _findings(reading: ReplayPass, host: HostPolicy, boot: BootState, golden: Se
             "tpm.boot_not_judged",
             "TPM quote, PCR 0-9",
             "golden values to compare with",
-            "none enrolled",
-            "enrol the host with `--golden-from`, or say `accept_unjudged_boot` in the host policy",
+            "no golden values enrolled",
+            "enrol the host with `--golden-from`, or set `accept_unjudged_boot` in the host policy",
         )
     return found

@@ -3,7 +3,7 @@
 The ASCII list is for reading: a path may hold a newline, which looks like the end of its line. So each line is built
 back into the entry it must have come from, and its template hash computed again: a line that does not come out the
 same was cut by a newline or changed, and is refused by its number, never guessed. The hash covers lengths in the
-kernel's byte order, so it also tells that. One thing cannot be seen here: nothing covers the path of a violation.
+kernel's byte order, which it also shows. One thing cannot be seen here: nothing covers the path of a violation.
 Source: Linux ima_fs.c, ima_template_lib.c.
 """
 
@@ -48,7 +48,7 @@ def _framed(lines: list[bytes], order: ByteOrder) -> bytes:
 def _frame(line: bytes, number: int, order: ByteOrder) -> bytes:
     matched = _LINE.fullmatch(line)
     if matched is None:
-        raise ambiguous(number, "PCR, template hash, template name and fields", "another line")
+        raise ambiguous(number, "PCR, template hash, template name and fields", "a line of another form")
     pcr, template_hash, template, rest = matched.groups()
     names, shown = BUILTIN_TEMPLATES.get(template, template).split(b"|"), rest.split(b" ")
     if len(names) != len(shown) or not _FIELDS.keys() >= set(names):
@@ -56,7 +56,7 @@ def _frame(line: bytes, number: int, order: ByteOrder) -> bytes:
     try:
         fields = [_FIELDS[name](value, order) if value else b"" for name, value in zip(names, shown, strict=True)]
     except (ValueError, OverflowError):
-        raise ambiguous(number, "hexadecimal and decimal fields", "something else") from None
+        raise ambiguous(number, "hexadecimal and decimal fields", "fields that cannot be read") from None
     if template == b"ima":
         # the old template has a bare digest, and a name without its NUL
         data = fields[0] + _sized(fields[1][:-1], order)

@@ -1,7 +1,8 @@
-"""The fleet's memory: entries once judged good under one policy, so that no other host and no recheck pays again.
+"""The fleet's cache: entries judged good under one policy, so that no other host and no recheck judges them again.
 
-Keyed by an entry's bytes as the kernel wrote them, so that a hit is the very same entry. Bounded: only long entries
-are left out, and the oldest go first. It belongs to one loaded policy and goes with it.
+Keyed by an entry's bytes as the kernel wrote them, so that a hit is the very same entry. The byte order need not be in
+the key: a template name's length of 1 to 255 is one in a single byte order only. Bounded: only long entries are left
+out, and the oldest go first. It belongs to one loaded policy and goes with it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ TRIM_EVERY = 16_384
 class VerdictCache:
     """What entries extend PCR 10 of one bank with: those known good in `known`, those excluded by it in `excluded`.
 
-    Lists are judged in several threads at once. Looking up and adding are single operations on a dictionary; whoever
-    reads a list trims what it adds.
+    Lists are judged in several threads at once. Looking up and adding are single operations on a dictionary; each
+    reader trims what it adds.
     """
 
     __slots__ = ("_limit", "_lock", "excluded", "known")
@@ -31,7 +32,7 @@ class VerdictCache:
         self._lock = Lock()
 
     def trim(self) -> None:
-        """Let the oldest go where there are too many."""
+        """Evict the oldest entries where there are too many."""
         with self._lock:
             for kept in (self.known, self.excluded):
                 surplus = len(kept) - self._limit

@@ -1,7 +1,7 @@
-"""The usual entry of a measurement list, read in one stroke: a file's, `ima-ng` or `ima-sig`, SHA-256, no signature.
+"""The usual entry of a measurement list, parsed in one step: a file's, `ima-ng` or `ima-sig`, SHA-256, no signature.
 
-Nearly every entry of a list is one, and reading it field by field is most of what judging it costs. It comes out
-exactly as `ima_list.parse` reads it; everything else, and everything odd, is left to that.
+Nearly every entry of a list is one, and reading it field by field is most of what judging it costs. The result is
+exactly that of `measurement_list.parse`; everything else, and everything odd, is left to that.
 """
 
 from __future__ import annotations

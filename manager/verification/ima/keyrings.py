@@ -65,7 +65,7 @@ def read_keys(text: str, *, source: str) -> Keys:
                 "policy.key",
                 f"{field}, pubkeys[{number}]",
                 expected="an RSA or EC public key in base64 DER",
-                found="something else",
+                found="not such a key",
                 action="export the key as SubjectPublicKeyInfo",
             )
         named = document.keyids[number] if number < len(document.keyids) else 0
@@ -103,8 +103,10 @@ def signed(keys: Keys, signature: bytes, algorithm: str, digest: bytes) -> bool:
     kind, version, number, key, length = _HEADER.unpack_from(signature)
     hashed = _HASHES.get(number)
     made = signature[_HEADER.size :]
+    # The key id is the signer's claim, 32 bits that collide at will: it picks a key of the policy, and proves nothing.
     if (kind, version, length) != (_DIGSIG, _VERSION, len(made)) or hashed is None or key not in keys:
         return False
+    # The header is not signed: its hash has to be the entry's, or one digest would be verified as another's.
     if hashed.name != algorithm or hashed.digest_size != len(digest):
         return False
     public = keys[key]

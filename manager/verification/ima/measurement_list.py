@@ -102,7 +102,7 @@ class ListEntry(NamedTuple):
 
 
 def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
-    """The byte order of a list, told by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
+    """The byte order of a list, by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
     length = data[24:HEADER]
     if not data or (len(length) == 4 and length[0] and not any(length[1:])):
         return "little"
@@ -170,10 +170,11 @@ def parse(frame: bytes, index: int, order: ByteOrder) -> ListEntry:
         except struct.error:
             place = -1
         if place != len(hashed):
-            raise malformed("ima.fields", index, f"fields that fill {len(hashed)} bytes", "fields that do not")
+            raise malformed("ima.fields", index, f"fields that fill {len(hashed)} bytes", "fields of another length")
     raw = values[digest_at]
     head, _, digest = raw.partition(b":\0") if heads is not _BARE else (_bare_head(raw), b"", raw)
     algorithm, length, verity = heads.get(head, _NO_DIGEST)
+    # Zeros in front of an ordinary entry do not excuse it: the replay then extends 0xff...ff, and misses the quote.
     violation = template_hash == VIOLATION
     if len(digest) != length and not violation:
         raise malformed("ima.digest", index, "a digest of its algorithm's length", _cut(raw))
@@ -226,7 +227,7 @@ _Digest = tuple[str, int, bool]
 
 
 class _Layout(NamedTuple):
-    """Which fields a template has, at which place the ones read here are, and what may stand before a digest."""
+    """Which fields a template has, the positions of the ones read here, and the prefixes that a digest may have."""
 
     names: tuple[bytes, ...]
     digest: int
@@ -291,5 +292,5 @@ def malformed(code: str, index: int, expected: str, found: str) -> Refusal:
         f"measurement list, entry {index}",
         expected=expected,
         found=found,
-        action="send the kernel's binary_runtime_measurements as it is",
+        action="send the kernel's binary_runtime_measurements unchanged",
     )

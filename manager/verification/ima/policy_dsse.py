@@ -59,8 +59,8 @@ def is_envelope(raw: bytes) -> bool:
 def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
     """The policy in a document: as it is where no key is configured, else out of an envelope that one of them signed.
 
-    Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope that no key is there for is refused
-    too: whoever signed it meant it to be checked.
+    Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope is refused
+    too where no key is configured: its author meant it to be verified.
     """
     if not is_envelope(raw):
         if not keys:
@@ -68,9 +68,14 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
         raise _refused("policy.unsigned", source, "a DSSE envelope", "a bare policy", "sign it: attestgate policy dsse")
     if not keys:
         raise _refused(
-            "policy.signature", source, "a key to check it with", "none", "give its author's key, or the bare policy"
+            "policy.signature",
+            source,
+            "a key to verify it with",
+            "no key",
+            "configure its author's key, or use the bare policy",
         )
     envelope = parse_json(Envelope, raw, source=source)
+    # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(
             "policy.signature", f"{source}: payloadType", PAYLOAD_TYPE, envelope.payload_type, "sign a policy"
@@ -78,6 +83,7 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
     payload = _bytes(envelope.payload, f"{source}: payload")
     signed = pae(envelope.payload_type, payload)
     made = [_bytes(signature.sig, f"{source}: sig") for signature in envelope.signatures]
+    # Each key brings its own algorithm; nothing in the envelope chooses one.
     if not any(_verifies(key, signature, signed) for key in keys for signature in made):
         raise _refused(
             "policy.signature", source, "a signature by a configured key", "none that verifies", "sign it again"
@@ -108,7 +114,7 @@ def read_key(pem: bytes, *, source: str) -> PolicyKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
-        raise _refused("policy.key", source, "an EC or Ed25519 public key in PEM", "something else", "export the key")
+        raise _refused("policy.key", source, "an EC or Ed25519 public key in PEM", "not such a key", "export the key")
     return key
 
 
@@ -120,7 +126,7 @@ def read_signing_key(pem: bytes, *, source: str) -> SigningKey:
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         expected = "an EC or Ed25519 private key in PEM, not encrypted"
-        raise _refused("policy.key", source, expected, "something else", "make one: openssl ecparam -genkey")
+        raise _refused("policy.key", source, expected, "not such a key", "generate one: openssl ecparam -genkey")
     return key
 
 
@@ -139,7 +145,7 @@ def _bytes(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text.translate(_STANDARD), validate=True)
     except (binascii.Error, ValueError):
-        raise _refused("policy.signature", field, "base64", "something else", "sign the policy again") from None
+        raise _refused("policy.signature", field, "base64", "invalid base64", "sign the policy again") from None
 
 
 def _refused(code: str, field: str, expected: str, found: str, action: str) -> Refusal:

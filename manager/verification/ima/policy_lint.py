@@ -23,7 +23,7 @@ def lint(policy: RuntimePolicy) -> list[Reason]:
                 "policy.boot_aggregate",
                 "digests",
                 "a digest of boot_aggregate",
-                "none",
+                "no such digest",
                 "without a TPM quote the first entry of every list will be unknown: learn it from a good host",
             )
         )

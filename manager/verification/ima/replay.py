@@ -1,6 +1,6 @@
 """One pass over a measurement list: every entry judged, PCR 10 replayed, what is wrong noted.
 
-This is the loop that a fleet's cost hangs on. An entry that was judged good before, under the same policy, is looked
+This loop dominates a fleet's cost. An entry that was judged good before, under the same policy, is looked
 up by its bytes and only replayed; a new one is parsed, its template hash computed again, and judged.
 """
 
@@ -129,15 +129,19 @@ class ReplayPass:
             self.excluded += 1
             return template
         entry = parse(frame, index)
+        # Only PCR 10 is replayed against the quote, so an entry of another PCR would be vouched for by nothing.
         if entry.pcr != IMA_PCR:
             self.fault("ima.pcr", _where(entry), f"PCR {IMA_PCR}", f"PCR {entry.pcr}", "measure into PCR 10 only")
             return b""
         hashed, path = entry.hashed, entry.path
         template = self._hash(hashed).digest()
+        # SHA-1 vouches for nothing: it finds a damaged list early, and what PCR 10 is extended with is computed from
+        # the data, in the bank's own hash.
         if _sha1(hashed, usedforsecurity=False).digest() != entry.template_hash:
             return self._violated(entry) if entry.violation else self._misfit(entry, template)
         if path == BOOT_AGGREGATE:
             self._judge_boot_aggregate(entry)
+        # The algorithm's name is not compared: to meet a known value by another one takes a second preimage.
         elif entry.digest in self._digests_of(path, ()) and entry.buffer is None and len(frame) <= MAX_KEPT:
             self._known[frame] = template  # most entries, so without a detour
         else:
@@ -152,7 +156,7 @@ class ReplayPass:
 
     def _misfit(self, entry: ListEntry, template: bytes) -> bytes:
         recomputed = entry.extends("sha1").hex()
-        action = "the list was changed on its way; send the kernel's own"
+        action = "the list was changed in transit: send the kernel's own"
         self.fault("ima.template_hash", _where(entry), entry.template_hash.hex(), recomputed, action)
         return template
 
@@ -174,6 +178,7 @@ class ReplayPass:
         if quoted is None:
             if self._rules.judge(entry) == "unknown":
                 self._note_unknown(entry)
+        # Stops a good boot's list with whose digests another kernel has extended PCR 10: PCR 0-9 are not that boot's.
         elif quoted != entry.digest:
             action = "send the list and the quote of one host and one boot"
             self.fault("ima.boot_aggregate", _where(entry), quoted.hex(), entry.digest.hex(), action)
@@ -193,8 +198,11 @@ class ReplayPass:
         ended[self._bank] = value.hex()
         self.replay = Replay(entries=self.entries, pcr10={bank: ended[bank] for bank in self._before.pcr10})
         wanted = self._quoted_elsewhere()
+        # Where a quote covers several banks, the list has to lead to each value after one and the same entry.
         if any(at_quote.get(bank) != value for bank, value in wanted.items()):
             self.anchored = 0
+        # Stops a list that leaves out its beginning; where the quoted PCR 10 is met, that proves the beginning, since a
+        # replay starts at zero.
         if not self._started and not self.anchored:
             action = "send the list from its beginning"
             self.fault("ima.start", "measurement list, entry 0", "boot_aggregate", "no such entry", action)

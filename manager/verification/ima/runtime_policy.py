@@ -112,16 +112,21 @@ class LoadedPolicy:
             return "known"
         if self.excluded(entry.path):
             return "excluded"
+        # A version-2 signature does not say of which kind its digest is: taken for an fs-verity digest too, it could
+        # vouch for a file that nobody signed.
         by_signature = not entry.verity and signed(self.keys, entry.signature or b"", entry.algorithm, entry.digest)
         return "known" if by_signature else "unknown"
 
     def _judge_buffer(self, entry: ListEntry, buffer: bytes) -> Judgement:
         """A key that was loaded by its keyring's digests, any other buffer by its name's, as Keylime does."""
+        # The template hash covers digest and buffer without saying that they belong together: stops a known digest
+        # beside another buffer.
         if entry.algorithm not in _HASHED or hashlib.new(entry.algorithm, buffer).digest() != entry.digest:
             return "unknown"
         a_key = is_key(buffer)
         if entry.digest in (self.keyrings if a_key else self.buffers).get(entry.path, ()):
             return "known"
+        # Only a key is excused by an ignored keyring, not any buffer that bears a keyring's name.
         ignored = a_key and not self.ignored_keyrings.isdisjoint({b"*", entry.path})
         return "excluded" if ignored or self.excluded(entry.path) else "unknown"
 
@@ -156,8 +161,8 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
             "policy.empty",
             f"{source}: digests",
             "at least one known digest or key",
-            "none",
-            "learn one from a good host",
+            "neither",
+            "learn a policy from a known-good host",
         )
     return LoadedPolicy(
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -248,7 +253,7 @@ def _bad_pattern(field: str, pattern: str, error: ValueError) -> Refusal:
 
 
 def line_of(text: str, raw: bytes) -> int:
-    """The line in a JSON document where a string first stands, from 1 (0 if it is written in another way)."""
+    """The line in a JSON document where a string first occurs, from 1 (0 if it is written in another way)."""
     for written in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
         place = raw.find(written.encode())
         if place >= 0:

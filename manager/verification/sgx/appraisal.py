@@ -58,6 +58,7 @@ def appraise(
         pck = parsed.pck
     except Refusal as refusal:
         return _refused(verdict, refusal.reasons)
+    # Claims so far, and shown as such: nothing rests on them unless `verified` says that the signatures hold.
     platform = _platform(salt, pck, parsed.attestation_key, parsed.header.qe_id)
     verdict |= {"fmspc": pck.fmspc.hex(), "sgx_type": pck.sgx_type, "platform": platform}
 
@@ -69,10 +70,13 @@ def appraise(
     reasons += judge_platform(pck, platform, policy)
     reasons += judge_collateral(ground.issued, ground.evaluation_numbers, policy, at)
 
+    # One second less: webpki, within dcap_qvl, takes a CRL to be expired at its nextUpdate.
     opens, closes = ground.opens, ground.closes - 1
     if opens > closes and reasons:
         # At no second is all of it valid: dcap_qvl could only say so again.
         return _refused(verdict, reasons)
+    # dcap_qvl allows no skew, so it gets the nearest second at which everything is valid; this cannot make stale
+    # collateral pass, since the reason for that is in the list already.
     try:
         verified = dcap.verify(quote, ground.native, root_der, min(max(at, opens), closes) if opens <= closes else at)
     except Refusal as refusal:
@@ -113,6 +117,8 @@ class _Ground:
 
 @lru_cache(maxsize=256)
 def _ground(pck: Pck, qe_svn: int, collateral: Collateral, root_der: bytes) -> _Ground:
+    # Pure, and neither the time nor the quote's report is an argument: the cache cannot carry one quote's verdict
+    # over to another.
     examined = examine(collateral, root_der)
     windows = (*pck.windows, *examined.windows)
     documents = {"tcb_info": examined.tcb_info, "qe_identity": examined.qe_identity}
@@ -176,12 +182,14 @@ def _misfits(pck: Pck, examined: Examined, root_der: bytes) -> list[Reason]:
         misfit("quote.pck_chain.root", "quote.pck_chain[2]", expected, found)
         return reasons
     crl, root_crl, tcb_info = examined.pck_crl, examined.root_ca_crl, examined.tcb_info
+    # Stops the genuine CRL of Intel's other PCK CA, which lists none of this CA's certificates.
     if crl is not None and crl.issuer_key != pck.ca_key:
-        misfit("collateral.pck_crl.issuer", "collateral.pck_crl", f"the CRL of {name(ca)}", f"that of {crl.issuer}")
+        misfit("collateral.pck_crl.issuer", "collateral.pck_crl", f"the CRL of {name(ca)}", f"the CRL of {crl.issuer}")
     elif crl is not None and crl.revokes(leaf):
-        misfit("sgx.pck_revoked", "quote.pck_chain[0]", "a PCK certificate that is not revoked", "one in the PCK CRL")
+        misfit("sgx.pck_revoked", "quote.pck_chain[0]", "a PCK certificate that is not revoked", "one on the PCK CRL")
     if root_crl is not None and root_crl.revokes(ca):
-        misfit("sgx.pck_ca_revoked", "quote.pck_chain[1]", "a PCK CA that is not revoked", "one in the root CA CRL")
+        misfit("sgx.pck_ca_revoked", "quote.pck_chain[1]", "a PCK CA that is not revoked", "one on the root CA CRL")
+    # Stops genuine TCB info of another model, whose levels may ask for less.
     if tcb_info is not None:
         for code, key, value in (("fmspc", "fmspc", pck.fmspc), ("pce_id", "pceId", pck.pce_id)):
             said = str(tcb_info.body.get(key)).lower()

@@ -2,8 +2,8 @@
 
 TCB info and QE identity are Intel's JSON documents (PCS API v4, "Get SGX TCB Info", "Get Quoting Enclave Identity"),
 signed by ECDSA P-256 over the exact text; the CRLs are X.509 (RFC 5280). dcap_qvl verifies all of it again with each
-quote: this examination gives each failure a reason of its own, and knows the validity times that dcap_qvl does not
-tell. It does not depend on the time, so it is done once for a set and remembered.
+quote: this examination gives each failure a reason of its own, and the validity times that dcap_qvl does not
+report. It does not depend on the time, so it is done once for a set and cached.
 """
 
 from __future__ import annotations
@@ -175,6 +175,8 @@ class _Signer:
         body = _json(piece, text)
         issued, expires = _time(piece, body, "issueDate"), _time(piece, body, "nextUpdate")
         self.opened.append(Window(f"collateral.{piece}", f"collateral.{piece}.nextUpdate", issued, expires))
+        # The signer also signs TDX documents, which say nothing about SGX; and False == 0 in Python, so a boolean
+        # would pass for a number.
         for key, expected in _FORMS[piece].items():
             if body.get(key) != expected or isinstance(body.get(key), bool):
                 _bad(piece, key, expected, body.get(key))
@@ -202,12 +204,13 @@ def _check_signature(piece: str, signer: x509.Certificate, text: str, signature:
     try:
         key.verify(der, text.encode(), ECDSA(SHA256()))
     except InvalidSignature:
-        _bad(piece, "signature", f"a signature by {name(signer)}", "one that does not verify")
+        _bad(piece, "signature", f"a signature by {name(signer)}", "a signature that does not verify")
 
 
 def _crl(
     der: bytes, chain: Sequence[x509.Certificate], root: x509.Certificate, piece: str, opened: list[Window]
 ) -> Crl:
+    # The issuer itself need not be a CA here: a list counts only if its key is the PCK CA's (`_misfits`) or the root's.
     check_chain(chain, root, f"collateral.{piece}")
     opened.extend(windows(below(chain, root), f"collateral.{piece}"))
     issuer = chain[0]
@@ -219,9 +222,14 @@ def _crl(
     except Exception as error:  # noqa: BLE001  cryptography has errors of many kinds for a CRL, some plain Exceptions
         _bad(piece, "malformed", "an X.509 CRL in DER with a CRL number", shown(error))
     if expires is None:
-        _bad(piece, "malformed", "a CRL with nextUpdate", "none")
+        _bad(piece, "malformed", "a CRL with nextUpdate", "a CRL without it")
     if not valid:
-        _bad(piece, "signature", f"a CRL signed by {name(issuer)}", f"one by {crl.issuer.rfc4514_string()}")
+        _bad(
+            piece,
+            "signature",
+            f"a CRL signed by {name(issuer)}",
+            f"a CRL of {crl.issuer.rfc4514_string()}, or a bad signature",
+        )
     window = Window(f"collateral.{piece}", f"collateral.{piece}.nextUpdate", _unix(issued), _unix(expires))
     opened.append(window)
     return Crl(window.opens, number, name(issuer), public_key(issuer), crl)

@@ -35,6 +35,7 @@ def verify(quote: bytes, collateral: Native, root_der: bytes, at: int) -> Verifi
         report = dcap_qvl.verify_with_root_ca(quote, collateral, root_der, at)
     except (ValueError, OverflowError) as error:
         raise Refusal(_translated(str(error))) from None
+    # A status that Intel adds one day is refused until this code knows it.
     if report.status not in _STATUSES:
         raise Refusal(_translated(f"TCB status {report.status}"))
     return Verified(report.status, tuple(report.advisory_ids))

@@ -23,16 +23,20 @@ def judge_report(
         )
     if policy.mrsigners and report.mrsigner.hex() not in policy.mrsigners:
         yield _reason("mrsigner", one_of(policy.mrsigners), report.mrsigner, "run an enclave of an allowed signer")
+    # Stops another product of the same signer.
     if policy.isv_prod_id is not None and report.isv_prod_id != policy.isv_prod_id:
         yield _reason("isv_prod_id", policy.isv_prod_id, report.isv_prod_id, "run the enclave that the policy names")
+    # Stops an old version, rightly signed, whose faults are known.
     if report.isv_svn < policy.min_isv_svn:
         yield _reason("isv_svn", f"at least {policy.min_isv_svn}", report.isv_svn, "update the enclave")
+    # CONFIGID is chosen at launch and is no part of MRENCLAVE: stops the enrolled code under another configuration.
     if policy.config_id is not None and report.config_id.hex() != policy.config_id:
         yield _reason(
             "config_id", policy.config_id, report.config_id, "start the enclave with the allowed configuration"
         )
     if report.config_svn < policy.min_config_svn:
         yield _reason("config_svn", f"at least {policy.min_config_svn}", report.config_svn, "update the configuration")
+    # A debug enclave has a production enclave's measurement, and the host reads its memory with EDBGRD.
     if report.debug:
         yield _reason("debug", "0", "1", "build the enclave without debug", field="report.attributes.DEBUG")
     for name, wanted, found in (
@@ -43,8 +47,9 @@ def judge_report(
             yield _reason(
                 name, f"{wanted.value} under mask {wanted.mask}", found, "build the enclave as the policy asks"
             )
+    # Stops a genuine quote made for another session, key or measurement list: replay and relay.
     if report_data is not None and not same(report.report_data, report_data):
-        action = "quote anew for this session: the quote is not bound to it"
+        action = "quote again for this session: this quote is not bound to it"
         yield _reason("report_data", report_data, report.report_data, action)
 
 
@@ -71,6 +76,7 @@ def judge_collateral(
     issued: Mapping[str, int], evaluation_numbers: Mapping[str, int], policy: SgxPolicy, at: int
 ) -> Iterator[Reason]:
     """The age of each piece of collateral since its issue date; the evaluation numbers of those that have one."""
+    # Stops a set from before a TCB recovery, which stays valid until its nextUpdate.
     for piece, number in evaluation_numbers.items():
         if number < policy.min_tcb_evaluation_number:
             yield Reason(
@@ -115,7 +121,11 @@ def judge_tcb(verified: Verified, tcb_date: int | None, policy: SgxPolicy, at: i
 def undated() -> Reason:
     """The reason for a TCB level without a date, in a document that is in order otherwise."""
     return _reason(
-        "tcb_date", "a TCB level whose date can be read", "none", "fetch the collateral again", field="tcb_date"
+        "tcb_date",
+        "a TCB level whose date can be read",
+        "no such level",
+        "fetch the collateral again",
+        field="tcb_date",
     )
 
 

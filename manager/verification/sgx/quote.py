@@ -161,6 +161,7 @@ def parse(raw: bytes) -> Quote:
     report = parse_body(raw[48:SIGNED_LENGTH], "report")
     declared = int.from_bytes(raw[SIGNED_LENGTH : SIGNED_LENGTH + 4], "little")
     rest = raw[SIGNED_LENGTH + 4 :]
+    # dcap_qvl verifies a quote with bytes after it: refused, so that one quote has one encoding.
     if declared != len(rest):
         code = "trailing" if declared < len(rest) else "size"
         raise _bad(code, f"{declared} bytes of signature data", f"{len(rest)} bytes", field="signature_data_len")
@@ -238,7 +239,8 @@ def _take(data: bytes, size: int, field: str) -> tuple[bytes, bytes]:
 
 @lru_cache(maxsize=256)
 def _qe_report(raw: bytes) -> ReportBody:
-    # A platform's quoting enclave makes one report for each attestation key: the same in every quote.
+    # A platform's quoting enclave makes one report for each attestation key: the same in every quote. Not verified
+    # here, so the cache holds how bytes read, and no trust.
     return parse_body(raw, "qe_report")
 
 
@@ -256,6 +258,7 @@ def _pck(pem: bytes) -> Pck:
         extension = dcap_qvl.parse_pck_extension_from_pem(pem)
     except ValueError as error:
         raise _bad("pck_extension", "Intel's SGX extension in the leaf", str(error), field="pck_chain[0]") from None
+    # A PPID that is empty or cut short would be one identity for many platforms.
     sgx_type = _SGX_TYPES.get(extension.sgx_type)
     if sgx_type is None or len(extension.ppid) != 16:
         found = f"SGX type {extension.sgx_type}, PPID of {len(extension.ppid)} bytes"

@@ -1,6 +1,6 @@
-"""TCB levels: the dates of those that a platform and its quoting enclave stand at; the form of a quoting enclave's.
+"""TCB levels: the dates of those of a platform and its quoting enclave; the form of a quoting enclave's.
 
-dcap_qvl finds the levels itself and tells their status; their dates, on which grace periods and minimum dates rest,
+dcap_qvl finds the levels itself and reports their status; their dates, on which grace periods and minimum dates rest,
 are found here. Source: Intel PCS API v4, "Get SGX TCB Info" and "Get Quoting Enclave Identity": of the levels in
 descending order, the first none of whose SVNs is above the platform's.
 """
@@ -17,7 +17,7 @@ QE_STATUSES = frozenset({"UpToDate", "OutOfDate", "Revoked"})
 def qe_levels_fit(qe_identity: Mapping[str, Any]) -> bool:
     """Whether a quoting enclave's levels go down and have its three statuses.
 
-    dcap_qvl takes the first level that is reached, as it stands in the document, and lets other statuses pass.
+    dcap_qvl takes the first level that is reached, in the document's order, and lets other statuses pass.
     """
     try:
         levels = {level["tcb"]["isvsvn"]: level["tcbStatus"] for level in qe_identity["tcbLevels"]}
@@ -52,5 +52,5 @@ def _date(body: Mapping[str, Any], have: list[int], wanted: Callable[[Mapping[st
                 parsed = datetime.fromisoformat(date)
                 return None if parsed.tzinfo is None else int(parsed.timestamp())
     except (KeyError, TypeError, ValueError, OverflowError):
-        return None  # a signed document of another form: whoever asks refuses it
+        return None  # a signed document of another form: the caller refuses it
     return None

@@ -1,6 +1,6 @@
 """TPM2_MakeCredential in software: a secret that only one TPM can open, and only for one of its own keys.
 
-Whoever answers with the secret has shown that the attestation key named here is in the TPM with that endorsement key.
+An answer with the secret shows that the attestation key named here is in the TPM with that endorsement key.
 Source: TCG TPM 2.0 Library, Part 1: 24 "Credential Protection", 11.4.10 key derivation (KDFa: SP 800-108 in counter
 mode with HMAC, KDFe: SP 800-56A), B.10.4 RSA secret sharing (OAEP, label "IDENTITY"), C.6.4 ECC secret sharing.
 The EK's own parameters are those of its default template (TCG EK Credential Profile, annex B: L-1, L-2, H-3).

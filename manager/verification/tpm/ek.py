@@ -38,6 +38,7 @@ def check_ek(der: bytes, roots: bytes, at: int) -> EndorsementKey:
         raise refused("ek.key", "EK certificate", "an RSA or EC key", type(key).__name__, "use another EK")
     if usage is not None and EK_USAGE not in usage:
         raise refused("ek.usage", "EK certificate", f"key usage {EK_USAGE.dotted_string}", "others", "use the EK's own")
+    # Issuers come from the operator's file alone: the host cannot bring an intermediate.
     chain = _chain(certificate, certificates(roots, "ek"))
     check_chain(chain, chain[-1], "ek")
     stale = [reason for window in windows(chain, "ek") for reason in window.reasons(at)]

@@ -25,6 +25,8 @@ def challenge(description: TpmDescription, roots: bytes, at: int) -> tuple[TpmCh
     certificate, area = bytes.fromhex(description.ek_certificate), bytes.fromhex(description.ak)
     ek = check_ek(certificate, roots, at)
     credential = token_bytes(32)
+    # The name is a hash over the area, attributes included: the TPM releases the credential only for a key that it has
+    # loaded under that name, so the area cannot claim what the key is not.
     blob, secret = make_credential(ek, attestation_key(area).name, credential)
     kept = TpmKept(
         ek_certificate=hashlib.sha256(certificate).hexdigest(),
@@ -39,7 +41,7 @@ def enrolment(kept: TpmKept, answer: TpmAnswer, golden: Sequence[GoldenPcrs]) ->
     given = hashlib.sha256(bytes.fromhex(answer.credential)).digest()
     if not same(given, bytes.fromhex(kept.answer)):
         action = "the AK is not in the TPM with that EK, or the answer is to another challenge"
-        raise refused("tpm.answer", "activated credential", "the one that was sent", "another", action)
+        raise refused("tpm.answer", "activated credential", "the credential that was sent", "another value", action)
     return TpmEnrolment(ek_certificate=kept.ek_certificate, ak=bytes.fromhex(kept.ak), golden=list(golden))
 
 
@@ -47,7 +49,7 @@ def golden_from(message: bytes, pcrs: bytes) -> GoldenPcrs:
     """PCR 0-9 of a good boot, from a quote (TPMS_ATTEST) and its PCR values end to end. Raises Refusal (`tpm.*`).
 
     The values are checked against the quote's digest, so that both are of one boot. That the boot is good is the
-    operator's word: the quote's signature would not make it so.
+    operator's decision: the quote's signature says nothing about it.
     """
     quoted = quoted_values(parse_attest(message), pcrs)
     boot = quoted.boot(quoted.bank)
@@ -61,6 +63,10 @@ def read_bundle(files: Sequence[bytes]) -> bytes:
     bundle = b"\n".join(files)
     if b"-----BEGIN CERTIFICATE-----" not in bundle:
         raise Refusal.because(
-            "ek.root", "--ek-roots", expected="certificates in PEM", found="none", action="name the vendor's roots"
+            "ek.root",
+            "--ek-roots",
+            expected="certificates in PEM",
+            found="no certificate",
+            action="give the vendor's roots",
         )
     return bundle

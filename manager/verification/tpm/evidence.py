@@ -30,15 +30,18 @@ def judge_quote(
         if given is None:
             return None
         raise _host(
-            "no TPM quote, for no TPM is enrolled", "one", "enrol the host's TPM, or give what is asked for only"
+            "no TPM quote (no TPM is enrolled)", "a TPM quote", "enrol the host's TPM, or send what was requested only"
         )
     if given is None:
         raise _host(
-            "a quote by the enrolled TPM", "none", "run `attestgate tpm serve`, and name it in the agent's settings"
+            "a quote by the enrolled TPM",
+            "no TPM quote",
+            "run `attestgate tpm serve`, and name it in the agent's settings",
         )
     key = attestation_key(enrolled.ak).key
     quoted = verify_quote(given.message, given.signature, given.pcrs, key, nonce)
     attest = quoted.attest
+    # Stops a true quote over PCRs that software may reset (16, 23), over none, or of a weaker bank (CVE-2024-29039).
     if attest.selection != ((bank, SELECTION),):
         found = "; ".join(f"{other} {', '.join(map(str, pcrs))}" for other, pcrs in attest.selection)
         raise refused("tpm.selection", "pcrSelect", f"{bank}: PCR 0 to {IMA_PCR}", found, "quote what was asked for")
@@ -62,6 +65,7 @@ def check_clock(before: TpmClock, now: TpmClock) -> None:
         expected = f"{before.reset_count}.{before.restart_count} or later"
         found = f"{now.reset_count}.{now.restart_count}"
         raise refused("tpm.clock", "resetCount.restartCount", expected, found, _ROLLED_BACK)
+    # `safe` may be NO: that warns of a Clock set back by a disorderly shutdown, which makes a TPM Reset, refused above.
     if now.clock_ms < before.clock_ms:
         raise refused("tpm.clock", "clock", f"{before.clock_ms} ms or later", f"{now.clock_ms} ms", _ROLLED_BACK)
 

@@ -49,6 +49,8 @@ def attestation_key(area: bytes) -> Public:
     Raises Refusal (`tpm.*`, `tpm.ak`).
     """
     public = parse_public(area)
+    # fixedTPM, fixedParent: no copy elsewhere; sensitiveDataOrigin: nobody chose the private key; restricted: software
+    # cannot have it sign a quote of its own making. All of it is the host's claim until its enrolment is answered.
     wanted = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED | SIGN
     if public.attributes & (wanted | DECRYPT) != wanted:
         expected = "fixedTPM, fixedParent, sensitiveDataOrigin, restricted and sign, not decrypt"

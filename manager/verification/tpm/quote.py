@@ -95,7 +95,9 @@ def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: Attestation
     the order of the quote's selection. The signature is checked before anything in the quote is believed.
     """
     attest = parse_attest(message)
+    # qualifiedSigner is not looked at: the enrolled key is at hand, and only it verifies.
     _check_signature(message, signature, key, len(attest.pcr_digest))
+    # Stops a quote of an earlier session or challenge: replay.
     if not same(attest.nonce, nonce):
         raise refused("tpm.nonce", "extraData", nonce, attest.nonce, "quote again with the nonce of this challenge")
     return quoted_values(attest, pcrs)
@@ -108,6 +110,7 @@ def quoted_values(attest: Attest, pcrs: bytes) -> QuotedPcrs:
         expected = " and ".join(f"{len(selected)} values of {size} bytes" for _, size, selected in sizes)
         raise refused("tpm.pcr_values", "PCR values", expected, f"{len(pcrs)} bytes", "send the values of this quote")
     digest = _HASH_BY_SIZE[len(attest.pcr_digest)]
+    # Sizes come from the signed selection, so the bytes under the digest fall apart into values in one way only.
     if not same(hashlib.new(digest.name, pcrs).digest(), attest.pcr_digest):
         raise refused(
             "tpm.pcr_digest", "pcrDigest", attest.pcr_digest, "another digest", "send the values that were quoted"
@@ -131,7 +134,7 @@ def read_key(pem: bytes) -> AttestationKey:
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
-        raise refused("tpm.key", "AK", "a public key in PEM", "something else", "export the AK as PEM") from None
+        raise refused("tpm.key", "AK", "a public key in PEM", "not such a key", "export the AK as PEM") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
@@ -145,9 +148,12 @@ def parse_attest(message: bytes) -> Attest:
     """Read a TPMS_ATTEST that is a quote. Raises Refusal (`tpm.*`)."""
     read = Reader(message, "TPMS_ATTEST")
     magic = read.number(4)
+    # A restricted key signs no outside data that begins so (Part 2, 6.2 TPM_GENERATED): stops a quote that software
+    # made up (CVE-2024-29038).
     if magic != MAGIC:
         raise refused("tpm.magic", "TPMS_ATTEST.magic", hex(MAGIC), hex(magic), "send what the TPM signed")
     kind = read.number(2)
+    # The AK also signs what TPM2_Certify and its like make, with the caller's own bytes in it: no quote.
     if kind != ATTEST_QUOTE:
         raise refused("tpm.type", "TPMS_ATTEST.type", hex(ATTEST_QUOTE), hex(kind), "send a quote")
     signer, nonce = read.sized(), read.sized()
@@ -164,7 +170,7 @@ def parse_attest(message: bytes) -> Attest:
 
 
 def _selection(read: Reader) -> Selection:
-    """TPML_PCR_SELECTION: some PCRs, each bank once; a bank that the TPM does not have stands there without any."""
+    """TPML_PCR_SELECTION: some PCRs, each bank once; a bank that the TPM does not have is listed without any."""
     field, action = "pcrSelect", "quote PCR 0-10 of one bank"
     count = read.number(4)
     if not 1 <= count <= len(_BANKS):
@@ -193,6 +199,7 @@ def _check_signature(message: bytes, signature: bytes, key: AttestationKey, dige
             scheme, hashed, made = ECDSA, _HASH_BY_SIZE[digest_size], signature
         else:
             scheme, hashed, made = _tpmt_signature(signature)
+        # TPM2_Quote makes pcrDigest with the signing scheme's hash (Part 3, 18.4): two hashes are no quote of a TPM.
         if hashed.digest_size != digest_size:
             raise refused("tpm.signature", "hash", f"{digest_size} bytes, as pcrDigest", hashed.name, action)
         if scheme == ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
@@ -252,7 +259,9 @@ class Reader:
         """Raise Refusal if anything is left."""
         if self._place != len(self._data):
             left = len(self._data) - self._place
-            raise refused("tpm.trailing", self._name, "its end", f"{left} more bytes", "send what the TPM made")
+            raise refused(
+                "tpm.trailing", self._name, "the end of the structure", f"{left} more bytes", "send what the TPM made"
+            )
 
 
 _HASH_BY_SIZE = {hashed.digest_size: hashed for hashed in _HASHES.values()}
