@@ -77,7 +77,7 @@ class Children:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "cli",
+                "attestgate.cli",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -264,7 +264,7 @@ class Stack:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "cli",
+            "attestgate.cli",
             *arguments,
             "--operator",
             str(operator or self.plan.settings("operator")),

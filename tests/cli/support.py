@@ -79,7 +79,7 @@ async def started(temporary: Path, *arguments: str) -> AsyncIterator[Command]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "cli",
+        "attestgate.cli",
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

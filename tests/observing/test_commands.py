@@ -57,7 +57,7 @@ class Site:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "cli",
+            "attestgate.cli",
             *arguments,
             "--operator",
             str(self.operator),
