@@ -35,7 +35,7 @@ from attestgate.manager.local.keyfiles import write_private
 from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
 from attestgate.schemas.nginx import NginxConfig
 from bench.gateway import spread
-from tests.story.support import APPS, HOST, MACHINE, measurement_list, replace_list, restart, through
+from tests.support.story import APPS, HOST, MACHINE, measurement_list, replace_list, restart, through
 
 SECOND = "gateway-2"
 

@@ -37,7 +37,7 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.issue import issue
 from attestgate.schemas.nginx import NginxConfig
-from tests.gateway.support import Client, Gate
+from tests.support.gateway.gate import Client, Gate
 
 CHECK = ("js_access admission.access;", "js_body_filter admission.bound buffer_type=buffer;")
 UPSTREAM = """

@@ -22,8 +22,8 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.schemas.admission import ALL, HostLease, Lease, open_posted, post
 from bench.gateway import spread
-from tests.gateway.deployment import Deployment, at_work
-from tests.gateway.support import APP_SESSION, HOST_SESSION, Gate, running
+from tests.support.gateway.deployment import GatewayDeployment, at_work
+from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Gate, running
 
 LONG_S = 3000
 
@@ -59,7 +59,7 @@ class Told(GatewayMetrics):
 class Period:
     """The leases of one period, signed, and the worker that hears them."""
 
-    def __init__(self, deployment: Deployment, metrics: Told) -> None:
+    def __init__(self, deployment: GatewayDeployment, metrics: Told) -> None:
         self._deployment = deployment
         self._metrics = metrics
         self._managers = {deployment.manager.public_key().public_bytes_raw()}
@@ -116,7 +116,7 @@ async def renewals(folder: Path, count: int, rounds: int) -> None:
     single = serials[: count // 20]
     together, apart, alone, requests = [], [], [], []
     async with running(Gate(folder, time.time, zone="64m")) as gate:
-        deployment, metrics = Deployment(gate), Told()
+        deployment, metrics = GatewayDeployment(gate), Told()
         worker = deployment.worker(longest_lease_s=3600, metrics=metrics)
         async with at_work(worker):
             period, now = Period(deployment, metrics), int(time.time())

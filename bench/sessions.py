@@ -46,8 +46,8 @@ from attestgate.manager.sessions.work import Order
 from attestgate.schemas.base import Secret
 from attestgate.schemas.messages import Outcome
 from bench.bus import rate, shown, transition, write
-from bench.fleet import CALM, Fleet
-from tests.sessions.harness import World
+from tests.support.manager.fleet import CALM, Fleet
+from tests.support.manager.world import World
 
 TICK = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2, 4)

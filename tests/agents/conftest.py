@@ -1,7 +1,7 @@
-"""The world of tests/sessions, for the agents' side alone."""
+"""The world of tests/support/manager, for the agents' side alone."""
 
 from __future__ import annotations
 
-from tests.sessions.conftest import site, world
+from tests.support.manager.fixtures import site, world
 
 __all__ = ["site", "world"]

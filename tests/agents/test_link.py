@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,10 +28,20 @@ HELLO = AppHello(app="a1", host="h1", random=bytes(32), agent_version="x")
 REASON = Reason(code="x", field="x", expected="x", found="x", action="x")
 
 
-async def agent(server: MemoryServer, suites: Any = ("x25519",)) -> AgentSession:
-    link = Link(server.connect(), "app", "a1")
+async def agent(bus: MemoryBus, retry_s: float = 0.01) -> AgentSession:
+    """An agent's session before its hello."""
+    link = Link(bus, "app", "a1")
     await link.listen()
-    return AgentSession(link, MANAGERS, list(suites), 0.01)
+    return AgentSession(link, MANAGERS, ["x25519"], retry_s)
+
+
+async def granted(bus: MemoryBus, retry_s: float = 0.001) -> tuple[AgentSession, Channel]:
+    """An agent's session as after its grant, and the manager's end of its channel."""
+    session = await agent(bus, retry_s)
+    session.session = "ab" * 16
+    start = partial(Channel.start, session.session, Secret(bytes(32)), bytes(64))
+    session._channel = start("up")
+    return session, start("down")
 
 
 def challenge(**changes: Any) -> Challenge:
@@ -62,7 +73,7 @@ def signed(label: str, model: Any, key: Ed25519PrivateKey = MANAGER) -> bytes:
 
 async def test_a_challenge_to_this_hello_is_taken() -> None:
     server = MemoryServer()
-    session = await agent(server)
+    session = await agent(server.connect())
     _, got = await asyncio.gather(
         answer(server, ("challenge", signed("challenge", challenge()))), session.open(HELLO, 5.0)
     )
@@ -96,7 +107,7 @@ IGNORED: list[tuple[str, bytes]] = [
 @pytest.mark.parametrize(("step", "data"), IGNORED)
 async def test_what_is_not_this_managers_to_this_hello_is_ignored(step: str, data: bytes) -> None:
     server = MemoryServer()
-    session = await agent(server)
+    session = await agent(server.connect())
     honest = ("challenge", signed("challenge", challenge()))
     _, got = await asyncio.gather(answer(server, (step, data), honest), session.open(HELLO, 5.0))
     assert got.hello == hello_hash(pack(HELLO))
@@ -104,7 +115,7 @@ async def test_what_is_not_this_managers_to_this_hello_is_ignored(step: str, dat
 
 async def test_a_signed_refusal_of_this_hello_ends_it_with_its_reasons() -> None:
     server = MemoryServer()
-    session = await agent(server)
+    session = await agent(server.connect())
     refusal = Refused(session="ab" * 16, hello=hello_hash(pack(HELLO)), step="hello", reasons=[REASON])
     with pytest.raises(SessionOver) as over:
         await asyncio.gather(answer(server, ("refused", signed("refused", refusal))), session.open(HELLO, 5.0))
@@ -112,7 +123,7 @@ async def test_a_signed_refusal_of_this_hello_ends_it_with_its_reasons() -> None
 
 
 async def test_a_silent_manager_is_given_up() -> None:
-    session = await agent(MemoryServer())
+    session = await agent(MemoryServer().connect())
     with pytest.raises(SessionOver, match=r"manager\.silent"):
         await session.open(HELLO, 0.02)
 
@@ -158,14 +169,11 @@ class Busy(MemoryBus):
 async def test_what_a_busy_bus_does_not_take_is_said_later_in_order() -> None:
     server = MemoryServer()
     bus = Busy(server)
-    session = AgentSession(Link(bus, "app", "a1"), MANAGERS, ["x25519"], 0.001)
-    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
-    session.session = "ab" * 16
+    session, manager = await granted(bus)
     bus.refuses = 1
     await session.say("recheck_evidence", HELLO)
     assert server.stored("ATTEST_IN") == []
     await session.say("recheck_evidence", HELLO)
-    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
     for message in server.stored("ATTEST_IN"):
         manager, _ = manager.open("recheck_evidence", message.data)
     assert manager.opened == 2
@@ -174,12 +182,7 @@ async def test_what_a_busy_bus_does_not_take_is_said_later_in_order() -> None:
 async def test_what_was_not_heard_is_said_again_byte_for_byte_and_what_was_heard_is_not() -> None:
     server = MemoryServer()
     bus = server.connect()
-    link = Link(bus, "app", "a1")
-    await link.listen()
-    session = AgentSession(link, MANAGERS, ["x25519"], 0.001)
-    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
-    session.session = "ab" * 16
-    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
+    session, manager = await granted(bus)
     await session.say("recheck_evidence", HELLO)
     await session.say("recheck_evidence", HELLO)
     first, second = (message.data for message in server.stored("ATTEST_IN"))
@@ -195,12 +198,7 @@ async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
     """Messages from the future make the agent ask once in a while, not once each."""
     server = MemoryServer()
     bus = server.connect()
-    link = Link(bus, "app", "a1")
-    await link.listen()
-    session = AgentSession(link, MANAGERS, ["x25519"], 10.0)
-    session._channel = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "up")
-    session.session = "ab" * 16
-    manager = Channel.start("ab" * 16, Secret(bytes(32)), bytes(64), "down")
+    session, manager = await granted(bus, 10.0)
     manager, _ = manager.seal("accepted", b"lost")
     for _ in range(20):
         manager, data = manager.seal("accepted", b"x")

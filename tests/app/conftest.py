@@ -1,5 +1,8 @@
-"""The deployment in one process of tests/sessions, for the application's side."""
+"""The deployment in one process of tests/support/manager, and the real nginx."""
 
-from tests.sessions.conftest import site, world
+from __future__ import annotations
 
-__all__ = ["site", "world"]
+from tests.support.gateway.fixtures import gate
+from tests.support.manager.fixtures import site, world
+
+__all__ = ["gate", "site", "world"]

@@ -20,8 +20,10 @@ from attestgate.schemas.admission import ALL, BUCKET, Lease, Withdrawal, crl_key
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.settings import Timing
 from attestgate.schemas.signing import sign, verify
-from tests.app.support import running, start
-from tests.sessions.harness import APP_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of, deployed
+from tests.support.app.agent import running, start
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import APP_ENCLAVE, OTHER_ENCLAVE, World
+from tests.support.reasons import event_code
 
 SHORT = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=80)
 """Rechecked every 10 s; with less than 40 s left, a certificate is renewed."""
@@ -166,7 +168,7 @@ async def test_two_measurements_while_an_update_rolls_out(site: Deployment) -> N
     await site.advance(2)
     await site.app()
     rejected = await site.until("app", "a1", "evidence-rejected", since=since)
-    assert code_of(rejected) == "sgx.mrenclave"
+    assert event_code(rejected) == "sgx.mrenclave"
 
 
 async def test_the_lease_carries_what_the_enrolment_allows_and_a_recheck_what_it_allows_now(site: Deployment) -> None:
@@ -191,7 +193,7 @@ async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site:
     await enrol(site, certificate_key="manager")
     agent = await start(site, accept_manager_key=True)
     refused = await site.until("app", "a1", "refused")
-    assert code_of(refused) == "policy.certificate_key"
+    assert event_code(refused) == "policy.certificate_key"
     await agent.stop()
     await permit(site, allow_manager_keys=True)
     await site.advance(2)
@@ -220,7 +222,7 @@ async def test_an_enclave_that_was_not_built_for_it_takes_no_key_from_outside(si
 
 
 def program_starts() -> list[object]:
-    from tests.app import program
+    from tests.support.app import program
 
     return list(program.started)
 
@@ -228,14 +230,14 @@ def program_starts() -> list[object]:
 async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site)
-    agent = await start(site, "tests.app.proxying")
+    agent = await start(site, "tests.support.app.proxying")
     refused = await site.until("app", "a1", "refused")
-    assert code_of(refused) == "policy.proxy"
+    assert event_code(refused) == "policy.proxy"
     await agent.stop()
     await permit(site, allow_proxy=True)
     await site.advance(2)
     since = len(site.events)
-    await start(site, "tests.app.proxying")
+    await start(site, "tests.support.app.proxying")
     await site.until("app", "a1", "admitted", since=since)
     await site.quiet()
     record = (await site.records(AppRecord))[-1]
@@ -245,7 +247,7 @@ async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment
     await permit_nothing(site)
     await site.advance(10)
     untrusted = await site.until("app", "a1", "untrusted")
-    assert code_of(untrusted) == "policy.proxy"
+    assert event_code(untrusted) == "policy.proxy"
 
 
 async def permit_nothing(site: Deployment) -> None:

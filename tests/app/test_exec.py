@@ -26,7 +26,7 @@ from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.signing import sign, verify
-from tests.gateway.support import until
+from tests.support.gateway.gate import until
 
 COMMAND = """
 import httpx, json, os, sys, time

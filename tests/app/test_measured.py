@@ -11,7 +11,7 @@ from attestgate.app_agent.main import run
 from attestgate.app_agent.measured import load_for_application, program_of
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import AppSettings, BusSettings
-from tests.sessions.harness import World
+from tests.support.manager.world import World
 
 
 def written(world: World, folder: Path, **changes: str) -> Path:

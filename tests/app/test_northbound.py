@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from attestgate.compose.nginx.process import free_port
-from tests.app.switch import DATAPATH_ID, switch
-from tests.app.test_sdn import WHY_NOT
-from tests.gateway.support import until
+from tests.support.app.switch import DATAPATH_ID, WHY_NOT, switch
+from tests.support.gateway.gate import until
 
 pytestmark = [pytest.mark.stack, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 FLOW = {"priority": 5, "match": {"in_port": "3", "eth_type": "2048"}, "actions": ["output:4"]}

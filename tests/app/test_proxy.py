@@ -12,10 +12,8 @@ from attestgate.app_agent import proxy
 from attestgate.app_agent.application import Application
 from attestgate.app_agent.step8_open import client
 from attestgate.schemas.settings import Measured
-from tests.gateway.conftest import gate
-from tests.gateway.support import Gate, until
+from tests.support.gateway.gate import Gate, until
 
-__all__ = ["gate"]
 pytestmark = pytest.mark.stack
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from pathlib import Path
@@ -14,12 +13,9 @@ from attestgate.compose.local.recorded import DRIFT
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from attestgate.compose.nginx.process import free_port
-from tests.app.switch import DATAPATH_ID, Switch, missing, switch
-from tests.gateway.support import until
+from tests.support.app.switch import DATAPATH_ID, WHY_NOT, Switch, switch
+from tests.support.gateway.gate import until
 
-WHY_NOT = missing() or (
-    "" if importlib.util.find_spec("os_ken") else "no os-ken here: make test-sdn installs requirements-sdn.lock"
-)
 pytestmark = [pytest.mark.stack, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attestgate.host_agent.witness import Witness
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import MAX_NOTE, Checkpoint, key_id, open_checkpoint, origin_of, sign_checkpoint
-from tests.audit.conftest import KEY, SIGNERS
+from tests.support.audit.keeper import KEY, SIGNERS
 
 HEAD = Checkpoint(origin=origin_of("test.example"), size=5, root=b"\x01" * 32, cursor=7, at=1_800_000_000)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)

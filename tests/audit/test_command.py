@@ -21,10 +21,10 @@ from attestgate.manager.verification.ear import jwks
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import open_checkpoint
-from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, copied, rewrite
-from tests.audit.support import decided
-from tests.bus.conftest import Join
-from tests.sessions.harness import LONG, World
+from tests.support.audit.decisions import decided
+from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.support.bus.fixtures import Join
+from tests.support.manager.world import LONG, World
 
 Command = Callable[..., Awaitable[Any]]
 

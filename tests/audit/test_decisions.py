@@ -21,12 +21,12 @@ from attestgate.schemas.admission import GatewayReport, sign_report
 from attestgate.schemas.break_glass import LABEL, BreakGlass
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
 from attestgate.schemas.signing import sign
-from tests.audit.support import decided, said
-from tests.sessions.conftest import site, world  # noqa: F401  fixtures
-from tests.sessions.harness import GATEWAY, HOST_ENCLAVE, LISTS, Deployment
+from tests.support.audit.decisions import decided, said
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS
 
 
-async def log_of(site: Deployment) -> list[audit.Decision]:  # noqa: F811
+async def log_of(site: Deployment) -> list[audit.Decision]:
     return await decided(site.bus, site.world, int(site.clock.at))
 
 
@@ -34,7 +34,7 @@ def facts(found: list[audit.Decision], kind: type[Any]) -> list[Any]:
     return [decision.fact for decision in found if isinstance(decision.fact, kind)]
 
 
-async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:  # noqa: F811
+async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:
     await site.admitted()
     (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
     before = await log_of(site)
@@ -70,7 +70,7 @@ async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:  
     assert (drifted.state, drifted.reasons[0].code) == ("UNTRUSTED", "ima.unknown")
 
 
-async def test_orders_and_keys(site: Deployment) -> None:  # noqa: F811
+async def test_orders_and_keys(site: Deployment) -> None:
     await site.enrol_host()
     await site.order(Revoke(kind="host", id="h1", reason="lost"))
     found = await log_of(site)
@@ -87,7 +87,7 @@ async def test_orders_and_keys(site: Deployment) -> None:  # noqa: F811
     assert key.key == "issuing-ca"
 
 
-async def test_who_was_refused_is_there_and_who_only_knocked_is_not(site: Deployment) -> None:  # noqa: F811
+async def test_who_was_refused_is_there_and_who_only_knocked_is_not(site: Deployment) -> None:
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
     await site.enrol_host()
     agent = await site.host()
@@ -109,7 +109,7 @@ async def test_who_was_refused_is_there_and_who_only_knocked_is_not(site: Deploy
     assert (refused.state, refused.reasons[0].code) == ("REFUSED", "ima.unknown")
 
 
-async def test_no_entry_holds_a_secret(site: Deployment) -> None:  # noqa: F811
+async def test_no_entry_holds_a_secret(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
     assert host.k is not None
@@ -118,7 +118,7 @@ async def test_no_entry_holds_a_secret(site: Deployment) -> None:  # noqa: F811
     assert not any(host.k.reveal() in data for data in stored)
 
 
-async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     async with asyncio.timeout(20), aclosing(site.bus.bucket(TREE.name).watch(HEAD)) as heads:
         async for entry in heads:
             if entry is not None:
@@ -133,7 +133,7 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
     assert said(await log_of(site), (await site.records(HostRecord))[0].session) == ["accepted"]
 
 
-async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:  # noqa: F811
+async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
     operator = Ed25519PrivateKey.generate()
     glass = BreakGlass(

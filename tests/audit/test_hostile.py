@@ -13,8 +13,8 @@ from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.layout import TREE
 from attestgate.manager.audit.head import HEAD
 from attestgate.schemas.base import Refusal
-from tests.audit.conftest import NOW, Keeper, codes, copied, entry, rewrite
-from tests.bus.conftest import Join
+from tests.support.audit.keeper import NOW, Keeper, copied, entry, findings, rewrite
+from tests.support.bus.fixtures import Join
 
 Messages = list[Stored | tuple[str, bytes]]
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
@@ -60,15 +60,15 @@ async def test_what_was_done_to_the_entries_is_named(keeper: Keeper, bus: NatsBu
     found = {}
     for act, (do, _) in ACTS.items():
         await rewrite(bus, do(list(before)))
-        found[act] = await codes(bus, keeper.head)
+        found[act] = await findings(bus, keeper.head)
     assert found == {act: expected for act, (_, expected) in ACTS.items()}
 
 
 async def test_the_oldest_entries_may_only_be_gone_where_the_limits_let_them_go(keeper: Keeper, bus: NatsBus) -> None:
     before = keeper.head.model_copy(update={"size": 0})
     await rewrite(bus, list((await copied(bus)).stored)[3:])
-    assert await codes(bus, before) == ["log.dropped"]
-    assert await codes(bus, before, at=NOW + 366 * 86400) == []
+    assert await findings(bus, before) == ["log.dropped"]
+    assert await findings(bus, before, at=NOW + 366 * 86400) == []
 
 
 async def test_an_older_log_is_found_by_whoever_kept_a_head(keeper: Keeper, bus: NatsBus, tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ async def test_an_older_log_is_found_by_whoever_kept_a_head(keeper: Keeper, bus:
     await keeper.grow()
     await bus.bucket(TREE.name).put(HEAD, older.value)
     await rewrite(bus, then)
-    assert await codes(bus) == []
-    assert await codes(bus, keeper.head) == ["log.rolled-back"]
+    assert await findings(bus) == []
+    assert await findings(bus, keeper.head) == ["log.rolled-back"]
     with pytest.raises(Refusal, match=r"log\.rolled-back"):
         await keeper.log.grow()
     restarted = Keeper(bus, tmp_path / "one")
@@ -101,7 +101,7 @@ async def test_a_log_begun_anew_is_found(keeper: Keeper, bus: NatsBus, tmp_path:
     await fresh.grow()
     with pytest.raises(Refusal, match=r"log\.forked"):
         await keeper.log.grow()
-    assert "log.forked" in await codes(bus, head)
+    assert "log.forked" in await findings(bus, head)
     assert keeper.head == head
 
 
@@ -149,7 +149,7 @@ async def test_an_entry_lost_before_the_tree_is_missed_by_its_number(keeper: Kee
     """Its worker was killed: the session's next entry shows the gap."""
     await keeper.decide(10, 10)
     await keeper.grow()
-    assert await codes(bus) == ["log.number"]
+    assert await findings(bus) == ["log.number"]
 
 
 async def test_a_decision_made_twice_from_one_record_is_found(keeper: Keeper, bus: NatsBus) -> None:
@@ -157,7 +157,7 @@ async def test_a_decision_made_twice_from_one_record_is_found(keeper: Keeper, bu
     await keeper.intake.put(*entry(8, id="ef" * 16))
     await keeper.grow()
     assert keeper.head.size == 9
-    assert await codes(bus) == ["log.decided-twice"]
+    assert await findings(bus) == ["log.decided-twice"]
 
 
 async def test_what_no_manager_signed_gets_into_no_tree_and_is_told(keeper: Keeper, bus: NatsBus) -> None:
@@ -168,7 +168,7 @@ async def test_what_no_manager_signed_gets_into_no_tree_and_is_told(keeper: Keep
     await keeper.grow()
     assert keeper.head.size == 8
     assert [what for what, _ in keeper.told] == ["log-stranger"] * 3
-    assert await codes(bus) == ["log.injected", "log.forged"]
+    assert await findings(bus) == ["log.injected", "log.forged"]
 
 
 async def test_a_log_that_is_set_back_is_an_alarm(keeper: Keeper, bus: NatsBus) -> None:

@@ -18,9 +18,9 @@ from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.head import HEAD, open_head, tile_key
 from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash
 from attestgate.schemas.base import Refusal
-from tests.audit.conftest import NOW, SESSION, SIGNERS, Keeper, codes, copied, entry
-from tests.bus.conftest import Join
-from tests.sessions.mortal import Counter, Killed, MortalBus
+from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
+from tests.support.bus.fixtures import Join
+from tests.support.manager.mortal import Counter, Killed, MortalBus
 
 OTHER = "cd" * 16
 TILE = 8
@@ -46,7 +46,7 @@ async def test_two_workers_append_at_once(join: Join, tmp_path: Path) -> None:
     assert one.log.checkpoint == two.log.checkpoint
     assert one.head.size == 80
     assert one.log.status().pending_s == two.log.status().pending_s == 0
-    assert await codes(one.bus) == []
+    assert await findings(one.bus) == []
 
 
 async def test_a_running_worker_takes_in_what_it_is_handed(join: Join, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ async def test_a_running_worker_takes_in_what_it_is_handed(join: Join, tmp_path:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    assert await codes(keeper.bus) == []
+    assert await findings(keeper.bus) == []
 
 
 async def test_it_verifies_from_every_older_head(join: Join, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_it_verifies_from_every_older_head(join: Join, tmp_path: Path) -> 
         await keeper.decide(number, number)
         await keeper.grow()
         heads.append(keeper.head)
-    assert await codes(keeper.bus, *heads) == []
+    assert await findings(keeper.bus, *heads) == []
     log = await copied(keeper.bus)
     for before in heads:
         path = consistency_proof(log.leaves, before.size)
@@ -91,7 +91,7 @@ async def test_the_same_entry_handed_in_again_is_there_once(join: Join, tmp_path
     await two.decide(3, 3)
     await two.grow()
     assert two.head.size == 3
-    assert await codes(one.bus) == []
+    assert await findings(one.bus) == []
     assert two.intake.age_s() == 0
     two.at += 100
     assert two.intake.overdue() == []
@@ -127,7 +127,7 @@ async def test_tiles_are_full_and_a_new_worker_reads_them(tmp_path: Path) -> Non
     assert fresh.head.size == total + 1
     await keeper.grow()
     assert keeper.log.checkpoint == fresh.log.checkpoint
-    assert await codes(keeper.bus) == []
+    assert await findings(keeper.bus) == []
 
 
 @pytest.mark.parametrize("harm", ["change", "cut", "remove"])
@@ -144,7 +144,7 @@ async def test_a_tile_that_was_touched_is_found(tmp_path: Path, harm: str) -> No
     match harm:
         case "change":
             await bucket.put(tile_key(0), bytes(32) + tile.value[32:])
-            assert await codes(keeper.bus) == ["log.leaves"]
+            assert await findings(keeper.bus) == ["log.leaves"]
         case "cut":
             await bucket.put(tile_key(0), tile.value[32:])
         case _:
@@ -173,7 +173,7 @@ async def test_killed_before_each_write_nothing_is_lost_or_twice(tmp_path: Path,
     await heir.decide(1, 4, OTHER)  # its outboxes are published again
     await heir.grow()
     assert heir.head.size == TILE + 4
-    assert await codes(heir.bus) == []
+    assert await findings(heir.bus) == []
     await honest.grow()
     assert honest.log.checkpoint == heir.log.checkpoint
 
@@ -194,7 +194,7 @@ async def test_a_bus_that_fails_once_costs_nothing(tmp_path: Path) -> None:
         await keeper.grow()
         assert keeper.head.size == 2 * (fails_before + 1)
         assert keeper.intake.age_s() == 0
-        assert await codes(server.connect()) == []
+        assert await findings(server.connect()) == []
 
 
 async def test_an_entry_is_stored_once_on_the_real_server(join: Join) -> None:
@@ -232,7 +232,7 @@ async def test_a_disk_that_is_full_ends_no_worker(tmp_path: Path) -> None:
     await keeper.decide(1, 1)
     assert not await keeper.log._look()
     assert keeper.head.size == 1
-    assert await codes(keeper.bus) == []
+    assert await findings(keeper.bus) == []
 
 
 async def test_what_waits_for_more_than_a_minute_is_found(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_what_waits_for_more_than_a_minute_is_found(tmp_path: Path) -> Non
     await keeper.decide(1, 1)
     await keeper.grow()
     await keeper.decide(2, 2)
-    assert await codes(keeper.bus, at=NOW + 60) == []
-    assert await codes(keeper.bus, at=NOW + 61) == ["log.overdue"]
+    assert await findings(keeper.bus, at=NOW + 60) == []
+    assert await findings(keeper.bus, at=NOW + 61) == ["log.overdue"]
     keeper.at += 61
     assert keeper.log.status().pending_s == 61

@@ -14,7 +14,7 @@ import pytest
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, Message
 from attestgate.bus.memory.server import MemoryServer
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
 
 SESSION = "ab" * 16
 OTHER = "cd" * 16
@@ -22,7 +22,7 @@ HELLO = subjects.inbound("host", "h1", "hello")
 
 
 @dataclass
-class World:
+class Sides:
     """One bus: the manager's connection, a host's, and how to let time pass."""
 
     manager: Bus
@@ -32,7 +32,7 @@ class World:
 
 
 @pytest.fixture
-async def memory_world() -> AsyncIterator[World]:
+async def memory_sides() -> AsyncIterator[Sides]:
     clock = [1_800_000_000.0]
     server = MemoryServer(lambda: clock[0])
 
@@ -41,22 +41,22 @@ async def memory_world() -> AsyncIterator[World]:
         server.tick()
 
     manager, host = server.connect(), server.connect()
-    yield World(manager, host, lambda: int(clock[0]), pass_time)
+    yield Sides(manager, host, lambda: int(clock[0]), pass_time)
     await host.close()
     await manager.close()
 
 
 @pytest.fixture
-async def nats_world(join: Join) -> World:
+async def nats_sides(join: Join) -> Sides:
     async def wait(seconds: int) -> None:
         """The real server keeps its own time; the test waits for what it does then."""
 
-    return World(await join("manager", "m"), await join("host", "h1"), lambda: int(time.time()), wait)
+    return Sides(await join("manager", "m"), await join("host", "h1"), lambda: int(time.time()), wait)
 
 
-@pytest.fixture(params=["memory_world", "nats_world"])
-def world(request: pytest.FixtureRequest) -> World:
-    chosen: World = request.getfixturevalue(request.param)
+@pytest.fixture(params=["memory_sides", "nats_sides"])
+def sides(request: pytest.FixtureRequest) -> Sides:
+    chosen: Sides = request.getfixturevalue(request.param)
     return chosen
 
 
@@ -87,73 +87,73 @@ async def nothing_waits(bus: Bus, consumer: str, mark: str) -> None:
 MARK_WORK = subjects.work("test", SESSION, "mark")
 
 
-async def test_a_published_message_is_delivered_with_its_headers(world: World) -> None:
-    await world.host.publish(HELLO, b"hi", headers={"ce-id": "7"})
-    (delivery,) = await take(world.manager, "managers")
+async def test_a_published_message_is_delivered_with_its_headers(sides: Sides) -> None:
+    await sides.host.publish(HELLO, b"hi", headers={"ce-id": "7"})
+    (delivery,) = await take(sides.manager, "managers")
     assert (delivery.subject, delivery.data, delivery.attempt) == (HELLO, b"hi", 1)
     assert delivery.headers["ce-id"] == "7"
 
 
-async def test_a_repeated_id_is_stored_once(world: World) -> None:
+async def test_a_repeated_id_is_stored_once(sides: Sides) -> None:
     work = subjects.work("test", SESSION, "step")
     for _ in range(3):
-        await world.manager.publish(work, b"once", message_id="an-id")
-    (delivery,) = await take(world.manager, "workers")
+        await sides.manager.publish(work, b"once", message_id="an-id")
+    (delivery,) = await take(sides.manager, "workers")
     await delivery.done()
-    await world.manager.publish(work, b"once", message_id="an-id")  # also after it was taken
-    await nothing_waits(world.manager, "workers", MARK_WORK)
+    await sides.manager.publish(work, b"once", message_id="an-id")  # also after it was taken
+    await nothing_waits(sides.manager, "workers", MARK_WORK)
 
 
-async def test_the_same_data_without_an_id_is_stored_twice(world: World) -> None:
+async def test_the_same_data_without_an_id_is_stored_twice(sides: Sides) -> None:
     for _ in range(2):
-        await world.host.publish(HELLO, b"hi")
-    assert [delivery.data for delivery in await take(world.manager, "managers", 2)] == [b"hi", b"hi"]
+        await sides.host.publish(HELLO, b"hi")
+    assert [delivery.data for delivery in await take(sides.manager, "managers", 2)] == [b"hi", b"hi"]
 
 
-async def test_what_is_given_back_comes_again_and_says_so(world: World) -> None:
-    await world.manager.publish(MARK_WORK, b"x")
+async def test_what_is_given_back_comes_again_and_says_so(sides: Sides) -> None:
+    await sides.manager.publish(MARK_WORK, b"x")
     for attempt in range(1, 31):
-        (delivery,) = await take(world.manager, "workers")
+        (delivery,) = await take(sides.manager, "workers")
         assert delivery.attempt == attempt
         await delivery.again()
-    (delivery,) = await take(world.manager, "workers")
+    (delivery,) = await take(sides.manager, "workers")
     await delivery.done()
-    await nothing_waits(world.manager, "workers", MARK_WORK)
+    await nothing_waits(sides.manager, "workers", MARK_WORK)
 
 
-async def test_what_is_stored_for_a_time_leaves_by_itself(world: World) -> None:
-    await world.manager.publish(layout.ADMISSIONS.subject("host.ab"), b"x", headers={layout.TTL: "1s"})
-    await world.pass_time(1)
+async def test_what_is_stored_for_a_time_leaves_by_itself(sides: Sides) -> None:
+    await sides.manager.publish(layout.ADMISSIONS.subject("host.ab"), b"x", headers={layout.TTL: "1s"})
+    await sides.pass_time(1)
     async with asyncio.timeout(20):
-        while await world.manager.bucket("admissions").get("host.ab") is not None:
+        while await sides.manager.bucket("admissions").get("host.ab") is not None:
             await asyncio.sleep(0.1)
 
 
-async def test_two_workers_share_a_consumer(world: World) -> None:
+async def test_two_workers_share_a_consumer(sides: Sides) -> None:
     for number in range(6):
-        await world.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
-    first = await take(world.manager, "workers", 3)
-    second = await take(world.manager, "workers", 3)
+        await sides.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
+    first = await take(sides.manager, "workers", 3)
+    second = await take(sides.manager, "workers", 3)
     assert sorted(delivery.data for delivery in [*first, *second]) == [b"%d" % n for n in range(6)]
 
 
-async def test_messages_come_in_order(world: World) -> None:
+async def test_messages_come_in_order(sides: Sides) -> None:
     for number in range(40):
-        await world.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
-    taken = await take(world.manager, "workers", 40)
+        await sides.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"%d" % number)
+    taken = await take(sides.manager, "workers", 40)
     assert [delivery.data for delivery in taken] == [b"%d" % n for n in range(40)]
 
 
-async def test_a_full_subject_refuses_its_own_sender_only(world: World) -> None:
+async def test_a_full_subject_refuses_its_own_sender_only(sides: Sides) -> None:
     for _ in range(layout.IN.max_msgs_per_subject):
-        await world.host.publish(HELLO, b"hi")
+        await sides.host.publish(HELLO, b"hi")
     with pytest.raises(BusError, match="maximum messages per subject exceeded"):
-        await world.host.publish(HELLO, b"one too many")
-    await world.host.publish(subjects.inbound("host", "h1", "evidence"), b"another subject")
-    (delivery,) = await take(world.manager, "managers")
+        await sides.host.publish(HELLO, b"one too many")
+    await sides.host.publish(subjects.inbound("host", "h1", "evidence"), b"another subject")
+    (delivery,) = await take(sides.manager, "managers")
     await delivery.done()
-    await world.manager.flush()
-    await world.host.publish(HELLO, b"room again")
+    await sides.manager.flush()
+    await sides.host.publish(HELLO, b"room again")
 
 
 async def test_a_subject_that_no_stream_takes_is_an_error() -> None:
@@ -163,13 +163,13 @@ async def test_a_subject_that_no_stream_takes_is_an_error() -> None:
         await bus.publish("attest.v1.nowhere", b"")
 
 
-async def test_a_plain_message_reaches_who_listens(world: World) -> None:
+async def test_a_plain_message_reaches_who_listens(sides: Sides) -> None:
     heard: asyncio.Queue[Message] = asyncio.Queue()
-    subscription = await world.host.listen(subjects.outbound_all("host", "h1"), heard.put)
-    await world.host.flush()
-    await world.manager.send(subjects.outbound("host", "h1", "challenge"), b"one")
-    await world.manager.send(subjects.outbound("host", "h2", "challenge"), b"not for h1")
-    await world.manager.send(subjects.outbound("host", "h1", "grant"), b"two")
+    subscription = await sides.host.listen(subjects.outbound_all("host", "h1"), heard.put)
+    await sides.host.flush()
+    await sides.manager.send(subjects.outbound("host", "h1", "challenge"), b"one")
+    await sides.manager.send(subjects.outbound("host", "h2", "challenge"), b"not for h1")
+    await sides.manager.send(subjects.outbound("host", "h1", "grant"), b"two")
     async with asyncio.timeout(5):
         messages = [await heard.get(), await heard.get()]
     assert [(message.subject, message.data) for message in messages] == [
@@ -179,7 +179,7 @@ async def test_a_plain_message_reaches_who_listens(world: World) -> None:
     await subscription.close()
 
 
-async def test_a_handler_that_raises_gets_the_next_message(world: World) -> None:
+async def test_a_handler_that_raises_gets_the_next_message(sides: Sides) -> None:
     heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def handler(message: Message) -> None:
@@ -187,29 +187,29 @@ async def test_a_handler_that_raises_gets_the_next_message(world: World) -> None
             raise ValueError("a fault of the handler")
         await heard.put(message.data)
 
-    await world.host.listen(subjects.outbound_all("host", "h1"), handler)
-    await world.host.flush()
+    await sides.host.listen(subjects.outbound_all("host", "h1"), handler)
+    await sides.host.flush()
     for data in (b"bad", b"good"):
-        await world.manager.send(subjects.outbound("host", "h1", "challenge"), data)
+        await sides.manager.send(subjects.outbound("host", "h1", "challenge"), data)
     async with asyncio.timeout(5):
         assert await heard.get() == b"good"
 
 
-async def test_a_closed_subscription_hears_nothing(world: World) -> None:
+async def test_a_closed_subscription_hears_nothing(sides: Sides) -> None:
     closed: asyncio.Queue[Message] = asyncio.Queue()
     still: asyncio.Queue[Message] = asyncio.Queue()
-    subscription = await world.host.listen(subjects.outbound_all("host", "h1"), closed.put)
-    await world.host.listen(subjects.outbound_all("host", "h1"), still.put)
+    subscription = await sides.host.listen(subjects.outbound_all("host", "h1"), closed.put)
+    await sides.host.listen(subjects.outbound_all("host", "h1"), still.put)
     await subscription.close()
-    await world.host.flush()
-    await world.manager.send(subjects.outbound("host", "h1", "challenge"), b"x")
+    await sides.host.flush()
+    await sides.manager.send(subjects.outbound("host", "h1", "challenge"), b"x")
     async with asyncio.timeout(5):
         await still.get()
     assert closed.empty()
 
 
-async def test_a_bucket_keeps_the_newest_value(world: World) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_a_bucket_keeps_the_newest_value(sides: Sides) -> None:
+    bucket = sides.manager.bucket("sessions")
     assert await bucket.get("a.b") is None
     first = await bucket.put("a.b", b"1")
     second = await bucket.put("a.b", b"2")
@@ -221,8 +221,8 @@ async def test_a_bucket_keeps_the_newest_value(world: World) -> None:
     assert [await bucket.keys(pattern) for pattern in ("a.*", "*", "b.>")] == [["a.b"], ["c"], []]
 
 
-async def test_compare_and_set_has_one_winner(world: World) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_compare_and_set_has_one_winner(sides: Sides) -> None:
+    bucket = sides.manager.bucket("sessions")
     revision = await bucket.create("k", b"0")
     with pytest.raises(Conflict):
         await bucket.create("k", b"again")
@@ -236,8 +236,8 @@ async def test_compare_and_set_has_one_winner(world: World) -> None:
     assert entry is not None and entry.value == b"%d" % winners[0]
 
 
-async def test_a_deleted_key_is_free_again(world: World) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_a_deleted_key_is_free_again(sides: Sides) -> None:
+    bucket = sides.manager.bucket("sessions")
     revision = await bucket.create("k", b"0")
     await bucket.delete("k")
     await bucket.delete("never-there")
@@ -249,40 +249,40 @@ async def test_a_deleted_key_is_free_again(world: World) -> None:
     assert await bucket.get("k") == Entry("k", b"1", again)
 
 
-async def test_what_is_published_to_a_keys_subject_is_its_value(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket, subject = world.manager.bucket("admissions"), layout.ADMISSIONS.subject("serial.1")
+async def test_what_is_published_to_a_keys_subject_is_its_value(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, subject = sides.manager.bucket("admissions"), layout.ADMISSIONS.subject("serial.1")
     first = await bucket.put("serial.1", b"put")
     for _ in range(2):
-        await world.manager.publish(subject, b"published", message_id="an-id")
+        await sides.manager.publish(subject, b"published", message_id="an-id")
     assert await bucket.get("serial.1") == Entry("serial.1", b"published", first + 1)
     await bucket.put("serial.1", b"newer")
-    await world.manager.publish(subject, b"published", message_id="an-id")
+    await sides.manager.publish(subject, b"published", message_id="an-id")
     assert await bucket.get("serial.1") == Entry("serial.1", b"newer", first + 2)
-    await world.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
+    await sides.manager.publish(subject, b"", headers={"KV-Operation": "DEL"})
     assert await bucket.get("serial.1") is None
     monkeypatch.setattr("attestgate.bus.client.connection.PATIENCE_S", 0.1)
     with pytest.raises(BusError):
-        await world.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
+        await sides.manager.publish("$KV.nowhere.serial.1", b"no such bucket")
 
 
 @pytest.mark.parametrize("key", ["", "*", ">", "a.*", "a..b", ".a", "a.", "a b", "a\r\n"])
-async def test_what_is_no_key_is_refused(world: World, key: str) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_what_is_no_key_is_refused(sides: Sides, key: str) -> None:
+    bucket = sides.manager.bucket("sessions")
     await bucket.put("a.b", b"another's")
     for attempt in (bucket.get(key), bucket.put(key, b""), bucket.create(key, b""), bucket.delete(key)):
         with pytest.raises(ValueError, match="no key"):
             await attempt
 
 
-async def test_a_value_too_large_is_refused(world: World) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_a_value_too_large_is_refused(sides: Sides) -> None:
+    bucket = sides.manager.bucket("sessions")
     await bucket.put("k", bytes(layout.SESSIONS.max_value - 1024))
     with pytest.raises(BusError, match="message size exceeds maximum allowed"):
         await bucket.put("k", bytes(layout.SESSIONS.max_value + 1))
 
 
-async def test_a_watch_shows_what_is_and_then_what_changes(world: World) -> None:
-    bucket = world.manager.bucket("admissions")
+async def test_a_watch_shows_what_is_and_then_what_changes(sides: Sides) -> None:
+    bucket = sides.manager.bucket("admissions")
     one = await bucket.put("serial.1", b"1")
     await bucket.put("gone", b"x")
     await bucket.delete("gone")
@@ -299,8 +299,8 @@ async def test_a_watch_shows_what_is_and_then_what_changes(world: World) -> None
         assert await anext(changes) == Entry("serial.2", None, three + 1)
 
 
-async def test_a_watch_of_a_pattern_shows_that_only(world: World) -> None:
-    bucket = world.manager.bucket("admissions")
+async def test_a_watch_of_a_pattern_shows_that_only(sides: Sides) -> None:
+    bucket = sides.manager.bucket("admissions")
     await bucket.put("host.a", b"1")
     await bucket.put("serial.a", b"2")
     async with asyncio.timeout(10), aclosing(generator(bucket.watch("host.*"))) as changes:
@@ -313,8 +313,8 @@ async def test_a_watch_of_a_pattern_shows_that_only(world: World) -> None:
         assert second is not None and second.key == "host.b"
 
 
-async def test_a_watch_misses_nothing_of_a_burst(world: World) -> None:
-    bucket = world.manager.bucket("admissions")
+async def test_a_watch_misses_nothing_of_a_burst(sides: Sides) -> None:
+    bucket = sides.manager.bucket("admissions")
     async with asyncio.timeout(20), aclosing(generator(bucket.watch())) as changes:
         assert await anext(changes) is None
         await asyncio.gather(*(bucket.put(f"k{n}", b"%d" % n) for n in range(600)))
@@ -326,72 +326,72 @@ async def test_a_watch_misses_nothing_of_a_burst(world: World) -> None:
     assert seen == {f"k{n}": b"%d" % n for n in range(600)}
 
 
-async def test_a_large_bucket_is_read_whole(world: World) -> None:
-    bucket = world.manager.bucket("sessions")
+async def test_a_large_bucket_is_read_whole(sides: Sides) -> None:
+    bucket = sides.manager.bucket("sessions")
     await asyncio.gather(*(bucket.put(f"k{n}", bytes(2000)) for n in range(1300)))
     assert await bucket.keys() == sorted(f"k{n}" for n in range(1300))
 
 
-async def test_events_can_be_read_back(world: World) -> None:
+async def test_events_can_be_read_back(sides: Sides) -> None:
     for number in range(300):
-        await world.manager.publish(subjects.event("host", "h1", f"n{number}"), b"%d" % number, headers={"ce-id": "1"})
-    await world.manager.publish(subjects.event("host", "h2", "other"), b"x")
+        await sides.manager.publish(subjects.event("host", "h1", f"n{number}"), b"%d" % number, headers={"ce-id": "1"})
+    await sides.manager.publish(subjects.event("host", "h2", "other"), b"x")
     pattern = f"{subjects.EVENTS}.host.h1.*"
-    told = [message async for message in world.manager.history(pattern)]
+    told = [message async for message in sides.manager.history(pattern)]
     assert [message.data for message in told] == [b"%d" % n for n in range(300)]
     assert told[0].subject == subjects.event("host", "h1", "n0") and told[0].headers["ce-id"] == "1"
-    assert [m async for m in world.manager.history(f"{subjects.EVENTS}.app.>")] == []
+    assert [m async for m in sides.manager.history(f"{subjects.EVENTS}.app.>")] == []
 
 
-async def test_a_deadline_fires_once(world: World) -> None:
-    await world.manager.schedule(subjects.deadline(SESSION), b"late", at=world.now() + 1)
-    await world.pass_time(2)
-    (delivery,) = await take(world.manager, "workers")
+async def test_a_deadline_fires_once(sides: Sides) -> None:
+    await sides.manager.schedule(subjects.deadline(SESSION), b"late", at=sides.now() + 1)
+    await sides.pass_time(2)
+    (delivery,) = await take(sides.manager, "workers")
     assert (delivery.subject, delivery.data) == (subjects.due(subjects.deadline(SESSION)), b"late")
     assert delivery.headers["Nats-Scheduler"] == subjects.deadline(SESSION)
     await delivery.done()
-    await nothing_waits(world.manager, "workers", MARK_WORK)
+    await nothing_waits(sides.manager, "workers", MARK_WORK)
 
 
-async def test_a_deadline_in_the_past_fires(world: World) -> None:
-    await world.manager.schedule(subjects.deadline(SESSION), b"late", at=world.now() - 5)
-    (delivery,) = await take(world.manager, "workers")
+async def test_a_deadline_in_the_past_fires(sides: Sides) -> None:
+    await sides.manager.schedule(subjects.deadline(SESSION), b"late", at=sides.now() - 5)
+    (delivery,) = await take(sides.manager, "workers")
     assert delivery.data == b"late"
 
 
-async def test_a_new_deadline_replaces_the_old(world: World) -> None:
-    at = world.now()
-    await world.manager.schedule(subjects.deadline(SESSION), b"old", at=at + 1)
-    await world.manager.schedule(subjects.deadline(SESSION), b"new", at=at + 2)
-    await world.pass_time(3)
-    (delivery,) = await take(world.manager, "workers")
+async def test_a_new_deadline_replaces_the_old(sides: Sides) -> None:
+    at = sides.now()
+    await sides.manager.schedule(subjects.deadline(SESSION), b"old", at=at + 1)
+    await sides.manager.schedule(subjects.deadline(SESSION), b"new", at=at + 2)
+    await sides.pass_time(3)
+    (delivery,) = await take(sides.manager, "workers")
     assert delivery.data == b"new"
     await delivery.done()
-    await nothing_waits(world.manager, "workers", MARK_WORK)
+    await nothing_waits(sides.manager, "workers", MARK_WORK)
 
 
-async def test_only_a_deadline_can_be_scheduled(world: World) -> None:
+async def test_only_a_deadline_can_be_scheduled(sides: Sides) -> None:
     with pytest.raises(ValueError, match="no deadline"):
-        await world.manager.schedule(HELLO, b"", at=world.now())
+        await sides.manager.schedule(HELLO, b"", at=sides.now())
 
 
-async def test_after_the_close_everything_is_an_error(world: World) -> None:
-    await world.host.close()
-    await world.host.close()
+async def test_after_the_close_everything_is_an_error(sides: Sides) -> None:
+    await sides.host.close()
+    await sides.host.close()
     with pytest.raises(BusError):
-        await world.host.publish(HELLO, b"")
+        await sides.host.publish(HELLO, b"")
     with pytest.raises(BusError):
-        await world.host.send("x", b"")
+        await sides.host.send("x", b"")
     with pytest.raises(BusError):
-        await world.host.flush()
+        await sides.host.flush()
     with pytest.raises(BusError):
-        await world.host.listen("x", _ignore)
+        await sides.host.listen("x", _ignore)
 
 
-async def test_a_consumer_ends_with_its_connection(world: World) -> None:
-    waiting = asyncio.create_task(take(world.manager, "managers"))
-    await world.manager.flush()
-    await world.manager.close()
+async def test_a_consumer_ends_with_its_connection(sides: Sides) -> None:
+    waiting = asyncio.create_task(take(sides.manager, "managers"))
+    await sides.manager.flush()
+    await sides.manager.close()
     with pytest.raises(BusError, match="closed"):
         await waiting
 
@@ -400,18 +400,18 @@ async def _ignore(_message: Message) -> None:
     pass
 
 
-async def test_a_message_is_stored_once_on_its_subject_and_read_back_in_pages(world: World) -> None:
+async def test_a_message_is_stored_once_on_its_subject_and_read_back_in_pages(sides: Sides) -> None:
     """Whatever its id; and the pages of a stream go on after any sequence."""
     subject, other = subjects.event("host", "h1", "trusted"), subjects.event("host", "h2", "trusted")
-    await world.manager.publish(subject, b"first", headers=ONCE)
+    await sides.manager.publish(subject, b"first", headers=ONCE)
     for message_id in (None, "another"):
         with pytest.raises(Conflict):
-            await world.manager.publish(subject, b"second", message_id=message_id, headers=ONCE)
+            await sides.manager.publish(subject, b"second", message_id=message_id, headers=ONCE)
     for number in range(300):
-        await world.manager.publish(other, str(number).encode())
-    page, more = await world.manager.page(layout.EVENTS.name, 0)
+        await sides.manager.publish(other, str(number).encode())
+    page, more = await sides.manager.page(layout.EVENTS.name, 0)
     assert (page[0].data, page[0].sequence, more) == (b"first", 1, True)
-    rest, more = await world.manager.page(layout.EVENTS.name, page[-1].sequence)
+    rest, more = await sides.manager.page(layout.EVENTS.name, page[-1].sequence)
     assert ([stored.data for stored in [*page, *rest][1:]], more) == ([str(n).encode() for n in range(300)], False)
-    assert [s.data for s in (await world.manager.page(layout.EVENTS.name, 0, subject))[0]] == [b"first"]
-    assert await world.manager.page(layout.EVENTS.name, rest[-1].sequence) == ([], False)
+    assert [s.data for s in (await sides.manager.page(layout.EVENTS.name, 0, subject))[0]] == [b"first"]
+    assert await sides.manager.page(layout.EVENTS.name, rest[-1].sequence) == ([], False)

@@ -18,8 +18,8 @@ from attestgate.bus.auth.permissions import API, EDGE_API, MANAGER, VIEWER
 from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import EmbeddedServer
-from tests.bus.conftest import Join
-from tests.bus.test_hostile import TARGETS, furnish, look
+from tests.support.bus.everything import TARGETS, furnish, look
+from tests.support.bus.fixtures import Join
 
 PATIENCE_S = 15
 

@@ -32,16 +32,13 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
+from tests.support.reasons import refusal_code
 
 
 def claims(token: str) -> dict[str, object]:
     body = token.split(".")[1]
     decoded: dict[str, object] = json.loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     return decoded
-
-
-def code(refusal: pytest.ExceptionInfo[Refusal]) -> str:
-    return refusal.value.reasons[0].code
 
 
 def test_every_secret_file_is_private_and_trust_holds_none(keys: Path) -> None:
@@ -58,7 +55,7 @@ def test_keys_are_never_overwritten(keys: Path) -> None:
     before = (keys / "bus-operator.seed").read_bytes()
     with pytest.raises(Refusal) as refusal:
         create(keys)
-    assert code(refusal) == "file.write"
+    assert refusal_code(refusal) == "file.write"
     assert (keys / "bus-operator.seed").read_bytes() == before
 
 
@@ -100,24 +97,24 @@ def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
 def test_a_name_that_could_widen_a_subject_is_refused(name: str, keys: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         issue(keys, "host", name, tmp_path / "x.creds")
-    assert code(refusal) == "credentials.name"
+    assert refusal_code(refusal) == "credentials.name"
     assert not (tmp_path / "x.creds").exists()
 
 
 def test_an_unknown_role_is_refused(keys: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         issue(keys, "root", "x", tmp_path / "x.creds")
-    assert code(refusal) == "credentials.role"
+    assert refusal_code(refusal) == "credentials.role"
 
 
 def test_a_folder_without_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         issue(tmp_path, "host", "x", tmp_path / "x.creds")
-    assert code(refusal) == "credentials.seed"
+    assert refusal_code(refusal) == "credentials.seed"
     (tmp_path / "host.seed").write_bytes(b"SUAnonsense")
     with pytest.raises(Refusal) as refusal:
         issue(tmp_path, "host", "x", tmp_path / "x.creds")
-    assert code(refusal) == "credentials.seed"
+    assert refusal_code(refusal) == "credentials.seed"
 
 
 def test_a_missing_credential_is_named(tmp_path: Path) -> None:
@@ -133,10 +130,10 @@ def test_any_other_file_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(Refusal) as refusal:
         holder(path)
-    assert code(refusal) == "credentials.file"
+    assert refusal_code(refusal) == "credentials.file"
 
 
-async def refused(server: EmbeddedServer, path: Path) -> None:
+async def cannot_connect(server: EmbeddedServer, path: Path) -> None:
     with pytest.raises(BusError, match="does not take the credential"):
         await connect([server.url], path)
 
@@ -186,12 +183,12 @@ async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path
         _sign(host, "m", _public(user), user_claims(keys, "host", pub=everything, sub=everything)),
     ]
     for token in forgeries:
-        await refused(server, credential(path, token, user))
+        await cannot_connect(server, credential(path, token, user))
     good = _sign(host, "h1", _public(user), user_claims(keys, "host"))
     bus = await connect([server.url], credential(path, good, user))
     await bus.close()
     other_key = _new_seed(nkeys.PREFIX_BYTE_USER)
-    await refused(server, credential(path, good, other_key))  # the JWT alone is not enough
+    await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
 
 
 async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import nats.errors
@@ -19,34 +18,10 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import Conflict, Message
-from attestgate.bus.auth.permissions import EDGE_API, MANAGER, NAME, ROLES
+from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES
 from attestgate.bus.client.nats import NatsBus
-from tests.bus.conftest import Join
-
-SESSION = "ab" * 16
-THIEF, OTHER = "thief", "other"
-FAR = 4_000_000_000
-
-TARGETS = (
-    "$KV.sessions.record",
-    "$KV.admissions.lease",
-    "$KV.summaries.readable",
-    subjects.work("host", SESSION, "x"),
-    subjects.deadline(SESSION),
-    subjects.due(subjects.deadline(SESSION)),
-    subjects.event("host", "h", "trusted"),
-    subjects.event("gateway", OTHER, "applied"),
-    subjects.inbound("host", OTHER, "hello"),
-    subjects.inbound("app", OTHER, "hello"),
-    subjects.inbound("gateway", OTHER, "report"),
-    subjects.operator(OTHER, "revoke"),
-    "$JS.API.STREAM.PURGE.KV_sessions",
-    "$JS.API.STREAM.DELETE.ATTEST_IN",
-    "$JS.API.STREAM.INFO.ATTEST_IN",
-    "$JS.API.CONSUMER.DELETE.ATTEST_IN.managers",
-    f"{EDGE_API}.STREAM.INFO.ATTEST_IN",
-    "$JS.ACK.ATTEST_IN.managers.1.1.1.1.0",
-)
+from tests.support.bus.everything import OTHER, SESSION, TARGETS, THIEF, furnish, look
+from tests.support.bus.fixtures import Join
 
 
 def header_attacks() -> Iterator[dict[str, str]]:
@@ -69,44 +44,6 @@ def header_attacks() -> Iterator[dict[str, str]]:
         yield {"Nats-Trace-Dest": target, "Nats-Trace-Only": "true"}
         yield {"Nats-Trace-Dest": target, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
         yield {"Nats-Subject": target, "Nats-Stream": "KV_sessions", "Nats-Sequence": "1"}
-
-
-@dataclass
-class Everything:
-    """All that is stored, by stream and subject, and the values in the buckets."""
-
-    counts: dict[str, dict[str, int]]
-    values: dict[str, bytes | None]
-
-
-async def look(manager: NatsBus, own: str) -> Everything:
-    """What is there now, without what is the thief's own."""
-    counts = {}
-    for stream in (*layout.STREAMS, *(bucket.stream for bucket in layout.BUCKETS.values())):
-        info = await manager.jetstream.stream_info(stream, subjects_filter=">")
-        counts[stream] = {s: n for s, n in (info.state.subjects or {}).items() if own not in s}
-    values: dict[str, bytes | None] = {}
-    for bucket, key in (("sessions", "record"), ("admissions", "lease"), ("summaries", "readable")):
-        entry = await manager.bucket(bucket).get(key)
-        values[bucket] = entry.value if entry else None
-    return Everything(counts, values)
-
-
-async def furnish(manager: NatsBus, join: Join) -> None:
-    """Something of everybody's in every place; room enough that no attack is refused for want of it."""
-    info = await manager.jetstream.stream_info(layout.IN.name)
-    info.config.max_msgs_per_subject = 10_000
-    await manager.jetstream.update_stream(info.config)
-    for bucket, key in (("sessions", "record"), ("admissions", "lease"), ("summaries", "readable")):
-        await manager.bucket(bucket).put(key, b"honest")
-    await manager.publish(subjects.work("host", SESSION, "x"), b"work")
-    await manager.schedule(subjects.deadline(SESSION), b"deadline", at=FAR)
-    await manager.publish(subjects.event("host", "h", "trusted"), b"{}")
-    for role, step in (("host", "hello"), ("app", "hello"), ("gateway", "report")):
-        bus = await join(role, OTHER)
-        await bus.publish(subjects.inbound(role, OTHER, step), b"honest")
-    operator = await join("operator", OTHER)
-    await operator.publish(subjects.operator(OTHER, "revoke"), b"honest")
 
 
 async def settle(manager: NatsBus, thief: NatsBus, role: str) -> None:

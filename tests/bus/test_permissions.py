@@ -15,7 +15,7 @@ from attestgate.bus.api import BusError, Message
 from attestgate.bus.auth.credentials import issue
 from attestgate.bus.auth.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, VIEWER, Role, exports, imports
 from attestgate.bus.server.embedded import EmbeddedServer
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
 
 ME, OTHER = "me", "other"
 SESSION = "ab" * 16

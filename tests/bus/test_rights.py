@@ -14,7 +14,7 @@ from attestgate.bus.client.rights import try_rights
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.manager.diagnosis import doctor
 from attestgate.schemas.settings import BusSettings
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
 
 
 async def test_every_role_may_what_its_table_says_and_trying_leaves_no_trace(

@@ -27,7 +27,8 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import EmbeddedServer, find_binary
 from attestgate.schemas.base import Refusal
-from tests.bus.conftest import Join
+from tests.support.bus.fixtures import Join
+from tests.support.reasons import refusal_code
 
 ROOT = Path(attestgate.__file__).parents[2]
 
@@ -78,7 +79,7 @@ async def test_a_missing_binary_is_named(tmp_path: Path, trust: Trust, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Refusal) as refusal:
         await EmbeddedServer(tmp_path / "server", trust).start()
-    assert refusal.value.reasons[0].code == "bus.server.missing"
+    assert refusal_code(refusal) == "bus.server.missing"
 
 
 def test_the_binary_is_found_in_the_wheel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

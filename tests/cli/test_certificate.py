@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from attestgate.compose.local.plan import GATEWAY_NAME, Plan
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 
 def test_it_chains_to_the_deployments_root_for_the_names_given(attestgate: Run, deployed: Plan, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.cli.support import started
+from tests.support.cli.command import started
 
 pytestmark = pytest.mark.stack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.compose.local.plan import Plan
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 POLICY = '{"version": 1, "sgx_policy": "sgx.json", "host_policy": "host.json", "runtime_policy": "runtime.json"}'
 

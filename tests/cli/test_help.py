@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from attestgate.cli.main import app
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 
 def _commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -16,7 +16,7 @@ from attestgate.compose.local.plan import Plan
 from attestgate.host_agent import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import OperatorFile, load_measured, load_settings
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 FILES: dict[str, tuple[str, list[str]]] = {
     "manager": ("manager", ["manager", "run", "-s"]),

@@ -14,7 +14,7 @@ from attestgate.compose.local.plan import Plan
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 EVIL = "\x1b[2J\r\n[/red] \x9b1m :x: \u202e end"
 SUMMARY = Summary(role="host", id="host-1", host="host-1", session="ab" * 16, state=EVIL, created_at=1)

@@ -28,9 +28,10 @@ from attestgate.host_agent import tpm_service
 from attestgate.host_agent.main import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
-from tests.cli.conftest import Run
-from tests.cli.support import NOBODY
-from tests.ima.lists import VECTORS, document, recorded
+from tests.support.cli.command import NOBODY
+from tests.support.cli.fixtures import Run
+from tests.support.ima.lists import VECTORS, document, recorded
+from tests.support.reasons import refusal_codes
 
 KNOWN = "ab" * 32
 ALLOW = ["--allow", "read-only"]
@@ -429,7 +430,7 @@ async def test_without_nginx_its_path_is_named(deployed: Plan, tmp_path: Path) -
     for use in (nginx.start, nginx.check):
         with pytest.raises(Refusal) as caught:
             await use()
-        assert [reason.code for reason in caught.value.reasons] == ["nginx.missing"]
+        assert refusal_codes(caught) == ["nginx.missing"]
         assert str(tmp_path / "no-nginx") in str(caught.value)
     assert nginx.pid is None
 

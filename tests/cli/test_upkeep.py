@@ -22,10 +22,10 @@ from attestgate.manager.records.vault import epoch_of
 from attestgate.schemas.base import Reason, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.messages import HostHello
-from bench.fleet import Fleet
-from tests.cli.conftest import Run
-from tests.cli.support import Ran
-from tests.sessions.harness import OPERATOR, World
+from tests.support.cli.command import Ran
+from tests.support.cli.fixtures import Run
+from tests.support.manager.fleet import Fleet
+from tests.support.manager.world import OPERATOR, World
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0

@@ -14,8 +14,8 @@ from attestgate.bus.auth import credentials
 from attestgate.bus.server.cluster import EmbeddedCluster
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Reason
-from bench.fleet import Fleet
-from tests.sessions.harness import World
+from tests.support.manager.fleet import Fleet
+from tests.support.manager.world import World
 
 HOSTS, APPS = 20, 180
 PATIENCE_S = 90.0

@@ -34,17 +34,9 @@ from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings
-from tests.audit.support import decided, said
-from tests.sessions.harness import (
-    APP_ENCLAVE,
-    GATEWAY,
-    HOST_ENCLAVE,
-    LISTS,
-    LONG,
-    OPERATOR,
-    Gateway,
-    World,
-)
+from tests.support.audit.decisions import decided, said
+from tests.support.manager.gateway import Gateway
+from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, LONG, OPERATOR, World
 
 pytestmark = pytest.mark.stack
 OPERATIONS = 110
@@ -53,7 +45,7 @@ STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 16
 WITHIN_S = 40.0
 
 
-class Site:
+class Killable:
     """The real bus, one world, and a worker at a time."""
 
     def __init__(self, world: World, folder: Path, server: EmbeddedServer, pccs_url: str, operator: NatsBus) -> None:
@@ -165,7 +157,7 @@ def _without_none(table: Any) -> Any:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def killable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Killable]:
     for name, consumer in list(layout.CONSUMERS.items()):
         monkeypatch.setitem(layout.CONSUMERS, name, dataclasses.replace(consumer, ack_wait_s=1))
     world = World(tmp_path / "world")
@@ -183,8 +175,8 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         credentials.issue(world.keys / "bus", "operator", OPERATOR, tmp_path / "operator.creds")
         operator = await connect([server.url], tmp_path / "operator.creds")
         stack.push_async_callback(operator.close)
-        site = Site(world, tmp_path, server, await url, operator)
-        await operator.listen(f"{subjects.EVENTS}.>", site.hear)
+        killable = Killable(world, tmp_path, server, await url, operator)
+        await operator.listen(f"{subjects.EVENTS}.>", killable.hear)
         credentials.issue(world.keys / "bus", "gateway", GATEWAY, tmp_path / "gateway.creds")
         gateway_bus: Any = await connect([server.url], tmp_path / "gateway.creds")
         stack.push_async_callback(gateway_bus.close)
@@ -192,7 +184,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         clock: Any = time.time
         gateway = Gateway(gateway_bus, clock, world.gateway, {identity})
         stack.push_async_callback(_end, asyncio.create_task(gateway.run()))
-        yield site
+        yield killable
 
 
 async def _end(task: asyncio.Task[Any]) -> None:
@@ -200,62 +192,62 @@ async def _end(task: asyncio.Task[Any]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_killed_before_every_operation(site: Site) -> None:
-    world = site.world
+async def test_killed_before_every_operation(killable: Killable) -> None:
+    world = killable.world
     public = world.gateway.public_key().public_bytes_raw()
     points = range(1, OPERATIONS, STEP)
-    async with site.worker(0):
-        await site.order(world.policies.command(world.author, version=1))
-        await site.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=public)))
+    async with killable.worker(0):
+        await killable.order(world.policies.command(world.author, version=1))
+        await killable.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=public)))
         for point in points:
             host, app = f"h{point}", f"a{point}"
             enrolled = HostEnrolment(
                 id=host, mrenclaves=[HOST_ENCLAVE.mrenclave.hex()], platform=world.ppid("machine-a")
             )
-            await site.order(Enrol(subject=enrolled))
+            await killable.order(Enrol(subject=enrolled))
             placed = AppEnrolment(
                 id=app, mrenclaves=[APP_ENCLAVE.mrenclave.hex()], placements=[Placement(host=host, volume=0)]
             )
-            await site.order(Enrol(subject=placed))
+            await killable.order(Enrol(subject=placed))
     died: list[int] = []
     for point in points:
         host, app = f"h{point}", f"a{point}"
-        async with site.worker(point) as doomed, site.agents(host, app):
-            admitted = asyncio.create_task(site.until("app", app, "admitted"))
+        async with killable.worker(point) as doomed, killable.agents(host, app):
+            admitted = asyncio.create_task(killable.until("app", app, "admitted"))
             death = asyncio.create_task(doomed.wait())
             await asyncio.wait({admitted, death}, return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN_S)
             if death.done():
                 died.append(point)
-                async with site.worker(0):
+                async with killable.worker(0):
                     await admitted
             await admitted
             death.cancel()
-        _same_end(site, point, host, app)
-    await _log_has_all(site, [f"a{point}" for point in points])
+        _same_end(killable, point, host, app)
+    await _log_has_all(killable, [f"a{point}" for point in points])
     assert len(died) >= len(points) * 2 // 3, f"died only at {died}: OPERATIONS is too high"
 
 
-async def _log_has_all(site: Site, apps: list[str]) -> None:
+async def _log_has_all(killable: Killable, apps: list[str]) -> None:
     """The decision log verifies, and has what each application's session was granted, once and in order."""
-    credentials.issue(site.world.keys / "bus", "manager", "auditor", site.folder / "auditor.creds")
-    bus = await connect([site.server.url], site.folder / "auditor.creds")
+    credentials.issue(killable.world.keys / "bus", "manager", "auditor", killable.folder / "auditor.creds")
+    bus = await connect([killable.server.url], killable.folder / "auditor.creds")
     try:
-        decisions = await decided(bus, site.world, int(time.time()))
+        decisions = await decided(bus, killable.world, int(time.time()))
     finally:
         await bus.close()
     for app in apps:
-        session = next(e.session for e in site.events if (e.subject, e.what) == (app, "admitted"))
+        session = next(e.session for e in killable.events if (e.subject, e.what) == (app, "admitted"))
         assert session is not None
         assert said(decisions, session)[:3] == ["accepted", "issued", "admitted"], app
     assert len({decision.id for decision in decisions}) == len(decisions)
 
 
-def _same_end(site: Site, point: int, host: str, app: str) -> None:
+def _same_end(killable: Killable, point: int, host: str, app: str) -> None:
     """Every step of the sessions that got there happened, in order, and once."""
-    session = next(e.session for e in site.events if (e.subject, e.what) == (app, "admitted"))
-    steps = [e.what for e in site.events if e.session == session]
+    session = next(e.session for e in killable.events if (e.subject, e.what) == (app, "admitted"))
+    steps = [e.what for e in killable.events if e.session == session]
     expected = ["challenged", "waiting-for-key", "granted", "proven", "certified", "admitted"]
     assert [what for what in steps if what in expected] == expected, f"point {point}: {steps}"
-    assert "trusted" in site.happened("host", host), f"point {point}"
-    serials = {e.data["serial"] for e in site.events if e.session == session and "serial" in e.data}
+    assert "trusted" in killable.happened("host", host), f"point {point}"
+    serials = {e.data["serial"] for e in killable.events if e.session == session and "serial" in e.data}
     assert len(serials) == 1, f"point {point}: issued {serials}"

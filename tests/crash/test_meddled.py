@@ -20,8 +20,9 @@ from attestgate.schemas.base import unpack
 from attestgate.schemas.events import Event
 from attestgate.schemas.messages import Sealed
 from attestgate.schemas.settings import Timing
-from bench.fleet import CALM, Fleet
-from tests.sessions.harness import World, code_of
+from tests.support.manager.fleet import CALM, Fleet
+from tests.support.manager.world import World
+from tests.support.reasons import event_code
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0
@@ -146,7 +147,7 @@ async def test_evidence_past_its_deadline_is_worth_nothing_and_the_next_try_is(t
         late = await kept.get()
         await fleet.until("host", "h1", "expired", WITHIN_S)
         await fleet.agents["h1"]._bus.publish(EVIDENCE, late)
-        assert code_of(await dropped(fleet, late)) == "session.move"
+        assert event_code(await dropped(fleet, late)) == "session.move"
         await fleet.until("host", "h1", "trusted", WITHIN_S)
         session = unpack(Sealed, late).session
         told = {event.id: event.what for event in fleet.events if event.session == session}

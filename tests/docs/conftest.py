@@ -1,5 +1,7 @@
 """The command in this process, and a deployment's files."""
 
-from tests.cli.conftest import attestgate, deployed
+from __future__ import annotations
+
+from tests.support.cli.fixtures import attestgate, deployed
 
 __all__ = ["attestgate", "deployed"]

@@ -12,7 +12,7 @@ import pytest
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
-from tests.docs.commands import commands, run_all
+from tests.support.commands import commands, run_all
 
 
 def test_a_deployment_is_made_as_the_page_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tomli_w
 
 from attestgate.compose.local.plan import Plan
 from attestgate.schemas.prototype import PROTOTYPE
-from tests.cli.conftest import Run
+from tests.support.cli.fixtures import Run
 
 FILES = {
     "manager": "manager",

@@ -14,6 +14,7 @@ from attestgate.enclave.api import EnclaveError
 from attestgate.enclave.gramine import DEV_ATTESTATION, GramineEnclave
 from attestgate.enclave.provider import Profile, open_enclave
 from attestgate.schemas.base import Refusal
+from tests.support.reasons import refusal_code
 
 
 class DevAttestation:
@@ -106,7 +107,7 @@ def test_only_dcap_will_do(dev: DevAttestation, kind: str) -> None:
     (dev.folder / "attestation_type").write_bytes(os.fsencode(kind))
     with pytest.raises(Refusal) as refused:
         GramineEnclave(dev.folder)
-    assert refused.value.reasons[0].code == "enclave.gramine"
+    assert refusal_code(refused) == "enclave.gramine"
 
 
 @pytest.mark.skipif(DEV_ATTESTATION.exists(), reason="this machine runs the tests under Gramine")
@@ -114,10 +115,10 @@ def test_only_dcap_will_do(dev: DevAttestation, kind: str) -> None:
 def test_no_device_no_enclave(profile: Profile) -> None:
     with pytest.raises(Refusal) as refused:
         open_enclave("gramine", profile)
-    assert refused.value.reasons[0].code == "enclave.gramine"
+    assert refusal_code(refused) == "enclave.gramine"
 
 
 def test_production_refuses_the_simulated_platform() -> None:
     with pytest.raises(Refusal) as refused:
         open_enclave("simulated", "production")
-    assert refused.value.reasons[0].code == "enclave.profile"
+    assert refusal_code(refused) == "enclave.profile"

@@ -8,34 +8,18 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from attestgate.enclave.manifest import read_manifest
 from attestgate.enclave.memory import GRAMINE_TMPFS
 from attestgate.schemas.settings import HostSettings, load_settings
-from tests.enclave.conftest import REPOSITORY
+from tests.support.enclave.gramine import FOLDER, VARIABLES, rendered
+from tests.support.enclave.probe import REPOSITORY
 
-FOLDER = REPOSITORY / "compose" / "gramine"
 ROLES = {"host": "host_agent", "app": "app_agent"}
-VARIABLES = {
-    "gramine.libos": "/usr/lib/gramine/libsysdb.so",
-    "gramine.runtimedir()": "/usr/lib/gramine/runtime/glibc",
-    "arch_libdir": "/lib/x86_64-linux-gnu",
-    "python": "/usr/local/bin/python3.11",
-    "stdlib": "/usr/local/lib/python3.11",
-    "site": "/opt/attestgate/lib/python3.11/site-packages",
-}
 IMA_LIST = "/sys/kernel/security/ima/binary_runtime_measurements"
 UNMEASURED = {"file:/etc/attestgate/agent.toml", "file:/run/secrets/agent.creds", "file:/volumes/"}
-
-
-def rendered(role: str) -> dict[str, Any]:
-    """A manifest as gramine-manifest renders it (Jinja variables and nothing else)."""
-    text = (FOLDER / f"{role}-agent.manifest.template").read_text()
-    assert "{%" not in text
-    return tomllib.loads(re.sub(r"\{\{ (.+?) \}\}", lambda match: VARIABLES[match.group(1)], text))
 
 
 @pytest.fixture(params=ROLES)

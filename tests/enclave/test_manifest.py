@@ -13,11 +13,8 @@ from attestgate.enclave.simulated import trusted
 from attestgate.enclave.simulated.image import Images
 from attestgate.enclave.simulated.measure import measure, read_contents
 from attestgate.schemas.base import Refusal
-from tests.enclave.conftest import MANIFEST, Code
-
-
-def code_of(refused: pytest.ExceptionInfo[Refusal]) -> str:
-    return refused.value.reasons[0].code
+from tests.support.enclave.probe import MANIFEST, Code
+from tests.support.reasons import refusal_code
 
 
 def measured(code: Code) -> bytes:
@@ -55,7 +52,7 @@ def test_what_is_not_a_manifest_is_refused(old: str, new: str) -> None:
     assert old in MANIFEST
     with pytest.raises(Refusal) as refused:
         parse_manifest(MANIFEST.replace(old, new).encode(), "test")
-    assert code_of(refused) in {"file.fields", "file.toml"}
+    assert refusal_code(refused) in {"file.fields", "file.toml"}
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -137,7 +134,7 @@ def test_changed_distribution_shows(code: Code, tmp_path: Path, monkeypatch: pyt
     (site / "toy.py").unlink()
     with pytest.raises(Refusal) as refused:
         measured(code)
-    assert code_of(refused) == "measure.read"
+    assert refusal_code(refused) == "measure.read"
 
 
 def test_requirements_of_a_distribution_come_along() -> None:
@@ -157,11 +154,11 @@ def test_missing_parts_are_named(code: Code) -> None:
     code.manifest.write_text(MANIFEST.replace('"msgpack"', '"no-such-distribution"'))
     with pytest.raises(Refusal) as refused:
         measured(code)
-    assert code_of(refused) == "measure.distribution"
+    assert refusal_code(refused) == "measure.distribution"
     code.manifest.write_text(MANIFEST.replace('"attestgate.schemas"', '"attestgate.no_such_package"'))
     with pytest.raises(Refusal) as refused:
         measured(code)
-    assert code_of(refused) == "measure.package"
+    assert refusal_code(refused) == "measure.package"
 
 
 def test_package_that_is_a_link_is_measured_and_copied_as_what_it_leads_to(code: Code, tmp_path: Path) -> None:
@@ -194,11 +191,11 @@ def test_linked_folder_does_not_loop_and_is_not_inside(code: Code) -> None:
 def test_settings_are_given_if_and_only_if_measured(code: Code) -> None:
     with pytest.raises(Refusal) as refused:
         measure(code.manifest, code.root, None)
-    assert code_of(refused) == "measure.settings"
+    assert refusal_code(refused) == "measure.settings"
     code.manifest.write_text(MANIFEST.replace("measured_settings = true", "measured_settings = false"))
     with pytest.raises(Refusal) as refused:
         measured(code)
-    assert code_of(refused) == "measure.settings"
+    assert refusal_code(refused) == "measure.settings"
 
 
 def test_file_changed_between_measuring_and_copying_is_refused(code: Code, tmp_path: Path) -> None:
@@ -207,6 +204,6 @@ def test_file_changed_between_measuring_and_copying_is_refused(code: Code, tmp_p
     (code.root / "probe" / "late.py").write_text("VALUE = 'evil'\n")
     with pytest.raises(Refusal) as refused:
         images.build(contents)
-    assert code_of(refused) == "measure.changed"
+    assert refusal_code(refused) == "measure.changed"
     assert not list((tmp_path / "images").glob("code-*"))
     images.close()

@@ -18,7 +18,7 @@ from attestgate.enclave.simulated.authority import CPUSVN, FMSPC, OLD_CPUSVN, Au
 from attestgate.enclave.simulated.documents import PckCa
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.enclave.simulated.sgx_extension import OID, PckFacts, PlatformInstance, sgx_extension
-from tests.enclave.conftest import vectors
+from tests.support.enclave.recorded import vectors
 
 REPORT_DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity(mrenclave=b"e" * 32, mrsigner=b"s" * 32, isv_prod_id=0x0102, isv_svn=0x0304, debug=False)

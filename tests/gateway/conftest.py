@@ -1,27 +1,7 @@
 """The real nginx for each test, in a folder of its own."""
 
-import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from __future__ import annotations
 
-import pytest
+from tests.support.gateway.fixtures import deployment, gate, working
 
-from tests.gateway.deployment import Deployment, at_work
-from tests.gateway.support import Gate, running
-
-
-@pytest.fixture
-async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
-    async with running(Gate(tmp_path, time.time)) as gate:
-        yield gate
-
-
-@pytest.fixture
-def deployment(gate: Gate) -> Deployment:
-    return Deployment(gate)
-
-
-@pytest.fixture
-async def working(deployment: Deployment) -> AsyncIterator[Deployment]:
-    async with at_work(deployment.worker()):
-        yield deployment
+__all__ = ["deployment", "gate", "working"]

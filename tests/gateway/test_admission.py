@@ -21,13 +21,13 @@ from attestgate.manager.gateway.dictionary import MAX_BODY, Dictionary, NginxErr
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.nginx import NginxConfig
-from tests.gateway.support import HOST_SESSION, PASSPHRASE, Client, Gate, logged, running, until
+from tests.support.gateway.gate import HOST_SESSION, PASSPHRASE, Client, Gate, logged, running, until
 
 pytestmark = pytest.mark.stack
 HOST = f"host.{HOST_SESSION}"
 
 
-def refused(response: httpx.Response) -> bool:
+def is_refusal(response: httpx.Response) -> bool:
     """A stranger gets 403 and learns nothing."""
     assert response.status_code == 403, response.text
     assert response.content == b"refused\n"
@@ -65,7 +65,7 @@ async def test_an_admitted_application_passes_and_is_named_upstream(gate: Gate) 
 
 async def test_default_is_deny(gate: Gate) -> None:
     client = gate.client()
-    assert refused(await client.http.get("/x"))
+    assert is_refusal(await client.http.get("/x"))
     await gate.withdraw(HOST)
     assert gate.upstream.requests == []
     assert await verdicts(gate, 1) == ["not admitted"]
@@ -73,8 +73,8 @@ async def test_default_is_deny(gate: Gate) -> None:
 
 async def test_no_certificate(gate: Gate) -> None:
     async with httpx.AsyncClient(verify=gate.context()) as http:
-        assert refused(await http.get(gate.url))
-        assert refused(await http.post(gate.url, content=b"x" * 1000))
+        assert is_refusal(await http.get(gate.url))
+        assert is_refusal(await http.post(gate.url, content=b"x" * 1000))
     assert gate.upstream.requests == []
 
 
@@ -86,7 +86,7 @@ async def test_a_withdrawal_works_on_the_open_connection(gate: Gate) -> None:
     await gate.withdraw(client.key)
     after = await client.http.get("/x")
     assert before.status_code == 200
-    assert refused(after)
+    assert is_refusal(after)
     assert after.extensions["network_stream"] is before.extensions["network_stream"]
     assert (await other.http.get("/x")).status_code == 200
 
@@ -98,7 +98,7 @@ async def test_losing_a_host_is_one_removal(gate: Gate) -> None:
         assert (await client.http.get("/x")).status_code == 200
     await gate.withdraw(HOST)
     for client in clients:
-        assert refused(await client.http.get("/x"))
+        assert is_refusal(await client.http.get("/x"))
     assert (await verdicts(gate, 6))[-3:] == ["host not trusted"] * 3
 
 
@@ -106,7 +106,7 @@ async def test_a_lease_ends_by_itself(gate: Gate) -> None:
     client = gate.client()
     await gate.admit(client, lease_s=1)
     await until(gate.contents, lambda contents: client.key not in contents)
-    assert refused(await client.http.get("/x"))
+    assert is_refusal(await client.http.get("/x"))
     assert HOST in await gate.contents()
 
 
@@ -146,7 +146,7 @@ async def test_another_certificate_under_an_admitted_serial(
     await gate.admit(client)
     assert client.issued is not None
     twin = signed_by(gate, serial=int(client.issued.serial, 16), start=start, end=end, usage=usage)
-    assert refused(await twin.http.get("/x"))
+    assert is_refusal(await twin.http.get("/x"))
     assert (await client.http.get("/x")).status_code == 200
 
 
@@ -178,7 +178,7 @@ async def test_a_stranger_is_counted_under_no_serial_of_its_choice(gate: Gate) -
     await gate.admit(client)
     assert client.issued is not None
     for serial in (int(client.issued.serial, 16), 7, 8):
-        assert refused(await of_its_own(gate, serial).http.get("/x"))
+        assert is_refusal(await of_its_own(gate, serial).http.get("/x"))
     assert await counted(gate) == [("certificate not valid", "", "", 3)]
 
 
@@ -187,7 +187,7 @@ async def test_a_request_that_is_none_is_not_said_to_be_of_a_bad_certificate(gat
     await gate.admit(client)
     await raw(client, gate, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n folded: x\r\n\r\n")
     async with httpx.AsyncClient() as plain:
-        assert refused(await plain.get(gate.url.replace("https", "http")))
+        assert is_refusal(await plain.get(gate.url.replace("https", "http")))
     assert await verdicts(gate, 2) == ["request not valid", "no certificate"]
 
 
@@ -209,7 +209,7 @@ async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
         asking = [await stack.enter_async_context(Dictionary(gate.config.admin)) for _ in range(8)]
         for _ in range(10):
             for client in clients:
-                assert refused(await client.http.get("/x"))
+                assert is_refusal(await client.http.get("/x"))
             told = await asyncio.gather(*(dictionary.refusals() for dictionary in asking))
             assert [r.times for found in told for r in found] == [1] * len(clients)
 
@@ -218,7 +218,7 @@ async def test_a_certificate_of_another_ca(gate: Gate, tmp_path: Path) -> None:
     create_ca(tmp_path / "foreign", "sdn.example.org", PASSPHRASE, int(time.time()))
     stranger = gate.client(load_authority(tmp_path / "foreign", PASSPHRASE))
     await gate.admit(stranger)
-    assert refused(await stranger.http.get("/x"))
+    assert is_refusal(await stranger.http.get("/x"))
     assert gate.upstream.requests == []
 
 
@@ -240,7 +240,7 @@ async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
             twin = signed_by(
                 gate, serial=int(client.issued.serial, 16), start=-9, end=99, usage=ExtendedKeyUsageOID.CLIENT_AUTH
             )
-            assert refused(await twin.http.get("/x"))
+            assert is_refusal(await twin.http.get("/x"))
         assert await verdicts(gate, 2) == ["certificate not valid", "other certificate"]
         assert (await client.http.get("/x")).status_code == 200
 
@@ -426,7 +426,7 @@ async def test_a_restart_forgets_everything_and_shows_another_epoch(gate: Gate) 
             await dictionary.put(before, {HOST: HostEntry(sequence=1, until=2**33, host="h1")})
         with pytest.raises(OtherEpoch):
             await dictionary.remove(before, [HOST])
-    assert refused(await client.http.get("/x"))
+    assert is_refusal(await client.http.get("/x"))
 
 
 async def test_a_full_zone_refuses_new_ones_and_evicts_nobody(tmp_path: Path) -> None:
@@ -524,7 +524,7 @@ async def test_a_spoiled_entry_admits_nobody(gate: Gate, value: str) -> None:
         epoch = (await http.get("/health")).json()["epoch"]
         entry = {"key": client.key, "until": int(time.time()) + 60, "sequence": 1, "value": value}
         assert (await http.put("/entries", json={"epoch": epoch, "entries": [entry]})).status_code == 200
-    assert refused(await client.http.get("/x"))
+    assert is_refusal(await client.http.get("/x"))
     assert gate.upstream.requests == []
 
 
@@ -534,7 +534,7 @@ async def test_an_upstream_that_is_away_is_a_502_for_the_admitted_only(tmp_path:
         client, stranger = gate.client(), gate.client(app="a2")
         await gate.admit(client)
         assert (await client.http.get("/x")).status_code == 502
-        assert refused(await stranger.http.get("/x"))
+        assert is_refusal(await stranger.http.get("/x"))
         await client.http.aclose()
         await stranger.http.aclose()
 

@@ -14,7 +14,7 @@ from attestgate.manager.diagnosis import doctor
 from attestgate.manager.diagnosis.doctor import Finding
 from attestgate.manager.diagnosis.listening import listening
 from attestgate.schemas.settings import BusSettings, GatewaySettings
-from tests.gateway.support import Gate, running
+from tests.support.gateway.gate import Gate, running
 
 HEADER = "  sl  local_address rem_address   st\n"
 

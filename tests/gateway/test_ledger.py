@@ -1,18 +1,17 @@
 """The ledger: every rule by itself, and then all of them under statements in any order."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry, Ledger, difference
-from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
+from attestgate.schemas.admission import Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
+from tests.support.gateway.statements import CERT, HOST, host, lease, withdrawal
+from tests.support.reasons import refusal_code
 
-SESSION = "0a" * 16
-CERT, HOST = "cert.01", f"host.{SESSION}"
 LONGEST, SKEW = 60, 5
 
 
@@ -20,38 +19,12 @@ def ledger() -> Ledger:
     return Ledger("sdn", longest_lease_s=LONGEST, skew_s=SKEW)
 
 
-def lease(issued_at: int = 100, expires_at: int = 130, sequence: int = 1, **more: Any) -> Lease:
-    values: dict[str, Any] = {
-        "gateways": "sdn",
-        "serial": "01",
-        "certificate": "ab" * 32,
-        "identity": "spiffe://sdn.example.org/host/h1/app/a1",
-        "app": "a1",
-        "host": "h1",
-        "app_session": "0b" * 16,
-        "host_session": SESSION,
-        "integrity": "anchored",
-        "simulated": False,
-        "observe_only": False,
-        "allow": ["* /**"],
-    }
-    return Lease(issued_at=issued_at, expires_at=expires_at, sequence=sequence, **values | more)
-
-
-def host(issued_at: int = 100, expires_at: int = 130, sequence: int = 1) -> HostLease:
-    return HostLease(host="h1", host_session=SESSION, issued_at=issued_at, expires_at=expires_at, sequence=sequence)
-
-
-def withdrawal(key: str = CERT, issued_at: int = 110, until: int = 130, sequence: int = 2) -> Withdrawal:
-    return Withdrawal(key=key, issued_at=issued_at, until=until, sequence=sequence, reason="app.revoked")
-
-
-def refused(book: Ledger, statement: Statement, at: int) -> str:
+def not_taken(book: Ledger, statement: Statement, at: int) -> str:
     before = dict(book)
     with pytest.raises(Refusal) as refusal:
         book.take(statement, at)
     assert dict(book) == before
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 def test_a_lease_is_an_entry_until_its_end() -> None:
@@ -77,22 +50,22 @@ def test_no_lease_is_longer_than_the_longest() -> None:
     book.take(lease(expires_at=10_000), 100)
     entry = book.entry(CERT, 100)
     assert entry is not None and entry.until == 100 + LONGEST
-    assert refused(ledger(), lease(expires_at=10_000), 100 + LONGEST) == "admission.expired"
+    assert not_taken(ledger(), lease(expires_at=10_000), 100 + LONGEST) == "admission.expired"
 
 
 def test_another_set_of_gateways() -> None:
-    assert refused(ledger(), lease(gateways="other"), 100) == "admission.set"
+    assert not_taken(ledger(), lease(gateways="other"), 100) == "admission.set"
 
 
 @pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
 def test_issued_ahead_of_the_clock(statement: Statement) -> None:
-    assert refused(ledger(), statement, 100 - SKEW - 1) == "admission.future"
+    assert not_taken(ledger(), statement, 100 - SKEW - 1) == "admission.future"
     assert ledger().take(statement, 100 - SKEW)
 
 
 @pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
 def test_over(statement: Statement) -> None:
-    assert refused(ledger(), statement, 130) == "admission.expired"
+    assert not_taken(ledger(), statement, 130) == "admission.expired"
     assert ledger().take(statement, 129)
 
 
@@ -100,8 +73,8 @@ def test_the_sequence_rises() -> None:
     book = ledger()
     book.take(lease(sequence=5), 100)
     assert not book.take(lease(sequence=5), 100), "the same again is nothing new"
-    assert refused(book, lease(sequence=4), 100) == "admission.sequence"
-    assert refused(book, lease(sequence=5, expires_at=140), 100) == "admission.sequence"
+    assert not_taken(book, lease(sequence=4), 100) == "admission.sequence"
+    assert not_taken(book, lease(sequence=5, expires_at=140), 100) == "admission.sequence"
     assert book.take(lease(sequence=6, expires_at=140), 100)
 
 
@@ -110,9 +83,9 @@ def test_a_shorter_lease_does_not_let_an_older_one_back_in() -> None:
     book.take(lease(sequence=1, expires_at=150), 100)
     book.take(lease(sequence=2, expires_at=120), 100)
     assert list(book.forget(120)) == []
-    assert refused(book, lease(sequence=1, expires_at=150), 121) == "admission.sequence"
+    assert not_taken(book, lease(sequence=1, expires_at=150), 121) == "admission.sequence"
     assert list(book.forget(150)) == [CERT]
-    assert refused(book, lease(sequence=1, expires_at=150), 150) == "admission.expired"
+    assert not_taken(book, lease(sequence=1, expires_at=150), 150) == "admission.expired"
 
 
 @pytest.mark.parametrize("sequence", [1, 2, 9])
@@ -121,24 +94,24 @@ def test_a_withdrawal_is_final_whatever_its_sequence(sequence: int) -> None:
     book.take(lease(sequence=5), 100)
     assert book.take(withdrawal(sequence=sequence), 110)
     assert book.entry(CERT, 110) is None
-    assert refused(book, lease(sequence=5), 110) == "admission.withdrawn"
-    assert refused(book, lease(sequence=10, issued_at=111, expires_at=140), 111) == "admission.withdrawn"
+    assert not_taken(book, lease(sequence=5), 110) == "admission.withdrawn"
+    assert not_taken(book, lease(sequence=10, issued_at=111, expires_at=140), 111) == "admission.withdrawn"
 
 
 def test_a_withdrawal_outlives_every_lease_signed_before_it() -> None:
     book = ledger()
     book.take(withdrawal(issued_at=110, until=111), 110)
     longest = lease(issued_at=110 + SKEW, expires_at=10_000, sequence=9)
-    assert refused(book, longest, 110 + SKEW) == "admission.withdrawn"
+    assert not_taken(book, longest, 110 + SKEW) == "admission.withdrawn"
     assert list(book.forget(110 + LONGEST + SKEW - 1)) == []
     assert CERT in book
     assert list(book.forget(110 + LONGEST + SKEW)) == []
     assert CERT not in book
-    assert refused(book, longest, 110 + LONGEST + SKEW) == "admission.expired"
+    assert not_taken(book, longest, 110 + LONGEST + SKEW) == "admission.expired"
 
 
 def test_an_old_withdrawal_is_over() -> None:
-    assert refused(ledger(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
+    assert not_taken(ledger(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
 
 
 def test_lapsed_leases_are_told_once() -> None:

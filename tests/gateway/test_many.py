@@ -15,8 +15,8 @@ from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.ledger import Entry
 from attestgate.schemas.admission import Withdrawal, open_report, post
-from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
 
@@ -38,7 +38,7 @@ class Application:
                 self.failures.append(type(error).__name__)
 
 
-async def test_fifty_under_way_and_ten_withdrawn(deployment: Deployment) -> None:
+async def test_fifty_under_way_and_ten_withdrawn(deployment: GatewayDeployment) -> None:
     applications = [Application(deployment.gate.client(app=f"a{i}")) for i in range(50)]
     gone, others = applications[::5], [a for i, a in enumerate(applications) if i % 5]
     over = asyncio.Event()
@@ -68,7 +68,7 @@ async def test_fifty_under_way_and_ten_withdrawn(deployment: Deployment) -> None
         assert {code for _, code in application.answers} == {200}
 
 
-async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(deployment: Deployment) -> None:
+async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(deployment: GatewayDeployment) -> None:
     """What has come while nginx was asked goes to it in one request; what the manager has not signed is left out."""
     puts: list[dict[str, Entry]] = []
     gate, late = deployment.gate, asyncio.Event()
@@ -124,7 +124,7 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
     manager = server.connect()
     async with AsyncExitStack() as stack:
         second = await stack.enter_async_context(running(beside(gate, tmp_path / "second")))
-        one, two = Deployment(gate), Deployment(second)
+        one, two = GatewayDeployment(gate), GatewayDeployment(second)
         two.manager = one.manager
         for deployment in (one, two):
             await stack.enter_async_context(at_work(deployment.worker(server.connect())))
@@ -165,7 +165,7 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
     await manager.close()
 
 
-async def test_a_worker_stopped_longer_than_the_lease(deployment: Deployment) -> None:
+async def test_a_worker_stopped_longer_than_the_lease(deployment: GatewayDeployment) -> None:
     """Access ends by itself; when the worker is back, the lease that lapsed meanwhile does not come back with it."""
     client, other = deployment.gate.client(), deployment.gate.client(app="a2")
     async with at_work(deployment.worker()):

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from attestgate.compose.nginx.process import Nginx, render
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import FORWARDED, NginxConfig
-from tests.gateway.support import Gate, until
+from tests.support.gateway.gate import Gate, until
+from tests.support.reasons import refusal_code
 
 pytestmark = pytest.mark.stack
 
@@ -80,7 +81,7 @@ async def test_a_folder_that_is_too_deep_for_a_socket(tmp_path: Path) -> None:
     config = Gate(tmp_path, time.time).config.model_copy(update={"folder": tmp_path / ("x" * 100)})
     with pytest.raises(Refusal) as refusal:
         await Nginx(config).start()
-    assert refusal.value.reasons[0].code == "nginx.folder"
+    assert refusal_code(refusal) == "nginx.folder"
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

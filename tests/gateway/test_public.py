@@ -23,7 +23,8 @@ from attestgate.schemas.admission import crl_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings_file import load_part
-from tests.gateway.support import Gate, running
+from tests.support.gateway.gate import Gate, running
+from tests.support.reasons import refusal_code
 
 RUNNER = CliRunner()
 
@@ -85,7 +86,7 @@ async def test_a_revocation_list_is_served_as_it_was_signed(tmp_path: Path) -> N
 def test_what_is_no_revocation_list_is_not_published(tmp_path: Path, key: str, der: bytes) -> None:
     with pytest.raises(Refusal) as refusal:
         publish(tmp_path, key, der)
-    assert refusal.value.reasons[0].code == "crl.publish"
+    assert refusal_code(refusal) == "crl.publish"
     assert list(tmp_path.rglob("*.crl")) == []
 
 
@@ -97,7 +98,7 @@ def test_whoever_writes_the_bus_does_not_fill_the_disk(tmp_path: Path) -> None:
         publish(tmp_path, crl_key(f"{number:040x}"), der)
     with pytest.raises(Refusal) as refusal:
         publish(tmp_path, crl_key("ab"), der)
-    assert refusal.value.reasons[0].code == "crl.publish"
+    assert refusal_code(refusal) == "crl.publish"
     newer = crl.extend(authority, None, [], at=int(time.time()) + 1, longest_s=3600)
     publish(tmp_path, crl_key(f"{0:040x}"), newer)
     assert (tmp_path / "crl" / f"{0:040x}.crl").read_bytes() == newer
@@ -129,7 +130,7 @@ async def test_nginx_says_what_it_does_not_take(tmp_path: Path) -> None:
     gate.config.key.write_text("no key")
     with pytest.raises(Refusal) as refusal:
         await Nginx(gate.config).check()
-    assert refusal.value.reasons[0].code == "nginx.config"
+    assert refusal_code(refusal) == "nginx.config"
     assert "server.key" in refusal.value.reasons[0].found
 
 
@@ -174,5 +175,5 @@ def test_a_list_of_another_ca_is_none(tmp_path: Path) -> None:
     for bad in (der, der[:-1], b"", hashlib.sha256(der).digest()):
         with pytest.raises(Refusal) as refusal:
             crl.read(other.authority, bad)
-        assert refusal.value.reasons[0].code == "crl.read"
+        assert refusal_code(refusal) == "crl.read"
     assert x509.load_der_x509_crl(der).public_bytes(Encoding.DER) == der

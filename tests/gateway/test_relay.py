@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
-from tests.gateway.deployment import HOST, Deployment, at_work
-from tests.gateway.support import Client, Gate, host_lease, lease, until
+from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, until
+from tests.support.reasons import refusal_code
 
 pytestmark = pytest.mark.stack
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -50,7 +51,7 @@ class Upstream:
 class Relayed:
     """A gateway that lets WebSockets pass, its worker, and its controller."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: GatewayDeployment) -> None:
         self.deployment = deployment
         self.gate = deployment.gate
         self.upstream = Upstream()
@@ -92,7 +93,7 @@ async def cut(stream: Stream) -> bool:
 @asynccontextmanager
 async def relayed(folder: Path) -> AsyncIterator[Relayed]:
     gate = Gate(folder, time.time, relay=folder / "n" / "relay.sock")
-    here = Relayed(Deployment(gate))
+    here = Relayed(GatewayDeployment(gate))
     server = await asyncio.start_unix_server(here.upstream.serve, gate.config.controller)
     try:
         async with gate.nginx:
@@ -286,6 +287,6 @@ async def test_a_file_that_is_no_socket_stays(tmp_path: Path, name: str) -> None
         with pytest.raises(Refusal) as refused:
             async with asyncio.timeout(15):
                 await here.deployment.worker(relay=wrong).run()
-    assert refused.value.reasons[0].code == "gateway.relay"
+    assert refusal_code(refused) == "gateway.relay"
     assert str(tmp_path / name) in refused.value.reasons[0].field
     assert kept.read_text() == "kept"

@@ -24,7 +24,8 @@ from attestgate.schemas.admission import (
     spiffe_id,
 )
 from attestgate.schemas.base import Refusal, pack, unpack
-from tests.gateway.test_ledger import host, lease, withdrawal
+from tests.support.gateway.statements import host, lease, withdrawal
+from tests.support.reasons import refusal_code
 
 KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -46,7 +47,7 @@ def test_a_statement_is_of_one_kind(statement: Statement, kind: Any) -> None:
     if posted.kind != kind:
         with pytest.raises(Refusal) as refusal:
             open_posted(statement.key, pack(Posted(kind=kind, signed=posted.signed)), {PUBLIC})
-        assert refusal.value.reasons[0].code == "signature.invalid"
+        assert refusal_code(refusal) == "signature.invalid"
 
 
 def test_another_signer_and_another_key() -> None:
@@ -78,7 +79,7 @@ def test_a_report_comes_back_and_only_from_its_gateway() -> None:
     assert open_report(sign_report(KEY, REPORT), {PUBLIC}) == REPORT
     with pytest.raises(Refusal) as refusal:
         open_report(sign_report(Ed25519PrivateKey.generate(), REPORT), {PUBLIC})
-    assert refusal.value.reasons[0].code == "signature.signer"
+    assert refusal_code(refusal) == "signature.signer"
 
 
 def test_the_largest_report_fits() -> None:

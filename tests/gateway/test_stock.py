@@ -13,18 +13,18 @@ from attestgate.manager.gateway.map_file import MapFile, expression
 from attestgate.manager.pki import crl
 from attestgate.manager.sessions.work import Revoked
 from attestgate.schemas.admission import Withdrawal
-from tests.gateway.deployment import HOST, Deployment, at_work, status
-from tests.gateway.support import Client, Gate, host_lease, lease, running, until
-from tests.gateway.test_rules import ALLOWED, ONE_SUBTREE, REFUSED, send
+from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
 
 
 @pytest.fixture
-async def stock(tmp_path: Path) -> AsyncIterator[Deployment]:
+async def stock(tmp_path: Path) -> AsyncIterator[GatewayDeployment]:
     async with running(Gate(tmp_path, time.time, mode="stock")) as gate:
-        yield Deployment(gate)
+        yield GatewayDeployment(gate)
 
 
-async def admit(stock: Deployment, *clients: Client, allow: tuple[str, ...], lease_s: int = 30) -> None:
+async def admit(stock: GatewayDeployment, *clients: Client, allow: tuple[str, ...], lease_s: int = 30) -> None:
     now = int(time.time())
     await stock.say(host_lease(now), *(lease(c, now, lease_s=lease_s, allow=list(allow)) for c in clients))
     for client in clients:
@@ -32,7 +32,7 @@ async def admit(stock: Deployment, *clients: Client, allow: tuple[str, ...], lea
 
 
 @pytest.mark.stack
-async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: Deployment) -> None:
+async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: GatewayDeployment) -> None:
     client, other = stock.gate.client(), stock.gate.client(app="a2")
     assert await status(client) == 403
     async with at_work(stock.worker(nginx_map=stock.gate.config.map)):
@@ -62,7 +62,7 @@ async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_ha
         x509.load_der_x509_crl(der).public_bytes(Encoding.PEM) + (tmp_path / "ca" / "root-ca.crl.pem").read_bytes()
     )
     async with running(gate):
-        stock = Deployment(gate)
+        stock = GatewayDeployment(gate)
         async with at_work(stock.worker(nginx_map=gate.config.map)):
             await admit(stock, revoked, other, allow=("GET /x",))
             assert await status(revoked) == 403
@@ -70,7 +70,7 @@ async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_ha
 
 
 @pytest.mark.stack
-async def test_every_spelling_is_judged_as_with_njs(stock: Deployment) -> None:
+async def test_every_spelling_is_judged_as_with_njs(stock: GatewayDeployment) -> None:
     client = stock.gate.client()
     async with at_work(stock.worker(nginx_map=stock.gate.config.map)):
         await admit(stock, client, allow=ONE_SUBTREE)
@@ -81,7 +81,7 @@ async def test_every_spelling_is_judged_as_with_njs(stock: Deployment) -> None:
 
 
 @pytest.mark.stack
-async def test_a_lapsed_lease_goes_and_a_new_worker_goes_on(stock: Deployment) -> None:
+async def test_a_lapsed_lease_goes_and_a_new_worker_goes_on(stock: GatewayDeployment) -> None:
     client, brief = stock.gate.client(), stock.gate.client(app="a2")
     path = stock.gate.config.map
     async with at_work(stock.worker(nginx_map=path)):

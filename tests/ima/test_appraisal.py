@@ -18,7 +18,7 @@ from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
 from attestgate.manager.verification.tpm.quote import QuotedPcrs
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.host_policy import Bank, GoldenPcrs, ListVerdict, Replay
-from tests.ima.lists import (
+from tests.support.ima.lists import (
     ANCHORED,
     ENTRIES,
     NOW,
@@ -32,6 +32,7 @@ from tests.ima.lists import (
     quote,
     recorded,
 )
+from tests.support.reasons import codes
 
 CLEAN = recorded("clean")
 POLICY = loaded(CLEAN)
@@ -53,11 +54,6 @@ def judge(
     return appraise_list(
         data, policy, host(policy, **settings), before=start, quoted=quoted, golden=golden or [], at=NOW
     )
-
-
-def codes(verdict: ListVerdict) -> list[str]:
-    assert verdict.accepted is (not verdict.reasons)
-    return [reason.code for reason in verdict.reasons]
 
 
 def golden_of(quoted: QuotedPcrs) -> GoldenPcrs:

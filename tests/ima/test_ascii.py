@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attestgate.manager.verification.ima.ascii import is_ascii, to_binary
 from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.schemas.base import Refusal
-from tests.ima.lists import VECTORS, frame, framed_data, ng, old_frame, recorded, sized
+from tests.support.ima.lists import VECTORS, frame, framed_data, ng, old_frame, recorded, sized
 
 DIGEST = bytes(range(32)).hex()
 OLD = "07" * 20

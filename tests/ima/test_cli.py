@@ -5,34 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from attestgate.cli.policy import app as policy_app
-from attestgate.cli.verify_ima import ImaCommand, verify_ima
 from attestgate.manager.verification.ima.policy_dsse import sign
 from attestgate.manager.verification.offline import ima as ima_offline
 from attestgate.schemas.host_policy import HostPolicy
-from tests.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
-
-KEYS = {"accepted", "boot_state", "entries", "anchored_entries", "violations", "pcr10", "unknown", "reasons"}
-app = typer.Typer()
-app.command(cls=ImaCommand)(verify_ima)
-
-
-def run(*arguments: object, status: int) -> dict[str, Any]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    assert result.exit_code == status, result.output
-    assert result.stderr == ""
-    shown: dict[str, Any] = json.loads(result.stdout)
-    assert shown.keys() >= KEYS and shown["accepted"] is (status == 0)
-    assert shown["pcr10"].keys() == {"sha1", "sha256", "sha384"}
-    return shown
+from tests.support.ima.command import KEYS, app, run
+from tests.support.ima.lists import ANCHORED, ENTRIES, NONCES, VECTORS, boot_aggregate, document, frame, ng, recorded
 
 
 def quote_of(name: str, **changes: object) -> list[object]:

@@ -15,7 +15,7 @@ import pytest
 from attestgate.manager.policy.policy_trial import try_on
 from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.manager.verification.ima.runtime_policy import RuntimePolicy, load
-from tests.ima.lists import VECTORS, document, recorded
+from tests.support.ima.lists import VECTORS, document, recorded
 
 KEYLIME = os.environ.get("ATTESTGATE_KEYLIME")
 pytestmark = pytest.mark.skipif(not KEYLIME, reason="ATTESTGATE_KEYLIME names no interpreter that has keylime")

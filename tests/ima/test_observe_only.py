@@ -13,8 +13,9 @@ from attestgate.manager.pki.issue import read_marks
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.settings import Timing
-from tests.ima.lists import framed
-from tests.sessions.harness import LISTS, World, deployed
+from tests.support.ima.lists import framed
+from tests.support.manager.deployment import deployed
+from tests.support.manager.world import LISTS, World
 
 
 async def test_a_host_that_is_only_observed_is_admitted_and_marked_everywhere(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from attestgate.manager.verification.ima.policy_lint import lint
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load, read
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import GoldenPcrs, ListVerdict, Replay
-from tests.ima.lists import NOW, boot_aggregate, document, frame, host, loaded, ng, recorded
+from tests.support.ima.lists import NOW, boot_aggregate, document, frame, host, loaded, ng, recorded
 
 DIGEST = "ab" * 32
 KEYLIME: dict[str, Any] = {

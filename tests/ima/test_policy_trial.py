@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, TryPolicy
 from attestgate.schemas.event_data import PolicyTried
 from attestgate.schemas.events import Event
 from attestgate.schemas.sgx import policy_name
-from tests.ima.lists import VECTORS, document, frame, loaded, ng, recorded
-from tests.sessions.harness import Deployment, World, deployed
+from tests.support.ima.lists import VECTORS, document, frame, loaded, ng, recorded
+from tests.support.manager.deployment import Deployment
 
 CLEAN, DRIFT = recorded("clean"), recorded("drift")
 EC_KEY, ED_KEY = ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()
@@ -152,17 +151,6 @@ def test_keys_of_other_kinds_sign_nothing() -> None:
             read()
     with pytest.raises(Refusal, match=r"policy\.key"):
         read_signing_key(b"nothing", source="k")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-async def site(world: World, tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(world, tmp_path) as deployment:
-        yield deployment
 
 
 def less(tmp_path: Path) -> Policies:

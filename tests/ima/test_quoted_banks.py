@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestgate.manager.verification.ima.measurement_list import entries, replay
 from attestgate.manager.verification.tpm.quote import RSAPSS, RSASSA
 from attestgate.schemas.host_policy import Bank, Replay
-from tests.ima.lists import document, frame, ng
-from tests.ima.test_cli import run
-from tests.ima.test_tpm import EC_KEY, NONCE, attest, ecdsa, rsa_signature
-from tests.ima.test_tpm import RSA_KEY as RSA
-from tests.ima.test_tpm import pem as public
+from tests.support.ima.command import run
+from tests.support.ima.lists import document, frame, ng
+from tests.support.tpm.quotes import EC_KEY, NONCE, attest, ecdsa, rsa_signature
+from tests.support.tpm.quotes import RSA_KEY as RSA
+from tests.support.tpm.quotes import pem as public
 
 ALGORITHMS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C}
 FILES = b"".join(frame(b"ima-ng", ng(), b"/bin/%d\0" % number) for number in range(2))
@@ -73,7 +73,7 @@ def verified(folder: Path, parts: dict[str, bytes], status: int) -> dict[str, An
     return run(folder / "list", *options, "--nonce", NONCE.hex(), status=status)
 
 
-def codes(shown: dict[str, Any]) -> list[str]:
+def shown_codes(shown: dict[str, Any]) -> list[str]:
     return [reason["code"] for reason in shown["reasons"]]
 
 
@@ -93,10 +93,10 @@ def test_a_list_is_anchored_in_every_bank_and_its_tail_is_judged(host: Boot, tmp
     assert (shown["entries"], shown["anchored_entries"], shown["boot_state"]) == (4, 3, "not_judged")
     assert shown["pcr10"] == replay(Replay.start(), entries(listed)).pcr10
     shown = host.judged(tmp_path, measured, listed, FILES, 1)
-    assert codes(shown) == ["ima.unknown"] and shown["anchored_entries"] == 3
+    assert shown_codes(shown) == ["ima.unknown"] and shown["anchored_entries"] == 3
     assert [entry["index"] for entry in shown["unknown"]] == [3], "an unknown tail refuses"
     shown = host.judged(tmp_path, listed, measured, FILES, 1)
-    assert codes(shown) == ["ima.replay"] and shown["anchored_entries"] == 0, "more was measured than is listed"
+    assert shown_codes(shown) == ["ima.replay"] and shown["anchored_entries"] == 0, "more was measured than is listed"
 
 
 @pytest.mark.parametrize("host", BOOTS, ids=lambda host: "+".join(host.banks))
@@ -106,13 +106,13 @@ def test_boot_aggregate_covers_pcr_0_to_9_and_in_sha1_0_to_7(host: Boot, tmp_pat
         other = Boot(host.aggregate, host.banks, {**host.boot, index: 8})
         covered = index < (8 if host.aggregate == "sha1" else 10)
         shown = other.judged(tmp_path, listed, listed, FILES, 1 if covered else 0)
-        assert codes(shown) == (["ima.boot_aggregate"] if covered else []), index
+        assert shown_codes(shown) == (["ima.boot_aggregate"] if covered else []), index
 
 
 def test_without_pcr_0_to_9_in_the_quote_boot_aggregate_is_judged_by_the_policy(tmp_path: Path) -> None:
     host = Boot("sha256", ["sha256"], quoted=(0, 1, 10))
     listed = host.start + FILES
-    assert codes(host.judged(tmp_path, listed, listed, FILES, 1)) == ["ima.unknown"]
+    assert shown_codes(host.judged(tmp_path, listed, listed, FILES, 1)) == ["ima.unknown"]
     assert host.judged(tmp_path, listed, listed, listed, 0)["boot_state"] == "not_judged"
 
 
@@ -128,4 +128,4 @@ def test_every_scheme_as_a_structure(scheme: str, tmp_path: Path) -> None:
     parts["ak"] = public((EC_KEY if rsa is None else RSA).public_key())
     assert verified(tmp_path, parts, 0)["anchored_entries"] == 3
     parts["ak"] = public((RSA if rsa is None else EC_KEY).public_key())
-    assert codes(verified(tmp_path, parts, 1))[0] == "tpm.signature"
+    assert shown_codes(verified(tmp_path, parts, 1))[0] == "tpm.signature"

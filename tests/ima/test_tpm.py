@@ -6,9 +6,9 @@ import hashlib
 from struct import pack
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,73 +17,41 @@ from attestgate.manager.verification.tpm.quote import (
     MAX_STRUCTURE,
     RSAPSS,
     RSASSA,
-    AttestationKey,
     QuotedPcrs,
     parse_attest,
     read_key,
     verify_quote,
 )
 from attestgate.schemas.base import Refusal
-from tests.ima.lists import NONCES, VECTORS, quote
+from tests.support.ima.lists import NONCES, VECTORS, quote
+from tests.support.reasons import refusal_code
+from tests.support.tpm.quotes import (
+    EC_KEY,
+    NONCE,
+    RSA_KEY,
+    SHA1,
+    SHA256,
+    SHA384,
+    VALUES,
+    attest,
+    ecdsa,
+    pem,
+    rsa_signature,
+    sized,
+)
 
-EC_KEY = ec.generate_private_key(ec.SECP256R1())
-RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-NONCE = b"n" * 32
-SHA256_HASH = hashes.SHA256()
-SHA1, SHA256, SHA384 = 0x0004, 0x000B, 0x000C
-VALUES = bytes(range(256)) + bytes(range(96))
 MESSAGE, SIGNATURE, PCRS = ((VECTORS / f"clean.quote.{part}").read_bytes() for part in ("msg", "sig", "pcrs"))
 AK = read_key((VECTORS / "ak.pem").read_bytes())
-
-
-def sized(data: bytes) -> bytes:
-    return pack(">H", len(data)) + data
-
-
-def attest(
-    *,
-    magic: int = 0xFF544347,
-    kind: int = 0x8018,
-    nonce: bytes = NONCE,
-    safe: int = 1,
-    selection: bytes | None = None,
-    digest: bytes | None = None,
-    rest: bytes = b"",
-) -> bytes:
-    """A TPMS_ATTEST over SHA-256 PCR 0-10 holding VALUES."""
-    selected = pack(">IHB", 1, SHA256, 3) + b"\xff\x07\x00" if selection is None else selection
-    made = hashlib.sha256(VALUES).digest() if digest is None else digest
-    clock = pack(">QIIB", 23_000, 6, 1, safe)
-    return (
-        pack(">IH", magic, kind)
-        + sized(b"\x00\x0bsigner")
-        + sized(nonce)
-        + clock
-        + pack(">Q", 7)
-        + selected
-        + sized(made)
-    ) + rest
-
-
-def ecdsa(
-    message: bytes,
-    key: ec.EllipticCurvePrivateKey = EC_KEY,
-    hashed: hashes.HashAlgorithm = SHA256_HASH,
-    algorithm: int = SHA256,
-) -> bytes:
-    """A TPMT_SIGNATURE by ECDSA."""
-    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashed)))
-    return pack(">HH", ECDSA, algorithm) + sized(r.to_bytes(32, "big")) + sized(s.to_bytes(32, "big"))
 
 
 def check(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> QuotedPcrs:
     return verify_quote(message, ecdsa(message) if signature is None else signature, pcrs, EC_KEY.public_key(), nonce)
 
 
-def code(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> str:
+def quote_refused(message: bytes, signature: bytes | None = None, pcrs: bytes = VALUES, nonce: bytes = NONCE) -> str:
     with pytest.raises(Refusal) as refusal:
         check(message, signature, pcrs, nonce)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 @pytest.mark.parametrize("name", ["clean", "drift"])
@@ -103,13 +71,6 @@ def test_boot_aggregate_needs_its_pcrs_and_sha1_takes_eight() -> None:
     assert quoted.boot_aggregate("sha1") == aggregate
     assert quoted.boot_aggregate("sha256") is None and quoted.boot_aggregate("sha384") is None
     assert quoted.boot("sha1") is None and quoted.boot("sha384") is None
-
-
-def rsa_signature(scheme: int, message: bytes) -> bytes:
-    pad: padding.AsymmetricPadding = padding.PKCS1v15()
-    if scheme == RSAPSS:
-        pad = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.MAX_LENGTH)
-    return pack(">HH", scheme, SHA256) + sized(RSA_KEY.sign(message, pad, hashes.SHA256()))
 
 
 @pytest.mark.parametrize("scheme", [RSASSA, RSAPSS])
@@ -143,8 +104,8 @@ def test_values_of_several_banks_follow_the_order_of_the_selection() -> None:
     quoted = check(message, pcrs=values)
     assert quoted.banks == {"sha256": {0: b"a" * 32, 10: b"b" * 32}, "sha1": {8: b"c" * 20, 10: b"d" * 20}}
     assert (quoted.bank, quoted.values[10]) == ("sha256", b"b" * 32)
-    assert code(message, pcrs=values[64:] + values[:64]) == "tpm.pcr_digest"
-    assert code(message, pcrs=values[:-1]) == "tpm.pcr_values"
+    assert quote_refused(message, pcrs=values[64:] + values[:64]) == "tpm.pcr_digest"
+    assert quote_refused(message, pcrs=values[:-1]) == "tpm.pcr_values"
     only_sha1 = pack(">IHB", 2, SHA256, 3) + b"\x01\x00\x00" + pack(">HB", SHA1, 3) + b"\x00\x04\x00"
     message = attest(selection=only_sha1, digest=hashlib.sha256(bytes(52)).digest())
     assert check(message, pcrs=bytes(52)).bank == "sha1", "the bank that PCR 10 is quoted in"
@@ -185,13 +146,13 @@ def test_a_bank_that_the_tpm_does_not_have_is_quoted_without_pcrs() -> None:
     ],
 )
 def test_each_field_turned_bad_has_its_own_reason(message: bytes, expected: str) -> None:
-    assert code(message) == expected
+    assert quote_refused(message) == expected
 
 
 def test_values_must_be_the_quoted_ones() -> None:
-    assert code(attest(), pcrs=VALUES[:-1]) == "tpm.pcr_values"
-    assert code(attest(), pcrs=VALUES + b"\x00") == "tpm.pcr_values"
-    assert code(attest(), pcrs=VALUES[32:] + VALUES[:32]) == "tpm.pcr_digest"
+    assert quote_refused(attest(), pcrs=VALUES[:-1]) == "tpm.pcr_values"
+    assert quote_refused(attest(), pcrs=VALUES + b"\x00") == "tpm.pcr_values"
+    assert quote_refused(attest(), pcrs=VALUES[32:] + VALUES[:32]) == "tpm.pcr_digest"
 
 
 @pytest.mark.parametrize(
@@ -215,11 +176,7 @@ def test_values_must_be_the_quoted_ones() -> None:
     ],
 )
 def test_any_other_signature_is_refused(signature: bytes) -> None:
-    assert code(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}
-
-
-def pem(key: ed25519.Ed25519PublicKey | AttestationKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert quote_refused(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attestgate.manager.verification.ima.fast_path import reader
 from attestgate.manager.verification.ima.measurement_list import ByteOrder, Entry, frames, parse
 from attestgate.schemas.base import Reason, Refusal
-from tests.ima.lists import frame, framed_data, ng, recorded
+from tests.support.ima.lists import frame, framed_data, ng, recorded
 
 MARKS: dict[ByteOrder, Literal["<", ">"]] = {"little": "<", "big": ">"}
 ORDERS = st.sampled_from(list(MARKS))

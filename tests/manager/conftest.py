@@ -1,7 +1,7 @@
-"""The deployment of tests/sessions, for what a manager keeps and who may order it."""
+"""The deployment of tests/support/manager, for what a manager keeps and who may order it."""
 
 from __future__ import annotations
 
-from tests.sessions.conftest import site, world
+from tests.support.manager.fixtures import site, world
 
 __all__ = ["site", "world"]

@@ -13,7 +13,7 @@ from attestgate.manager.policy.registry import Registry, operators_from
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment
 from attestgate.schemas.signing import Signed, sign, verify
-from tests.sessions.harness import OPERATOR, TIMING, World
+from tests.support.manager.world import OPERATOR, TIMING, World
 
 
 class Bench:

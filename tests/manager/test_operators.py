@@ -14,7 +14,9 @@ from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
 from attestgate.schemas.signing import Signed, sign
-from tests.sessions.harness import AUTHOR, HOST_ENCLAVE, OPERATOR, Deployment, code_of
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR
+from tests.support.reasons import event_code
 
 
 def enrol(mrenclave: str = HOST_ENCLAVE.mrenclave.hex(), id: str = "h1") -> Enrol:
@@ -59,7 +61,7 @@ async def test_an_older_command_is_overtaken(site: Deployment) -> None:
     older, newer = command(site, enrol()), command(site, enrol("cd" * 32), sequence=int(site.clock() * 1e6) + 2000)
     assert (await give(site, newer)).what == "applied"
     event = await give(site, older)
-    assert (event.what, code_of(event)) == ("refused", "command.sequence")
+    assert (event.what, event_code(event)) == ("refused", "command.sequence")
 
 
 async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(site: Deployment) -> None:
@@ -67,7 +69,7 @@ async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(sit
     older = command(site, enrol())
     assert (await give(site, command(site, enrol("cd" * 32), sequence=older.sequence + 5))).what == "applied"
     site.wire.restore("operators", forgetful)
-    assert code_of(await give(site, older)) == "command.sequence"
+    assert event_code(await give(site, older)) == "command.sequence"
 
 
 async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_operator(site: Deployment) -> None:
@@ -82,29 +84,29 @@ async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_opera
 
 
 async def test_an_expired_command_is_refused(site: Deployment) -> None:
-    assert code_of(await give(site, command(site, enrol(), expires_at=int(site.clock()) - 1))) == "command.expired"
+    assert event_code(await give(site, command(site, enrol(), expires_at=int(site.clock()) - 1))) == "command.expired"
 
 
 async def test_a_command_on_another_operators_subject_is_refused(site: Deployment) -> None:
-    assert code_of(await give(site, command(site, enrol()), name="somebody")) == "command.subject"
+    assert event_code(await give(site, command(site, enrol()), name="somebody")) == "command.subject"
 
 
 async def test_a_command_in_another_operators_name_is_refused(site: Deployment) -> None:
-    assert code_of(await give(site, command(site, enrol(), operator=AUTHOR), name=AUTHOR)) == "command.operator"
+    assert event_code(await give(site, command(site, enrol(), operator=AUTHOR), name=AUTHOR)) == "command.operator"
 
 
 async def test_a_policy_author_may_not_enrol(site: Deployment) -> None:
     event = await give(site, command(site, enrol(), operator=AUTHOR), site.world.author, name=AUTHOR)
-    assert code_of(event) == "command.role"
+    assert event_code(event) == "command.role"
 
 
 async def test_a_stranger_may_nothing(site: Deployment) -> None:
-    assert code_of(await give(site, command(site, enrol()), Ed25519PrivateKey.generate())) == "signature.signer"
+    assert event_code(await give(site, command(site, enrol()), Ed25519PrivateKey.generate())) == "signature.signer"
 
 
 async def test_a_signature_for_another_purpose_is_none_here(site: Deployment) -> None:
     event = await give(site, command(site, enrol()), label="policy manifest")
-    assert code_of(event) == "signature.invalid"
+    assert event_code(event) == "signature.invalid"
 
 
 @pytest.mark.parametrize("field", ["payload", "signature", "signer"])
@@ -114,16 +116,16 @@ async def test_a_changed_command_is_refused(site: Deployment, field: str) -> Non
     changed = signed.model_copy(update={field: value[:-1] + bytes([value[-1] ^ 1])})
     event = await site.send_command(pack(changed))
     assert event.what == "refused"
-    assert code_of(event).startswith("signature.")
+    assert event_code(event).startswith("signature.")
 
 
 async def test_bytes_that_are_no_command_are_refused(site: Deployment) -> None:
-    assert code_of(await site.send_command(b"\xc1")) == "message.encoding"
+    assert event_code(await site.send_command(b"\xc1")) == "message.encoding"
 
 
 @pytest.mark.parametrize("kind", ["host", "app"])
 async def test_a_recheck_of_who_is_not_there_is_refused_and_asks_nobody(site: Deployment, kind: Any) -> None:
-    assert code_of(await give(site, command(site, RecheckNow(kind=kind, id="nobody")))) == "enrolment.unknown"
+    assert event_code(await give(site, command(site, RecheckNow(kind=kind, id="nobody")))) == "enrolment.unknown"
     assert site.wire.said(f"{subjects.WORK}.>") == []
 
 
@@ -162,7 +164,7 @@ async def test_a_certificate_is_not_issued_to_who_was_revoked_meanwhile(site: De
     await lost
     site.wire.inject(subject, issue)
     await site.dropped(1)
-    assert site.codes() == ["enrolment.revoked"]
+    assert site.dropped_codes() == ["enrolment.revoked"]
     path.cancel()
     await asyncio.wait([path])
     assert not site.gateway.passes("a1")
@@ -177,7 +179,7 @@ async def test_ready_is_not_said_to_who_was_revoked_meanwhile(site: Deployment) 
     await lost[0]
     site.wire.inject(subject, applied)
     await site.dropped(1)
-    assert site.codes() == ["enrolment.revoked"]
+    assert site.dropped_codes() == ["enrolment.revoked"]
     path.cancel()
     await asyncio.wait([path])
     assert site.wire.said(subjects.outbound("app", "a1", "ready")) == []
@@ -187,7 +189,7 @@ async def test_a_placement_taken_away_ends_trust_at_the_next_recheck(site: Deplo
     await site.admitted()
     await site.enrol_app("a1", "h9")
     await site.order(RecheckNow(kind="app", id="a1"))
-    assert code_of(await site.until("app", "a1", "untrusted")) == "enrolment.placement"
+    assert event_code(await site.until("app", "a1", "untrusted")) == "enrolment.placement"
 
 
 # Policies
@@ -199,10 +201,10 @@ def put(site: Deployment, key: Ed25519PrivateKey | None = None, **changes: Any) 
     return PutPolicy(manifest=sign(key or site.world.author, "policy manifest", manifest), documents=whole.documents)
 
 
-async def refused(site: Deployment, action: PutPolicy) -> str:
+async def order_refused(site: Deployment, action: PutPolicy) -> str:
     event = await give(site, command(site, action))
     assert event.what == "refused"
-    return code_of(event)
+    return event_code(event)
 
 
 async def test_a_newer_manifest_is_put_in_force(site: Deployment) -> None:
@@ -212,27 +214,27 @@ async def test_a_newer_manifest_is_put_in_force(site: Deployment) -> None:
 async def test_a_manifest_does_not_go_back(site: Deployment) -> None:
     assert (await give(site, command(site, put(site, version=5)))).what == "applied"
     event = await give(site, command(site, put(site, version=4), sequence=int(site.clock() * 1e6) + 2000))
-    assert code_of(event) == "command.policy"
+    assert event_code(event) == "command.policy"
 
 
 async def test_another_manifest_of_the_same_version_is_refused(site: Deployment) -> None:
-    assert await refused(site, put(site, version=1, min_crl_number=1)) == "command.policy"
+    assert await order_refused(site, put(site, version=1, min_crl_number=1)) == "command.policy"
 
 
 async def test_an_operator_cannot_sign_a_manifest(site: Deployment) -> None:
-    assert await refused(site, put(site, site.world.operator, version=2)) == "signature.signer"
+    assert await order_refused(site, put(site, site.world.operator, version=2)) == "signature.signer"
 
 
 async def test_a_document_that_is_missing_is_said(site: Deployment) -> None:
     whole = put(site, version=2)
-    assert await refused(site, whole.model_copy(update={"documents": whole.documents[1:]})) == "command.policy"
+    assert await order_refused(site, whole.model_copy(update={"documents": whole.documents[1:]})) == "command.policy"
 
 
 async def test_a_signed_manifest_needs_no_more_than_its_bearer(site: Deployment) -> None:
     """The manifest's own signature counts: a command is no manifest."""
     whole = put(site, version=2)
     forged = Signed(payload=whole.manifest.payload, signer=whole.manifest.signer, signature=bytes(64))
-    assert await refused(site, whole.model_copy(update={"manifest": forged})) == "signature.invalid"
+    assert await order_refused(site, whole.model_copy(update={"manifest": forged})) == "signature.invalid"
 
 
 async def test_of_two_manifests_at_once_the_newer_stays_in_force(
@@ -254,7 +256,7 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
     newer = command(site, put(site, version=3), sequence=int(site.clock() * 1e6) + 2000)
     assert (await give(site, newer)).what == "applied"
     on.set()
-    assert code_of(await site.until("op", OPERATOR, "refused")) == "command.policy"
+    assert event_code(await site.until("op", OPERATOR, "refused")) == "command.policy"
     entry = await site.bus.bucket("policies").get("manifest")
     assert entry is not None and entry.value is not None
     assert unpack(PolicyManifest, unpack(Signed, entry.value).payload).version == 3

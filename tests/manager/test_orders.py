@@ -8,7 +8,8 @@ import pytest
 
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
-from tests.sessions.harness import APP_ENCLAVE, Deployment
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.world import APP_ENCLAVE
 
 
 async def test_an_application_is_revoked_on_each_host_that_it_has_a_session_on(site: Deployment) -> None:

@@ -17,7 +17,7 @@ from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
 from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed, verify
-from tests.sessions.harness import AUTHOR, World
+from tests.support.manager.world import AUTHOR, World
 
 Made = tuple[Registry, Callable[[PutPolicy | bytes], Any], list[bytes]]
 

@@ -20,9 +20,7 @@ from attestgate.bus.forward import DATAGRAM, File, Position, Stream, Syslog, fol
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.events import Event
-from tests.cli.conftest import Run, attestgate, deployed
-
-__all__ = ["attestgate", "deployed"]
+from tests.support.cli.fixtures import Run
 
 
 def event(number: int, what: str = "trusted", **data: str) -> Event:

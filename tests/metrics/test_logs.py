@@ -17,9 +17,6 @@ from attestgate.bus.logs import of_none, of_session, reload_level, set_up_logs
 from attestgate.compose.local.plan import Plan
 from attestgate.schemas.base import Secret
 from attestgate.schemas.settings import OperatorFile
-from tests.cli.conftest import deployed
-
-__all__ = ["deployed"]
 
 
 @pytest.fixture(autouse=True)

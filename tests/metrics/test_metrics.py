@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-import tests.sessions.harness as harness
 from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
 from attestgate.manager.gateway.metrics import GatewayMetrics
@@ -21,7 +20,9 @@ from attestgate.manager.metrics.http import served
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import Revoke
-from tests.sessions.harness import OTHER_ENCLAVE, Deployment, World, deployed
+from tests.support.manager import deployment as manager
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import OTHER_ENCLAVE, World
 
 ROW = re.compile(r"^\| `(attestgate_[a-z_]+)` \| (\w+) \| ([a-z_, ]+) \| .+ \|$", re.MULTILINE)
 
@@ -35,7 +36,7 @@ def metrics() -> ManagerMetrics:
 async def site(
     metrics: ManagerMetrics, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Deployment]:
-    monkeypatch.setattr(harness, "assemble", partial(assemble, metrics=metrics))
+    monkeypatch.setattr(manager, "assemble", partial(assemble, metrics=metrics))
     async with deployed(World(tmp_path_factory.mktemp("world")), tmp_path) as deployment:
         yield deployment
 

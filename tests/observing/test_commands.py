@@ -40,7 +40,7 @@ OUTCOME = {
 
 
 @dataclass
-class Site:
+class Observed:
     """A bus, the manager's connection to it, and an operator's file."""
 
     bus: NatsBus
@@ -76,7 +76,7 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def observed(tmp_path: Path) -> AsyncIterator[Observed]:
     keys = tmp_path / "keys"
     trust = credentials.create(keys)
     for role in ("manager", "operator"):
@@ -94,7 +94,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         bus = await connect([server.url], tmp_path / "manager.creds")
         try:
             await ensure(bus)
-            yield Site(bus, tmp_path / "operator.toml")
+            yield Observed(bus, tmp_path / "operator.toml")
         finally:
             await bus.close()
 
@@ -108,67 +108,69 @@ def app(**changes: object) -> Summary:
     return host(**{"role": "app", "id": "app-1", "session": APP, "state": "ADMITTED", **changes})
 
 
-async def test_nothing_yet(site: Site) -> None:
-    assert await site.run("sessions") == (0, "no sessions\n", "")
-    assert await site.run("hosts", "--json") == (0, "[]\n", "")
-    status, output, errors = await site.run("explain", HOST)
+async def test_nothing_yet(observed: Observed) -> None:
+    assert await observed.run("sessions") == (0, "no sessions\n", "")
+    assert await observed.run("hosts", "--json") == (0, "[]\n", "")
+    status, output, errors = await observed.run("explain", HOST)
     assert (status, output) == (1, "")
     assert errors.startswith("attestgate: session.unknown") and "attestgate sessions" in errors
 
 
-async def test_a_table_and_json(site: Site) -> None:
-    await site.put(app())
-    await site.put(host(lease_end=AT + 30, simulated=True, integrity="anchored"))
-    status, output, _ = await site.run("sessions")
+async def test_a_table_and_json(observed: Observed) -> None:
+    await observed.put(app())
+    await observed.put(host(lease_end=AT + 30, simulated=True, integrity="anchored"))
+    status, output, _ = await observed.run("sessions")
     lines = output.splitlines()
     assert status == 0 and lines[0].split()[:4] == ["role", "id", "host", "state"]
     assert lines[1].split() == ["host", "h1", "h1", "TRUSTED", "anchored", "True", "22:13:50", HOST]
     assert lines[2].split()[:4] == ["app", "app-1", "h1", "ADMITTED"]
-    _, output, _ = await site.run("apps", "--json")
+    _, output, _ = await observed.run("apps", "--json")
     assert [Summary.model_validate(row) for row in json.loads(output)] == [app()]
 
 
-async def test_watching_says_each_change_once_and_ends_on_ctrl_c(site: Site) -> None:
-    await site.put(host())
-    process = await site.start("hosts", "--watch", "--json")
+async def test_watching_says_each_change_once_and_ends_on_ctrl_c(observed: Observed) -> None:
+    await observed.put(host())
+    process = await observed.start("hosts", "--watch", "--json")
     assert process.stdout is not None
     async with asyncio.timeout(20):
         assert json.loads(await process.stdout.readline())["state"] == "TRUSTED"
-        await site.put(app())  # not a host
-        await site.put(host())  # no change
-        await site.put(host(state="RECHECKING"))
+        await observed.put(app())  # not a host
+        await observed.put(host())  # no change
+        await observed.put(host(state="RECHECKING"))
         assert json.loads(await process.stdout.readline())["state"] == "RECHECKING"
-        await site.bus.bucket("summaries").delete(f"host.h1.{HOST}")
+        await observed.bus.bucket("summaries").delete(f"host.h1.{HOST}")
         assert json.loads(await process.stdout.readline()) == {"deleted": f"host.h1.{HOST}"}
         process.send_signal(2)
         output, errors = await process.communicate()
     assert (process.returncode, output, errors) == (130, b"", b"")
 
 
-async def test_watching_a_pipe_without_json_gives_lines(site: Site) -> None:
-    process = await site.start("sessions", "-w")
+async def test_watching_a_pipe_without_json_gives_lines(observed: Observed) -> None:
+    process = await observed.start("sessions", "-w")
     assert process.stdout is not None and process.stderr is not None
     async with asyncio.timeout(20):
         assert await process.stderr.readline() == b"no sessions yet\n"
-        await site.put(host())
+        await observed.put(host())
         assert (await process.stdout.readline()).split()[:4] == [b"host", b"h1", b"h1", b"TRUSTED"]
         process.terminate()
         await process.communicate()
 
 
-async def test_a_session_is_explained_step_by_step(site: Site) -> None:
-    await site.put(app(state="REFUSED", reasons=[REASON], serial="0a"))
+async def test_a_session_is_explained_step_by_step(observed: Observed) -> None:
+    await observed.put(app(state="REFUSED", reasons=[REASON], serial="0a"))
     same = {"session": APP, "simulated": True}
-    await site.tell("app", "app-1", "challenged", AT, state="CHALLENGED", before="NEW", session=APP)
-    await site.tell("app", "app-1", "waiting-for-key", AT + 1, data={"outcome": OUTCOME, "host_session": HOST}, **same)
-    await site.tell("app", "app-1", "certified", AT + 2, data={"serial": "0a", "not_after": AT + 9}, **same)
-    await site.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0a", "reason": "ima.unknown"})
-    await site.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0b", "reason": "another's"})
+    await observed.tell("app", "app-1", "challenged", AT, state="CHALLENGED", before="NEW", session=APP)
+    await observed.tell(
+        "app", "app-1", "waiting-for-key", AT + 1, data={"outcome": OUTCOME, "host_session": HOST}, **same
+    )
+    await observed.tell("app", "app-1", "certified", AT + 2, data={"serial": "0a", "not_after": AT + 9}, **same)
+    await observed.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0a", "reason": "ima.unknown"})
+    await observed.tell("gateway", "g1", "withdrawn", AT + 4, data={"key": "cert.0b", "reason": "another's"})
     reasons = {"step": "recheck", "reasons": [REASON.model_dump()]}
-    await site.tell("app", "app-1", "refused", AT + 3, data=reasons, state="REFUSED", before="CERTIFIED", **same)
-    await site.tell("app", "app-1", "challenged", AT + 5, session="00" * 16)
-    await site.bus.publish(subjects.event("gateway", "g1", "withdrawn"), b"no event")
-    status, output, _ = await site.run("explain", APP[:5])
+    await observed.tell("app", "app-1", "refused", AT + 3, data=reasons, state="REFUSED", before="CERTIFIED", **same)
+    await observed.tell("app", "app-1", "challenged", AT + 5, session="00" * 16)
+    await observed.bus.publish(subjects.event("gateway", "g1", "withdrawn"), b"no event")
+    status, output, _ = await observed.run("explain", APP[:5])
     assert status == 0
     told = [line for line in output.splitlines() if line.startswith("22:13:")]
     assert [line.split()[-1] if "->" not in line else line for line in told[:1]] == [
@@ -186,13 +188,13 @@ async def test_a_session_is_explained_step_by_step(site: Site) -> None:
     ):
         assert wanted in output, wanted
     assert "another's" not in output
-    _, output, _ = await site.run("explain", APP, "--json")
+    _, output, _ = await observed.run("explain", APP, "--json")
     document = json.loads(output)
     assert document["summary"]["session"] == APP and len(document["events"]) == 5
 
 
-async def test_a_beginning_that_fits_two_sessions_is_refused(site: Site) -> None:
-    await site.put(host())
-    await site.put(host(session="a2" * 16))
-    status, _, errors = await site.run("explain", "a")
+async def test_a_beginning_that_fits_two_sessions_is_refused(observed: Observed) -> None:
+    await observed.put(host())
+    await observed.put(host(session="a2" * 16))
+    status, _, errors = await observed.run("explain", "a")
     assert status == 1 and "session.ambiguous" in errors and "2 of them" in errors

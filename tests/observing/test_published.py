@@ -10,8 +10,8 @@ from attestgate.schemas.enrolment import Revoke
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
-from tests.sessions.conftest import site, world  # noqa: F401  fixtures
-from tests.sessions.harness import LISTS, Deployment
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.world import LISTS
 
 
 def hold_against_the_table(events: list[Event]) -> set[tuple[str, str]]:
@@ -34,7 +34,7 @@ async def hold_summaries(deployment: Deployment) -> None:
         assert (key, summary.body()) == (f"{summary.role}.{summary.id}.{summary.session}", entry.value)
 
 
-async def test_from_hello_to_the_end(site: Deployment) -> None:  # noqa: F811
+async def test_from_hello_to_the_end(site: Deployment) -> None:
     await site.admitted()
     await site.advance(10)
     await site.until("host", "h1", "rechecked")
@@ -56,7 +56,7 @@ async def test_from_hello_to_the_end(site: Deployment) -> None:  # noqa: F811
     await hold_summaries(site)
 
 
-async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployment) -> None:  # noqa: F811
+async def test_a_host_that_is_refused_falls_silent_or_is_replaced(site: Deployment) -> None:
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
     await site.enrol_host()
     host = await site.host()

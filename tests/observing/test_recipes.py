@@ -75,7 +75,7 @@ def test_the_page_lists_every_event() -> None:
 
 
 @dataclass
-class Site:
+class Viewed:
     """A bus with something on it, and the environment of a viewer."""
 
     manager: NatsBus
@@ -88,18 +88,18 @@ class Site:
         await self.manager.publish(subjects.event(kind, id, what), event.body(), headers=event.headers())
 
 
-async def furnish(site: Site) -> None:
-    await site.tell("host", "host-1", "trusted", HOST)
-    await site.tell("app", "app-1", "admitted", APP)
+async def furnish(viewed: Viewed) -> None:
+    await viewed.tell("host", "host-1", "trusted", HOST)
+    await viewed.tell("app", "app-1", "admitted", APP)
     host = Summary(role="host", id="host-1", host="host-1", session=HOST, state="TRUSTED", created_at=1)
     app = Summary(role="app", id="app-1", host="host-1", session=APP, state="ADMITTED", created_at=1)
     for line in (host, app):
-        await site.manager.bucket("summaries").put(f"{line.role}.{line.id}.{line.session}", line.body())
-    await site.manager.bucket("admissions").put("cert.0a", b"signed")
+        await viewed.manager.bucket("summaries").put(f"{line.role}.{line.id}.{line.session}", line.body())
+    await viewed.manager.bucket("admissions").put("cert.0a", b"signed")
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def viewed(tmp_path: Path) -> AsyncIterator[Viewed]:
     keys = tmp_path / "keys"
     names = {"operator": "operator", "policy_author": "author", "gateway": "gateway-1"}
     await asyncio.to_thread(deployment.init, keys, trust_domain="test.example", **names)
@@ -112,10 +112,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         try:
             await ensure(manager)
             environment = {"XDG_CONFIG_HOME": str(keys / "viewer"), "NATS_CONTEXT": "attestgate", "HOME": str(tmp_path)}
-            site = Site(manager, {"PATH": os.environ["PATH"], "TERM": "dumb", **environment})
-            await furnish(site)
+            viewed = Viewed(manager, {"PATH": os.environ["PATH"], "TERM": "dumb", **environment})
+            await furnish(viewed)
             await host.publish(subjects.inbound("host", "host-1", "hello"), b"waits for a worker")
-            yield site
+            yield viewed
         finally:
             await host.close()
             await manager.close()
@@ -154,16 +154,16 @@ class Terminal:
         os.close(self._ours)
 
 
-async def run(site: Site, recipe: str, wanted: list[str]) -> tuple[int | None, str]:
+async def run(viewed: Viewed, recipe: str, wanted: list[str]) -> tuple[int | None, str]:
     """Run one command until it ends, or, if it goes on for ever, until it has shown what is wanted (status None)."""
     assert CLI is not None
     terminal = Terminal()
     ends = terminal.theirs
     process = await asyncio.create_subprocess_exec(
-        CLI, *shlex.split(recipe)[1:], stdin=ends, stdout=ends, stderr=ends, env=site.environment
+        CLI, *shlex.split(recipe)[1:], stdin=ends, stdout=ends, stderr=ends, env=viewed.environment
     )
     os.close(ends)
-    watching = asyncio.create_task(_watch(site, terminal, wanted))
+    watching = asyncio.create_task(_watch(viewed, terminal, wanted))
     ended = asyncio.create_task(process.wait())
     waited_for = {ended, watching} if FOLLOWS.match(recipe) else {ended}
     await asyncio.wait(waited_for, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +177,7 @@ async def run(site: Site, recipe: str, wanted: list[str]) -> tuple[int | None, s
     return status, terminal.text
 
 
-async def _watch(site: Site, terminal: Terminal, wanted: list[str]) -> None:
+async def _watch(viewed: Viewed, terminal: Terminal, wanted: list[str]) -> None:
     """Return once everything wanted has been shown. Who listens is told something."""
     told = False
     while not terminal.has(wanted):
@@ -185,12 +185,12 @@ async def _watch(site: Site, terminal: Terminal, wanted: list[str]) -> None:
         terminal.more.clear()
         if "Subscribing" in terminal.text and not told:
             told = True
-            await site.tell("host", "host-1", "untrusted", HOST)
-            await site.tell("app", "app-1", "admitted", APP)
+            await viewed.tell("host", "host-1", "untrusted", HOST)
+            await viewed.tell("app", "app-1", "admitted", APP)
 
 
 @needs_cli
-async def test_each_recipe_shows_what_it_is_for(site: Site) -> None:
+async def test_each_recipe_shows_what_it_is_for(viewed: Viewed) -> None:
     """One server for all of them; several at a time. A viewer's copies follow their originals a moment later."""
     room = asyncio.Semaphore(4)
     until = asyncio.get_running_loop().time() + PATIENCE_S
@@ -198,7 +198,7 @@ async def test_each_recipe_shows_what_it_is_for(site: Site) -> None:
     async def tried(recipe: str) -> str:
         while True:
             async with room:
-                status, shown = await run(site, recipe, SHOWS[recipe])
+                status, shown = await run(viewed, recipe, SHOWS[recipe])
             if status in (0, None) and all(re.search(pattern, shown) for pattern in SHOWS[recipe]):
                 return ""
             if asyncio.get_running_loop().time() > until:
@@ -222,13 +222,13 @@ async def test_each_recipe_shows_what_it_is_for(site: Site) -> None:
         "nats stream add MINE --subjects mine --defaults",
     ],
 )
-async def test_what_changes_anything_is_refused(site: Site, command: str) -> None:
-    before = await counts(site)
-    _, shown = await run(site, f"{command} --timeout 500ms", ["ermissions [Vv]iolation"])
+async def test_what_changes_anything_is_refused(viewed: Viewed, command: str) -> None:
+    before = await counts(viewed)
+    _, shown = await run(viewed, f"{command} --timeout 500ms", ["ermissions [Vv]iolation"])
     assert re.search("ermissions [Vv]iolation", shown), shown
-    assert await counts(site) == before
+    assert await counts(viewed) == before
 
 
-async def counts(site: Site) -> dict[str, int]:
+async def counts(viewed: Viewed) -> dict[str, int]:
     streams = [*layout.STREAMS, *(bucket.stream for bucket in layout.BUCKETS.values())]
-    return {stream: (await site.manager.jetstream.stream_info(stream)).state.messages for stream in streams}
+    return {stream: (await viewed.manager.jetstream.stream_info(stream)).state.messages for stream in streams}

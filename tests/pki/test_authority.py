@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.base import Refusal, Secret
+from tests.support.reasons import refusal_code
 
 AT = 1_790_000_000
 PASSPHRASE = Secret(b"correct horse battery staple")
@@ -17,10 +18,6 @@ PASSPHRASE = Secret(b"correct horse battery staple")
 def folder(tmp_path: Path) -> Path:
     create_ca(tmp_path / "ca", "sdn.example.org", PASSPHRASE, AT)
     return tmp_path / "ca"
-
-
-def code(refusal: pytest.ExceptionInfo[Refusal]) -> str:
-    return refusal.value.reasons[0].code
 
 
 def test_the_chain_is_root_then_issuing_and_neither_can_grow(folder: Path) -> None:
@@ -50,7 +47,7 @@ def test_a_ca_is_never_overwritten(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(Refusal) as refusal:
         create_ca(folder, "sdn.example.org", PASSPHRASE, AT)
-    assert code(refusal) == "pki.exists"
+    assert refusal_code(refusal) == "pki.exists"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -58,14 +55,14 @@ def test_a_ca_is_never_overwritten(folder: Path) -> None:
 def test_a_trust_domain_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(Refusal) as refusal:
         create_ca(tmp_path / "ca", name, PASSPHRASE, AT)
-    assert code(refusal) == "pki.trust_domain"
+    assert refusal_code(refusal) == "pki.trust_domain"
     assert not (tmp_path / "ca").exists()
 
 
 def test_a_wrong_passphrase_is_refused_and_not_shown(folder: Path) -> None:
     with pytest.raises(Refusal) as refusal:
         load_authority(folder, Secret(b"hunter2-marked"))
-    assert code(refusal) == "pki.load"
+    assert refusal_code(refusal) == "pki.load"
     assert "hunter2" not in str(refusal.value)
 
 
@@ -82,7 +79,7 @@ def test_a_missing_or_spoiled_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(Refusal) as missing:
         load_authority(folder, PASSPHRASE)
-    assert code(spoiled) == code(missing) == "pki.load"
+    assert refusal_code(spoiled) == refusal_code(missing) == "pki.load"
     assert name in str(missing.value)
 
 
@@ -92,11 +89,11 @@ def test_files_of_two_cas_do_not_mix(folder: Path, tmp_path: Path, name: str) ->
     (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(Refusal) as refusal:
         load_authority(folder, PASSPHRASE)
-    assert code(refusal) == "pki.load"
+    assert refusal_code(refusal) == "pki.load"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal) as refusal:
         create_ca(tmp_path / "file" / "ca", "sdn.example.org", PASSPHRASE, AT)
-    assert code(refusal) == "pki.folder"
+    assert refusal_code(refusal) == "pki.folder"

@@ -15,7 +15,8 @@ from attestgate.manager.pki.authority import create_ca, key_id, load_authority
 from attestgate.manager.pki.issue import MANAGER_KEY, PROXY, issue, issue_with_key, read_marks
 from attestgate.manager.pki.rotation import finish, rotate
 from attestgate.schemas.base import Refusal, Secret
-from tests.gateway.support import PASSPHRASE, Gate, running
+from tests.support.gateway.gate import PASSPHRASE, Gate, running
+from tests.support.reasons import refusal_code
 
 AT = 1_790_000_000
 
@@ -48,7 +49,7 @@ def test_the_old_one_goes_when_its_last_certificate_has_ended(folder: Path) -> N
     rotate(folder, PASSPHRASE, AT + 10)
     with pytest.raises(Refusal) as refusal:
         finish(folder, PASSPHRASE, AT + 3000, 3600)
-    assert refusal.value.reasons[0].code == "pki.in_use"
+    assert refusal_code(refusal) == "pki.in_use"
     assert finish(folder, PASSPHRASE, AT + 3610, 3600) == [key_id(before.certificate)]
     after = load_authority(folder, PASSPHRASE)
     assert after.retired == ()
@@ -61,7 +62,7 @@ def test_without_the_roots_key_nothing_changes(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(Refusal) as refusal:
         rotate(folder, PASSPHRASE, AT)
-    assert refusal.value.reasons[0].code == "pki.root"
+    assert refusal_code(refusal) == "pki.root"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from tests.support.manager.fixtures import site, world
 
-import pytest
-
-from tests.sessions.harness import Deployment, World, deployed
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-async def site(world: World, tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(world, tmp_path) as deployment:
-        yield deployment
+__all__ = ["site", "world"]

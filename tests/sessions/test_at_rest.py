@@ -5,7 +5,7 @@ from __future__ import annotations
 from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.sessions.harness import Deployment
+from tests.support.manager.deployment import Deployment
 
 HOST_BYTES = 2000
 """A trusted host's sealed record: with what stands beside it, less than 4 KiB of the bus (docs/performance.md)."""

@@ -18,7 +18,8 @@ from attestgate.manager.sessions.work import Applied, Deliver, Delivered, HostLo
 from attestgate.schemas.base import MAX_MESSAGE, Refusal, pack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
-from tests.sessions.harness import Deployment, World, deployed
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import World
 
 IN = f"{subjects.IN}.>"
 OUT = f"{subjects.OUT}.>"
@@ -138,7 +139,7 @@ async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment,
         path = asyncio.create_task(whole_path(site))
         subject, data = await held
         changed = list(flips(data))
-        before = len(site.codes())
+        before = len(site.dropped_codes())
         for count, wrong in enumerate(changed, 1):
             site.wire.inject(subject, wrong)
             await site.dropped(before + count)
@@ -207,7 +208,7 @@ async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment)
     await site.admitted()
     site.wire.inject(subjects.inbound("host", "h1", "evidence"), bytes(MAX_MESSAGE + 1))
     await site.dropped(1)
-    assert site.codes() == ["message.size"]
+    assert site.dropped_codes() == ["message.size"]
     await stands(site)
 
 
@@ -281,7 +282,7 @@ async def test_work_of_one_session_is_no_work_of_another(site: Deployment) -> No
     (deliver,) = site.wire.said(f"{subjects.WORK}.host.*.deliver")
     site.wire.inject(subjects.work("host", host.session, "revoke"), deliver)
     await site.dropped(1)
-    assert site.codes() == ["record.open"]
+    assert site.dropped_codes() == ["record.open"]
     await stands(site)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.sessions.harness import World
-from tests.sessions.machine import Chaos
+from tests.support.manager.machine import Chaos
+from tests.support.manager.world import World
 
 LONG = os.environ.get("ATTESTGATE_HYPOTHESIS") == "long"
 SETTINGS = settings(

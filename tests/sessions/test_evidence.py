@@ -20,7 +20,10 @@ from attestgate.schemas.binding import Role, canonical, digest, first_transcript
 from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash, pack_measurements
 from attestgate.schemas.messages import AppEvidence, AppHello, Challenge, HostEvidence, HostHello, Sealed
 from attestgate.schemas.signing import Signed
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE, Deployment, Held, code_of
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.wire import Held
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE
+from tests.support.reasons import event_code
 
 LIST = (LISTS / "clean.bin").read_bytes()
 
@@ -100,7 +103,7 @@ async def test_a_host_quote_over_another_field_is_rejected_and_the_honest_one_ta
     asked = question(site, "host", "h1")
     site.wire.inject(subjects.inbound("host", "h1", "evidence"), host_evidence(site, asked, swap(asked)))
     rejected = await site.until("host", "h1", "evidence-rejected")
-    assert code_of(rejected) == "sgx.report_data"
+    assert event_code(rejected) == "sgx.report_data"
     site.wire.inject(*honest)
     await trusted
 
@@ -117,7 +120,7 @@ async def test_an_application_quote_over_another_field_is_rejected_and_the_hones
     quote = site.world.enclave("machine-a", APP_ENCLAVE).quote(said.report_data())
     evidence = AppEvidence(enclave_key=asked.enclave_key, quote=quote, certificate_request=REQUEST)
     site.wire.inject(subjects.inbound("app", "a1", "evidence"), asked.seal(evidence))
-    assert code_of(await site.until("app", "a1", "evidence-rejected")) == "sgx.report_data"
+    assert event_code(await site.until("app", "a1", "evidence-rejected")) == "sgx.report_data"
     site.wire.inject(*honest)
     await admitted
     assert site.gateway.passes("a1")
@@ -146,7 +149,7 @@ async def test_valid_evidence_of_somebody_else_ends_nothing(
     trusted, honest = await challenged_host(site)
     asked = question(site, "host", "h1")
     site.wire.inject(subjects.inbound("host", "h1", "evidence"), host_evidence(site, asked, asked, **changes))
-    assert code_of(await site.until("host", "h1", "evidence-rejected")) == code
+    assert event_code(await site.until("host", "h1", "evidence-rejected")) == code
     site.wire.inject(*honest)
     await trusted
 
@@ -168,7 +171,7 @@ async def test_evidence_of_one_session_is_none_in_another(site: Deployment) -> N
     site.wire.inject(honest[0], old)
     site.wire.inject(honest[0], pack(renamed))
     await site.dropped(2)
-    assert sorted(site.codes()) == ["envelope.open", "session.move"]
+    assert sorted(site.dropped_codes()) == ["envelope.open", "session.move"]
     site.wire.inject(*honest)
     await site.until("host", "h1", "trusted", since=since)
 
@@ -187,7 +190,7 @@ async def test_an_opened_quote_of_one_session_is_none_in_another(site: Deploymen
     second = question(site, "host", "h1")
     assert second.session != first.session
     site.wire.inject(honest[0], host_evidence(site, replace(second, enclave_key=first.enclave_key), first))
-    assert code_of(await site.until("host", "h1", "evidence-rejected")) == "sgx.report_data"
+    assert event_code(await site.until("host", "h1", "evidence-rejected")) == "sgx.report_data"
 
 
 async def test_a_cap_on_what_is_judged_and_the_honest_one_before_it_counts(site: Deployment) -> None:
@@ -210,7 +213,7 @@ async def test_beyond_the_cap_nothing_is_judged_and_the_deadline_ends_it(site: D
         site.wire.inject(honest[0], foreign)
         await site.quiet()
     assert site.what("host", "h1").count("evidence-rejected") == MAX_VERIFICATIONS
-    assert site.codes() == ["evidence.cap"] * 2
+    assert site.dropped_codes() == ["evidence.cap"] * 2
     trusted.cancel()
     await asyncio.wait([trusted])
     await site.advance(site.timing.evidence_window_s + site.timing.skew_s)
@@ -224,7 +227,7 @@ async def test_an_enclave_of_another_host_claims_this_hosts_id(site: Deployment)
     await site.advance(2)
     since = len(site.events)
     await site.host("h1", "machine-b")
-    assert code_of(await site.until("host", "h1", "evidence-rejected", since=since)) == "host.platform"
+    assert event_code(await site.until("host", "h1", "evidence-rejected", since=since)) == "host.platform"
     await site.quiet()
     assert (await site.record(HostRecord, owner.session)).state is State.TRUSTED
     assert site.gateway.passes("a1")
@@ -240,9 +243,9 @@ async def test_an_application_of_another_host_claims_this_applications_id(site: 
     since = len(site.events)
     await site.advance(2)
     await site.app("a1", "h1", "machine-b")
-    assert code_of(await site.until("app", "a1", "evidence-rejected", since=since)).startswith("colocation.")
+    assert event_code(await site.until("app", "a1", "evidence-rejected", since=since)).startswith("colocation.")
     await site.app("a1", "h2", "machine-b")
-    assert code_of(await site.until("app", "a1", "dropped", since=since)) == "enrolment.placement"
+    assert event_code(await site.until("app", "a1", "dropped", since=since)) == "enrolment.placement"
     assert (await site.record(AppRecord, owner.session)).state is State.ADMITTED
     assert site.gateway.passes("a1")
 
@@ -257,7 +260,7 @@ async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: 
     )
     site.wire.inject(subjects.inbound(role, "h1" if role == "host" else "a1", "hello"), pack(hello))
     await site.dropped(1)
-    assert site.codes() == ["hello.id"]
+    assert site.dropped_codes() == ["hello.id"]
 
 
 async def test_one_subject_cannot_speak_in_another_subjects_session(site: Deployment) -> None:
@@ -271,7 +274,7 @@ async def test_one_subject_cannot_speak_in_another_subjects_session(site: Deploy
             site.wire.inject(subjects.inbound(role, {"h1": "h2", "a1": "a2"}[id], step), data)
             count += 1
             await site.dropped(count)
-    assert set(site.codes()) == {"message.owner"}
+    assert set(site.dropped_codes()) == {"message.owner"}
 
 
 async def test_evidence_in_a_name_that_is_rejected_is_told_to_its_sender_only(site: Deployment) -> None:
@@ -293,7 +296,7 @@ async def test_hellos_come_too_fast(site: Deployment) -> None:
         hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
-    assert site.codes() == ["hello.rate"] * 3
+    assert site.dropped_codes() == ["hello.rate"] * 3
     assert len(await site.records(HostRecord)) == 1
 
 
@@ -304,7 +307,7 @@ async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Depl
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
         site.clock.at -= 600
-    assert site.codes() == []
+    assert site.dropped_codes() == []
     assert len(await site.records(HostRecord)) == 2
 
 

@@ -11,9 +11,10 @@ from attestgate.bus.api import BusError
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.audit.support import decided, said
-from tests.sessions.harness import LONG, Deployment, World, deployed
-from tests.sessions.mortal import Counter, Killed, MortalBus
+from tests.support.audit.decisions import decided, said
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.mortal import Counter, Killed, MortalBus
+from tests.support.manager.world import LONG, World
 
 SLICES = 20
 """The operations are dealt out to so many tests, so that a failure names a few of them."""

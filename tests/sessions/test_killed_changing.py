@@ -16,8 +16,9 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import Lease, Withdrawal
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.settings import Timing
-from tests.sessions.deaths import Doomed, doomed
-from tests.sessions.harness import LONG, Agent, Deployment, World
+from tests.support.manager.deaths import Doomed, doomed
+from tests.support.manager.deployment import Agent, Deployment
+from tests.support.manager.world import LONG, World
 
 STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 14
 QUICK_S = 600
@@ -78,7 +79,7 @@ def lived(world: World, folder: Path, story: Story, timing: Timing, deaths: tupl
         one.live(story(site, *agents), deaths)
         one.live(site.settled())
         assert bool(one.deaths) == bool(deaths)
-        assert site.codes() == [], deaths
+        assert site.dropped_codes() == [], deaths
         assert site.gateway.passes("a1"), deaths
         events = {event.id: event for event in site.events}.values()
         times = Counter((event.session, event.what) for event in events)

@@ -19,15 +19,9 @@ from attestgate.schemas.messages import Challenge
 from attestgate.schemas.settings import Timing
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed
-from tests.sessions.harness import (
-    APP_ENCLAVE,
-    LISTS,
-    OTHER_ENCLAVE,
-    Deployment,
-    World,
-    code_of,
-    deployed,
-)
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import APP_ENCLAVE, LISTS, OTHER_ENCLAVE, World
+from tests.support.reasons import event_code
 
 
 async def test_host_and_application_are_admitted(site: Deployment) -> None:
@@ -42,7 +36,7 @@ async def test_host_and_application_are_admitted(site: Deployment) -> None:
         "admitted",
     ]
     assert site.gateway.passes("a1")
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 async def test_the_key_file_is_gone_once_it_was_used(site: Deployment) -> None:
@@ -68,7 +62,7 @@ async def test_a_recheck_renews_both_leases_and_counts_from_its_question(site: D
     assert renewed_app.lease_end is not None
     assert renewed_host.lease_end is not None
     assert renewed_app.lease_end <= renewed_host.lease_end
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 async def test_a_revoked_application_is_cut_off_and_its_host_stays(site: Deployment) -> None:
@@ -76,7 +70,7 @@ async def test_a_revoked_application_is_cut_off_and_its_host_stays(site: Deploym
     await site.order(Revoke(kind="app", id="a1", reason="left the company"))
     ended = await site.until("app", "a1", "revoked")
     await site.quiet()
-    assert code_of(ended) == "operator.revoked"
+    assert event_code(ended) == "operator.revoked"
     assert not site.gateway.passes("a1")
     assert (await site.records(HostRecord))[0].state is State.TRUSTED
 
@@ -97,7 +91,7 @@ async def test_a_host_whose_list_grows_by_an_unknown_program_is_untrusted(site: 
     ended = await site.until("host", "h1", "untrusted")
     await site.until("app", "a1", "untrusted")
     await site.quiet()
-    assert code_of(ended).startswith("ima.")
+    assert event_code(ended).startswith("ima.")
     assert not site.gateway.passes("a1")
 
 
@@ -106,7 +100,7 @@ async def test_a_host_with_an_unknown_program_is_refused_from_the_start(site: De
     await site.enrol_host()
     await site.host()
     refused = await site.until("host", "h1", "refused")
-    assert code_of(refused).startswith("ima.")
+    assert event_code(refused).startswith("ima.")
 
 
 async def test_a_list_that_was_rewritten_is_no_list(site: Deployment) -> None:
@@ -117,7 +111,7 @@ async def test_a_list_that_was_rewritten_is_no_list(site: Deployment) -> None:
     site.measurement_list.write_bytes(clean)
     await site.order(RecheckNow(kind="host", id="h1"))
     ended = await site.until("host", "h1", "untrusted")
-    assert code_of(ended) == "ima.rewritten"
+    assert event_code(ended) == "ima.rewritten"
 
 
 async def test_a_list_that_shrank_is_no_list(site: Deployment) -> None:
@@ -125,7 +119,7 @@ async def test_a_list_that_shrank_is_no_list(site: Deployment) -> None:
     site.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes()[:-200])
     await site.order(RecheckNow(kind="host", id="h1"))
     ended = await site.until("host", "h1", "untrusted")
-    assert code_of(ended) == "ima.rewritten"
+    assert event_code(ended) == "ima.rewritten"
 
 
 async def test_a_restarted_host_supersedes_its_old_session_and_its_applications_prove_again(site: Deployment) -> None:
@@ -203,7 +197,7 @@ async def test_a_policy_that_no_longer_knows_the_list_ends_trust_at_the_next_rec
     await site.order(_poorer(site.world.policies).command(site.world.author, version=2))
     await site.order(RecheckNow(kind="host", id="h1"))
     ended = await site.until("host", "h1", "untrusted")
-    assert code_of(ended).startswith("ima.")
+    assert event_code(ended).startswith("ima.")
 
 
 async def test_an_application_of_other_code_is_not_admitted_and_the_session_stands(site: Deployment) -> None:
@@ -213,7 +207,7 @@ async def test_an_application_of_other_code_is_not_admitted_and_the_session_stan
     await site.until("host", "h1", "trusted")
     await site.app(identity=OTHER_ENCLAVE)
     rejected = await site.until("app", "a1", "evidence-rejected")
-    assert code_of(rejected) == "sgx.mrenclave"
+    assert event_code(rejected) == "sgx.mrenclave"
     assert (await site.records(AppRecord))[0].state is State.CHALLENGED
 
 
@@ -224,7 +218,7 @@ async def test_an_application_on_another_machine_is_not_co_located(site: Deploym
     await site.until("host", "h1", "trusted")
     await site.app(machine="machine-b")
     rejected = await site.until("app", "a1", "evidence-rejected")
-    assert code_of(rejected).startswith("colocation.")
+    assert event_code(rejected).startswith("colocation.")
 
 
 async def test_an_application_without_a_trusted_host_is_told_so(site: Deployment) -> None:
@@ -232,28 +226,28 @@ async def test_an_application_without_a_trusted_host_is_told_so(site: Deployment
     await site.enrol_app()
     await site.app()
     rejected = await site.until("app", "a1", "evidence-rejected")
-    assert code_of(rejected) == "host.not-trusted"
+    assert event_code(rejected) == "host.not-trusted"
 
 
 async def test_a_host_on_another_machine_than_enrolled_is_not_trusted(site: Deployment) -> None:
     await site.enrol_host(machine="machine-b")
     await site.host(machine="machine-a")
     rejected = await site.until("host", "h1", "evidence-rejected")
-    assert code_of(rejected) == "host.platform"
+    assert event_code(rejected) == "host.platform"
 
 
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_an_unknown_id_is_refused_with_its_reason(site: Deployment, role: str) -> None:
     await (site.host() if role == "host" else site.app())
     dropped = await site.until(role, "h1" if role == "host" else "a1", "dropped")
-    assert code_of(dropped) == "enrolment.unknown"
+    assert event_code(dropped) == "enrolment.unknown"
     assert [*await site.records(HostRecord), *await site.records(AppRecord)] == []
 
 
 async def test_an_application_may_not_run_on_a_host_it_was_not_enrolled_for(site: Deployment) -> None:
     await site.enrol_app(host="h2")
     await site.app(host="h1")
-    assert code_of(await site.until("app", "a1", "dropped")) == "enrolment.placement"
+    assert event_code(await site.until("app", "a1", "dropped")) == "enrolment.placement"
 
 
 async def test_a_plain_x25519_suite_can_be_selected_and_is_in_the_challenge(world: World, tmp_path: Path) -> None:
@@ -286,7 +280,7 @@ async def test_a_volume_that_the_host_does_not_have_is_refused(site: Deployment)
     await site.host()
     await site.until("host", "h1", "trusted")
     await site.app()
-    assert code_of(await site.until("app", "a1", "refused")) == "host.volume"
+    assert event_code(await site.until("app", "a1", "refused")) == "host.volume"
 
 
 async def test_a_certificate_is_renewed_before_it_ends_and_never_leased_past_its_end(
@@ -338,7 +332,7 @@ async def test_many_applications_start_at_once(site: Deployment) -> None:
         await site.until("app", name, "admitted")
     await site.quiet()
     assert all(site.gateway.passes(name) for name in names)
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 def _poorer(policies: Policies) -> Policies:
@@ -354,7 +348,7 @@ def _poorer(policies: Policies) -> Policies:
 async def test_a_mistyped_revocation_is_refused(site: Deployment) -> None:
     answer = await site.order(Revoke(kind="app", id="nobody", reason="a slip"))
     assert answer.what == "refused"
-    assert code_of(answer) == "enrolment.unknown"
+    assert event_code(answer) == "enrolment.unknown"
 
 
 async def test_a_session_that_is_over_is_cleared_away_after_a_while(site: Deployment) -> None:

@@ -23,7 +23,9 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
 from attestgate.schemas.messages import DeliverKey, Proof, VolumeKey
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, Deployment, World, code_of
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, World
+from tests.support.reasons import event_code
 
 
 def message(record: HostRecord | AppRecord, proof: bytes, **changes: Any) -> bytes:
@@ -84,7 +86,7 @@ async def test_a_wrong_host_proof_ends_the_session(site: Deployment, wrong: str)
         "zero": bytes(64),
     }[wrong]
     site.wire.inject(subjects.inbound("host", "h1", "key_proof"), message(record, proof))
-    assert code_of(await site.until("host", "h1", "refused")) == "proof.hmac"
+    assert event_code(await site.until("host", "h1", "refused")) == "proof.hmac"
 
 
 @pytest.mark.parametrize("wrong", ["reflected", "K itself", "other session's key", "other nonce"])
@@ -100,7 +102,7 @@ async def test_a_wrong_co_location_proof_ends_the_session(site: Deployment, wron
         "other nonce": colocation_proof(k_app, bytes(32), t3),
     }[wrong]
     site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), message(record, proof))
-    assert code_of(await site.until("app", "a1", "refused")) == "proof.hmac"
+    assert event_code(await site.until("app", "a1", "refused")) == "proof.hmac"
     await site.quiet()
     assert not site.gateway.passes("a1")
 
@@ -139,7 +141,7 @@ async def test_a_proof_in_another_frame_does_not_open_and_the_honest_one_is_take
         changed = message(record, proof, **changes)
     site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), changed)
     await site.dropped(1)
-    assert site.codes() == ["proof.counter" if "counter" in changes else "channel.open"]
+    assert site.dropped_codes() == ["proof.counter" if "counter" in changes else "channel.open"]
     site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), honest)
     await site.until("app", "a1", "admitted")
 
@@ -156,7 +158,9 @@ async def test_a_proof_is_accepted_once(site: Deployment) -> None:
         (proof,) = site.wire.said(subjects.inbound(role, id, step))
         site.wire.inject(subjects.inbound(role, id, step), proof)
     await site.dropped(2)
-    assert set(site.codes()) == {"session.move"}, "in messages of their own: somebody replays them, and it is told"
+    assert set(site.dropped_codes()) == {"session.move"}, (
+        "in messages of their own: somebody replays them, and it is told"
+    )
     assert site.what("app", "a1").count("proven") == 1
 
 
@@ -174,7 +178,7 @@ async def test_a_host_proof_of_an_older_session_is_none_in_a_newer(site: Deploym
     new = unpack_frame(honest)
     site.wire.inject(subject, pack(unpack_frame(old, session=new.session)))
     await site.dropped(1)
-    assert site.codes() == ["channel.open"]
+    assert site.dropped_codes() == ["channel.open"]
     site.wire.inject(subject, honest)
     await site.until("host", "h1", "trusted", since=since)
 

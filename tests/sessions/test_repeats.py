@@ -10,7 +10,8 @@ from attestgate.bus import layout, subjects
 from attestgate.bus.memory.server import MemoryDelivery
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.enrolment import RecheckNow
-from tests.sessions.harness import LONG, Deployment, World, deployed
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import LONG, World
 
 ACKNOWLEDGED = [
     ("host", "evidence"),
@@ -59,7 +60,7 @@ async def test_what_was_handled_and_not_acknowledged_comes_again_and_is_not_told
         await site.settled()
         assert lost
         assert repeated(site) == 1
-        assert site.codes() == []
+        assert site.dropped_codes() == []
         assert site.gateway.passes("a1")
 
 
@@ -72,7 +73,7 @@ async def test_an_agent_that_was_not_answered_says_it_again_and_is_not_told_of(s
     site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
     await site.quiet()
     assert repeated(site) == 1
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 async def test_what_its_sender_knows_was_heard_is_told_as_a_replay(site: Deployment) -> None:
@@ -82,7 +83,7 @@ async def test_what_its_sender_knows_was_heard_is_told_as_a_replay(site: Deploym
     await recheck(site, "host", "h1")  # its answer says that the first one's was heard
     site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
     await site.dropped(1)
-    assert site.codes() == ["channel.repeat"]
+    assert site.dropped_codes() == ["channel.repeat"]
     assert repeated(site) == 0
 
 

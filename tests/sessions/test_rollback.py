@@ -11,7 +11,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import RecheckNow, Revoke
-from tests.sessions.harness import LISTS, Deployment, World, code_of, deployed
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import LISTS, World
+from tests.support.reasons import event_code
 
 
 def watched(site: Deployment, bucket: str) -> list[BucketState]:
@@ -136,7 +138,7 @@ async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deplo
     await site.quiet()
     await site.bus.bucket("sessions").put("current.host.h1", old.value)
     await site.app()
-    assert code_of(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
+    assert event_code(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
 
 
 async def test_a_record_moved_to_another_session_does_not_open(site: Deployment) -> None:
@@ -149,7 +151,7 @@ async def test_a_record_moved_to_another_session_does_not_open(site: Deployment)
     await bucket.put(f"host.{'ab' * 16}", entry.value)
     site.wire.inject(subjects.due(subjects.deadline("ab" * 16)), b"host")
     await site.dropped(1)
-    assert site.codes() == ["record.open"]
+    assert site.dropped_codes() == ["record.open"]
 
 
 async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> None:
@@ -167,7 +169,7 @@ async def test_an_enrolment_that_goes_back_is_noticed_by_who_has_seen_the_newer(
     await site.order(Revoke(kind="host", id="h1", reason="stolen"))
     site.wire.restore("enrolment", old)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
     assert "granted" not in site.what("host", "h1")
 
 
@@ -176,7 +178,7 @@ async def test_an_enrolment_that_vanishes_is_noticed(site: Deployment) -> None:
     await site.enrol_host()
     site.wire.restore("enrolment", none)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "rollback"
+    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
 
 
 async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> None:
@@ -187,7 +189,7 @@ async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> N
     await site.until("host", "h1", "trusted")
     site.wire.restore("policies", old)
     await site.order(RecheckNow(kind="host", id="h1"))
-    assert code_of(await site.until("host", "h1", "evidence-rejected")) == "rollback"
+    assert event_code(await site.until("host", "h1", "evidence-rejected")) == "rollback"
 
 
 async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
@@ -195,7 +197,7 @@ async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
     for key in await site.bus.bucket("policies").keys():
         await site.bus.bucket("policies").delete(key)
     await site.host()
-    assert code_of(await site.until("host", "h1", "dropped")) == "policy.none"
+    assert event_code(await site.until("host", "h1", "dropped")) == "policy.none"
     assert (await site.records(HostRecord))[0].state is State.CHALLENGED
 
 

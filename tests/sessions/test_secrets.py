@@ -17,7 +17,7 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Secret
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from attestgate.schemas.messages import AppGrant, HostGrant
-from tests.sessions.harness import Deployment
+from tests.support.manager.deployment import Deployment
 
 
 def secrets_in(value: Any) -> Iterator[bytes]:

@@ -21,7 +21,10 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
-from tests.sessions.harness import OPERATOR, PATIENCE_S, Deployment, World, code_of, deployed
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.witness import PATIENCE_S
+from tests.support.manager.world import OPERATOR, World
+from tests.support.reasons import event_code
 
 BEGUN = 2
 """Commands that set a deployment up: its policy, its gateway."""
@@ -44,7 +47,7 @@ async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
         for _ in range(ATTEMPTS):
             await site.advance(1)
         put = await site.until("host", "h1", "quarantined")
-    assert code_of(put) == "worker.fault"
+    assert event_code(put) == "worker.fault"
     return str(put.data["message"])
 
 
@@ -76,7 +79,7 @@ async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: p
 
     monkeypatch.setattr(Judge, "host", fail)
     answer = await site.order(Retry(message=name))
-    assert (answer.what, code_of(answer)) == ("refused", "quarantine.again")
+    assert (answer.what, event_code(answer)) == ("refused", "quarantine.again")
     assert await site.bus.bucket("quarantine").get(name) is not None
 
 
@@ -85,7 +88,7 @@ async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch:
     assert (await site.order(Drop(message=name))).what == "applied"
     assert await site.bus.bucket("quarantine").get(name) is None
     answer = await site.order(Retry(message=name))
-    assert (answer.what, code_of(answer)) == ("refused", "quarantine.unknown")
+    assert (answer.what, event_code(answer)) == ("refused", "quarantine.unknown")
 
 
 async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ async def test_rotating_storage_keys_takes_no_last_word_from_a_session_that_is_o
         for seconds in (site.timing.lease_s, KEPT_S + 60):
             await site.advance(seconds)
         assert await site.bus.bucket("summaries").keys() == []
-        assert site.codes() == []
+        assert site.dropped_codes() == []
 
 
 async def test_a_host_that_ends_names_applications_long_gone_and_nobody_is_told(site: Deployment) -> None:
@@ -159,7 +162,7 @@ async def test_a_host_that_ends_names_applications_long_gone_and_nobody_is_told(
     assert await site.records(AppRecord) == []
     site.wire.inject(*lost)
     await site.quiet()
-    assert site.codes() == []
+    assert site.dropped_codes() == []
 
 
 def test_a_sender_has_so_many_at_once_and_so_many_a_second() -> None:
@@ -186,7 +189,7 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     worker._limiter = Limiter(rate=0.0, burst=1000)
     await site.settled()
     await site.told("op", OPERATOR, "applied", 4 + BEGUN)
-    assert site.codes() == []
+    assert site.dropped_codes() == []
     assert "refused" not in site.what("op", OPERATOR)
 
 
@@ -197,7 +200,7 @@ async def test_a_host_that_is_too_fast_is_dropped_and_told_of_once(site: Deploym
     for _ in range(12):
         site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), b"garbage")
         await site.quiet()
-    assert site.codes() == ["message.encoding"] * 3 + ["message.rate"]
+    assert site.dropped_codes() == ["message.encoding"] * 3 + ["message.rate"]
     assert worker.counts["dropped message.rate"] == 9
     assert site.gateway.passes("a1")
 

@@ -22,16 +22,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias, verify_quote
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import Refusal
-from tests.sgx.conftest import NOW, Site
-from tests.sgx.test_ias import authority, report
+from tests.support.sgx.ias import authority, report
+from tests.support.sgx.simulated import NOW, SimulatedSgx
 
 JUNK = b"junk"
 
 
-def target(site: Site) -> Callable[[bytes], None]:
+def target(sgx: SimulatedSgx) -> Callable[[bytes], None]:
     """What is called with each input: the first byte says what it is given as."""
-    quote, collateral = site.quote(), site.collateral().model_dump_json(exclude_none=True).encode()
-    trusted = [sha256(site.authority.root_der).hexdigest()]
+    quote, collateral = sgx.quote(), sgx.collateral().model_dump_json(exclude_none=True).encode()
+    trusted = [sha256(sgx.authority.root_der).hexdigest()]
     identity = parse(quote).identity
     root = authority()[0].public_bytes(Encoding.PEM)
 
@@ -54,12 +54,12 @@ def target(site: Site) -> Callable[[bytes], None]:
     return one_input
 
 
-def seeds(site: Site) -> dict[str, bytes]:
+def seeds(sgx: SimulatedSgx) -> dict[str, bytes]:
     """What the corpus begins with."""
     return {
-        "quote": b"q" + site.quote(),
-        "parse": b"p" + site.quote(),
-        "collateral": b"c" + site.collateral().model_dump_json(exclude_none=True).encode(),
+        "quote": b"q" + sgx.quote(),
+        "parse": b"p" + sgx.quote(),
+        "collateral": b"c" + sgx.collateral().model_dump_json(exclude_none=True).encode(),
         "ias": b"i" + report(),
     }
 
@@ -71,11 +71,11 @@ def main() -> None:
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
-        site = Site(Path(folder))
-        for name, data in seeds(site).items():
+        sgx = SimulatedSgx(Path(folder))
+        for name, data in seeds(sgx).items():
             (corpus / name).write_bytes(data)
         atheris.instrument_all()
-        atheris.Setup(sys.argv, target(site))
+        atheris.Setup(sys.argv, target(sgx))
         atheris.Fuzz()
 
 

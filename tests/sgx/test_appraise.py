@@ -12,18 +12,20 @@ from cryptography import x509
 
 from attestgate.enclave.simulated import authority, platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
-from attestgate.manager.verification.sgx.appraisal import LAST_SECOND, appraise
+from attestgate.manager.verification.sgx.appraisal import LAST_SECOND
 from attestgate.manager.verification.sgx.collateral import Collateral, examine
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import pack, unpack
-from attestgate.schemas.sgx import BASELINE, PlatformIdentity, SgxVerdict
-from tests.sgx.conftest import ENCLAVE, NOW, REPORT_DATA, Site, codes, collateral_of, load_vector
-from tests.sgx.turned import signed
+from attestgate.schemas.sgx import PlatformIdentity, SgxVerdict
+from tests.support.reasons import codes
+from tests.support.sgx.recorded import judge_baseline, load_vector
+from tests.support.sgx.simulated import ENCLAVE, NOW, REPORT_DATA, SimulatedSgx, collateral_of
+from tests.support.sgx.turned import signed
 
 DAY = 86_400
 
 
-def test_a_good_quote(shared: Site) -> None:
+def test_a_good_quote(shared: SimulatedSgx) -> None:
     verdict = shared.appraise()
     assert verdict.accepted, verdict.reasons
     assert verdict.simulated
@@ -34,7 +36,7 @@ def test_a_good_quote(shared: Site) -> None:
     assert SgxVerdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
-def test_the_platform_is_named_by_salted_hashes_only(shared: Site) -> None:
+def test_the_platform_is_named_by_salted_hashes_only(shared: SimulatedSgx) -> None:
     verdict = shared.appraise()
     ppid = parse(shared.quote()).pck.ppid
     assert verdict.platform is not None
@@ -71,7 +73,7 @@ ENCLAVES: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", ENCLAVES)
-def test_each_pin_has_its_own_reason(shared: Site, case: str) -> None:
+def test_each_pin_has_its_own_reason(shared: SimulatedSgx, case: str) -> None:
     enclave, judged, code = ENCLAVES[case]
     arguments = dict(judged)
     policy = arguments.pop("policy", {})
@@ -86,7 +88,7 @@ def test_each_pin_has_its_own_reason(shared: Site, case: str) -> None:
     assert good.accepted
 
 
-def test_each_limit_may_be_met_exactly(shared: Site) -> None:
+def test_each_limit_may_be_met_exactly(shared: SimulatedSgx) -> None:
     good = shared.appraise()
     collateral = shared.collateral()
     assert good.tcb_date is not None
@@ -107,22 +109,22 @@ def test_each_limit_may_be_met_exactly(shared: Site) -> None:
     assert outcomes == {key: [True, False] for key in limits}
 
 
-def test_all_policy_reasons_are_collected(shared: Site) -> None:
+def test_all_policy_reasons_are_collected(shared: SimulatedSgx) -> None:
     verdict = shared.appraise(mrenclaves=(), report_data=bytes(64), policy={"min_isv_svn": 9, "isv_prod_id": 1})
     assert codes(verdict) == ["sgx.mrenclave", "sgx.isv_prod_id", "sgx.isv_svn", "sgx.report_data"]
 
 
 @pytest.mark.parametrize("at", [-1, -(2**63), 2**40, 2**63, 2**64, 2**200])
-def test_impossible_times(shared: Site, at: int) -> None:
+def test_impossible_times(shared: SimulatedSgx, at: int) -> None:
     assert codes(shared.appraise(at=at)) == ["time.range"]
 
 
 @pytest.mark.parametrize(("at", "why"), [(0, "not_yet_valid"), (LAST_SECOND, "expired")])
-def test_the_first_and_last_second_are_judged(shared: Site, at: int, why: str) -> None:
+def test_the_first_and_last_second_are_judged(shared: SimulatedSgx, at: int, why: str) -> None:
     assert {code.rsplit(".", 1)[1] for code in codes(shared.appraise(at=at))} == {why}
 
 
-def test_the_edges_of_validity_with_five_seconds_allowance(shared: Site) -> None:
+def test_the_edges_of_validity_with_five_seconds_allowance(shared: SimulatedSgx) -> None:
     collateral = shared.collateral()
     examined = examine(collateral, shared.authority.root_der)
     outcomes = {
@@ -134,7 +136,7 @@ def test_the_edges_of_validity_with_five_seconds_allowance(shared: Site) -> None
     assert outcomes == expected
 
 
-def test_stale_collateral_names_each_piece_and_does_not_hide_the_rest(shared: Site) -> None:
+def test_stale_collateral_names_each_piece_and_does_not_hide_the_rest(shared: SimulatedSgx) -> None:
     verdict = shared.appraise(at=NOW + 31 * DAY, mrenclaves=())
     assert set(codes(verdict)) == {
         "collateral.root_ca_crl.expired",
@@ -148,8 +150,8 @@ def test_stale_collateral_names_each_piece_and_does_not_hide_the_rest(shared: Si
     assert "quote.pck_chain.certificate.expired" in codes(shared.appraise(at=NOW + 8 * 365 * DAY))
 
 
-def test_another_root(shared: Site, tmp_path: Path) -> None:
-    other = Site(tmp_path)
+def test_another_root(shared: SimulatedSgx, tmp_path: Path) -> None:
+    other = SimulatedSgx(tmp_path)
     verdict = shared.appraise(root_der=other.authority.root_der)
     assert "collateral.tcb_info.root" in codes(verdict)
     assert "quote.pck_chain.root" in codes(other.appraise(shared.quote()))
@@ -176,7 +178,7 @@ BAD_PIECES: dict[str, tuple[Callable[[Collateral], object], str]] = {
 
 
 @pytest.mark.parametrize("piece", BAD_PIECES)
-def test_each_piece_of_collateral_turned_bad(shared: Site, piece: str) -> None:
+def test_each_piece_of_collateral_turned_bad(shared: SimulatedSgx, piece: str) -> None:
     change, code = BAD_PIECES[piece]
     collateral = shared.collateral()
     verdict = shared.appraise(collateral=collateral.model_copy(update={piece: change(collateral)}))
@@ -185,7 +187,7 @@ def test_each_piece_of_collateral_turned_bad(shared: Site, piece: str) -> None:
 
 @pytest.mark.parametrize("piece", ["pck_crl", "root_ca_crl"])
 @pytest.mark.parametrize("junk", [b"", b"junk", b"\x30\x80"])
-def test_junk_for_a_crl(shared: Site, piece: str, junk: bytes) -> None:
+def test_junk_for_a_crl(shared: SimulatedSgx, piece: str, junk: bytes) -> None:
     verdict = shared.appraise(collateral=shared.collateral().model_copy(update={piece: junk}))
     assert codes(verdict) == [f"collateral.{piece}.malformed"]
 
@@ -220,84 +222,84 @@ QE_IDENTITY_FIELDS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("key", TCB_INFO_FIELDS)
-def test_each_field_of_tcb_info_turned_bad(shared: Site, key: str) -> None:
+def test_each_field_of_tcb_info_turned_bad(shared: SimulatedSgx, key: str) -> None:
     value, code = TCB_INFO_FIELDS[key]
     assert codes(shared.appraise(collateral=signed(shared, "tcb_info", **{key: value}))) == [code]
 
 
 @pytest.mark.parametrize("key", QE_IDENTITY_FIELDS)
-def test_each_field_of_qe_identity_turned_bad(shared: Site, key: str) -> None:
+def test_each_field_of_qe_identity_turned_bad(shared: SimulatedSgx, key: str) -> None:
     value, code = QE_IDENTITY_FIELDS[key]
     assert codes(shared.appraise(collateral=signed(shared, "qe_identity", **{key: value}))) == [code]
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"{", b"[" * 100_000, b'{"version": 3}'])
-def test_signed_nonsense_as_tcb_info(shared: Site, body: bytes) -> None:
+def test_signed_nonsense_as_tcb_info(shared: SimulatedSgx, body: bytes) -> None:
     document = shared.authority.sign(body)
     bad = shared.collateral(tcb_info=document.body.decode(), tcb_info_signature=document.signature)
     assert codes(shared.appraise(collateral=bad))[0].startswith("collateral.tcb_info.")
 
 
-def test_tcb_info_signed_by_a_pck_chain_is_not_the_roots_word(shared: Site) -> None:
+def test_tcb_info_signed_by_a_pck_chain_is_not_the_roots_word(shared: SimulatedSgx) -> None:
     chain = parse(shared.quote()).pck_chain_pem.decode().rstrip("\0")
     assert codes(shared.appraise(collateral=shared.collateral(tcb_info_issuer_chain=chain))) == [
         "collateral.tcb_info.issuer_chain"
     ]
 
 
-def test_a_revoked_pck(site: Site) -> None:
-    authority.revoke_pck(site.folder / "authority", platform.read_pck(site.folder / site.machine))
-    assert codes(site.appraise()) == ["sgx.pck_revoked"]
+def test_a_revoked_pck(sgx: SimulatedSgx) -> None:
+    authority.revoke_pck(sgx.folder / "authority", platform.read_pck(sgx.folder / sgx.machine))
+    assert codes(sgx.appraise()) == ["sgx.pck_revoked"]
 
 
-def test_a_revoked_pck_ca_and_a_revoked_tcb_signer(site: Site) -> None:
-    ca = parse(site.quote()).pck.chain[1]
-    site.say(revoked_cas=[f"{ca.serial_number:x}"])
-    assert codes(site.appraise()) == ["sgx.pck_ca_revoked"]
-    signer = site.authority.signing_chain
+def test_a_revoked_pck_ca_and_a_revoked_tcb_signer(sgx: SimulatedSgx) -> None:
+    ca = parse(sgx.quote()).pck.chain[1]
+    sgx.say(revoked_cas=[f"{ca.serial_number:x}"])
+    assert codes(sgx.appraise()) == ["sgx.pck_ca_revoked"]
+    signer = sgx.authority.signing_chain
     serial = x509.load_pem_x509_certificates(signer)[0].serial_number
-    site.say(revoked_cas=[f"{serial:x}"])
-    assert codes(site.appraise()) == ["collateral.tcb_info.revoked", "collateral.qe_identity.revoked"]
+    sgx.say(revoked_cas=[f"{serial:x}"])
+    assert codes(sgx.appraise()) == ["collateral.tcb_info.revoked", "collateral.qe_identity.revoked"]
 
 
-def test_the_crl_of_the_other_ca(shared: Site) -> None:
+def test_the_crl_of_the_other_ca(shared: SimulatedSgx) -> None:
     other = collateral_of(shared.authority, "processor")
     verdict = shared.appraise(collateral=other)
     assert codes(verdict) == ["collateral.pck_crl.issuer"]
 
 
-def test_an_old_tcb_and_its_grace(site: Site) -> None:
-    platform.set_tcb(site.folder / site.machine, site.folder / "authority", OLD_CPUSVN)
+def test_an_old_tcb_and_its_grace(sgx: SimulatedSgx) -> None:
+    platform.set_tcb(sgx.folder / sgx.machine, sgx.folder / "authority", OLD_CPUSVN)
     accepting = {"tcb_statuses": ("UpToDate", "OutOfDate")}
     dated = int(datetime(2024, 3, 13, tzinfo=UTC).timestamp())
-    assert codes(site.appraise()) == ["sgx.tcb_status"]
-    assert site.appraise(policy={"out_of_date_grace_s": NOW - dated, **accepting}).accepted
-    assert codes(site.appraise(policy={"out_of_date_grace_s": NOW - dated - 1, **accepting})) == ["sgx.tcb_grace"]
+    assert codes(sgx.appraise()) == ["sgx.tcb_status"]
+    assert sgx.appraise(policy={"out_of_date_grace_s": NOW - dated, **accepting}).accepted
+    assert codes(sgx.appraise(policy={"out_of_date_grace_s": NOW - dated - 1, **accepting})) == ["sgx.tcb_grace"]
     wide = {"out_of_date_grace_s": NOW, **accepting}
-    assert codes(site.appraise(policy={"rejected_advisories": ("INTEL-SA-00828",), **wide})) == ["sgx.advisory"]
-    assert codes(site.appraise(policy={"accepted_advisories": (), **wide})) == ["sgx.advisory"]
-    assert site.appraise(policy={"accepted_advisories": ("INTEL-SA-00828",), **wide}).accepted
+    assert codes(sgx.appraise(policy={"rejected_advisories": ("INTEL-SA-00828",), **wide})) == ["sgx.advisory"]
+    assert codes(sgx.appraise(policy={"accepted_advisories": (), **wide})) == ["sgx.advisory"]
+    assert sgx.appraise(policy={"accepted_advisories": ("INTEL-SA-00828",), **wide}).accepted
 
 
-def test_a_revoked_tcb_is_refused_whatever_the_policy(site: Site) -> None:
-    levels = json.loads(site.collateral().tcb_info)["tcbLevels"]
-    revoked = signed(site, "tcb_info", tcbLevels=[level | {"tcbStatus": "Revoked"} for level in levels])
-    assert codes(site.appraise(collateral=revoked)) == ["sgx.tcb_revoked"]
+def test_a_revoked_tcb_is_refused_whatever_the_policy(sgx: SimulatedSgx) -> None:
+    levels = json.loads(sgx.collateral().tcb_info)["tcbLevels"]
+    revoked = signed(sgx, "tcb_info", tcbLevels=[level | {"tcbStatus": "Revoked"} for level in levels])
+    assert codes(sgx.appraise(collateral=revoked)) == ["sgx.tcb_revoked"]
 
 
-def test_a_tcb_below_every_level(site: Site) -> None:
-    platform.set_tcb(site.folder / site.machine, site.folder / "authority", bytes(16))
-    assert codes(site.appraise()) == ["sgx.tcb_level"]
+def test_a_tcb_below_every_level(sgx: SimulatedSgx) -> None:
+    platform.set_tcb(sgx.folder / sgx.machine, sgx.folder / "authority", bytes(16))
+    assert codes(sgx.appraise()) == ["sgx.tcb_level"]
 
 
-def test_flags_of_the_platform(site: Site) -> None:
-    facts = platform.read_facts(site.folder / site.machine)
+def test_flags_of_the_platform(sgx: SimulatedSgx) -> None:
+    facts = platform.read_facts(sgx.folder / sgx.machine)
     assert facts.pck.instance is not None
     pck = facts.pck.model_copy(update={"instance": facts.pck.instance.model_copy(update={"smt_enabled": True})})
-    platform.provision(site.folder / site.machine, site.folder / "authority", facts.model_copy(update={"pck": pck}))
-    assert site.appraise().accepted
-    assert codes(site.appraise(policy={"accept_smt": False})) == ["sgx.smt"]
-    assert site.appraise(policy={"accept_cached_keys": False, "accept_dynamic_platform": False}).accepted
+    platform.provision(sgx.folder / sgx.machine, sgx.folder / "authority", facts.model_copy(update={"pck": pck}))
+    assert sgx.appraise().accepted
+    assert codes(sgx.appraise(policy={"accept_smt": False})) == ["sgx.smt"]
+    assert sgx.appraise(policy={"accept_cached_keys": False, "accept_dynamic_platform": False}).accepted
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_flags_of_the_platform(site: Site) -> None:
         (1014, "quote.qe_report_data"),
     ],
 )
-def test_each_signature_in_the_quote(shared: Site, at: int, code: str) -> None:
+def test_each_signature_in_the_quote(shared: SimulatedSgx, at: int, code: str) -> None:
     assert code in codes(shared.appraise(flip(shared.quote(), at), mrenclaves=None, report_data=None))
 
 
@@ -335,18 +337,3 @@ def test_a_debug_quote_with_collateral_that_is_in_order(vectors: Path) -> None:
     quote = load_vector(vectors / "dcap-openenclave-tcbv2")
     collateral = load_vector(vectors / "dcap-zkdcap-risc0").collateral
     assert codes(judge_baseline(quote.quote, collateral, quote.root_der, 1743465600)) == ["sgx.debug"]
-
-
-def judge_baseline(quote: bytes, collateral: Collateral, root_der: bytes, at: int) -> SgxVerdict:
-    return appraise(
-        quote,
-        collateral,
-        BASELINE,
-        policy_hash=None,
-        mrenclaves=None,
-        report_data=None,
-        root_der=root_der,
-        simulated=False,
-        salt=b"",
-        at=at,
-    )

@@ -25,8 +25,8 @@ from attestgate.cli.verify import app as verify_app
 from attestgate.manager.verification.offline.quote import MAX_FILE
 from attestgate.manager.verification.sgx.collateral import examine
 from attestgate.schemas.base import Refusal
-from tests.sgx import test_ias as ias
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.sgx import ias
+from tests.support.sgx.simulated import ENCLAVE, NOW, SimulatedSgx
 
 TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 REASON = {"code", "field", "expected", "found", "action"}
@@ -52,7 +52,7 @@ def looked_at(document: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(shared: SimulatedSgx, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that are in order, and some that are not."""
     folder = tmp_path_factory.mktemp("files")
     collateral = shared.collateral()
@@ -73,8 +73,8 @@ def folder(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def quote_arguments(folder: Path, site: Site, name: str = "quote", at: str = TIME) -> list[str]:
-    trust = hashlib.sha256(site.authority.root_der).hexdigest()
+def quote_arguments(folder: Path, sgx: SimulatedSgx, name: str = "quote", at: str = TIME) -> list[str]:
+    trust = hashlib.sha256(sgx.authority.root_der).hexdigest()
     return ["quote", str(folder / name), "--collateral", str(folder / "collateral"), "--at", at, "--trust", trust]
 
 
@@ -85,7 +85,7 @@ def ias_arguments(folder: Path, at: str = "2025-07-01T00:00:00Z", **instead: str
     return ["ias", str(folder / names["report"]), *options, "--at", at, "--trust", trust]
 
 
-def test_without_a_policy_every_field_is_shown_and_it_is_said(folder: Path, shared: Site) -> None:
+def test_without_a_policy_every_field_is_shown_and_it_is_said(folder: Path, shared: SimulatedSgx) -> None:
     code, document = run(verify_app, *quote_arguments(folder, shared), "--json")
     assert (code, looked_at(document), document["policy"], document["at"]) == (0, [], None, TIME)
     assert any("no policy was applied" in note for note in document["notes"])
@@ -98,13 +98,13 @@ def test_without_a_policy_every_field_is_shown_and_it_is_said(folder: Path, shar
     assert run(inspect_app, "quote", str(folder / "quote"))[1]["quote_id"] == document["quote_id"]
 
 
-def test_without_a_policy_a_debug_enclave_is_refused(folder: Path, shared: Site) -> None:
+def test_without_a_policy_a_debug_enclave_is_refused(folder: Path, shared: SimulatedSgx) -> None:
     code, document = run(verify_app, *quote_arguments(folder, shared, "debug"))
     assert (code, looked_at(document), document["debug"]) == (1, ["sgx.debug"], True)
     assert document["evidence"]["report"]["debug"] is True
 
 
-def test_a_policy_is_named_by_its_hash(folder: Path, shared: Site) -> None:
+def test_a_policy_is_named_by_its_hash(folder: Path, shared: SimulatedSgx) -> None:
     code, document = run(verify_app, *quote_arguments(folder, shared), "--policy", str(folder / "policy"))
     assert (code, looked_at(document)) == (0, [])
     assert document["policy"] == hashlib.sha256((folder / "policy").read_bytes()).hexdigest()
@@ -113,7 +113,7 @@ def test_a_policy_is_named_by_its_hash(folder: Path, shared: Site) -> None:
     assert (code, looked_at(document), document["policy"] is None) == (0, [], False)
 
 
-def test_every_file_may_be_base64(folder: Path, shared: Site, tmp_path: Path) -> None:
+def test_every_file_may_be_base64(folder: Path, shared: SimulatedSgx, tmp_path: Path) -> None:
     for name in ("quote", "collateral", "policy", "report", "signature", "root"):
         (tmp_path / name).write_bytes(base64.encodebytes((folder / name).read_bytes()))
     chain = (folder / "certificates").read_bytes()
@@ -130,7 +130,7 @@ def test_every_file_may_be_base64(folder: Path, shared: Site, tmp_path: Path) ->
     assert run(verify_app, *ias_arguments(tmp_path))[0] == 0
 
 
-def test_five_seconds_of_skew(folder: Path, shared: Site) -> None:
+def test_five_seconds_of_skew(folder: Path, shared: SimulatedSgx) -> None:
     ends = int((folder / "ends").read_text())
     outcomes = {}
     for second in (ends, ends + 5, ends + 6):
@@ -166,7 +166,7 @@ def test_malformed_ias_evidence_is_judged_and_refused(folder: Path, file: str, i
 
 
 @pytest.mark.parametrize("instead", ["junk", "empty", "collateral", "report"])
-def test_malformed_quote_evidence_is_judged_and_refused(folder: Path, shared: Site, instead: str) -> None:
+def test_malformed_quote_evidence_is_judged_and_refused(folder: Path, shared: SimulatedSgx, instead: str) -> None:
     code, document = run(verify_app, *quote_arguments(folder, shared, instead))
     assert (code, looked_at(document)) == (1, ["quote.size" if instead in ("junk", "empty") else "quote.version"])
     assert document["evidence"] is None
@@ -178,7 +178,7 @@ def test_malformed_quote_evidence_is_judged_and_refused(folder: Path, shared: Si
 
 @pytest.mark.parametrize("file", ["quote", "collateral", "report", "signature", "certificates", "root", "policy"])
 def test_a_file_that_is_too_large_is_malformed_evidence_or_no_policy(
-    folder: Path, shared: Site, tmp_path: Path, file: str
+    folder: Path, shared: SimulatedSgx, tmp_path: Path, file: str
 ) -> None:
     (tmp_path / file).write_bytes((folder / file).read_bytes().ljust(MAX_FILE + 1))
     of_quote = file in ("quote", "collateral", "policy")
@@ -191,7 +191,7 @@ def test_a_file_that_is_too_large_is_malformed_evidence_or_no_policy(
 
 
 @pytest.mark.parametrize("policy", ["unpinned", "unknown", "junk", "empty", "quote", "nowhere", ""])
-def test_a_policy_that_cannot_be_loaded_is_wrong_use(folder: Path, shared: Site, policy: str) -> None:
+def test_a_policy_that_cannot_be_loaded_is_wrong_use(folder: Path, shared: SimulatedSgx, policy: str) -> None:
     for arguments in (quote_arguments(folder, shared), ias_arguments(folder)):
         code, document = run(verify_app, *arguments, "--policy", str(folder / policy))
         assert code == 2
@@ -296,7 +296,7 @@ def test_any_arguments_at_all(folder: Path, data: st.DataObject) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_files_and_values_in_their_places(folder: Path, shared: Site, data: st.DataObject) -> None:
+def test_any_files_and_values_in_their_places(folder: Path, shared: SimulatedSgx, data: st.DataObject) -> None:
     file = st.sampled_from([*sorted(path.name for path in folder.iterdir()), "nowhere"])
     at = st.sampled_from([TIME, "1960-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
     for arguments in (quote_arguments(folder, shared), ias_arguments(folder)):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from attestgate.cli.inspect import app as inspect_app
 from attestgate.cli.verify import app as verify_app
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.sgx.simulated import ENCLAVE, NOW, SimulatedSgx
 
 TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -22,12 +22,12 @@ TIME = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 class Files:
     """A quote and its collateral on disk."""
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    def __init__(self, sgx: SimulatedSgx, folder: Path) -> None:
         self.quote, self.collateral, self.policy = folder / "quote", folder / "collateral.json", folder / "policy.json"
-        self.quote.write_bytes(site.quote())
-        self.collateral.write_text(site.collateral().model_dump_json(exclude_none=True))
+        self.quote.write_bytes(sgx.quote())
+        self.collateral.write_text(sgx.collateral().model_dump_json(exclude_none=True))
         self.policy.write_text(json.dumps({"version": 1, "mrenclaves": [ENCLAVE.mrenclave.hex()]}))
-        self.trust = hashlib.sha256(site.authority.root_der).hexdigest()
+        self.trust = hashlib.sha256(sgx.authority.root_der).hexdigest()
 
     def verify(self, *options: str, at: str = TIME, trust: str | None = None) -> tuple[int, dict[str, Any]]:
         arguments = ["quote", str(self.quote), "--collateral", str(self.collateral), "--at", at]
@@ -44,7 +44,7 @@ def found(document: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture
-def files(shared: Site, tmp_path: Path) -> Files:
+def files(shared: SimulatedSgx, tmp_path: Path) -> Files:
     return Files(shared, tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_wrong_use_is_said_in_json_too(files: Files, arguments: list[str]) -> No
     assert found(document) == ["cli.argument"]
 
 
-def test_ias_refuses_junk_and_unknown_roots(files: Files, shared: Site, tmp_path: Path) -> None:
+def test_ias_refuses_junk_and_unknown_roots(files: Files, shared: SimulatedSgx, tmp_path: Path) -> None:
     root = tmp_path / "root.der"
     root.write_bytes(shared.authority.root_der)
     junk = str(files.quote)

@@ -19,7 +19,8 @@ from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.ear import STANDS_IN, ClaimName, Submod, tier
 from attestgate.schemas.host_policy import ListVerdict, Replay
 from attestgate.schemas.sgx import SgxVerdict
-from tests.sgx.conftest import ENCLAVE, NOW, Site
+from tests.support.reasons import refusal_code
+from tests.support.sgx.simulated import ENCLAVE, NOW, SimulatedSgx
 
 KEY = Ed25519PrivateKey.generate()
 KEYS = jwks([KEY.public_key().public_bytes_raw()])
@@ -58,7 +59,7 @@ def listed(**changes: Any) -> ListVerdict:
     return ListVerdict.model_validate(fields | changes)
 
 
-def test_an_independent_reader(shared: Site) -> None:
+def test_an_independent_reader(shared: SimulatedSgx) -> None:
     """Nothing of this project but the token and the published key."""
     made = token(of(shared.appraise()))
     header = jwt.get_unverified_header(made)
@@ -77,14 +78,14 @@ def test_an_independent_reader(shared: Site) -> None:
         jwt.decode(made, jwt.PyJWK(other).key, algorithms=["EdDSA"], options={"verify_iat": False})
 
 
-def test_a_simulated_platform_never_affirms_hardware(shared: Site) -> None:
+def test_a_simulated_platform_never_affirms_hardware(shared: SimulatedSgx) -> None:
     submod = of(shared.appraise())[SGX]
     assert submod.status == "warning"
     assert submod.vector["hardware"] == submod.vector["runtime-opaque"] == STANDS_IN
     assert submod.vector["executables"] == 3
 
 
-def test_hardware_that_is_up_to_date_is_affirmed(shared: Site) -> None:
+def test_hardware_that_is_up_to_date_is_affirmed(shared: SimulatedSgx) -> None:
     submod = of(shared.appraise().model_copy(update={"simulated": False}))[SGX]
     assert submod.status == "affirming"
     assert submod.vector == {
@@ -109,13 +110,13 @@ def test_hardware_that_is_up_to_date_is_affirmed(shared: Site) -> None:
         ({"policy": {"sgx_types": ("standard",)}}, "hardware", 96),
     ],
 )
-def test_what_a_refusal_says(shared: Site, judged: dict[str, Any], claim: ClaimName, value: int) -> None:
+def test_what_a_refusal_says(shared: SimulatedSgx, judged: dict[str, Any], claim: ClaimName, value: int) -> None:
     submod = of(shared.appraise(**judged))[SGX]
     assert (submod.status, submod.vector[claim]) == ("contraindicated", value)
     assert submod.reasons
 
 
-def test_what_is_not_verified_is_not_affirmed(shared: Site) -> None:
+def test_what_is_not_verified_is_not_affirmed(shared: SimulatedSgx) -> None:
     flipped = bytearray(shared.quote())
     flipped[440] ^= 1
     submod = of(shared.appraise(bytes(flipped)))[SGX]
@@ -126,14 +127,14 @@ def test_what_is_not_verified_is_not_affirmed(shared: Site) -> None:
     assert "hardware" not in stale.vector
 
 
-def test_debug_and_old_tcb(site: Site) -> None:
-    debug = of(site.appraise(site.quote(ENCLAVE.model_copy(update={"debug": True}))))[SGX]
+def test_debug_and_old_tcb(sgx: SimulatedSgx) -> None:
+    debug = of(sgx.appraise(sgx.quote(ENCLAVE.model_copy(update={"debug": True}))))[SGX]
     assert (debug.vector["configuration"], debug.vector["runtime-opaque"]) == (96, 96)
-    platform.set_tcb(site.folder / site.machine, site.folder / "authority", OLD_CPUSVN)
-    assert of(site.appraise())[SGX].vector["hardware"] == 96
+    platform.set_tcb(sgx.folder / sgx.machine, sgx.folder / "authority", OLD_CPUSVN)
+    assert of(sgx.appraise())[SGX].vector["hardware"] == 96
 
 
-def test_host_integrity(shared: Site) -> None:
+def test_host_integrity(shared: SimulatedSgx) -> None:
     verdict = shared.appraise()
     good = of(verdict, listed())[HOST_INTEGRITY]
     assert (good.status, good.vector, good.policy) == (
@@ -177,7 +178,7 @@ def test_tiers(value: int, expected: str) -> None:
     assert tier(value) == expected
 
 
-def test_reading(shared: Site) -> None:
+def test_reading(shared: SimulatedSgx) -> None:
     submods = of(shared.appraise())
     made = token(submods)
     assert read(made, KEYS) == look(made)
@@ -198,14 +199,14 @@ def test_reading(shared: Site) -> None:
     for bad in forged:
         with pytest.raises(Refusal) as caught:
             read(bad, KEYS)
-        assert caught.value.reasons[0].code.startswith("ear.")
+        assert refusal_code(caught).startswith("ear.")
     broken: list[dict[str, Any]] = [{}, {"keys": []}, {"keys": [1]}, {"keys": [{"kty": "none"}]}, {"keys": "x"}]
     for keys in broken:
         with pytest.raises(Refusal):
             read(made, keys)
 
 
-def test_the_command(shared: Site, tmp_path: Path) -> None:
+def test_the_command(shared: SimulatedSgx, tmp_path: Path) -> None:
     good, bad, keys = tmp_path / "good", tmp_path / "bad", tmp_path / "jwks.json"
     good.write_text(token(of(shared.appraise())) + "\n")
     bad.write_text(token(of(shared.appraise(mrenclaves=()))))

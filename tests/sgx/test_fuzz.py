@@ -20,10 +20,11 @@ import attestgate
 from attestgate.manager.verification.offline.quote import NamedPolicy, verify_ias, verify_quote
 from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
 from attestgate.schemas.sgx import SgxVerdict
-from tests.sgx.conftest import NOW, Site, Vector, codes, load_vector
 from tests.sgx.fuzz import seeds, target
-from tests.sgx.test_appraise import judge_baseline
-from tests.sgx.test_ias import authority
+from tests.support.reasons import codes
+from tests.support.sgx.ias import authority
+from tests.support.sgx.recorded import Vector, judge_baseline, load_vector
+from tests.support.sgx.simulated import NOW, SimulatedSgx
 
 REPOSITORY = Path(attestgate.__file__).parents[2]
 BLANK_TO_BLANK = {(0x00, 5)}
@@ -46,7 +47,7 @@ def flipped(raw: bytes, at: int, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_every_byte_of_a_quote_flipped(shared: Site) -> None:
+def test_every_byte_of_a_quote_flipped(shared: SimulatedSgx) -> None:
     raw, collateral = shared.quote(), shared.collateral()
     identity, accepted = parse(raw).identity, []
     for at, bit in flips(raw, SIGNED_LENGTH + 4, seed=1):
@@ -74,7 +75,7 @@ def _judged(vector: Vector, quote: bytes, at: int) -> SgxVerdict:
     return judge_baseline(quote, vector.collateral, vector.root_der, at)
 
 
-def test_ten_thousand_random_inputs_end_in_a_refusal(shared: Site) -> None:
+def test_ten_thousand_random_inputs_end_in_a_refusal(shared: SimulatedSgx) -> None:
     choose = random.Random(3)
     raw, collateral = shared.quote(), shared.collateral()
     for _ in range(10_000):
@@ -92,13 +93,13 @@ def test_random_bytes_for_everything_that_ias_takes(report: bytes, signature: by
 
 
 @pytest.fixture(scope="module")
-def collateral_file(shared: Site) -> bytes:
+def collateral_file(shared: SimulatedSgx) -> bytes:
     return shared.collateral().model_dump_json(exclude_none=True).encode()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_mangled_collateral(shared: Site, collateral_file: bytes, data: st.DataObject) -> None:
+def test_mangled_collateral(shared: SimulatedSgx, collateral_file: bytes, data: st.DataObject) -> None:
     """Collateral as it comes from a file, with bytes of it changed: a verdict, whatever they are."""
     text = bytearray(collateral_file)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -109,7 +110,7 @@ def test_mangled_collateral(shared: Site, collateral_file: bytes, data: st.DataO
     assert verdict.accepted == (not codes(verdict))
 
 
-def test_the_fuzz_target_takes_its_seeds(shared: Site) -> None:
+def test_the_fuzz_target_takes_its_seeds(shared: SimulatedSgx) -> None:
     """What atheris is given to begin with must pass, and each kind of input must be read."""
     one_input = target(shared)
     taken = seeds(shared)

@@ -16,7 +16,9 @@ from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.manager.verification.ear import read
 from attestgate.schemas.settings import AttestationSettings, IasSettings, ManagerSettings, SuiteSetting, Timing
 from attestgate.schemas.sgx import PlatformIdentity
-from tests.sessions.harness import LISTS, TIMING, Clock, Deployment, Enclave, Wire, World
+from tests.support.manager.deployment import Deployment
+from tests.support.manager.wire import Clock, Wire
+from tests.support.manager.world import LISTS, TIMING, Enclave, World
 
 SPID = bytes(range(16))
 

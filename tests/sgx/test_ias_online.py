@@ -26,7 +26,8 @@ from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.manager.verification.x509 import certificates
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, IasVerdict, SgxPolicy
-from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site
+from tests.support.reasons import codes, refusal_codes
+from tests.support.sgx.simulated import ENCLAVE, REPORT_DATA, SimulatedSgx
 
 SPID = bytes(range(16))
 
@@ -48,7 +49,7 @@ class Wire(httpx.AsyncBaseTransport):
 
 @dataclass
 class Bench:
-    site: Site
+    sgx: SimulatedSgx
     folder: Path
     wire: Wire
 
@@ -60,7 +61,7 @@ class Bench:
         return Epid(ias, Root(root.public_bytes(Encoding.DER), simulated=True), b"salt", spid)
 
     def quote(self, *, spid: bytes = SPID, machine: str | None = None, **more: Any) -> bytes:
-        folder = self.site.folder / (machine or self.site.machine)
+        folder = self.sgx.folder / (machine or self.sgx.machine)
         return simulated.epid_quote(Platform(folder), ENCLAVE, REPORT_DATA, spid, **more)
 
     async def appraise(self, quote: bytes | None = None, *, policy: SgxPolicy = BASELINE, at: int = 0) -> IasVerdict:
@@ -69,20 +70,16 @@ class Bench:
 
 
 @pytest.fixture
-def bench(site: Site) -> Bench:
-    simulated.create(site.folder / "ias")
-    return Bench(site, site.folder / "ias", Wire(site.folder / "ias", site.folder / "authority"))
+def bench(sgx: SimulatedSgx) -> Bench:
+    simulated.create(sgx.folder / "ias")
+    return Bench(sgx, sgx.folder / "ias", Wire(sgx.folder / "ias", sgx.folder / "authority"))
 
 
-def codes(verdict: IasVerdict) -> list[str]:
-    return [reason.code for reason in verdict.reasons]
-
-
-async def refused(bench: Bench, service: Epid, quote: bytes) -> list[str]:
+async def not_appraised(bench: Bench, service: Epid, quote: bytes) -> list[str]:
     wanted = Wanted(BASELINE, "ab" * 32, (ENCLAVE.mrenclave.hex(),), REPORT_DATA)
     with pytest.raises(Refusal) as caught:
         await service.appraise(quote, wanted, int(time.time()))
-    return [reason.code for reason in caught.value.reasons]
+    return refusal_codes(caught)
 
 
 async def test_a_good_quote(bench: Bench) -> None:
@@ -94,7 +91,7 @@ async def test_a_good_quote(bench: Bench) -> None:
 
 
 async def test_the_pseudonym_tells_machines_apart_and_changes_with_the_spid(bench: Bench) -> None:
-    other = Site(bench.site.folder, machine="other")
+    other = SimulatedSgx(bench.sgx.folder, machine="other")
     one, again = await bench.appraise(), await bench.appraise()
     elsewhere = await bench.appraise(bench.quote(machine=other.machine))
     assert one.platform and again.platform and elsewhere.platform
@@ -107,12 +104,12 @@ async def test_the_pseudonym_tells_machines_apart_and_changes_with_the_spid(benc
 
 
 async def test_each_state_of_a_platform(bench: Bench) -> None:
-    folder = bench.site.folder
-    platform.set_tcb(folder / bench.site.machine, folder / "authority", OLD_CPUSVN)
+    folder = bench.sgx.folder
+    platform.set_tcb(folder / bench.sgx.machine, folder / "authority", OLD_CPUSVN)
     assert codes(await bench.appraise()) == ["ias.status"]
     accepting = SgxPolicy(version=1, ias_statuses=("OK", "GROUP_OUT_OF_DATE"))
     assert (await bench.appraise(policy=accepting)).accepted
-    authority.revoke_pck(folder / "authority", platform.read_pck(folder / bench.site.machine))
+    authority.revoke_pck(folder / "authority", platform.read_pck(folder / bench.sgx.machine))
     revoked = await bench.appraise(policy=accepting)
     assert (codes(revoked), revoked.quote_status) == (["ias.status"], "KEY_REVOKED")
 
@@ -129,12 +126,12 @@ async def test_the_revocation_list_that_the_quote_was_made_with(bench: Bench) ->
 async def test_quotes_that_are_not_for_us(bench: Bench) -> None:
     quote = bytearray(bench.quote())
     quote[2] = 0
-    assert await refused(bench, bench.service(), bytes(quote)) == ["quote.sign_type"]
-    assert await refused(bench, bench.service(), bench.quote(spid=b"\1" * 16)) == ["quote.spid"]
+    assert await not_appraised(bench, bench.service(), bytes(quote)) == ["quote.sign_type"]
+    assert await not_appraised(bench, bench.service(), bench.quote(spid=b"\1" * 16)) == ["quote.spid"]
     quote[2], quote[4] = 1, 0xEE
-    assert await refused(bench, bench.service(), bytes(quote)) == ["ias.unavailable"]  # an unknown group: 404
-    for junk in (b"", bytes(500), bench.quote() + b"\0", bench.site.quote()):
-        assert (await refused(bench, bench.service(), junk))[0].startswith("quote.")
+    assert await not_appraised(bench, bench.service(), bytes(quote)) == ["ias.unavailable"]  # an unknown group: 404
+    for junk in (b"", bytes(500), bench.quote() + b"\0", bench.sgx.quote()):
+        assert (await not_appraised(bench, bench.service(), junk))[0].startswith("quote.")
     assert parse_quote(bench.quote()).linkable
 
 
@@ -142,13 +139,13 @@ async def test_a_forged_quote(bench: Bench) -> None:
     quote = bytearray(bench.quote())
     quote[48 + 64] ^= 1
     assert (await bench.appraise(bytes(quote))).quote_status == "SIGNATURE_INVALID"
-    other = Site(bench.site.folder / "elsewhere")
+    other = SimulatedSgx(bench.sgx.folder / "elsewhere")
     stranger = simulated.epid_quote(Platform(other.folder / other.machine), ENCLAVE, REPORT_DATA, SPID)
     assert (await bench.appraise(stranger)).quote_status == "SIGNATURE_INVALID"
 
 
 async def test_the_subscription_key(bench: Bench) -> None:
-    assert await refused(bench, bench.service(key="wrong"), bench.quote()) == ["ias.unavailable"]
+    assert await not_appraised(bench, bench.service(key="wrong"), bench.quote()) == ["ias.unavailable"]
     assert "wrong" not in repr(bench.service(key="wrong"))
 
 
@@ -188,7 +185,7 @@ async def test_an_older_answer_is_not_taken_again(bench: Bench) -> None:
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 async def test_a_service_that_does_not_answer(bench: Bench, status: int) -> None:
     bench.wire.changed = lambda _request, _response: httpx.Response(status)
-    assert await refused(bench, bench.service(), bench.quote()) == ["ias.unavailable"]
+    assert await not_appraised(bench, bench.service(), bench.quote()) == ["ias.unavailable"]
     assert len(bench.wire.asked) == (ATTEMPTS if status in (429, 500, 503) else 1)
 
 
@@ -200,15 +197,15 @@ async def test_an_answer_that_is_none(bench: Bench, headers: dict[str, str]) -> 
     bench.wire.changed = lambda request, response: (
         response if request.method == "GET" else httpx.Response(200, headers=headers, content=b"{}")
     )
-    assert await refused(bench, bench.service(), bench.quote()) == ["ias.answer"]
+    assert await not_appraised(bench, bench.service(), bench.quote()) == ["ias.answer"]
     bench.wire.changed = lambda _request, _response: httpx.Response(200, content=b"!")
-    assert await refused(bench, bench.service(), bench.quote()) == ["ias.answer"]
+    assert await not_appraised(bench, bench.service(), bench.quote()) == ["ias.answer"]
 
 
 async def test_the_quote_body_is_compared(bench: Bench) -> None:
     """A genuine report, with our nonce, on another quote of the same enclave."""
     other = simulated.epid_quote(
-        Platform(bench.site.folder / bench.site.machine),
+        Platform(bench.sgx.folder / bench.sgx.machine),
         ENCLAVE.model_copy(update={"isv_svn": 9}),
         REPORT_DATA,
         SPID,

@@ -16,7 +16,9 @@ from attestgate.host_agent.step6_deliver import PURPOSE, deliver, volume_file
 from attestgate.manager.verification.ear import look
 from attestgate.schemas.base import Refusal, Secret
 from attestgate.schemas.messages import DeliverKey
-from tests.sessions.harness import APP_ENCLAVE, HOST_ENCLAVE, Deployment, Enclave, World, deployed
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, Enclave, World
+from tests.support.reasons import refusal_code
 
 NEWER = bytes((CPUSVN[0] + 1, *CPUSVN[1:]))
 
@@ -49,7 +51,7 @@ def test_what_was_sealed_before_is_refused(tmp_path: Path) -> None:
     app = world.enclave("machine-a", APP_ENCLAVE)
     with pytest.raises(Refusal) as caught:
         unseal(app, "mrsigner", PURPOSE, before)
-    assert caught.value.reasons[0].code == "seal.open"
+    assert refusal_code(caught) == "seal.open"
     assert "provision it again" in caught.value.reasons[0].action
     anew = sealed(world.enclave("machine-a", HOST_ENCLAVE), k, volume, "11" * 16)
     assert unseal(app, "mrsigner", PURPOSE, anew)

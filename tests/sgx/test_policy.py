@@ -10,7 +10,8 @@ import pytest
 from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
-from tests.sgx.conftest import Site
+from tests.support.reasons import refusal_code
+from tests.support.sgx.simulated import SimulatedSgx
 
 PINNED = {"version": 1, "mrenclaves": ["11" * 32]}
 
@@ -46,7 +47,7 @@ def document(**keys: object) -> bytes:
 def test_refused_at_load(keys: dict[str, object]) -> None:
     with pytest.raises(Refusal) as caught:
         read_policy(document(**keys), source="policy.json")
-    assert caught.value.reasons[0].code == "file.fields"
+    assert refusal_code(caught) == "file.fields"
     assert "policy.json" in caught.value.reasons[0].field
 
 
@@ -54,7 +55,7 @@ def test_a_policy_that_decides_alone_pins_an_enclave() -> None:
     for keys in ({}, {"mrsigners": ["22" * 32]}, {"isv_prod_id": 1}):
         with pytest.raises(Refusal) as caught:
             read_complete_policy(json.dumps({"version": 1, **keys}).encode(), source="policy.json")
-        assert caught.value.reasons[0].code == "policy.unpinned"
+        assert refusal_code(caught) == "policy.unpinned"
     assert read_complete_policy(document(), source="policy.json").mrenclaves == ("11" * 32,)
     signer = json.dumps({"version": 1, "mrsigners": ["22" * 32], "isv_prod_id": 1}).encode()
     assert read_complete_policy(signer, source="policy.json").isv_prod_id == 1
@@ -73,8 +74,8 @@ def test_masked_bits() -> None:
     assert not masked.fits(b"\x05")
 
 
-def test_one_model_but_two_machines_are_not_co_located(shared: Site) -> None:
-    other = Site(shared.folder, machine="other")
+def test_one_model_but_two_machines_are_not_co_located(shared: SimulatedSgx) -> None:
+    other = SimulatedSgx(shared.folder, machine="other")
     host, sibling, app = shared.appraise(), shared.appraise(), other.appraise()
     assert host.accepted and app.accepted
     assert host.fmspc == app.fmspc

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from attestgate.manager.verification.sgx.quote import MAX_QUOTE, parse, parse_body
 from attestgate.schemas.base import Refusal
-from tests.sgx.conftest import ENCLAVE, REPORT_DATA, Site, load_vector
+from tests.support.reasons import refusal_code
+from tests.support.sgx.recorded import load_vector
+from tests.support.sgx.simulated import ENCLAVE, REPORT_DATA, SimulatedSgx
 
 AUTH_SIZE_AT = 436 + 64 + 64 + 384 + 64
 QUOTE_FIELDS = {
@@ -33,13 +35,13 @@ QUOTE_FIELDS = {
 }
 
 
-def refused(raw: bytes) -> str:
+def not_parsed(raw: bytes) -> str:
     with pytest.raises(Refusal) as caught:
         _ = parse(raw).pck
-    return caught.value.reasons[0].code
+    return refusal_code(caught)
 
 
-def test_fields(shared: Site) -> None:
+def test_fields(shared: SimulatedSgx) -> None:
     quote = parse(shared.quote())
     assert quote.report.mrenclave == ENCLAVE.mrenclave
     assert quote.report.mrsigner == ENCLAVE.mrsigner
@@ -50,22 +52,22 @@ def test_fields(shared: Site) -> None:
 
 
 @pytest.mark.parametrize("case", QUOTE_FIELDS)
-def test_each_field_has_its_own_reason(shared: Site, case: str) -> None:
+def test_each_field_has_its_own_reason(shared: SimulatedSgx, case: str) -> None:
     at, value, code = QUOTE_FIELDS[case]
     raw = bytearray(shared.quote())
     raw[at : at + len(value)] = value
-    assert refused(bytes(raw)) == code
+    assert not_parsed(bytes(raw)) == code
 
 
-def test_every_truncation_and_every_extension_is_refused(shared: Site) -> None:
+def test_every_truncation_and_every_extension_is_refused(shared: SimulatedSgx) -> None:
     raw = shared.quote()
     for size in range(len(raw)):
-        assert refused(raw[:size]) == "quote.size"
-    assert refused(raw + b"\0") == "quote.trailing"
-    assert refused(raw + bytes(MAX_QUOTE)) == "quote.size"
+        assert not_parsed(raw[:size]) == "quote.size"
+    assert not_parsed(raw + b"\0") == "quote.trailing"
+    assert not_parsed(raw + bytes(MAX_QUOTE)) == "quote.size"
 
 
-def test_each_length_that_is_wrong_is_said(shared: Site) -> None:
+def test_each_length_that_is_wrong_is_said(shared: SimulatedSgx) -> None:
     raw = shared.quote()
     signed, cut = raw[:432], 64 + 64 + 384 + 64 + 2 - 1
     for wrong, field in (
@@ -76,16 +78,16 @@ def test_each_length_that_is_wrong_is_said(shared: Site) -> None:
     ):
         with pytest.raises(Refusal) as caught:
             parse(wrong)
-        assert (caught.value.reasons[0].code, caught.value.reasons[0].field) == ("quote.size", field)
-    assert refused(bytes(MAX_QUOTE)) == "quote.version"
+        assert (refusal_code(caught), caught.value.reasons[0].field) == ("quote.size", field)
+    assert not_parsed(bytes(MAX_QUOTE)) == "quote.version"
     with pytest.raises(Refusal, match="384 bytes"):
         parse_body(bytes(383), "report")
 
 
-def test_lengths_that_agree_with_each_other_but_not_with_the_end(shared: Site) -> None:
+def test_lengths_that_agree_with_each_other_but_not_with_the_end(shared: SimulatedSgx) -> None:
     raw = bytearray(shared.quote() + b"\0")
     raw[432:436] = struct.pack("<I", len(raw) - 436)
-    assert refused(bytes(raw)) == "quote.trailing"
+    assert not_parsed(bytes(raw)) == "quote.trailing"
 
 
 @pytest.mark.parametrize(
@@ -95,37 +97,37 @@ def test_lengths_that_agree_with_each_other_but_not_with_the_end(shared: Site) -
         (b"-----BEGIN CERTIFICATE-----\n", b"-----BEGIN CERTIFICATE-----*"),
     ],
 )
-def test_text_around_the_certificates_is_refused(shared: Site, old: bytes, new: bytes) -> None:
-    assert refused(shared.quote().replace(old, new, 1)).startswith("quote.pck_chain")
+def test_text_around_the_certificates_is_refused(shared: SimulatedSgx, old: bytes, new: bytes) -> None:
+    assert not_parsed(shared.quote().replace(old, new, 1)).startswith("quote.pck_chain")
 
 
 @pytest.mark.parametrize("text", [b"hello\n", b"-----BEGIN X-----\naGk=\n-----END X-----\n"])
-def test_text_between_the_certificates_is_refused(shared: Site, text: bytes) -> None:
+def test_text_between_the_certificates_is_refused(shared: SimulatedSgx, text: bytes) -> None:
     raw = shared.quote()
     chain = parse(raw).pck_chain_pem
     middle = chain.index(b"-----BEGIN", 1)
     longer = chain[:middle] + text + chain[middle:]
     data = raw[436 : -len(chain) - 4] + struct.pack("<I", len(longer)) + longer
-    assert refused(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
+    assert not_parsed(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
 
 
-def test_a_chain_of_two_is_refused(shared: Site) -> None:
+def test_a_chain_of_two_is_refused(shared: SimulatedSgx) -> None:
     raw = shared.quote()
     chain = parse(raw).pck_chain_pem
     short = chain[: chain.rindex(b"-----BEGIN")]
     data = raw[436 : -len(chain) - 4] + struct.pack("<I", len(short)) + short
-    assert refused(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
+    assert not_parsed(raw[:432] + struct.pack("<I", len(data)) + data) == "quote.pck_chain"
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_random_bytes(raw: bytes) -> None:
-    assert refused(raw).startswith("quote.")
+    assert not_parsed(raw).startswith("quote.")
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_mangled_quotes_are_read_or_refused(shared: Site, data: st.DataObject) -> None:
+def test_mangled_quotes_are_read_or_refused(shared: SimulatedSgx, data: st.DataObject) -> None:
     raw = bytearray(shared.quote())
     for _ in range(data.draw(st.integers(1, 8))):
         start = data.draw(st.integers(0, len(raw) - 1))
@@ -143,4 +145,4 @@ def test_real_quotes(vectors: Path) -> None:
         vector = load_vector(folder)
         quote = parse(vector.quote)
         assert quote.pck.fmspc.hex() in vector.collateral.tcb_info.lower()
-        assert refused(vector.quote + b"\0") == "quote.trailing"
+        assert not_parsed(vector.quote + b"\0") == "quote.trailing"

@@ -17,8 +17,9 @@ from attestgate.enclave.simulated import platform
 from attestgate.enclave.simulated.authority import OLD_CPUSVN
 from attestgate.enclave.simulated.certificates import Issuer
 from attestgate.manager.verification.sgx.quote import parse
-from tests.sgx.conftest import NOW, Site, codes
-from tests.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
+from tests.support.reasons import codes
+from tests.support.sgx.simulated import NOW, SimulatedSgx
+from tests.support.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
 
 GONE = object()
 """In place of a value: the field is taken away."""
@@ -127,7 +128,7 @@ def changed(levels: list[dict[str, Any]], path: Path, value: object) -> list[dic
 
 
 @pytest.mark.parametrize(("path", "value", "code"), TCB_LEVEL)
-def test_a_tcb_level(shared: Site, path: Path, value: object, code: str) -> None:
+def test_a_tcb_level(shared: SimulatedSgx, path: Path, value: object, code: str) -> None:
     levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
     assert codes(shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=changed(levels, path, value)))) == [
         code
@@ -135,23 +136,23 @@ def test_a_tcb_level(shared: Site, path: Path, value: object, code: str) -> None
 
 
 @pytest.mark.parametrize(("path", "value", "code"), QE_LEVEL)
-def test_a_level_of_the_quoting_enclave(shared: Site, path: Path, value: object, code: str) -> None:
+def test_a_level_of_the_quoting_enclave(shared: SimulatedSgx, path: Path, value: object, code: str) -> None:
     levels = json.loads(shared.collateral().qe_identity)["tcbLevels"]
     bad = signed(shared, "qe_identity", tcbLevels=changed(levels, path, value))
     assert codes(shared.appraise(collateral=bad)) == [code]
 
 
 @pytest.mark.parametrize(("key", "value", "code"), TCB_INFO)
-def test_tcb_info(shared: Site, key: str, value: object, code: str) -> None:
+def test_tcb_info(shared: SimulatedSgx, key: str, value: object, code: str) -> None:
     assert codes(shared.appraise(collateral=signed(shared, "tcb_info", **{key: value}))) == [code]
 
 
 @pytest.mark.parametrize(("key", "value", "code"), QE_IDENTITY)
-def test_qe_identity(shared: Site, key: str, value: object, code: str) -> None:
+def test_qe_identity(shared: SimulatedSgx, key: str, value: object, code: str) -> None:
     assert codes(shared.appraise(collateral=signed(shared, "qe_identity", **{key: value}))) == [code]
 
 
-def test_the_other_document_in_its_place(shared: Site) -> None:
+def test_the_other_document_in_its_place(shared: SimulatedSgx) -> None:
     """One key signs both, so what each says of itself must be looked at."""
     good = shared.collateral()
     swapped = good.model_copy(
@@ -163,7 +164,7 @@ def test_the_other_document_in_its_place(shared: Site) -> None:
 
 
 @pytest.mark.parametrize(("piece", "part"), [("pck_crl", "platform"), ("root_ca_crl", "root")])
-def test_crls(shared: Site, piece: str, part: str) -> None:
+def test_crls(shared: SimulatedSgx, piece: str, part: str) -> None:
     by, other = issuer(shared, part), issuer(shared, "processor")
     stranger = Issuer(by.certificate, ec.generate_private_key(ec.SECP256R1()))
     name = f"collateral.{piece}"
@@ -183,7 +184,7 @@ def test_crls(shared: Site, piece: str, part: str) -> None:
         assert codes(shared.appraise(collateral=shared.collateral(NOW, **{piece: der}))) == expected
 
 
-def test_what_a_crl_revokes(shared: Site) -> None:
+def test_what_a_crl_revokes(shared: SimulatedSgx) -> None:
     leaf, ca, _root = parse(shared.quote()).pck.chain
     signer = issuer(shared, "tcb_signing").certificate
     pck_crl = crl(issuer(shared, "platform"), revoked=[leaf.serial_number])
@@ -197,7 +198,7 @@ def test_what_a_crl_revokes(shared: Site) -> None:
         assert codes(shared.appraise(collateral=shared.collateral(root_ca_crl=root_crl))) == expected
 
 
-def test_a_ca_that_is_none(shared: Site) -> None:
+def test_a_ca_that_is_none(shared: SimulatedSgx) -> None:
     quote, root = shared.quote(), issuer(shared, "root")
     leaf, ca, top = parse(quote).pck.chain
     plain = reissued(ca, root.key, NOW - DAY, NOW + DAY, ca=False)
@@ -205,7 +206,7 @@ def test_a_ca_that_is_none(shared: Site) -> None:
     assert shared.appraise(with_chain(quote, leaf, reissued(ca, root.key, NOW - DAY, NOW + DAY), top)).accepted
 
 
-def test_chains_in_another_order_or_length(shared: Site) -> None:
+def test_chains_in_another_order_or_length(shared: SimulatedSgx) -> None:
     quote = shared.quote()
     leaf, ca, root = parse(quote).pck.chain
     for chain in ((leaf, ca), (ca, leaf, root), (leaf, root, ca), (leaf, ca, root, root), (leaf, leaf, root)):
@@ -213,16 +214,16 @@ def test_chains_in_another_order_or_length(shared: Site) -> None:
         assert found and all(code.startswith(("quote.pck", "collateral.pck_crl")) for code in found)
 
 
-def test_another_machines_leaf_in_the_chain(shared: Site) -> None:
+def test_another_machines_leaf_in_the_chain(shared: SimulatedSgx) -> None:
     """The chain is genuine, but this PCK did not sign this quoting enclave's report."""
-    other = Site(shared.folder, machine="turned")
+    other = SimulatedSgx(shared.folder, machine="turned")
     leaf = platform.read_pck(shared.folder / other.machine)
     _, ca, root = parse(shared.quote()).pck.chain
     found = codes(shared.appraise(with_chain(shared.quote(), leaf, ca, root)))
     assert found == ["quote.qe_report_signature"]
 
 
-def test_the_order_of_levels_does_not_matter(shared: Site) -> None:
+def test_the_order_of_levels_does_not_matter(shared: SimulatedSgx) -> None:
     levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
     turned, good = shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=levels[::-1])), shared.appraise()
     assert turned.accepted
@@ -231,22 +232,22 @@ def test_the_order_of_levels_does_not_matter(shared: Site) -> None:
 
 @pytest.mark.parametrize("status", ["OutOfDate", "Revoked"])
 @pytest.mark.parametrize("above", [[7], [8], [8, 9]])
-def test_levels_of_the_quoting_enclave_go_down(shared: Site, above: list[int], status: str) -> None:
+def test_levels_of_the_quoting_enclave_go_down(shared: SimulatedSgx, above: list[int], status: str) -> None:
     (reached,) = json.loads(shared.collateral().qe_identity)["tcbLevels"]
     levels = [reached | {"tcb": {"isvsvn": svn}} for svn in above] + [reached | {"tcbStatus": status}]
     assert codes(shared.appraise(collateral=signed(shared, "qe_identity", tcbLevels=levels))) == [QE_LEVELS]
 
 
-def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quoting_enclave(site: Site) -> None:
+def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quoting_enclave(sgx: SimulatedSgx) -> None:
     def date_of() -> int | None:
-        return site.appraise(policy={"tcb_statuses": ("UpToDate", "OutOfDate"), "out_of_date_grace_s": NOW}).tcb_date
+        return sgx.appraise(policy={"tcb_statuses": ("UpToDate", "OutOfDate"), "out_of_date_grace_s": NOW}).tcb_date
 
     assert date_of() == int(datetime(2025, 11, 12, tzinfo=UTC).timestamp())
-    levels = json.loads(site.collateral().qe_identity)["tcbLevels"]
-    site.say(qe_identity={"tcbLevels": [levels[0] | {"tcbDate": "2023-01-01T00:00:00Z"}]})
+    levels = json.loads(sgx.collateral().qe_identity)["tcbLevels"]
+    sgx.say(qe_identity={"tcbLevels": [levels[0] | {"tcbDate": "2023-01-01T00:00:00Z"}]})
     assert date_of() == int(datetime(2023, 1, 1, tzinfo=UTC).timestamp())
-    site.say(qe_identity={"tcbLevels": levels})
-    platform.set_tcb(site.folder / site.machine, site.folder / "authority", OLD_CPUSVN)
+    sgx.say(qe_identity={"tcbLevels": levels})
+    platform.set_tcb(sgx.folder / sgx.machine, sgx.folder / "authority", OLD_CPUSVN)
     assert date_of() == int(datetime(2024, 3, 13, tzinfo=UTC).timestamp())
 
 
@@ -261,18 +262,18 @@ def test_the_date_is_that_of_the_level_reached_and_the_older_of_platform_and_quo
         (258, b"\x07", "qe_report.isv_svn"),
     ],
 )
-def test_another_quoting_enclave(shared: Site, at: int, value: bytes, field: str) -> None:
+def test_another_quoting_enclave(shared: SimulatedSgx, at: int, value: bytes, field: str) -> None:
     verdict = shared.appraise(with_qe_report(shared, shared.quote(), at, value))
     assert [(reason.code, reason.field) for reason in verdict.reasons] == [("sgx.qe_identity", field)]
 
 
-def test_collateral_that_only_dcap_qvl_finds_malformed_is_to_be_fetched_again(shared: Site) -> None:
+def test_collateral_that_only_dcap_qvl_finds_malformed_is_to_be_fetched_again(shared: SimulatedSgx) -> None:
     for bad in (signed(shared, "tcb_info", tcbLevels={}), signed(shared, "qe_identity", mrsigner="00")):
         (reason,) = shared.appraise(collateral=bad).reasons
         assert reason.action.startswith("fetch the collateral again")
 
 
-def test_another_edition_of_the_root_with_its_key_is_the_root(shared: Site) -> None:
+def test_another_edition_of_the_root_with_its_key_is_the_root(shared: SimulatedSgx) -> None:
     """Intel's SGX root is in the field twice: one name, one key, valid until 2033 or until 2049."""
     root = issuer(shared, "root")
     edition = reissued(root.certificate, root.key, NOW - 9 * DAY, NOW + 9 * DAY)
@@ -289,16 +290,16 @@ def test_another_edition_of_the_root_with_its_key_is_the_root(shared: Site) -> N
     assert codes(shared.appraise(forged)) == ["quote.pck_chain.root"], "the root's name and key, but not its word"
 
 
-def test_a_crl_of_another_hierarchy(shared: Site, site: Site) -> None:
+def test_a_crl_of_another_hierarchy(shared: SimulatedSgx, sgx: SimulatedSgx) -> None:
     """Whole and well signed, under another root of the same name."""
-    other = site.collateral()
+    other = sgx.collateral()
     pck = shared.collateral(NOW, pck_crl=other.pck_crl, pck_crl_issuer_chain=other.pck_crl_issuer_chain)
     assert codes(shared.appraise(collateral=pck))[0] == "collateral.pck_crl.root"
     root = shared.collateral(NOW, root_ca_crl=other.root_ca_crl)
     assert codes(shared.appraise(collateral=root))[0] == "collateral.root_ca_crl.signature"
 
 
-def test_a_signer_with_another_kind_of_key(shared: Site) -> None:
+def test_a_signer_with_another_kind_of_key(shared: SimulatedSgx) -> None:
     root, tcb = issuer(shared, "root"), issuer(shared, "tcb_signing").certificate
     builder = (
         x509.CertificateBuilder()

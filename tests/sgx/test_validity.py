@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.manager.verification.x509 import SKEW_S
-from tests.sgx.conftest import NOW, Site, codes
-from tests.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
+from tests.support.reasons import codes
+from tests.support.sgx.simulated import NOW, SimulatedSgx
+from tests.support.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
 
 OPENS, CLOSES = NOW - 100, NOW + 100
 Evidence = tuple[bytes, Collateral]
@@ -22,50 +23,50 @@ def pem(*chain: x509.Certificate) -> str:
     return b"".join(one.public_bytes(Encoding.PEM) for one in chain).decode()
 
 
-def document(piece: str) -> Callable[[Site], Evidence]:
-    def made(site: Site) -> Evidence:
-        return site.quote(), signed(site, piece, issueDate=rfc3339(OPENS), nextUpdate=rfc3339(CLOSES))
+def document(piece: str) -> Callable[[SimulatedSgx], Evidence]:
+    def made(sgx: SimulatedSgx) -> Evidence:
+        return sgx.quote(), signed(sgx, piece, issueDate=rfc3339(OPENS), nextUpdate=rfc3339(CLOSES))
 
     return made
 
 
-def pck_crl(site: Site) -> Evidence:
-    return site.quote(), site.collateral(pck_crl=crl(issuer(site, "platform"), opens=OPENS, closes=CLOSES))
+def pck_crl(sgx: SimulatedSgx) -> Evidence:
+    return sgx.quote(), sgx.collateral(pck_crl=crl(issuer(sgx, "platform"), opens=OPENS, closes=CLOSES))
 
 
-def root_ca_crl(site: Site) -> Evidence:
-    return site.quote(), site.collateral(root_ca_crl=crl(issuer(site, "root"), opens=OPENS, closes=CLOSES))
+def root_ca_crl(sgx: SimulatedSgx) -> Evidence:
+    return sgx.quote(), sgx.collateral(root_ca_crl=crl(issuer(sgx, "root"), opens=OPENS, closes=CLOSES))
 
 
-def leaf(site: Site) -> Evidence:
-    quote = site.quote()
+def leaf(sgx: SimulatedSgx) -> Evidence:
+    quote = sgx.quote()
     old, ca, root = parse(quote).pck.chain
-    new = reissued(old, issuer(site, "platform").key, OPENS, CLOSES)
-    return with_chain(quote, new, ca, root), site.collateral()
+    new = reissued(old, issuer(sgx, "platform").key, OPENS, CLOSES)
+    return with_chain(quote, new, ca, root), sgx.collateral()
 
 
-def ca_in_the_quote(site: Site) -> Evidence:
-    quote = site.quote()
+def ca_in_the_quote(sgx: SimulatedSgx) -> Evidence:
+    quote = sgx.quote()
     first, old, root = parse(quote).pck.chain
-    return with_chain(quote, first, reissued(old, issuer(site, "root").key, OPENS, CLOSES), root), site.collateral()
+    return with_chain(quote, first, reissued(old, issuer(sgx, "root").key, OPENS, CLOSES), root), sgx.collateral()
 
 
-def ca_of_the_crl(site: Site) -> Evidence:
-    root = issuer(site, "root")
-    new = reissued(issuer(site, "platform").certificate, root.key, OPENS, CLOSES)
-    return site.quote(), site.collateral(pck_crl_issuer_chain=pem(new, root.certificate))
+def ca_of_the_crl(sgx: SimulatedSgx) -> Evidence:
+    root = issuer(sgx, "root")
+    new = reissued(issuer(sgx, "platform").certificate, root.key, OPENS, CLOSES)
+    return sgx.quote(), sgx.collateral(pck_crl_issuer_chain=pem(new, root.certificate))
 
 
-def tcb_signing(chain: str) -> Callable[[Site], Evidence]:
-    def made(site: Site) -> Evidence:
-        root = issuer(site, "root")
-        new = reissued(issuer(site, "tcb_signing").certificate, root.key, OPENS, CLOSES)
-        return site.quote(), site.collateral(NOW, **{chain: pem(new, root.certificate)})
+def tcb_signing(chain: str) -> Callable[[SimulatedSgx], Evidence]:
+    def made(sgx: SimulatedSgx) -> Evidence:
+        root = issuer(sgx, "root")
+        new = reissued(issuer(sgx, "tcb_signing").certificate, root.key, OPENS, CLOSES)
+        return sgx.quote(), sgx.collateral(NOW, **{chain: pem(new, root.certificate)})
 
     return made
 
 
-PIECES: dict[str, tuple[Callable[[Site], Evidence], str]] = {
+PIECES: dict[str, tuple[Callable[[SimulatedSgx], Evidence], str]] = {
     "TCB info": (document("tcb_info"), "collateral.tcb_info"),
     "QE identity": (document("qe_identity"), "collateral.qe_identity"),
     "PCK CRL": (pck_crl, "collateral.pck_crl"),
@@ -79,7 +80,7 @@ PIECES: dict[str, tuple[Callable[[Site], Evidence], str]] = {
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_the_validity_of_each_piece(shared: Site, piece: str) -> None:
+def test_the_validity_of_each_piece(shared: SimulatedSgx, piece: str) -> None:
     made, code = PIECES[piece]
     quote, collateral = made(shared)
     expected = {
@@ -94,7 +95,7 @@ def test_the_validity_of_each_piece(shared: Site, piece: str) -> None:
     assert {at: codes(shared.appraise(quote, collateral, at=at)) for at in expected} == expected
 
 
-def test_the_validity_of_the_root(shared: Site) -> None:
+def test_the_validity_of_the_root(shared: SimulatedSgx) -> None:
     root = issuer(shared, "root")
     new = reissued(root.certificate, root.key, OPENS, CLOSES)
     leaf_, ca, _ = parse(shared.quote()).pck.chain

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stack.containers import ROOT, Containers, base_images, up
+from tests.stack.containers import ROOT, WANTED, Containers, base_images, up
 from tests.stack.engine import Engine, NoEngine, engine
 
-WANTED = "ATTESTGATE_TEST_STACK"
 SECOND = ("../tests/stack/second-host.yaml",)
 """Two more services, for the test of two hosts with one id; not started unless they are asked for."""
 

@@ -27,9 +27,9 @@ from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from attestgate.compose.nginx.process import Nginx
 from attestgate.schemas.settings import Timing
-from tests.docs.commands import commands, run_all
-from tests.stack.conftest import WANTED
-from tests.story.support import ENDS
+from tests.stack.containers import WANTED
+from tests.support.commands import commands, run_all
+from tests.support.story import ENDS
 
 pytestmark = pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack")
 PAGE = "operations.md"
@@ -38,7 +38,7 @@ UNHURRIED = Timing(lease_s=20, recheck_s=4, evidence_window_s=10, skew_s=4, cert
 PATIENCE_S = 120.0
 
 
-class Site:
+class OperatedStack:
     """A stack with host-1 and app-1, and the operator's desk: a folder in which the page's commands are typed."""
 
     def __init__(self, stack: Stack) -> None:
@@ -148,33 +148,33 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def operated(tmp_path: Path) -> AsyncIterator[OperatedStack]:
     stack = Stack(tmp_path / "s")
     stack.plan = Plan(tmp_path / "s", timing=UNHURRIED)
     async with stack:
-        site = Site(stack)
+        operated = OperatedStack(stack)
         await one_of_each(stack, PATIENCE_S)
-        await site.through()
-        yield site
+        await operated.through()
+        yield operated
 
 
 # Backup and restore
 
 
-async def test_a_restored_bus_is_not_believed_about_who_was_revoked(site: Site) -> None:
-    stack = site.stack
+async def test_a_restored_bus_is_not_believed_about_who_was_revoked(operated: OperatedStack) -> None:
+    stack = operated.stack
     await stack.server.stop()
-    await site.type(section="Backup")
+    await operated.type(section="Backup")
     await stack.server.start()
-    await site.rechecked(stack.events.mark)
-    await site.type("attestgate revoke app app-1 --reason lost")
+    await operated.rechecked(stack.events.mark)
+    await operated.type("attestgate revoke app app-1 --reason lost")
     await stack.until("app", "app-1", "revoked")
     await stack.manager.stop()
     await stack.server.stop()
-    await site.type(section="Restore")
+    await operated.type(section="Restore")
     await stack.server.start()
     mark = stack.events.mark
-    await site.restart_manager()
+    await operated.restart_manager()
     await stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
 
     def refused() -> bool:
@@ -183,110 +183,110 @@ async def test_a_restored_bus_is_not_believed_about_who_was_revoked(site: Site) 
 
     await wait(refused, "app-1 refused as rollback")
     again = time.time()
-    await site.enrol("app-1")
+    await operated.enrol("app-1")
     await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
-    await site.through(again)
+    await operated.through(again)
 
 
 # Keys
 
 
-async def test_storage_keys_are_rotated_and_nobody_notices(site: Site) -> None:
-    mark = site.stack.events.mark
-    said = await site.type(section="Storage keys")
+async def test_storage_keys_are_rotated_and_nobody_notices(operated: OperatedStack) -> None:
+    mark = operated.stack.events.mark
+    said = await operated.type(section="Storage keys")
     assert "destroyed epochs [1]" in said
-    await site.rechecked(site.stack.events.mark)
-    assert site.undisturbed(mark)
+    await operated.rechecked(operated.stack.events.mark)
+    assert operated.undisturbed(mark)
 
 
-async def test_the_issuing_ca_is_replaced_and_nobody_notices(site: Site) -> None:
-    mark = site.stack.events.mark
-    await site.type(section="The issuing CA")
-    await site.restart_manager()
-    await site.reload_nginx()
-    await site.rechecked(site.stack.events.mark)
-    assert site.undisturbed(mark)
-    await site.renewed()
+async def test_the_issuing_ca_is_replaced_and_nobody_notices(operated: OperatedStack) -> None:
+    mark = operated.stack.events.mark
+    await operated.type(section="The issuing CA")
+    await operated.restart_manager()
+    await operated.reload_nginx()
+    await operated.rechecked(operated.stack.events.mark)
+    assert operated.undisturbed(mark)
+    await operated.renewed()
     with pytest.raises(AssertionError, match=r"pki\.in_use"):
-        await site.type("attestgate keys rotate-ca -s manager.toml --finish")
+        await operated.type("attestgate keys rotate-ca -s manager.toml --finish")
 
 
-async def test_a_server_certificate_is_replaced_and_nobody_notices(site: Site) -> None:
-    mark, old = site.stack.events.mark, site.stack.nginx.config.certificate.read_text(encoding="ascii")
-    await site.type(section="A gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
-    assert site.stack.nginx.config.certificate.read_text(encoding="ascii") != old
-    await site.reload_nginx()
-    await site.rechecked(site.stack.events.mark)
-    assert site.undisturbed(mark)
-    await site.renewed()
+async def test_a_server_certificate_is_replaced_and_nobody_notices(operated: OperatedStack) -> None:
+    mark, old = operated.stack.events.mark, operated.stack.nginx.config.certificate.read_text(encoding="ascii")
+    await operated.type(section="A gateway's server certificate", GATEWAY_NAME=GATEWAY_NAME)
+    assert operated.stack.nginx.config.certificate.read_text(encoding="ascii") != old
+    await operated.reload_nginx()
+    await operated.rechecked(operated.stack.events.mark)
+    assert operated.undisturbed(mark)
+    await operated.renewed()
 
 
-async def test_a_gateways_identity_is_replaced(site: Site) -> None:
-    mark = site.stack.events.mark
-    await site.fresh_keys()
-    await site.type(section="A gateway's identity")
-    await site.restart_gateway()
-    await site.rechecked(site.stack.events.mark)
-    assert site.undisturbed(mark)
-    await site.renewed()
+async def test_a_gateways_identity_is_replaced(operated: OperatedStack) -> None:
+    mark = operated.stack.events.mark
+    await operated.fresh_keys()
+    await operated.type(section="A gateway's identity")
+    await operated.restart_gateway()
+    await operated.rechecked(operated.stack.events.mark)
+    assert operated.undisturbed(mark)
+    await operated.renewed()
 
 
-async def test_the_root_ca_is_replaced(site: Site) -> None:
-    stack = site.stack
-    await site.fresh_keys()
+async def test_the_root_ca_is_replaced(operated: OperatedStack) -> None:
+    stack = operated.stack
+    await operated.fresh_keys()
     lines = commands(PAGE, "The root CA")
-    old, root = await site.enrolled(), (site.desk / "keys/manager/pki/root-ca.pem").read_text(encoding="ascii")
-    await site.type(*lines[:5], **old)
+    old, root = await operated.enrolled(), (operated.desk / "keys/manager/pki/root-ca.pem").read_text(encoding="ascii")
+    await operated.type(*lines[:5], **old)
     assert stack.measurement("host") != old["OLD"]
     again = time.time()
-    await site.restart_agents()
-    await site.through(again)
+    await operated.restart_agents()
+    await operated.through(again)
     mark = stack.events.mark
-    await site.type(*lines[5:-1], GATEWAY_NAME=GATEWAY_NAME)
-    await site.reload_nginx()
-    await site.restart_manager()
-    await site.rechecked(stack.events.mark)
-    assert site.undisturbed(mark)
-    await site.renewed()
-    await site.type(lines[-1])
-    await site.reload_nginx()
+    await operated.type(*lines[5:-1], GATEWAY_NAME=GATEWAY_NAME)
+    await operated.reload_nginx()
+    await operated.restart_manager()
+    await operated.rechecked(stack.events.mark)
+    assert operated.undisturbed(mark)
+    await operated.renewed()
+    await operated.type(lines[-1])
+    await operated.reload_nginx()
     for name in ("host", "app"):
-        path = site.plan.settings(f"{name}.measured")
+        path = operated.plan.settings(f"{name}.measured")
         path.write_text(path.read_text(encoding="utf-8").replace(root, ""), encoding="utf-8")
-    await site.enrol("host-1")
-    await site.enrol("app-1")
+    await operated.enrol("host-1")
+    await operated.enrol("app-1")
     again = time.time()
-    await site.restart_agents()
-    await site.through(again)
+    await operated.restart_agents()
+    await operated.through(again)
 
 
-async def test_the_managers_identity_is_replaced(site: Site) -> None:
-    stack = site.stack
-    await site.fresh_keys()
-    lines, old = commands(PAGE, "The manager's identity"), await site.enrolled()
-    await site.type(*lines[:-1], **old)
+async def test_the_managers_identity_is_replaced(operated: OperatedStack) -> None:
+    stack = operated.stack
+    await operated.fresh_keys()
+    lines, old = commands(PAGE, "The manager's identity"), await operated.enrolled()
+    await operated.type(*lines[:-1], **old)
     assert stack.measurement("host") != old["OLD"]
-    await site.restart_gateway()
+    await operated.restart_gateway()
     again = time.time()
-    await site.restart_agents()
-    await site.through(again)
-    await site.type(lines[-1])
+    await operated.restart_agents()
+    await operated.through(again)
+    await operated.type(lines[-1])
     again = time.time()
-    await site.restart_manager()
-    await site.restart_agents()
-    await site.through(again)
+    await operated.restart_manager()
+    await operated.restart_agents()
+    await operated.through(again)
 
 
-async def test_an_operator_is_replaced(site: Site) -> None:
-    stack = site.stack
-    await site.fresh_keys()
-    await site.type(section="An operator", BUS=stack.url)
-    await site.restart_manager()
+async def test_an_operator_is_replaced(operated: OperatedStack) -> None:
+    stack = operated.stack
+    await operated.fresh_keys()
+    await operated.type(section="An operator", BUS=stack.url)
+    await operated.restart_manager()
     olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
-    said = await site.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
+    said = await operated.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
     assert "host-1" in said and "revoke: applied" in said
-    mark, gateway, enclaves = stack.events.mark, site.plan.public()["gateways"][GATEWAY], await site.enrolled()
-    await site.type(
+    mark, gateway, enclaves = stack.events.mark, operated.plan.public()["gateways"][GATEWAY], await operated.enrolled()
+    await operated.type(
         'attestgate enrol host host-1 --mrenclave "$OLD" --platform "$PLATFORM"',
         "attestgate enrol app app-1 --mrenclave \"$OLD_APP\" --host host-1:0 --allow 'GET,POST,DELETE /switches/**'",
         f"attestgate enrol gateway {GATEWAY} --identity {gateway}",
@@ -294,67 +294,67 @@ async def test_an_operator_is_replaced(site: Site) -> None:
         **enclaves,
     )
     await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
-    site.dismiss(OPERATOR)
-    await site.restart_manager()
+    operated.dismiss(OPERATOR)
+    await operated.restart_manager()
     mark = stack.events.mark
-    await site.rechecked(mark)
-    assert site.undisturbed(mark)
+    await operated.rechecked(mark)
+    assert operated.undisturbed(mark)
     with pytest.raises(AssertionError, match="signature"):
-        await site.type("attestgate revoke app app-1 --reason trial")
+        await operated.type("attestgate revoke app app-1 --reason trial")
 
 
-async def test_a_policy_author_is_replaced(site: Site) -> None:
-    stack = site.stack
-    await site.fresh_keys()
-    (site.desk / "list.bin").symlink_to(site.listed)
+async def test_a_policy_author_is_replaced(operated: OperatedStack) -> None:
+    stack = operated.stack
+    await operated.fresh_keys()
+    (operated.desk / "list.bin").symlink_to(operated.listed)
     lines = commands("getting-started.md")
-    await site.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
+    await operated.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
     lines = commands(PAGE, "A policy author")
-    await site.type(*lines[:2])
-    await site.restart_manager()
+    await operated.type(*lines[:2])
+    await operated.restart_manager()
     mark = stack.events.mark
-    await site.type(*lines[2:])
-    site.dismiss(POLICY_AUTHOR)
-    await site.restart_manager()
-    await site.rechecked(stack.events.mark)
-    assert site.undisturbed(mark)
+    await operated.type(*lines[2:])
+    operated.dismiss(POLICY_AUTHOR)
+    await operated.restart_manager()
+    await operated.rechecked(stack.events.mark)
+    assert operated.undisturbed(mark)
 
 
-async def test_a_credential_is_replaced(site: Site) -> None:
-    await site.type(section="A credential for the bus")
-    await site.stack.agent("host-1").stop()
-    mark, again = site.stack.events.mark, time.time()
-    await site.start("host-1")
-    await site.stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
-    await site.stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
-    await site.through(again)
+async def test_a_credential_is_replaced(operated: OperatedStack) -> None:
+    await operated.type(section="A credential for the bus")
+    await operated.stack.agent("host-1").stop()
+    mark, again = operated.stack.events.mark, time.time()
+    await operated.start("host-1")
+    await operated.stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
+    await operated.stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
+    await operated.through(again)
 
 
-async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(site: Site) -> None:
-    stack = site.stack
-    await site.fresh_keys()
+async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(operated: OperatedStack) -> None:
+    stack = operated.stack
+    await operated.fresh_keys()
     for id in ("app-1", "host-1"):
         await stack.agent(id).stop()
     await stack.gateway.stop()
     await stack.manager.stop()
     await stack.bus.close()
     await stack.server.stop()
-    await site.type(section="The bus's seeds")
+    await operated.type(section="The bus's seeds")
     port = int(stack.url.rsplit(":", 1)[1])
-    trust = credentials.load(site.plan.keys / "bus")
-    async with EmbeddedServer(site.plan.folder / "nats", trust, port=port):
-        await site.restart_manager()
-        stack.bus = await connect([stack.url], site.plan.credentials("operator", OPERATOR))
+    trust = credentials.load(operated.plan.keys / "bus")
+    async with EmbeddedServer(operated.plan.folder / "nats", trust, port=port):
+        await operated.restart_manager()
+        stack.bus = await connect([stack.url], operated.plan.credentials("operator", OPERATOR))
         await stack.events.follow(stack.bus)
         mark, again = stack.events.mark, time.time()
         await stack.enrol_gateway()
-        await stack.put_policy(site.listed)
-        await site.enrol("host-1")
-        await site.enrol("app-1")
-        await site.restart_gateway()
-        await site.start("host-1", "app-1")
+        await stack.put_policy(operated.listed)
+        await operated.enrol("host-1")
+        await operated.enrol("app-1")
+        await operated.restart_gateway()
+        await operated.start("host-1", "app-1")
         await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
-        await site.through(again)
+        await operated.through(again)
         for id in ("app-1", "host-1"):
             await stack.agent(id).stop()
         await stack.gateway.stop()
@@ -364,106 +364,108 @@ async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(site: Sit
 # Upgrades
 
 
-async def test_workers_are_replaced_one_by_one_and_nobody_notices(site: Site) -> None:
-    stack, mark = site.stack, site.stack.events.mark
+async def test_workers_are_replaced_one_by_one_and_nobody_notices(operated: OperatedStack) -> None:
+    stack, mark = operated.stack, operated.stack.events.mark
     old = stack.manager
     await stack.start_manager("manager-2")
     await old.stop()
-    await site.rechecked(stack.events.mark)
-    await site.restart_gateway()
-    await site.rechecked(stack.events.mark)
-    assert site.undisturbed(mark)
-    assert await site.type("attestgate quarantine list") == "nothing in quarantine\n"
+    await operated.rechecked(stack.events.mark)
+    await operated.restart_gateway()
+    await operated.rechecked(stack.events.mark)
+    assert operated.undisturbed(mark)
+    assert await operated.type("attestgate quarantine list") == "nothing in quarantine\n"
 
 
 # Losses
 
 
-async def test_a_host_that_is_lost_is_revoked_and_its_applications_are_out(site: Site) -> None:
+async def test_a_host_that_is_lost_is_revoked_and_its_applications_are_out(operated: OperatedStack) -> None:
     before = time.time()
-    await site.type("attestgate revoke host host-1 --reason stolen")
-    event = await site.stack.until("host", "host-1", "revoked")
-    refused = await site.stack.saw("app-1", "read flows", 403, since=before)
-    assert refused is not None and refused < event.at + site.plan.timing.lease_s
+    await operated.type("attestgate revoke host host-1 --reason stolen")
+    event = await operated.stack.until("host", "host-1", "revoked")
+    refused = await operated.stack.saw("app-1", "read flows", 403, since=before)
+    assert refused is not None and refused < event.at + operated.plan.timing.lease_s
 
 
-async def test_a_gateway_that_is_lost_is_replaced_by_another(site: Site) -> None:
-    stack = site.stack
+async def test_a_gateway_that_is_lost_is_replaced_by_another(operated: OperatedStack) -> None:
+    stack = operated.stack
     await stack.gateway.kill()
     config = stack.nginx.config
     await stack.nginx.stop()
     shutil.rmtree(config.folder)
-    await site.type("attestgate keys init next --trust-domain attestgate.test --gateway gateway-2")
+    await operated.type("attestgate keys init next --trust-domain attestgate.test --gateway gateway-2")
     key = '"$(python3 -c \'import json; print(json.load(open("next/public.json"))["gateways"]["gateway-2"])\')"'
-    await site.type(f"attestgate enrol gateway gateway-2 --identity {key}")
-    await site.type("attestgate keys credentials keys gateway gateway-2 --out gateway-2.creds")
-    text = site.plan.settings("gateway").read_text(encoding="utf-8")
+    await operated.type(f"attestgate enrol gateway gateway-2 --identity {key}")
+    await operated.type("attestgate keys credentials keys gateway gateway-2 --out gateway-2.creds")
+    text = operated.plan.settings("gateway").read_text(encoding="utf-8")
     text = text.replace(f'id = "{GATEWAY}"', 'id = "gateway-2"')
     text = text.replace(
-        str(site.plan.keys / "gateways" / f"{GATEWAY}.pem"), str(site.desk / "next/gateways/gateway-2.pem")
+        str(operated.plan.keys / "gateways" / f"{GATEWAY}.pem"), str(operated.desk / "next/gateways/gateway-2.pem")
     )
-    text = text.replace(str(site.plan.credentials("gateway", GATEWAY)), str(site.desk / "gateway-2.creds"))
-    site.plan.settings("gateway").write_text(text, encoding="utf-8")
+    text = text.replace(str(operated.plan.credentials("gateway", GATEWAY)), str(operated.desk / "gateway-2.creds"))
+    operated.plan.settings("gateway").write_text(text, encoding="utf-8")
     again = time.time()
     async with Nginx(config):
-        await site.restart_gateway()
-        await site.through(again)
+        await operated.restart_gateway()
+        await operated.through(again)
         await stack.gateway.stop()
 
 
-async def test_a_gateway_whose_clock_is_behind_refuses_leases_until_it_is_set(site: Site) -> None:
+async def test_a_gateway_whose_clock_is_behind_refuses_leases_until_it_is_set(operated: OperatedStack) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         pytest.skip("no libfaketime: apt-get install faketime")
-    stack, mark, before = site.stack, site.stack.events.mark, time.time()
+    stack, mark, before = operated.stack, operated.stack.events.mark, time.time()
     await stack.gateway.stop()
-    settings = ("gateway", "run", "-s", str(site.plan.settings("gateway")))
+    settings = ("gateway", "run", "-s", str(operated.plan.settings("gateway")))
     slow = {"LD_PRELOAD": str(library), "FAKETIME": "-60s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     stack.gateway = await stack.children.start("gateway", *settings, environment=slow)
     event = await stack.until("gateway", GATEWAY, "refused", since=mark)
     assert isinstance(event.data["reason"], dict) and event.data["reason"]["code"] == "admission.future"
     assert await stack.saw("app-1", "read flows", 403, since=before, within_s=PATIENCE_S) is not None
     again = time.time()
-    await site.restart_gateway()
-    await site.through(again)
+    await operated.restart_gateway()
+    await operated.through(again)
 
 
 @pytest.mark.parametrize("when_down", ["cache", "refuse"])
-async def test_without_the_attestation_service_nothing_is_noticed_within_the_hour(site: Site, when_down: str) -> None:
+async def test_without_the_attestation_service_nothing_is_noticed_within_the_hour(
+    operated: OperatedStack, when_down: str
+) -> None:
     """What `refuse` does after that hour is tested with a clock of its own, in tests/sgx."""
-    stack, settings = site.stack, site.plan.settings("manager")
+    stack, settings = operated.stack, operated.plan.settings("manager")
     await stack.children.named("pccs").stop()
     text = settings.read_text(encoding="utf-8").replace(
         "[attestation]\n", f'[attestation]\nwhen_down = "{when_down}"\n'
     )
     settings.write_text(text, encoding="utf-8")
     mark = stack.events.mark
-    await site.restart_manager()
-    await site.rechecked(stack.events.mark)
-    assert site.undisturbed(mark)
-    await site.renewed()
+    await operated.restart_manager()
+    await operated.rechecked(stack.events.mark)
+    assert operated.undisturbed(mark)
+    await operated.renewed()
 
 
 # Reloading
 
 
-async def test_log_level_and_policies_are_taken_up_without_a_restart(site: Site) -> None:
-    stack = site.stack
+async def test_log_level_and_policies_are_taken_up_without_a_restart(operated: OperatedStack) -> None:
+    stack = operated.stack
     for child, name in ((stack.manager, "manager"), (stack.gateway, "gateway")):
-        path = site.plan.settings(name)
+        path = operated.plan.settings(name)
         path.write_text(path.read_text(encoding="utf-8") + '\n[log]\nlevel = "warning"\n', encoding="utf-8")
         child.process.send_signal(1)
         line = await stack.children.line(child, '"event": "log level"', 20.0)
         assert '"level": "warning"' in line
     mark = stack.events.mark
-    (site.desk / "list.bin").symlink_to(site.listed)
+    (operated.desk / "list.bin").symlink_to(operated.listed)
     lines = [line for line in commands("getting-started.md") if "policy" in line or "sgx.json" in line]
     assert "policy learn" in lines[0] and "policy sign" in lines[-1]
     lines = [line.replace('"version": 1, "sgx_policy"', '"version": 2, "sgx_policy"') for line in lines]
     lines.append("attestgate policy put set.signed")
-    await site.type(*lines)
-    await site.rechecked(mark)
-    assert site.undisturbed(mark)
+    await operated.type(*lines)
+    await operated.rechecked(mark)
+    assert operated.undisturbed(mark)
     assert stack.manager.running and stack.gateway.running
 
 

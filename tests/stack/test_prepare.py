@@ -22,8 +22,8 @@ from attestgate.compose.images.prepare import APPS, HOST, prepare
 from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
-from tests.enclave.test_gramine_manifests import rendered
 from tests.stack.containers import ROOT
+from tests.support.enclave.gramine import rendered
 
 NAMES = {"manager": "manager", "gateway": "gateway", "operator": "operator", HOST: "host"} | dict.fromkeys(APPS, "app")
 SECRET_FILE = re.compile(r"file: \"\$\{ATTESTGATE_RUN\}/([^\"]+)\"")

@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.compose.local.stack import Stack
-from tests.cli.processes import processes_of
-from tests.story.support import APPS, HOST, MACHINE, measurement_list
+from tests.support.processes import processes_of
+from tests.support.story import APPS, HOST, MACHINE, measurement_list
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")

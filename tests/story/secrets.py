@@ -20,7 +20,7 @@ from attestgate.manager.records.vault import StorageKeys, Vault
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Secret, parse_json
 from attestgate.schemas.binding import application_key
-from tests.cli.processes import processes_of
+from tests.support.processes import processes_of
 
 _SEED = re.compile(rb"S[OAUNC][A-Z2-7]{56}")
 """An nkey seed in NATS's spelling."""

@@ -8,7 +8,7 @@ from attestgate.compose.local.events import is_event
 from attestgate.compose.local.recorded import CLEAN_ENTRIES
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.events import Event
-from tests.story.support import APPS, HOST, through
+from tests.support.story import APPS, HOST, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

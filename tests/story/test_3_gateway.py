@@ -15,7 +15,7 @@ from attestgate.compose.local.stack import Stack
 from attestgate.enclave.simulated.measure import agent_manifest, measure
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement
 from attestgate.schemas.settings import load_measured
-from tests.story.support import HOST, MACHINE, scene, through
+from tests.support.story import HOST, MACHINE, scene, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

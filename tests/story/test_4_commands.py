@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from attestgate.bus.auth import credentials
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.events import Event
-from tests.story.support import APPS, HOST, session_of
+from tests.support.story import APPS, HOST, operator_file, session_of
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -83,14 +82,6 @@ async def test_enrolling_by_the_command_is_applied(stack: Stack) -> None:
     assert (status, output) == (0, "enrol: applied\n")
     status, output = await stack.command("revoke", "app", "app-9", "--reason", "not needed")
     assert (status, output) == (0, "revoke: applied\n")
-
-
-def operator_file(stack: Stack, folder: Path, **changes: Any) -> Path:
-    """The operator's file with keys of it changed."""
-    table = tomllib.loads(stack.plan.settings("operator").read_text(encoding="utf-8"))
-    path = folder / "operator.toml"
-    path.write_text(tomli_w.dumps({**table, **changes}), encoding="utf-8")
-    return path
 
 
 async def test_credentials_of_another_deployment_are_not_taken(stack: Stack, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from attestgate.compose.local.stack import Stack
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.verification.ima.measurement_list import frames
 from attestgate.schemas.base import pack
-from tests.story.support import APPS, HOST, through
+from tests.support.story import APPS, HOST, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

@@ -10,18 +10,18 @@ import pytest
 from attestgate.compose.demo.narrator import reasons_of
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from attestgate.compose.local.stack import Stack
-from tests.story.support import (
+from tests.support.story import (
     APPS,
     HOST,
     MACHINE,
     host_stands,
     measurement_list,
+    operator_file,
     out_in_time,
     replace_list,
     restart,
     through,
 )
-from tests.story.test_4_commands import operator_file
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

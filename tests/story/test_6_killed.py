@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 from attestgate.compose.local.stack import Stack
-from tests.story.support import (
+from tests.support.story import (
     APPS,
     HOST,
     MACHINE,

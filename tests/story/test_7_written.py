@@ -15,7 +15,7 @@ from attestgate.compose.local.stack import Stack
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
 from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, written
-from tests.story.support import APPS, HOST, through
+from tests.support.story import APPS, HOST, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 

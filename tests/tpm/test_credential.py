@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
@@ -15,19 +14,19 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.x509.oid import NameOID
 
 from attestgate.manager.verification.tpm.credential import make_credential
-from attestgate.manager.verification.tpm.ek import EK_USAGE, check_ek
+from attestgate.manager.verification.tpm.ek import check_ek
 from attestgate.manager.verification.tpm.enrolment import challenge, enrolment, golden_from, read_bundle
 from attestgate.manager.verification.tpm.public_area import attestation_key
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.tpm import TpmAnswer, TpmDescription
-from tests.ima.lists import NOW, VECTORS
-from tests.tpm.soft import SoftTpm
+from tests.support.ima.lists import NOW, VECTORS
+from tests.support.reasons import refusal_code
+from tests.support.tpm.credentials import EK, OTHER, VENDOR, EkPrivate, Vendor
+from tests.support.tpm.soft import SoftTpm
 
-EK = ec.generate_private_key(ec.SECP256R1())
 RSA_EK = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 P384_EK = ec.generate_private_key(ec.SECP384R1())
 NAME = b"\x00\x0b" + bytes(range(32))
-EkPrivate = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def kdfa(digest: str, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
@@ -87,61 +86,10 @@ def test_an_ek_of_another_kind_is_refused() -> None:
             make_credential(key.public_key(), NAME, b"c" * 32)
 
 
-class Vendor:
-    """A TPM vendor's root and intermediate CA."""
-
-    def __init__(self, common_name: str = "vendor") -> None:
-        self.root_key, self.key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        self.root_name, self.name = self._name(f"{common_name} root"), self._name(common_name)
-        self.root = self.issue(self.root_key.public_key(), self.root_name, by=(self.root_name, self.root_key), ca=True)
-        self.intermediate = self.issue(self.key.public_key(), self.name, by=(self.root_name, self.root_key), ca=True)
-
-    @property
-    def bundle(self) -> bytes:
-        return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (self.root, self.intermediate))
-
-    def ek(
-        self, key: EkPrivate | ed25519.Ed25519PrivateKey = EK, *, usage: str | None = EK_USAGE.dotted_string
-    ) -> bytes:
-        made = self.issue(key.public_key(), x509.Name([]), by=(self.name, self.key), ca=False, usage=usage)
-        return made.public_bytes(serialization.Encoding.DER)
-
-    @staticmethod
-    def _name(common_name: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-    @staticmethod
-    def issue(
-        public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey,
-        name: x509.Name,
-        *,
-        by: tuple[x509.Name, ec.EllipticCurvePrivateKey],
-        ca: bool,
-        usage: str | None = None,
-    ) -> x509.Certificate:
-        start = datetime.fromtimestamp(NOW, UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(by[0])
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(start - timedelta(days=1))
-            .not_valid_after(start + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if usage is not None:
-            builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(usage)]), critical=False)
-        return builder.sign(by[1], hashes.SHA256())
-
-
-VENDOR, OTHER = Vendor(), Vendor("other")
-
-
 def ek_code(der: bytes, roots: bytes, at: int = NOW) -> str:
     with pytest.raises(Refusal) as refusal:
         check_ek(der, roots, at)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 def test_an_ek_certificate_chains_to_a_configured_root() -> None:

@@ -9,18 +9,19 @@ from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import Replay
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
-from tests.ima.lists import NOW, host, loaded, recorded
-from tests.tpm.soft import BOOT, SoftTpm, remade
+from tests.support.ima.lists import NOW, host, loaded, recorded
+from tests.support.reasons import refusal_code
+from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
 NONCE = b"n" * 32
 
 
-def code(
+def quote_refused(
     enrolled: TpmEnrolment | None, given: TpmQuote | None, *, nonce: bytes = NONCE, before: TpmClock | None = None
 ) -> str:
     with pytest.raises(Refusal) as refusal:
         judge_quote(enrolled, given, nonce, "sha256", before)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 def test_a_fresh_quote_anchors_a_real_list_and_the_boot_is_golden() -> None:
@@ -39,16 +40,16 @@ def test_a_fresh_quote_anchors_a_real_list_and_the_boot_is_golden() -> None:
 def test_a_host_gives_a_quote_exactly_if_its_tpm_is_enrolled() -> None:
     tpm = SoftTpm()
     assert judge_quote(None, None, NONCE, "sha256", None) is None
-    assert code(tpm.enrolment, None) == "host.tpm"
-    assert code(None, tpm.quote(NONCE)) == "host.tpm"
+    assert quote_refused(tpm.enrolment, None) == "host.tpm"
+    assert quote_refused(None, tpm.quote(NONCE)) == "host.tpm"
 
 
 def test_another_tpm_another_nonce_another_selection_are_refused() -> None:
     tpm, other = SoftTpm(), SoftTpm()
-    assert code(tpm.enrolment, other.quote(NONCE)) == "tpm.signature"
-    assert code(tpm.enrolment, tpm.quote(b"m" * 32)) == "tpm.nonce"
-    assert code(tpm.enrolment, tpm.quote(NONCE, selection=b"\xff\x03\x00")) == "tpm.selection"
-    assert code(tpm.enrolment, tpm.quote(NONCE, selection=b"\x00\x04\x00")) == "tpm.selection"
+    assert quote_refused(tpm.enrolment, other.quote(NONCE)) == "tpm.signature"
+    assert quote_refused(tpm.enrolment, tpm.quote(b"m" * 32)) == "tpm.nonce"
+    assert quote_refused(tpm.enrolment, tpm.quote(NONCE, selection=b"\xff\x03\x00")) == "tpm.selection"
+    assert quote_refused(tpm.enrolment, tpm.quote(NONCE, selection=b"\x00\x04\x00")) == "tpm.selection"
     with pytest.raises(Refusal, match=r"tpm\.selection"):
         judge_quote(tpm.enrolment, tpm.quote(NONCE), NONCE, "sha384", None)
 
@@ -57,7 +58,7 @@ def test_an_enrolled_key_that_is_no_attestation_key_is_refused() -> None:
     tpm = SoftTpm()
     area = bytearray(tpm.area)
     area[5] ^= 0x01  # restricted
-    assert code(tpm.enrolment.model_copy(update={"ak": bytes(area)}), tpm.quote(NONCE)) == "tpm.ak"
+    assert quote_refused(tpm.enrolment.model_copy(update={"ak": bytes(area)}), tpm.quote(NONCE)) == "tpm.ak"
 
 
 def test_clock_and_counters_only_rise_and_a_reset_is_a_new_session() -> None:
@@ -73,7 +74,7 @@ def test_clock_and_counters_only_rise_and_a_reset_is_a_new_session() -> None:
         ({"restart_count": 1}, "tpm.clock"),
         ({"clock_ms": 10_000}, "tpm.clock"),
     ):
-        assert code(tpm.enrolment, tpm.quote(NONCE), before=before.model_copy(update=change)) == expected
+        assert quote_refused(tpm.enrolment, tpm.quote(NONCE), before=before.model_copy(update=change)) == expected
     tpm.restarts += 1
     assert judge_quote(tpm.enrolment, tpm.quote(NONCE), NONCE, "sha256", before) is not None, "a resume is no reboot"
 

@@ -22,8 +22,9 @@ from attestgate.manager.verification.tpm.public_area import (
 )
 from attestgate.manager.verification.tpm.quote import read_key
 from attestgate.schemas.base import Refusal
-from tests.ima.lists import VECTORS
-from tests.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b
+from tests.support.ima.lists import VECTORS
+from tests.support.reasons import refusal_code
+from tests.support.tpm.soft import AK_ATTRIBUTES, ALG_NULL, SHA256, ecc_area, tpm2b
 
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
@@ -37,10 +38,10 @@ def rsa_area(bits: int = 2048, exponent: int = 0, modulus: int | None = None) ->
     return pack(">HHI", 0x0001, SHA256, AK_ATTRIBUTES) + tpm2b(b"") + parameters + tpm2b(number.to_bytes(256, "big"))
 
 
-def code(area: bytes) -> str:
+def area_refused(area: bytes) -> str:
     with pytest.raises(Refusal) as refusal:
         attestation_key(area)
-    return refusal.value.reasons[0].code
+    return refusal_code(refusal)
 
 
 def test_the_recorded_key_is_an_attestation_key_and_the_one_in_the_pem() -> None:
@@ -57,7 +58,7 @@ def test_keys_of_both_kinds_are_read() -> None:
 
 @pytest.mark.parametrize("bit", [FIXED_TPM, FIXED_PARENT, SENSITIVE_DATA_ORIGIN, RESTRICTED, SIGN])
 def test_each_attribute_counts(bit: int) -> None:
-    assert code(ecc_area(KEY, attributes=AK_ATTRIBUTES & ~bit)) == "tpm.ak"
+    assert area_refused(ecc_area(KEY, attributes=AK_ATTRIBUTES & ~bit)) == "tpm.ak"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_each_attribute_counts(bit: int) -> None:
     ],
 )
 def test_other_keys_are_refused(area: bytes, expected: str) -> None:
-    assert code(area) == expected
+    assert area_refused(area) == expected
 
 
 @given(st.integers(0, len(RECORDED) - 1), st.integers(1, 255))

@@ -3,77 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count
-from pathlib import Path
 
 import pytest
 
-from attestgate.bus.agent.link import Link
 from attestgate.host_agent import tpm_client
-from attestgate.host_agent.main import HostAgent
 from attestgate.host_agent.tpm_client import TpmClient
 from attestgate.host_agent.tpm_service import TpmService, address
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.enrolment import Enrol, HostEnrolment, RecheckNow
 from attestgate.schemas.host_policy import Bank
-from attestgate.schemas.settings import BusSettings, HostSettings
-from attestgate.schemas.tpm import TpmEnrolment, TpmQuote
-from tests.ima.lists import recorded
-from tests.sessions.harness import HOST_ENCLAVE, Deployment, World, code_of, deployed
-from tests.tpm.soft import BOOT, SoftTpm, remade
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+from attestgate.schemas.tpm import TpmQuote
+from tests.support.ima.lists import recorded
+from tests.support.manager.deployment import Deployment
+from tests.support.reasons import event_code
+from tests.support.tpm.hosts import enrol, recheck, start
+from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
 
 @pytest.fixture
-async def site(world: World, tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(world, tmp_path) as deployment:
-        deployment.measurement_list.write_bytes(remade("clean"))
-        yield deployment
+def site(site: Deployment) -> Deployment:
+    """Its host's list begins with the boot of `SoftTpm`."""
+    site.measurement_list.write_bytes(remade("clean"))
+    return site
 
 
 @pytest.fixture
 def tpm(site: Deployment) -> SoftTpm:
     return SoftTpm(measured=site.measurement_list.read_bytes())
-
-
-async def enrol(site: Deployment, tpm: TpmEnrolment) -> None:
-    mrenclaves = [HOST_ENCLAVE.mrenclave.hex()]
-    subject = HostEnrolment(id="h1", mrenclaves=mrenclaves, platform=site.world.ppid("machine-a"), tpm=tpm)
-    await site.order(Enrol(subject=subject))
-
-
-async def start(site: Deployment, service: asyncio.Server | None) -> None:
-    """The host's agent, told where its TPM's service is."""
-    settings = HostSettings(
-        profile="development",
-        bus=BusSettings(url="memory", credentials=Path("none")),
-        id="h1",
-        measured=Path("none"),
-        retry_s=1,
-        measurement_list=site.measurement_list,
-        volumes=[site.volume],
-        tpm=None if service is None else address(service),
-    )
-    bus = site.wire.connect()
-    link = Link(bus, "host", "h1")
-    await link.listen()
-    agent = HostAgent(site.world.enclave("machine-a", HOST_ENCLAVE), link, settings, site.world.measured)
-    site._agent(agent.run(), bus)
-
-
-async def recheck(site: Deployment, what: str) -> list[str]:
-    """Ask again; the reason codes of what came of it."""
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    event = await site.until("host", "h1", what, since=since)
-    return [] if what == "rechecked" else [code_of(event)]
 
 
 async def test_a_host_with_its_tpm_is_anchored_and_stays_so_as_its_list_grows(site: Deployment, tpm: SoftTpm) -> None:
@@ -96,19 +54,19 @@ async def test_a_list_that_the_tpm_does_not_vouch_for_is_refused(site: Deploymen
     tpm.measured = remade("drift")
     async with await TpmService(tpm, "sha256").start() as service:
         await start(site, service)
-        assert code_of(await site.until("host", "h1", "refused")) == "ima.replay"
+        assert event_code(await site.until("host", "h1", "refused")) == "ima.replay"
 
 
 async def test_another_tpm_or_another_boot_is_refused(site: Deployment, tpm: SoftTpm) -> None:
     await enrol(site, SoftTpm().enrolment)
     async with await TpmService(tpm, "sha256").start() as service:
         await start(site, service)
-        assert code_of(await site.until("host", "h1", "refused")) == "tpm.signature"
+        assert event_code(await site.until("host", "h1", "refused")) == "tpm.signature"
         since = len(site.events)
         other = (*BOOT[:4], bytes(32), *BOOT[5:])
         await enrol(site, SoftTpm(boot=other, key=tpm.key).enrolment)
         await site.advance(2)  # hellos are taken once a second
-        assert code_of(await site.until("host", "h1", "refused", since=since)) == "tpm.boot_state"
+        assert event_code(await site.until("host", "h1", "refused", since=since)) == "tpm.boot_state"
 
 
 async def test_an_enrolled_host_without_its_tpm_gives_no_evidence(site: Deployment, tpm: SoftTpm) -> None:
@@ -140,7 +98,7 @@ async def test_a_tpm_that_goes_back_is_refused_within_a_session_and_across(site:
         since = len(site.events)
         assert await recheck(site, "untrusted") == ["tpm.clock"]
         await site.advance(2)  # hellos are taken once a second
-        assert code_of(await site.until("host", "h1", "refused", since=since)) == "rollback"
+        assert event_code(await site.until("host", "h1", "refused", since=since)) == "rollback"
 
 
 async def test_a_host_is_asked_for_its_tpm_from_the_next_recheck_after_it_was_enrolled(

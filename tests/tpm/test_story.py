@@ -16,7 +16,7 @@ from attestgate.compose.local.recorded import CLEAN
 from attestgate.compose.local.stack import Stack
 from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.schemas.messages import Outcome
-from tests.ima.lists import ENTRIES
+from tests.support.ima.lists import ENTRIES
 
 
 @pytest.fixture

@@ -26,11 +26,13 @@ from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal, read_json
 from attestgate.schemas.host_policy import ListVerdict, Replay
 from attestgate.schemas.tpm import TpmAnswer, TpmClock, TpmEnrolment, TpmKept
-from tests.ima.lists import NOW, host, loaded, recorded
-from tests.sessions.harness import World, deployed
-from tests.tpm.soft import remade
-from tests.tpm.test_credential import OTHER
-from tests.tpm.test_sessions import enrol, recheck, start
+from tests.support.ima.lists import NOW, host, loaded, recorded
+from tests.support.manager.deployment import deployed
+from tests.support.manager.world import World
+from tests.support.reasons import codes
+from tests.support.tpm.credentials import OTHER
+from tests.support.tpm.hosts import enrol, recheck, start
+from tests.support.tpm.soft import remade
 
 if missing():
     pytest.skip("make test-tpm installs tpm2-pytss and swtpm, and runs this", allow_module_level=True)
@@ -67,10 +69,6 @@ def judged(
     return appraise_list(
         measured, POLICY, host(POLICY), before=Replay.start("sha256"), quoted=quoted, golden=record.golden, at=NOW
     )
-
-
-def codes(verdict: ListVerdict) -> list[str]:
-    return [reason.code for reason in verdict.reasons]
 
 
 def test_enrolment_then_fresh_quotes_anchor_the_list(booted: SoftwareTpm) -> None:

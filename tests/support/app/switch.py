@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import shutil
@@ -83,3 +84,8 @@ async def switch(folder: Path) -> AsyncIterator[Switch]:
         for daemon in reversed(daemons):
             daemon.terminate()
             await daemon.wait()
+
+
+WHY_NOT = missing() or (
+    "" if importlib.util.find_spec("os_ken") else "no os-ken here: make test-sdn installs requirements-sdn.lock"
+)

@@ -9,8 +9,8 @@ from attestgate.bus.memory.server import MemoryBus
 from attestgate.manager.gateway.ledger import Ledger
 from attestgate.schemas.admission import BUCKET, Applied, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal
-from tests.sessions.wire import Clock
-from tests.sessions.world import GATEWAY
+from tests.support.manager.wire import Clock
+from tests.support.manager.world import GATEWAY
 
 
 class Gateway:

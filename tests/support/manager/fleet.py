@@ -36,7 +36,7 @@ from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, Timing
-from tests.sessions.harness import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, World
+from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, World
 
 MACHINE = "machine-a"
 ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from attestgate.bus import layout
 from attestgate.schemas.settings import Timing
-from tests.sessions.harness import Deployment, World, deployed
-from tests.sessions.mortal import Counter, MortalBus
-from tests.sessions.quiet_loop import QuietLoop
+from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.mortal import Counter, MortalBus
+from tests.support.manager.quiet_loop import QuietLoop
+from tests.support.manager.world import World
 
 T = TypeVar("T")
 

@@ -81,7 +81,7 @@ class World:
             suites=["mlkem768-x25519", "x25519"],
             gateway_ca=(self.keys / "manager" / "pki" / "root-ca.pem").read_text(),
             gateway_name="gateway.test",
-            program="tests.sessions.program",
+            program="tests.support.manager.program",
         )
         keys = self.keys / "manager" / "storage-keys.json"
         self.vault = Vault(StorageKeyFile(keys))

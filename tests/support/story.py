@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from attestgate.compose.demo.narrator import Narrator, reasons_of
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
-from tests.cli.processes import processes_of
+from tests.support.processes import processes_of
 
 HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")
 ENDS = {"refused", "untrusted", "expired", "revoked", "superseded"}
@@ -116,3 +120,11 @@ async def restart(stack: Stack, *apps: str) -> None:
         await stack.start_app(app, HOST, MACHINE)
     for app in apps:
         await stack.until("app", app, "admitted", since=mark, within_s=60)
+
+
+def operator_file(stack: Stack, folder: Path, **changes: Any) -> Path:
+    """The operator's file with keys of it changed."""
+    table = tomllib.loads(stack.plan.settings("operator").read_text(encoding="utf-8"))
+    path = folder / "operator.toml"
+    path.write_text(tomli_w.dumps({**table, **changes}), encoding="utf-8")
+    return path

@@ -18,13 +18,13 @@ from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
 from attestgate.schemas.admission import Applied, Statement, Withdrawal, open_report, post
 from attestgate.schemas.settings import BusSettings, GatewaySettings
-from tests.gateway.support import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
+from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
 
 HOST = f"host.{HOST_SESSION}"
 Told = tuple[str, dict[str, object]]
 
 
-class Deployment:
+class GatewayDeployment:
     """A bus, its keys, and what the worker told."""
 
     def __init__(self, gate: Gate) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.main import assemble
 from attestgate.schemas.base import pack
+from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
     Action,
     AppEnrolment,
@@ -39,45 +40,18 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
 from attestgate.schemas.signing import sign
-from tests.sessions.gateway import Gateway
-from tests.sessions.wire import Clock, Held, Wire
-from tests.sessions.witness import PATIENCE_S, Witness, code_of
-from tests.sessions.world import (
+from tests.support.manager.gateway import Gateway
+from tests.support.manager.wire import Clock, Wire
+from tests.support.manager.witness import PATIENCE_S, Witness
+from tests.support.manager.world import (
     APP_ENCLAVE,
-    AUTHOR,
     GATEWAY,
     HOST_ENCLAVE,
     LISTS,
-    LONG,
     OPERATOR,
-    OTHER_ENCLAVE,
     TIMING,
-    Enclave,
     World,
 )
-
-__all__ = [
-    "APP_ENCLAVE",
-    "AUTHOR",
-    "GATEWAY",
-    "HOST_ENCLAVE",
-    "LISTS",
-    "LONG",
-    "OPERATOR",
-    "OTHER_ENCLAVE",
-    "PATIENCE_S",
-    "TIMING",
-    "Agent",
-    "Clock",
-    "Deployment",
-    "Enclave",
-    "Gateway",
-    "Held",
-    "Wire",
-    "World",
-    "code_of",
-    "deployed",
-]
 
 
 @dataclass
@@ -205,8 +179,9 @@ class Deployment(Witness):
         machine: str = "machine-a",
         identity: EnclaveIdentity = HOST_ENCLAVE,
         retry_s: float = 1.0,
+        tpm: str | None = None,
     ) -> Agent:
-        """Start a host's agent."""
+        """Start a host's agent; `tpm` is where its TPM's service is."""
         settings = HostSettings(
             profile="development",
             bus=BusSettings(url="memory", credentials=Path("none")),
@@ -214,12 +189,10 @@ class Deployment(Witness):
             measured=Path("none"),
             measurement_list=self.measurement_list,
             volumes=[self.volume],
+            tpm=tpm,
         ).model_copy(update={"retry_s": retry_s})
-        bus = self.wire.connect()
-        link = Link(bus, "host", id)
-        await link.listen()
-        agent = HostAgent(self.world.enclave(machine, identity), link, settings, self.world.measured)
-        return self._agent(agent.run(), bus)
+        enclave, measured = self.world.enclave(machine, identity), self.world.measured
+        return await self._start("host", id, lambda link: HostAgent(enclave, link, settings, measured))
 
     async def app(
         self,
@@ -228,8 +201,9 @@ class Deployment(Witness):
         machine: str = "machine-a",
         identity: EnclaveIdentity = APP_ENCLAVE,
         retry_s: int = 1,
+        **measured: object,
     ) -> Agent:
-        """Start an application's agent."""
+        """Start an application's agent; `measured` are changes of its measured settings."""
         settings = AppSettings(
             profile="development",
             bus=BusSettings(url="memory", credentials=Path("none")),
@@ -239,11 +213,8 @@ class Deployment(Witness):
             host=host,
             volume=self.volume,
         )
-        bus = self.wire.connect()
-        link = Link(bus, "app", id)
-        await link.listen()
-        agent = AppAgent(self.world.enclave(machine, identity), link, settings, self.world.measured)
-        return self._agent(agent.run(), bus)
+        enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
+        return await self._start("app", id, lambda link: AppAgent(enclave, link, settings, read))
 
     async def admitted(self) -> tuple[Agent, Agent]:
         """h1 trusted and a1 admitted on it, from nothing."""
@@ -330,10 +301,13 @@ class Deployment(Witness):
                 found = "later"
         return found
 
-    def _agent(self, running: Any, bus: MemoryBus) -> Agent:
-        agent = Agent(asyncio.create_task(running), bus)
-        self.agents.append(agent)
-        return agent
+    async def _start(self, role: Role, id: str, agent: Callable[[Link], HostAgent | AppAgent]) -> Agent:
+        bus = self.wire.connect()
+        link = Link(bus, role, id)
+        await link.listen()
+        started = Agent(asyncio.create_task(agent(link).run()), bus)
+        self.agents.append(started)
+        return started
 
     async def stop(self) -> None:
         """Switch everything off."""

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cli.processes import processes_of
+from tests.support.processes import processes_of
 
 NOBODY = "nats://127.0.0.1:1"
 """An address where nothing listens (port 1, tcpmux)."""

@@ -25,9 +25,11 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import HostLease, Lease, Withdrawal
 from attestgate.schemas.enrolment import Action, Enrol, RecheckNow, Revoke
 from attestgate.schemas.settings import Timing
-from tests.sessions.harness import LISTS, OPERATOR, Agent, Deployment, Held, World, deployed
-from tests.sessions.mortal import Counter, MortalBus
-from tests.sessions.quiet_loop import QuietLoop
+from tests.support.manager.deployment import Agent, Deployment, deployed
+from tests.support.manager.mortal import Counter, MortalBus
+from tests.support.manager.quiet_loop import QuietLoop
+from tests.support.manager.wire import Held
+from tests.support.manager.world import LISTS, OPERATOR, World
 
 HOSTS = {"h1": "machine-a", "h2": "machine-b"}
 APPS = {"a1": "h1", "a2": "h2"}

@@ -14,7 +14,7 @@ from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.audit import Decision
 from attestgate.schemas.checkpoint import origin_of
-from tests.sessions.harness import World
+from tests.support.manager.world import World
 
 
 async def decided(bus: Bus, world: World, at: int) -> list[Decision]:

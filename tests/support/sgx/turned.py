@@ -17,22 +17,22 @@ from attestgate.enclave.simulated.certificates import Issuer
 from attestgate.enclave.simulated.files import read_certificate, read_p256_key
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import SIGNED_LENGTH, parse
-from tests.sgx.conftest import NOW, Site
+from tests.support.sgx.simulated import NOW, SimulatedSgx
 
 DAY = 86_400
 
 
-def issuer(site: Site, part: str) -> Issuer:
+def issuer(sgx: SimulatedSgx, part: str) -> Issuer:
     """One of the authority's own: root, platform, processor or tcb_signing."""
-    folder = site.folder / "authority"
+    folder = sgx.folder / "authority"
     return Issuer(read_certificate(folder / f"{part}.pem"), read_p256_key(folder / f"{part}.key"))
 
 
-def signed(site: Site, piece: str, **changes: object) -> Collateral:
+def signed(sgx: SimulatedSgx, piece: str, **changes: object) -> Collateral:
     """Collateral with fields of one document changed (None takes a field away), signed as the authority signs."""
-    collateral = site.collateral()
+    collateral = sgx.collateral()
     body = json.loads(getattr(collateral, piece)) | changes
-    document = site.authority.sign(json.dumps({k: v for k, v in body.items() if v is not None}).encode())
+    document = sgx.authority.sign(json.dumps({k: v for k, v in body.items() if v is not None}).encode())
     return collateral.model_copy(update={piece: document.body.decode(), f"{piece}_signature": document.signature})
 
 
@@ -89,12 +89,12 @@ def with_chain(quote: bytes, *chain: x509.Certificate) -> bytes:
     return quote[:SIGNED_LENGTH] + struct.pack("<I", len(data)) + data
 
 
-def with_qe_report(site: Site, quote: bytes, at: int, value: bytes) -> bytes:
+def with_qe_report(sgx: SimulatedSgx, quote: bytes, at: int, value: bytes) -> bytes:
     """A quote whose quoting enclave's report has other bytes at `at`, signed by the machine's PCK all the same."""
     start = SIGNED_LENGTH + 4 + 128
     report = bytearray(quote[start : start + 384])
     report[at : at + len(value)] = value
-    pck = read_p256_key(site.folder / site.machine / "pck.key")
+    pck = read_p256_key(sgx.folder / sgx.machine / "pck.key")
     r, s = decode_dss_signature(pck.sign(bytes(report), ec.ECDSA(SHA256())))
     signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
     return quote[:start] + report + signature + quote[start + 448 :]

@@ -21,7 +21,7 @@ from attestgate.manager.verification.tpm.public_area import (
 )
 from attestgate.schemas.host_policy import Bank, GoldenPcrs, Replay
 from attestgate.schemas.tpm import TpmEnrolment, TpmQuote
-from tests.ima.lists import recorded
+from tests.support.ima.lists import recorded
 
 AK_ATTRIBUTES = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | 1 << 6 | RESTRICTED | SIGN
 ALG_NULL, ECC, SHA256, ECDSA, P256 = 0x0010, 0x0023, 0x000B, 0x0018, 0x0003

@@ -15,7 +15,8 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.binding import Role
 from attestgate.schemas.events import Event
-from tests.sessions.world import World
+from tests.support.manager.world import World
+from tests.support.reasons import event_code
 
 PATIENCE_S = 20.0
 R = TypeVar("R", HostRecord, AppRecord)
@@ -52,7 +53,7 @@ class Witness:
     async def dropped(self, count: int) -> None:
         """Return once this many messages were dropped in all."""
         async with asyncio.timeout(PATIENCE_S):
-            while len(self.codes()) < count:
+            while len(self.dropped_codes()) < count:
                 await self._news.wait()
 
     async def told(self, kind: str, id: str, what: str, times: int) -> None:
@@ -72,9 +73,9 @@ class Witness:
         """What happened to a subject, in order."""
         return [e.what for e in self.events[since:] if (e.kind, e.subject) == (kind, id)]
 
-    def codes(self, *, since: int = 0) -> list[str]:
+    def dropped_codes(self, *, since: int = 0) -> list[str]:
         """The first reason code of every dropped message."""
-        return [code_of(e) for e in self.events[since:] if e.what == "dropped"]
+        return [event_code(e) for e in self.events[since:] if e.what == "dropped"]
 
     async def record(self, kind: type[R], session: str) -> R:
         """A session's record as it stands."""
@@ -96,12 +97,3 @@ class Witness:
         self.events.append(parse_json(Event, message.data, source=message.subject))
         self._news.set()
         self._news = asyncio.Event()
-
-
-def code_of(event: Event) -> str:
-    """The first reason code of an event."""
-    reasons = event.data.get("reasons")
-    assert isinstance(reasons, list)
-    reason = reasons[0]
-    assert isinstance(reason, dict)
-    return str(reason["code"])

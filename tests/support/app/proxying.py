@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.app.program import main
+from tests.support.app.program import main
 
 __all__ = ["main"]
 PROXY = True

@@ -1,0 +1,1 @@
+"""What tests of more than one folder, and the benchmarks, share. It tests nothing itself."""

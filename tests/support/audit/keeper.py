@@ -1,0 +1,102 @@
+"""A worker's hand on the decision log, and what the bus's operator may do to the log's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from attestgate.bus.api import Bus, Conflict, Stored
+from attestgate.bus.client.nats import NatsBus
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.layout import LOG
+from attestgate.manager.audit.alarms import Telling
+from attestgate.manager.audit.check import check
+from attestgate.manager.audit.copy import LogCopy, read_log
+from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.audit.last_head import Memory
+from attestgate.manager.audit.log import DecisionLog
+from attestgate.schemas.audit import Admitted, Decision, sign_decision
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
+
+KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+SIGNERS = {KEY.public_key().public_bytes_raw()}
+SESSION = "ab" * 16
+NOW = 1_800_000_000
+
+
+class Keeper:
+    """A worker's hand on the log, and what it told."""
+
+    def __init__(
+        self, bus: Bus, folder: Path, key: Ed25519PrivateKey = KEY, signers: frozenset[bytes] = frozenset(SIGNERS)
+    ) -> None:
+        self.bus = bus
+        self.at = float(NOW)
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.news = asyncio.Event()
+        self.intake = Intake(bus, lambda: self.at)
+        self.memory = Memory(folder / "decision-log.json")
+        telling = Telling("w", self._emit)
+        origin = origin_of("test.example")
+        self.log = DecisionLog(bus, self.intake, self.memory, key, set(signers), origin, telling, lambda: self.at)
+
+    async def _emit(self, _kind: str, _id: str, what: str, **data: Any) -> None:
+        self.told.append((what, data))
+        self.news.set()
+
+    async def decide(self, first: int, last: int, session: str = SESSION) -> None:
+        """Hand in the entries of these numbers."""
+        for number in range(first, last + 1):
+            await self.intake.put(*entry(number, session))
+
+    async def grow(self) -> None:
+        """Take in all that the stream has."""
+        while True:
+            try:
+                if not await self.log.grow():
+                    return
+            except Conflict:
+                continue
+
+    @property
+    def head(self) -> Checkpoint:
+        """The newest head that it has checked."""
+        return open_checkpoint(self.log.checkpoint, SIGNERS)
+
+
+def entry(number: int, session: str = SESSION, key: Ed25519PrivateKey = KEY, id: str = "") -> tuple[str, bytes]:
+    """An entry of a session: subject and bytes, the same each time."""
+    decision = Decision(
+        id=id or f"{session[:16]}{number:016x}",
+        kind="app",
+        subject="a1",
+        session=session,
+        number=number,
+        at=NOW,
+        by="attestgate/w",
+        fact=Admitted(serial=f"{number + 0x1000:x}", gateways=["g1"]),
+    )
+    return subject_of(decision), sign_decision(key, decision)
+
+
+async def copied(bus: Bus) -> LogCopy:
+    """The log as the bus shows it."""
+    return await read_log(bus, SIGNERS)
+
+
+async def findings(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
+    """What is found wrong with the log, by its codes."""
+    return [finding.code for finding in check(await copied(bus), SIGNERS, since, at)]
+
+
+async def rewrite(bus: NatsBus, messages: Sequence[Stored | tuple[str, bytes]]) -> None:
+    """What the bus's operator can do: the stream as he likes it, its sequences from 1."""
+    await bus.jetstream.delete_stream(LOG.name)
+    await ensure(bus)
+    for message in messages:
+        subject, data = (message.subject, message.data) if isinstance(message, Stored) else message
+        await bus.publish(subject, data)

@@ -1,0 +1,36 @@
+"""Leases and withdrawals as a manager makes them, with nothing behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attestgate.schemas.admission import HostLease, Lease, Withdrawal
+
+SESSION = "0a" * 16
+CERT, HOST = "cert.01", f"host.{SESSION}"
+
+
+def lease(issued_at: int = 100, expires_at: int = 130, sequence: int = 1, **more: Any) -> Lease:
+    values: dict[str, Any] = {
+        "gateways": "sdn",
+        "serial": "01",
+        "certificate": "ab" * 32,
+        "identity": "spiffe://sdn.example.org/host/h1/app/a1",
+        "app": "a1",
+        "host": "h1",
+        "app_session": "0b" * 16,
+        "host_session": SESSION,
+        "integrity": "anchored",
+        "simulated": False,
+        "observe_only": False,
+        "allow": ["* /**"],
+    }
+    return Lease(issued_at=issued_at, expires_at=expires_at, sequence=sequence, **values | more)
+
+
+def host(issued_at: int = 100, expires_at: int = 130, sequence: int = 1) -> HostLease:
+    return HostLease(host="h1", host_session=SESSION, issued_at=issued_at, expires_at=expires_at, sequence=sequence)
+
+
+def withdrawal(key: str = CERT, issued_at: int = 110, until: int = 130, sequence: int = 2) -> Withdrawal:
+    return Withdrawal(key=key, issued_at=issued_at, until=until, sequence=sequence, reason="app.revoked")
