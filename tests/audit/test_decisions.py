@@ -39,10 +39,7 @@ async def test_an_admission_its_routine_and_its_end(site: Deployment) -> None:
     (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
     before = await log_of(site)
     for _ in range(2):
-        since = len(site.events)
-        await site.advance(10)
-        await site.until("host", "h1", "rechecked", since=since)
-        await site.until("app", "a1", "rechecked", since=since)
+        await site.next_rechecks()
     assert await log_of(site) == before
     await site.order(Revoke(kind="app", id="a1", reason="a test"))
     await site.until("app", "a1", "revoked")

@@ -18,7 +18,7 @@ from attestgate.enclave.simulated.authority import CPUSVN, FMSPC, OLD_CPUSVN, Au
 from attestgate.enclave.simulated.documents import PckCa
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.enclave.simulated.sgx_extension import OID, PckFacts, PlatformInstance, sgx_extension
-from tests.support.enclave.recorded import vectors
+from tests.support.sgx.recorded import sgx_vectors
 
 REPORT_DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity(mrenclave=b"e" * 32, mrsigner=b"s" * 32, isv_prod_id=0x0102, isv_svn=0x0304, debug=False)
@@ -213,7 +213,7 @@ def test_extension_reads_back() -> None:
 
 @pytest.mark.parametrize("name", ["dcap-zkdcap-risc0", "dcap-automata-quotev3", "dcap-openenclave-tcbv2"])
 def test_extension_equals_intels(name: str) -> None:
-    quote = (vectors() / name / "quote.bin").read_bytes()
+    quote = (sgx_vectors() / name / "quote.bin").read_bytes()
     chain = dcap_qvl.parse_quote(quote).cert_chain_pem_bytes()
     assert chain is not None
     leaf = x509.load_pem_x509_certificates(chain)[0]
@@ -240,7 +240,7 @@ def test_extension_equals_intels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dcap-zkdcap-risc0", "dcap-automata-quotev3"])
 def test_layout_equals_intels(made: Path, name: str) -> None:
-    intels, ours = (vectors() / name / "quote.bin").read_bytes(), quote_of(made)
+    intels, ours = (sgx_vectors() / name / "quote.bin").read_bytes(), quote_of(made)
     assert ours[:8] == intels[:8]
     assert ours[12:28] == intels[12:28]
     for start, end in ((436 + 576, 436 + 576 + 34 + 2), (564 + 16, 564 + 48), (564 + 48, 564 + 49)):

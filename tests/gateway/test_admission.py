@@ -21,7 +21,8 @@ from attestgate.manager.gateway.dictionary import MAX_BODY, Dictionary, NginxErr
 from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.nginx import NginxConfig
-from tests.support.gateway.gate import HOST_SESSION, PASSPHRASE, Client, Gate, logged, running, until
+from tests.support.gateway.gate import HOST_SESSION, Client, Gate, logged, running, until
+from tests.support.pki import PASSPHRASE
 
 pytestmark = pytest.mark.stack
 HOST = f"host.{HOST_SESSION}"

@@ -1,4 +1,4 @@
-"""What is really published, held against the table: whole stories played on the harness, and what a gateway tells."""
+"""What is really published, held against the table: whole stories played in one process, and what a gateway tells."""
 
 from __future__ import annotations
 

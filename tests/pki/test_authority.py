@@ -8,16 +8,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.base import Refusal, Secret
+from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
-
-AT = 1_790_000_000
-PASSPHRASE = Secret(b"correct horse battery staple")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    create_ca(tmp_path / "ca", "sdn.example.org", PASSPHRASE, AT)
-    return tmp_path / "ca"
 
 
 def test_the_chain_is_root_then_issuing_and_neither_can_grow(folder: Path) -> None:

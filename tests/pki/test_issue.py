@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
 from attestgate.manager.pki.issue import MAX_REQUEST, issue, issue_server
-from attestgate.schemas.base import Refusal, Secret
+from attestgate.schemas.base import Refusal
+from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
 
-AT = 1_790_000_000
 IDENTITY = "spiffe://sdn.example.org/host/h1/app/a1"
 KEY = ec.generate_private_key(ec.SECP256R1())
 Build = Callable[[x509.CertificateSigningRequestBuilder], x509.CertificateSigningRequestBuilder]
@@ -28,8 +28,8 @@ Build = Callable[[x509.CertificateSigningRequestBuilder], x509.CertificateSignin
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     folder: Path = tmp_path_factory.mktemp("pki") / "ca"
-    create_ca(folder, "sdn.example.org", Secret(b"pass"), AT)
-    return load_authority(folder, Secret(b"pass"))
+    create_ca(folder, "sdn.example.org", PASSPHRASE, AT)
+    return load_authority(folder, PASSPHRASE)
 
 
 def request(build: Build = lambda b: b, key: object = KEY, hash_: object = None, subject: str = "") -> bytes:

@@ -11,20 +11,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.pki import crl
-from attestgate.manager.pki.authority import create_ca, key_id, load_authority
+from attestgate.manager.pki.authority import key_id, load_authority
 from attestgate.manager.pki.issue import MANAGER_KEY, PROXY, issue, issue_with_key, read_marks
 from attestgate.manager.pki.rotation import finish, rotate
 from attestgate.schemas.base import Refusal, Secret
-from tests.support.gateway.gate import PASSPHRASE, Gate, running
+from tests.support.gateway.gate import Gate, running
+from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
-
-AT = 1_790_000_000
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    create_ca(tmp_path / "ca", "sdn.example.org", PASSPHRASE, AT)
-    return tmp_path / "ca"
 
 
 def test_the_new_one_issues_and_the_old_one_keeps_its_list(folder: Path) -> None:

@@ -68,11 +68,7 @@ def _others(value: Any) -> list[Any]:
 async def whole_path(site: Deployment) -> None:
     """Admit h1 and a1 and recheck both once."""
     await site.admitted()
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
-    await site.order(RecheckNow(kind="app", id="a1"))
-    await site.until("app", "a1", "rechecked", since=since)
+    await site.recheck_both()
     await site.quiet()
 
 
@@ -327,16 +323,7 @@ async def test_with_two_workers_a_restarted_host_supersedes_and_stays(world: Wor
 
 
 async def test_an_old_hello_repeated_does_not_replace_a_newer_session(site: Deployment) -> None:
-    await site.enrol_host()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
-    await first.stop()
-    (old,) = site.wire.said(subjects.inbound("host", "h1", "hello"))
-    await site.advance(2)
-    held = site.wire.hold(subjects.inbound("host", "h1", "evidence"))
-    since = len(site.events)
-    await site.host()
-    evidence = await held
+    old, evidence, since = await site.second_session("hello", held="evidence")
     site.wire.inject(subjects.inbound("host", "h1", "hello"), old)
     await site.quiet()
     site.wire.inject(*evidence)

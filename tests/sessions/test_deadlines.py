@@ -47,7 +47,7 @@ async def untrusted(site: Deployment) -> None:
     await site.until("host", "h1", "untrusted")
 
 
-async def refuse_host(site: Deployment) -> None:
+async def refused(site: Deployment) -> None:
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
     await site.enrol_host()
     await site.host()
@@ -63,7 +63,7 @@ async def records(site: Deployment) -> list[HostRecord | AppRecord]:
     return [*await site.records(HostRecord), *await site.records(AppRecord)]
 
 
-@pytest.mark.parametrize("story", [revoked, superseded, expired, untrusted, refuse_host])
+@pytest.mark.parametrize("story", [revoked, superseded, expired, untrusted, refused])
 async def test_of_a_session_that_is_over_only_its_clearing_away_is_left(site: Deployment, story: Story) -> None:
     await story(site)
     await site.quiet()

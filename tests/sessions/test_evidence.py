@@ -156,16 +156,7 @@ async def test_valid_evidence_of_somebody_else_ends_nothing(
 
 async def test_evidence_of_one_session_is_none_in_another(site: Deployment) -> None:
     """Its bytes, and its bytes under the other session's name."""
-    await site.enrol_host()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
-    await first.stop()
-    (old,) = site.wire.said(subjects.inbound("host", "h1", "evidence"))
-    await site.advance(2)
-    held = site.wire.hold(subjects.inbound("host", "h1", "evidence"))
-    since = len(site.events)
-    await site.host()
-    honest = await held
+    old, honest, since = await site.second_session("evidence")
     new = unpack(Sealed, honest[1]).session
     renamed = unpack(Sealed, old).model_copy(update={"session": new})
     site.wire.inject(honest[0], old)

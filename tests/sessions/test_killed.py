@@ -10,7 +10,7 @@ import pytest
 from attestgate.bus.api import BusError
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
-from attestgate.schemas.enrolment import RecheckNow, Revoke
+from attestgate.schemas.enrolment import Revoke
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
@@ -24,13 +24,9 @@ async def story(site: Deployment) -> None:
     """Everything that a worker does: enrol, admit, recheck both, revoke the application."""
     await site.begin()
     await site.admitted()
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
-    await site.order(RecheckNow(kind="app", id="a1"))
-    await site.until("app", "a1", "rechecked", since=since)
+    await site.recheck_both()
     await site.order(Revoke(kind="app", id="a1", reason="test"))
-    await site.until("app", "a1", "revoked", since=since)
+    await site.until("app", "a1", "revoked")
     await site.quiet()
 
 

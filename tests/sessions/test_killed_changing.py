@@ -14,7 +14,6 @@ from typing import Any
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import Lease, Withdrawal
-from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.settings import Timing
 from tests.support.manager.deaths import Doomed, doomed
 from tests.support.manager.deployment import Agent, Deployment
@@ -64,9 +63,7 @@ async def certificate_is_renewed(site: Deployment, host: Agent, app: Agent) -> N
     """A recheck brings the next certificate; the one after it lets the first go."""
     site.clock.at += QUICK_S + 60
     for _ in range(2):
-        since = len(site.events)
-        await site.order(RecheckNow(kind="app", id="a1"))
-        await site.until("app", "a1", "rechecked", since=since)
+        await site.recheck("app", "a1")
         await site.until("app", "a1", "renewed")
 
 

@@ -48,11 +48,7 @@ async def test_a_recheck_renews_both_leases_and_counts_from_its_question(site: D
     await site.admitted()
     (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
     for _ in range(6):
-        since = len(site.events)
-        await site.advance(10)
-        await site.until("host", "h1", "rechecked", since=since)
-        await site.until("app", "a1", "rechecked", since=since)
-        await site.quiet()
+        await site.next_rechecks()
         assert site.gateway.passes("a1")
     renewed_host, renewed_app = await site.record(HostRecord, host.session), await site.record(AppRecord, app.session)
     assert renewed_host.state is State.TRUSTED
@@ -201,10 +197,7 @@ async def test_a_policy_that_no_longer_knows_the_list_ends_trust_at_the_next_rec
 
 
 async def test_an_application_of_other_code_is_not_admitted_and_the_session_stands(site: Deployment) -> None:
-    await site.enrol_host()
-    await site.enrol_app()
-    await site.host()
-    await site.until("host", "h1", "trusted")
+    await site.trusted()
     await site.app(identity=OTHER_ENCLAVE)
     rejected = await site.until("app", "a1", "evidence-rejected")
     assert event_code(rejected) == "sgx.mrenclave"
@@ -212,10 +205,7 @@ async def test_an_application_of_other_code_is_not_admitted_and_the_session_stan
 
 
 async def test_an_application_on_another_machine_is_not_co_located(site: Deployment) -> None:
-    await site.enrol_host()
-    await site.enrol_app()
-    await site.host()
-    await site.until("host", "h1", "trusted")
+    await site.trusted()
     await site.app(machine="machine-b")
     rejected = await site.until("app", "a1", "evidence-rejected")
     assert event_code(rejected).startswith("colocation.")

@@ -56,10 +56,7 @@ async def granted_host(site: Deployment) -> HostRecord:
 
 async def granted_app(site: Deployment) -> tuple[HostRecord, AppRecord, bytes]:
     """An application that has n2 and has not proven co-location yet; and its honest proof."""
-    await site.enrol_host()
-    await site.enrol_app()
-    await site.host()
-    await site.until("host", "h1", "trusted")
+    await site.trusted()
     held = site.wire.hold(subjects.inbound("app", "a1", "colocation_proof"))
     await site.app()
     _, honest = await held
@@ -165,16 +162,7 @@ async def test_a_proof_is_accepted_once(site: Deployment) -> None:
 
 
 async def test_a_host_proof_of_an_older_session_is_none_in_a_newer(site: Deployment) -> None:
-    await site.enrol_host()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
-    await first.stop()
-    (old,) = site.wire.said(subjects.inbound("host", "h1", "key_proof"))
-    await site.advance(2)
-    held = site.wire.hold(subjects.inbound("host", "h1", "key_proof"))
-    since = len(site.events)
-    await site.host()
-    subject, honest = await held
+    old, (subject, honest), since = await site.second_session("key_proof")
     new = unpack_frame(honest)
     site.wire.inject(subject, pack(unpack_frame(old, session=new.session)))
     await site.dropped(1)

@@ -21,12 +21,6 @@ ACKNOWLEDGED = [
 ]
 
 
-async def recheck(site: Deployment, kind: str, id: str) -> None:
-    since = len(site.events)
-    await site.order(RecheckNow(kind=kind, id=id))  # type: ignore[arg-type]
-    await site.until(kind, id, "rechecked", since=since)
-
-
 def repeated(site: Deployment) -> int:
     return sum(worker.counts["repeated"] for worker in site.workers)
 
@@ -47,14 +41,11 @@ async def test_what_was_handled_and_not_acknowledged_comes_again_and_is_not_told
 
     monkeypatch.setattr(MemoryDelivery, "done", forget_once)
     async with deployed(world, tmp_path, timing=LONG) as site:
-        await site.enrol_host()
-        await site.enrol_app()
-        await site.host()
-        await site.until("host", "h1", "trusted")
+        await site.trusted()
         await site.app()
         await site.until("app", "a1", "admitted")
-        await recheck(site, "host", "h1")
-        await recheck(site, "app", "a1")
+        await site.recheck("host", "h1")
+        await site.recheck("app", "a1")
         site.clock.at += layout.MANAGERS.ack_wait_s + 1
         site.wire.tick()
         await site.settled()
@@ -68,7 +59,7 @@ async def test_an_agent_that_was_not_answered_says_it_again_and_is_not_told_of(s
     """The answer is lost; the same bytes come once more, as a message of their own."""
     await site.admitted()
     site.wire.hold(subjects.outbound("host", "h1", "accepted"))
-    await recheck(site, "host", "h1")
+    await site.recheck("host", "h1")
     (said,) = site.wire.said(subjects.inbound("host", "h1", "recheck_evidence"))
     site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
     await site.quiet()
@@ -78,9 +69,9 @@ async def test_an_agent_that_was_not_answered_says_it_again_and_is_not_told_of(s
 
 async def test_what_its_sender_knows_was_heard_is_told_as_a_replay(site: Deployment) -> None:
     await site.admitted()
-    await recheck(site, "host", "h1")
+    await site.recheck("host", "h1")
     (said,) = site.wire.said(subjects.inbound("host", "h1", "recheck_evidence"))
-    await recheck(site, "host", "h1")  # its answer says that the first one's was heard
+    await site.recheck("host", "h1")  # its answer says that the first one's was heard
     site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), said)
     await site.dropped(1)
     assert site.dropped_codes() == ["channel.repeat"]

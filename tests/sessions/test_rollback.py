@@ -30,15 +30,6 @@ def watched(site: Deployment, bucket: str) -> list[BucketState]:
     return states
 
 
-async def recheck_both(site: Deployment) -> None:
-    since = len(site.events)
-    await site.order(RecheckNow(kind="host", id="h1"))
-    await site.until("host", "h1", "rechecked", since=since)
-    await site.order(RecheckNow(kind="app", id="a1"))
-    await site.until("app", "a1", "rechecked", since=since)
-    await site.quiet()
-
-
 async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
     """Every message that was ever sent to a manager, once more."""
     for subject, data in said:
@@ -52,14 +43,16 @@ async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, 
     async with deployed(world, tmp_path / "count") as site:
         states = watched(site, "sessions")
         await site.admitted()
-        await recheck_both(site)
+        await site.recheck_both()
+        await site.quiet()
     moments = len(states)
     assert moments > 12
     for moment in range(0, moments, 4):
         async with deployed(world, tmp_path / str(moment)) as site:
             states = watched(site, "sessions")
             await site.admitted()
-            await recheck_both(site)
+            await site.recheck_both()
+            await site.quiet()
             good_until = int(site.clock()) + site.timing.lease_s
             site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
             said = list(site.wire.seen)
@@ -110,7 +103,8 @@ async def test_an_honest_session_survives_its_record_going_back_one_step(site: D
     """Delay, not harm: after a rollback in the middle of a recheck the agent's next session is trusted again."""
     host, _ = await site.admitted()
     state = site.wire.snapshot("sessions")
-    await recheck_both(site)
+    await site.recheck_both()
+    await site.quiet()
     site.wire.restore("sessions", state)
     for _ in range(4):
         await site.advance(10)
@@ -122,10 +116,7 @@ async def test_an_honest_session_survives_its_record_going_back_one_step(site: D
 
 
 async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deployment) -> None:
-    await site.enrol_host()
-    await site.enrol_app()
-    first = await site.host()
-    await site.until("host", "h1", "trusted")
+    first = await site.trusted()
     await site.quiet()
     old = await site.bus.bucket("sessions").get("current.host.h1")
     assert old is not None
@@ -204,11 +195,7 @@ async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
 async def test_no_lease_ends_later_than_one_lease_after_its_question(site: Deployment) -> None:
     await site.admitted()
     for _ in range(5):
-        since = len(site.events)
-        await site.advance(10)
-        await site.until("host", "h1", "rechecked", since=since)
-        await site.until("app", "a1", "rechecked", since=since)
-        await site.quiet()
+        await site.next_rechecks()
     assert len(site.gateway.leases) > 5
     for lease in site.gateway.leases:
         assert lease.expires_at <= lease.issued_at + site.timing.lease_s

@@ -19,7 +19,7 @@ from attestgate.manager.records.vault import Vault, epoch_of
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
-from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, RecheckNow, Retry, Revoke
+from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.witness import PATIENCE_S
@@ -109,9 +109,7 @@ async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tm
             assert entry.value is not None
             assert epoch_of(entry.value) == 2
         assert destroy_old_epochs(keys) == [1]
-        since = len(site.events)
-        await site.order(RecheckNow(kind="host", id="h1"))
-        await site.until("host", "h1", "rechecked", since=since)
+        await site.recheck("host", "h1")
         assert site.gateway.passes("a1")
         now = Vault(StorageKeyFile(keys))
         for key, entry in before.items():

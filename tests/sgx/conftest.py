@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.sgx.recorded import sgx_vectors
 from tests.support.sgx.simulated import SimulatedSgx
 
 
@@ -23,8 +23,4 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> SimulatedSgx:
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """The folder of recorded SGX evidence: it is not part of this repository."""
-    root = os.environ.get("ATTESTGATE_VECTORS")
-    if not root or not (Path(root) / "sgx").is_dir():
-        pytest.skip("ATTESTGATE_VECTORS names no folder with recorded SGX evidence (sgx/)")
-    return Path(root) / "sgx"
+    return sgx_vectors()

@@ -94,10 +94,7 @@ async def test_host_and_application_are_admitted(site: Deployment) -> None:
 
 
 async def test_an_application_on_another_machine_is_refused(site: Deployment) -> None:
-    await site.enrol_host()
-    await site.enrol_app()
-    await site.host()
-    await site.until("host", "h1", "trusted")
+    await site.trusted()
     await site.app(machine="machine-b")
     rejected = await site.until("app", "a1", "evidence-rejected")
     result = read(str(rejected.data["ear"]), json.loads((site.world.keys / "jwks.json").read_text()))

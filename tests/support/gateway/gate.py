@@ -29,12 +29,11 @@ from attestgate.manager.gateway.ledger import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
 from attestgate.manager.pki.issue import Issued, issue, issue_server
 from attestgate.schemas.admission import ALL, HostLease, Lease
-from attestgate.schemas.base import Secret
 from attestgate.schemas.nginx import NginxConfig
+from tests.support.pki import PASSPHRASE
 
 HOST_SESSION = "0a" * 16
 APP_SESSION = "0b" * 16
-PASSPHRASE = Secret(b"pass")
 T = TypeVar("T")
 
 

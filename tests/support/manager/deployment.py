@@ -36,12 +36,13 @@ from attestgate.schemas.enrolment import (
     GatewayEnrolment,
     HostEnrolment,
     Placement,
+    RecheckNow,
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
 from attestgate.schemas.signing import sign
 from tests.support.manager.gateway import Gateway
-from tests.support.manager.wire import Clock, Wire
+from tests.support.manager.wire import Clock, Held, Wire
 from tests.support.manager.witness import PATIENCE_S, Witness
 from tests.support.manager.world import (
     APP_ENCLAVE,
@@ -216,12 +217,17 @@ class Deployment(Witness):
         enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
         return await self._start("app", id, lambda link: AppAgent(enclave, link, settings, read))
 
-    async def admitted(self) -> tuple[Agent, Agent]:
-        """h1 trusted and a1 admitted on it, from nothing."""
+    async def trusted(self) -> Agent:
+        """h1 trusted and a1 enrolled on it, from nothing."""
         await self.enrol_host()
         await self.enrol_app()
         host = await self.host()
         await self.until("host", "h1", "trusted")
+        return host
+
+    async def admitted(self) -> tuple[Agent, Agent]:
+        """h1 trusted and a1 admitted on it, from nothing."""
+        host = await self.trusted()
         app = await self.app()
         await self.until("app", "a1", "admitted")
         await self.quiet()
@@ -249,6 +255,42 @@ class Deployment(Witness):
         since = len(self.events)
         await self.bus.publish(subjects.operator(name, "command"), data)
         return await self.seen(lambda e: e.kind == "op" and e.what in ("applied", "refused"), since=since)
+
+    async def recheck(self, kind: Role, id: str) -> None:
+        """Order a recheck, and return once it is passed."""
+        since = len(self.events)
+        await self.order(RecheckNow(kind=kind, id=id))
+        await self.until(kind, id, "rechecked", since=since)
+
+    async def recheck_both(self) -> None:
+        """Order one of h1 and of a1, and return once both are passed."""
+        await self.recheck("host", "h1")
+        await self.recheck("app", "a1")
+
+    async def next_rechecks(self) -> None:
+        """Let time pass until h1 and a1 are due, and return once both are passed."""
+        since = len(self.events)
+        await self.advance(self.timing.recheck_s)
+        await self.until("host", "h1", "rechecked", since=since)
+        await self.until("app", "a1", "rechecked", since=since)
+        await self.quiet()
+
+    async def second_session(self, step: str, held: str | None = None) -> tuple[bytes, Held, int]:
+        """h1's agent trusted, ended, and started again.
+
+        What it said at `step` in its first session; what it says there, or at `held`, in its second, kept back; and
+        where the second one's events begin.
+        """
+        await self.enrol_host()
+        first = await self.host()
+        await self.until("host", "h1", "trusted")
+        await first.stop()
+        (old,) = self.wire.said(subjects.inbound("host", "h1", step))
+        await self.advance(2)
+        kept = self.wire.hold(subjects.inbound("host", "h1", held or step))
+        since = len(self.events)
+        await self.host()
+        return old, await kept, since
 
     async def advance(self, seconds: float) -> None:
         """Move the clock, and let happen what is due."""

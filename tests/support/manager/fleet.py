@@ -39,7 +39,6 @@ from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, 
 from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, World
 
 MACHINE = "machine-a"
-ENDS = frozenset({"refused", "untrusted", "expired", "revoked", "superseded"})
 LOOK_S = 1.0
 RETRY_S = 10
 """Agents that are only slow, since the machine is, do not ask for everything again."""

@@ -1,10 +1,12 @@
-"""Recorded real quotes, judged by the baseline."""
+"""Recorded real quotes, which are not part of this repository; ATTESTGATE_VECTORS says where they are."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.verification.sgx.appraisal import appraise
@@ -12,6 +14,14 @@ from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import parse_json
 from attestgate.schemas.sgx import BASELINE, SgxVerdict
+
+
+def sgx_vectors() -> Path:
+    """The folder of recorded SGX evidence; skips the test where there is none."""
+    folder = os.environ.get("ATTESTGATE_VECTORS")
+    if not folder or not (Path(folder) / "sgx").is_dir():
+        pytest.skip("ATTESTGATE_VECTORS names no folder with recorded SGX evidence (sgx/)")
+    return Path(folder) / "sgx"
 
 
 def judge_baseline(quote: bytes, collateral: Collateral, root_der: bytes, at: int) -> SgxVerdict:
