@@ -20,7 +20,7 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.compose.local.children import Child, Children
 from attestgate.compose.local.events import EventWatch, is_event
 from attestgate.compose.local.plan import GATEWAY, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
-from attestgate.compose.local.policies import Policies
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.nginx.process import Nginx, free_port
 from attestgate.enclave.simulated import authority, platform, signer
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
@@ -173,10 +173,10 @@ class Stack:
         key = read_identity(self.plan.keys / "operators" / f"{OPERATOR}.pem")
         return await order(self.bus, OPERATOR, key, action, 15.0)
 
-    async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> Policies:
+    async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
         """Learn a policy from a good host's list, sign its manifest, put it in force."""
         author = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
-        policies = Policies.learn(learned_from, accept_unanchored=accept_unanchored)
+        policies = LearnedPolicies.learn(learned_from, accept_unanchored=accept_unanchored)
         await self.order(policies.command(author, version=1))
         return policies
 
