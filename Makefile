@@ -6,7 +6,25 @@ STAMP := $(VENV)/.installed
 LOCKED := --quiet --disable-pip-version-check --no-deps --require-hashes
 OURS := --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
-.PHONY: demo demo-tpm setup-tpm test pytest test-tpm test-sdn check up setup clean wheels stack engine stack-down test-stack
+# What every test is given: four tests at a time on two cores, since most of them wait for processes most of the time.
+WORKERS ?= 4
+PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+# $(call quietly,WHAT,COMMANDS): commands of a set-up, their output in a file; if one fails, that is said in one line.
+quietly = mkdir -p build && { $(2); } >build/$@.log 2>&1 \
+	|| { echo "$@: $(1) failed: $$(grep . build/$@.log | tail -n 1) (all of it: build/$@.log)" >&2; exit 1; }
+# $(call debian,PACKAGES): install what is not there of Debian's packages, as root.
+debian = dpkg -s $(1) >/dev/null 2>&1 || { $(call quietly,apt-get install $(1),apt-get -qq update \
+	&& DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $(1)); }
+# $(call environment,FOLDER,LOCK FILES): an environment beside .venv.
+environment = $(call quietly,pip install in $(1),{ test -x $(1)/bin/python || $(PYTHON) -m venv $(1); } \
+	&& $(1)/bin/pip install $(LOCKED) $(addprefix -r ,$(2)))
+# $(call ours,FOLDER): attestgate itself in it, from here.
+ours = $(call quietly,pip install of attestgate in $(1),$(1)/bin/pip install $(OURS) -e .)
+
+.PHONY: demo demo-tpm setup-tpm test test-fast test-all pytest test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats \
+	test-prometheus setup-prometheus test-keylime setup-keylime test-fuzz setup-fuzz check up setup clean wheels stack \
+	engine stack-down test-stack
 
 demo: setup
 	$(VENV)/bin/attestgate demo
@@ -19,35 +37,80 @@ test: setup
 	@$(MAKE) --no-print-directory -j2 check pytest
 
 pytest: setup
-	$(VENV)/bin/pytest --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+# What starts no process: within a minute.
+test-fast: setup
+	$(PYTEST) -m "not stack"
+
+# What `make test` skips for want of a tool, a part a tool. With -k the other parts go on if one fails; so does the status.
+PARTS := test-tpm test-sdn test-nats test-prometheus test-keylime test-fuzz test-stack
+
+test-all:
+	@$(MAKE) --no-print-directory -k test $(PARTS)
 
 # Hosts with a TPM: installs Debian's packages (as root), builds tpm2-pytss in an environment of its own; swtpm plays it.
 TPM_VENV := build/venv-tpm
 TPM_PACKAGES := gcc libtss2-dev libtss2-tcti-swtpm0 pkg-config python3-dev swtpm swtpm-tools
 
 test-tpm: setup-tpm
-	$(TPM_VENV)/bin/pytest tests/tpm
+	$(TPM_VENV)/bin/pytest --no-skips tests/tpm
 
 demo-tpm: setup-tpm
 	$(TPM_VENV)/bin/attestgate demo
 
 setup-tpm:
-	@dpkg -s $(TPM_PACKAGES) >/dev/null 2>&1 || { apt-get -q update \
-		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $(TPM_PACKAGES); }
-	@test -x $(TPM_VENV)/bin/python || $(PYTHON) -m venv $(TPM_VENV)
-	@$(TPM_VENV)/bin/pip install $(LOCKED) -r requirements.lock -r requirements-tpm.lock
-	@$(TPM_VENV)/bin/pip install $(OURS) -e .
+	@$(call debian,$(TPM_PACKAGES))
+	@$(call environment,$(TPM_VENV),requirements.lock requirements-tpm.lock)
+	@$(call ours,$(TPM_VENV))
 
 # A real SDN controller and switch: installs Debian's Open vSwitch (as root), os-ken in an environment of its own.
 SDN_VENV := build/venv-sdn
 
-test-sdn:
-	@dpkg -s openvswitch-switch >/dev/null 2>&1 || { apt-get -q update \
-		&& DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install openvswitch-switch; }
-	@test -x $(SDN_VENV)/bin/python || $(PYTHON) -m venv $(SDN_VENV)
-	@$(SDN_VENV)/bin/pip install $(LOCKED) -r requirements.lock -r requirements-sdn.lock
-	@$(SDN_VENV)/bin/pip install $(OURS) -e .
-	$(SDN_VENV)/bin/pytest tests/app/test_northbound.py tests/app/test_sdn.py
+test-sdn: setup-sdn
+	$(SDN_VENV)/bin/pytest --no-skips tests/app/test_northbound.py tests/app/test_sdn.py
+
+setup-sdn:
+	@$(call debian,openvswitch-switch)
+	@$(call environment,$(SDN_VENV),requirements.lock requirements-sdn.lock)
+	@$(call ours,$(SDN_VENV))
+
+# The recipes of docs/observing.md, with the nats CLI: built with Go from its module, which Go's checksum database pins.
+NATSCLI := github.com/nats-io/natscli/nats@v0.5.1
+
+test-nats: setup setup-nats
+	PATH="$(CURDIR)/build/bin:$$PATH" $(VENV)/bin/pytest --no-skips tests/observing/test_recipes.py
+
+setup-nats:
+	@test -x build/bin/nats || { $(call quietly,go install $(NATSCLI),GOBIN=$(CURDIR)/build/bin go install $(NATSCLI)); }
+
+# The alert rules, with promtool: Debian's package is unpacked, not installed, since that would start a Prometheus.
+test-prometheus: setup setup-prometheus
+	PATH="$(CURDIR)/build/prometheus/usr/bin:$$PATH" $(VENV)/bin/pytest --no-skips tests/stack/test_alerts.py -k promtool
+
+setup-prometheus:
+	@test -x build/prometheus/usr/bin/promtool || { $(call quietly,apt-get download prometheus,cd build \
+		&& { apt-get -q download prometheus || { apt-get -qq update && apt-get -q download prometheus; }; } \
+		&& dpkg-deb -x prometheus_*.deb prometheus); }
+
+# Every verdict on an entry beside Keylime's.
+KEYLIME_VENV := build/venv-keylime
+
+test-keylime: setup setup-keylime
+	ATTESTGATE_KEYLIME=$(CURDIR)/$(KEYLIME_VENV)/bin/python $(VENV)/bin/pytest --no-skips tests/ima/test_keylime.py
+
+setup-keylime:
+	@$(call environment,$(KEYLIME_VENV),requirements-keylime.lock)
+
+# A short run of the fuzz target of quotes, collateral and IAS reports.
+FUZZ_VENV := build/venv-fuzz
+
+test-fuzz: setup-fuzz
+	$(FUZZ_VENV)/bin/pytest --no-skips tests/sgx/test_fuzz.py -k atheris
+
+setup-fuzz:
+	@$(call environment,$(FUZZ_VENV),requirements.lock requirements-fuzz.lock)
+	@$(call ours,$(FUZZ_VENV))
 
 # The stack in containers: docker compose v2, or docker-compose 1.29. FILES adds overrides: -f compose/compose.cluster.yaml
 RUN_FOLDER := build/stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import click
 import pytest
@@ -64,3 +65,8 @@ def test_a_group_alone_shows_its_help(attestgate: Run, path: tuple[str, ...]) ->
 def test_wrong_use_is_said_and_exits_2(attestgate: Run, arguments: list[str]) -> None:
     ran = attestgate(*arguments)
     assert ran.status == 2 and ran.out == "" and "Usage:" in ran.err and "Traceback" not in ran.err
+
+
+def test_version_is_that_of_the_installed_package(attestgate: Run) -> None:
+    ran = attestgate("--version")
+    assert (ran.status, ran.out, ran.err) == (0, f"{version('attestgate')}\n", "")

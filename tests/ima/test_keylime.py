@@ -1,6 +1,6 @@
 """Every entry's verdict beside Keylime's, where there is a Keylime: ATTESTGATE_KEYLIME names its interpreter.
 
-Keylime wants an environment of its own (pip install keylime, and the modules that it then names as missing).
+Keylime wants an environment of its own: `make test-keylime` makes it and runs this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attestgate.manager.verification.ima.runtime_policy import RuntimePolicy, lo
 from tests.support.ima.lists import VECTORS, document, recorded
 
 KEYLIME = os.environ.get("ATTESTGATE_KEYLIME")
-pytestmark = pytest.mark.skipif(not KEYLIME, reason="ATTESTGATE_KEYLIME names no interpreter that has keylime")
+pytestmark = pytest.mark.skipif(not KEYLIME, reason="ATTESTGATE_KEYLIME names no interpreter: make test-keylime")
 
 CLEAN, DRIFT = recorded("clean"), recorded("drift")
 HALF = document(CLEAN).model_copy(update={"digests": dict(list(document(CLEAN).digests.items())[::2])})

@@ -174,6 +174,19 @@ def test_values_must_be_the_quoted_ones() -> None:
         ecdsa(attest(), hashed=hashes.SHA384(), algorithm=SHA384),
         encode_dss_signature(0, 0),
     ],
+    ids=[
+        *("empty", "one byte", "DER", "one byte more", "one byte less", "another key's", "another nonce's"),
+        *(
+            "as SHA-1",
+            "as SHA-384",
+            "another scheme",
+            "no numbers",
+            "numbers out of range",
+            "RSA",
+            "SHA-384",
+            "DER zeros",
+        ),
+    ],
 )
 def test_any_other_signature_is_refused(signature: bytes) -> None:
     assert quote_refused(attest(), signature) in {"tpm.signature", "tpm.truncated", "tpm.trailing"}

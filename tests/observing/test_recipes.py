@@ -60,9 +60,7 @@ SHOWS = {
 }
 """What each recipe has to show, as regular expressions."""
 
-needs_cli = pytest.mark.skipif(
-    CLI is None, reason="the nats CLI is not here: go install github.com/nats-io/natscli/nats@latest"
-)
+needs_cli = pytest.mark.skipif(CLI is None, reason="the nats CLI is not here: make test-nats builds it")
 
 
 def test_every_recipe_of_the_page_is_tried() -> None:

@@ -110,6 +110,10 @@ def test_the_root_must_be_known(files: Files) -> None:
         ("1751328000", 2),
         ("", 2),
     ],
+    ids=[
+        *("offset", "fraction", "before the quote", "before 1970", "far ahead"),
+        *("month 13", "no zone", "date", "seconds", "empty"),
+    ],
 )
 def test_times(files: Files, at: str, code: int) -> None:
     status, document = files.verify(at=at)

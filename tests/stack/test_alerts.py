@@ -27,7 +27,7 @@ CASES = Path(__file__).with_name("alerts.yaml")
 )
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
     if shutil.which("promtool") is None:
-        pytest.skip("no promtool: apt-get install prometheus")
+        pytest.skip("no promtool: make test-prometheus gets it")
     ran = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -80,6 +80,20 @@ def test_each_attribute_counts(bit: int) -> None:
         (rsa_area(exponent=2), "tpm.ak"),
         (b"", "tpm.truncated"),
     ],
+    ids=[
+        *(
+            "decrypts",
+            "no scheme",
+            "SHA-1",
+            "ECDAA",
+            "name of SHA-1",
+            "symmetric",
+            "no curve",
+            "P-384",
+            "trailing byte",
+        ),
+        *("one byte less", "HMAC key", "RSA 1024", "modulus 3", "exponent 2", "empty"),
+    ],
 )
 def test_other_keys_are_refused(area: bytes, expected: str) -> None:
     assert area_refused(area) == expected
