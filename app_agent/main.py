@@ -19,7 +19,7 @@ from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import require
 from attestgate.bus.client.nats import join
 from attestgate.enclave.api import Enclave, EnclaveError
-from attestgate.enclave.provider import open_enclave
+from attestgate.enclave.providers.choice import open_enclave
 from attestgate.schemas.base import Reason, Refusal, unpack
 from attestgate.schemas.messages import Certificate, Ready, Recheck
 from attestgate.schemas.settings import AppSettings, Measured

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestgate.app_agent.step5_evidence import TlsKey
-from attestgate.enclave.memory import file_in_memory
+from attestgate.enclave.providers.memory import file_in_memory
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.messages import Certificate
 from attestgate.schemas.settings import Measured

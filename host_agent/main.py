@@ -13,7 +13,7 @@ from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import require
 from attestgate.bus.client.nats import join
 from attestgate.enclave.api import Enclave, EnclaveError
-from attestgate.enclave.provider import open_enclave
+from attestgate.enclave.providers.choice import open_enclave
 from attestgate.host_agent.step1_hello import hello
 from attestgate.host_agent.step3_evidence import first_evidence, recheck_evidence
 from attestgate.host_agent.step4_key import take_key

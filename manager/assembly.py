@@ -23,7 +23,8 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.emitter import Emitter
+from attestgate.manager.events.emitter import Emitter
+from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.agent_messages import AgentMessages
 from attestgate.manager.handlers.dispatcher import Dispatcher
 from attestgate.manager.handlers.gateway_reports import GatewayReports
@@ -36,7 +37,6 @@ from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
 from attestgate.manager.metrics.manager import ManagerMetrics
-from attestgate.manager.observer import Observer
 from attestgate.manager.pki.authority import expiries, load_authority
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.policies import Policies

@@ -10,7 +10,7 @@ import structlog
 from attestgate.bus.client.nats import NatsBus, join
 from attestgate.bus.client.setup import ensure
 from attestgate.manager.assembly import assemble
-from attestgate.manager.emitter import Emitter, plain
+from attestgate.manager.events.emitter import Emitter, plain
 from attestgate.manager.metrics.http import served
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal

@@ -11,7 +11,7 @@ from pathlib import Path
 from attestgate.app_agent.step6_colocation import PURPOSE
 from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.envelope import SUITES
-from attestgate.enclave.provider import open_enclave
+from attestgate.enclave.providers.choice import open_enclave
 from attestgate.enclave.sealing import unseal
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.binding import canonical

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from attestgate.bus.api import BusError, StoredMessage
-from attestgate.manager.emitter import plain
+from attestgate.manager.events.emitter import plain
 from attestgate.schemas.base import Reason, Refusal
 
 log = structlog.get_logger(__name__)

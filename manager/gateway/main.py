@@ -8,7 +8,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from attestgate.bus.api import BusError
 from attestgate.bus.client.nats import NatsBus, join
-from attestgate.manager.emitter import Emitter, plain
+from attestgate.manager.events.emitter import Emitter, plain
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
 from attestgate.manager.local.keyfiles import read_identity

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from attestgate.bus.api import Bucket, Bus, Conflict
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.emitter import plain
+from attestgate.manager.events.emitter import plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.policy.enrolments import Enrolments

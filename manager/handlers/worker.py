@@ -20,10 +20,10 @@ import structlog
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Delivery
 from attestgate.bus.crypto.channel import Duplicate, OutOfOrder, Replayed
-from attestgate.manager.emitter import plain
+from attestgate.manager.events.emitter import plain
+from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.rate_limit import Limiter
-from attestgate.manager.observer import Observer
 from attestgate.manager.sessions.recheck import TooEarly
 from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.schemas.base import Reason, Refusal

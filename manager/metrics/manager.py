@@ -21,7 +21,7 @@ from attestgate.bus.api import Bus, BusError
 from attestgate.bus.client.depth import waiting
 from attestgate.bus.client.nats import NatsBus
 from attestgate.manager.audit.log import Status
-from attestgate.manager.observer import Observer
+from attestgate.manager.events.observer import Observer
 from attestgate.schemas.base import Refusal, parse_json
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary

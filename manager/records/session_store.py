@@ -15,7 +15,7 @@ from typing import TypeVar, TypeVarTuple
 
 from attestgate.bus.api import Bus, Conflict
 from attestgate.bus.logs import bind_session
-from attestgate.manager.observer import Observer
+from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.draft import Context

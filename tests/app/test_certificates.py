@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from attestgate.enclave import memory
+from attestgate.enclave.providers import memory
 from attestgate.manager.local.keyfiles import read_secret
 from attestgate.manager.pki.authority import key_id, load_authority
 from attestgate.manager.pki.issue import read_marks

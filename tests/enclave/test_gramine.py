@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from attestgate.enclave.api import EnclaveError
-from attestgate.enclave.gramine import DEV_ATTESTATION, GramineEnclave
-from attestgate.enclave.provider import Profile, open_enclave
+from attestgate.enclave.providers.choice import Profile, open_enclave
+from attestgate.enclave.providers.gramine import DEV_ATTESTATION, GramineEnclave
 from attestgate.schemas.base import Refusal
 from tests.support.reasons import refusal_code
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.enclave.manifest import read_manifest
-from attestgate.enclave.memory import GRAMINE_TMPFS
+from attestgate.enclave.providers.memory import GRAMINE_TMPFS
 from attestgate.schemas.settings import HostSettings, load_settings
 from tests.support.enclave.gramine import FOLDER, VARIABLES, rendered
 from tests.support.enclave.probe import REPOSITORY

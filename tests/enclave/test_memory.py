@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
-from attestgate.enclave import memory
-from attestgate.enclave.memory import file_in_memory
+from attestgate.enclave.providers import memory
+from attestgate.enclave.providers.memory import file_in_memory
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ PROBE = '''
 
 import json, os, signal, socket, subprocess, sys, time
 
-from attestgate.enclave.provider import open_enclave
+from attestgate.enclave.providers.choice import open_enclave
 
 command, *rest = sys.argv[1:]
 channel = int(os.environ["ATTESTGATE_ENCLAVE_FD"])

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from attestgate.bus import subjects
 from attestgate.bus.api import BusError
 from attestgate.bus.memory.bucket import BucketState
-from attestgate.manager.observer import Observer
+from attestgate.manager.events.observer import Observer
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import HostLease, Lease, Withdrawal

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
-from attestgate.manager.observer import Observer
+from attestgate.manager.events.observer import Observer
 from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 

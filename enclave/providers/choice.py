@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from attestgate.enclave.api import Enclave
-from attestgate.enclave.gramine import GramineEnclave
+from attestgate.enclave.providers.gramine import GramineEnclave
 from attestgate.enclave.simulated.client import SimulatedEnclave
 from attestgate.schemas.base import Refusal
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from attestgate.enclave.gramine import DEV_ATTESTATION
+from attestgate.enclave.providers.gramine import DEV_ATTESTATION
 
 GRAMINE_TMPFS = Path("/tmp")  # noqa: S108
 """A tmpfs, as the measured manifest mounts it: the enclave's own memory."""
