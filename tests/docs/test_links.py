@@ -57,7 +57,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))  # links are looked at above, from their page
     named = {*NAMED.findall(text), *QUOTED.findall(text)}
     assert [path for path in sorted(named) if not path.startswith(MADE) and not (ROOT / path).exists()] == []
 
