@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestgate.bus.api import Stored
+from attestgate.bus.api import StoredMessage
 from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.layout import TREE
 from attestgate.manager.audit.head import HEAD
@@ -18,12 +18,12 @@ from tests.support.bus.fixtures import Join
 
 pytestmark = pytest.mark.stack
 
-Messages = list[Stored | tuple[str, bytes]]
+Messages = list[StoredMessage | tuple[str, bytes]]
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
 
 
-def changed(message: Stored | tuple[str, bytes]) -> tuple[str, bytes]:
-    assert isinstance(message, Stored)
+def changed(message: StoredMessage | tuple[str, bytes]) -> tuple[str, bytes]:
+    assert isinstance(message, StoredMessage)
     return message.subject, message.data[:-1] + bytes([message.data[-1] ^ 1])
 
 

@@ -13,7 +13,18 @@ from nats.aio.client import Client
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError, Message
 from attestgate.bus.auth.credentials import issue
-from attestgate.bus.auth.permissions import API, EDGE_API, HEADERS, MANAGER, NAME, ROLES, VIEWER, Role, exports, imports
+from attestgate.bus.auth.permissions import (
+    API,
+    EDGE_API,
+    HEADERS,
+    MANAGER,
+    NAME,
+    ROLES,
+    VIEWER,
+    BusRole,
+    exports,
+    imports,
+)
 from attestgate.bus.server.embedded import EmbeddedServer
 from tests.support.bus.fixtures import Join
 
@@ -103,7 +114,7 @@ async def raw(
 
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
 async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
-    role: Role, server: EmbeddedServer, keys: Path, tmp_path: Path
+    role: BusRole, server: EmbeddedServer, keys: Path, tmp_path: Path
 ) -> None:
     tried = sorted({concrete(subject) for subject in every_subject()})
     connection = await raw(server, keys, tmp_path / "creds", role.name)
@@ -117,7 +128,7 @@ async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwi
 
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
 async def test_subscribe_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
-    role: Role, server: EmbeddedServer, keys: Path, tmp_path: Path
+    role: BusRole, server: EmbeddedServer, keys: Path, tmp_path: Path
 ) -> None:
     tried = sorted({">", "*", "attest.>", "$KV.>", "_INBOX.>", f"_INBOX.{role.name}.*", *every_subject()})
     own = [subject.replace(NAME, ME) for subject in role.may_subscribe()]
@@ -150,7 +161,7 @@ NEVER = {
 
 
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
-def test_the_table_itself_gives_nobody_what_is_not_theirs(role: Role) -> None:
+def test_the_table_itself_gives_nobody_what_is_not_theirs(role: BusRole) -> None:
     for subject in NEVER[role.name]:
         assert not allowed(role.may_publish(), subject)
     for call in role.calls if role.name != MANAGER else ():

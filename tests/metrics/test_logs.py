@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from attestgate.bus.logs import of_none, of_session, reload_level, set_up_logs
+from attestgate.bus.logs import bind_session, clear_session, reload_level, set_up_logs
 from attestgate.compose.local.plan import Plan
 from attestgate.schemas.base import Secret
 from attestgate.schemas.settings import OperatorFile
@@ -23,7 +23,7 @@ from attestgate.schemas.settings import OperatorFile
 def as_before() -> Iterator[None]:
     handlers = list(logging.getLogger().handlers)
     yield
-    of_none()
+    clear_session()
     set_up_logs()
     structlog.reset_defaults()
     logging.getLogger().handlers[:] = handlers
@@ -38,7 +38,7 @@ def test_a_session_is_on_every_line_of_its_task_and_of_no_other(capsys: pytest.C
     log = structlog.get_logger("test")
 
     async def one(session: str) -> None:
-        of_session(session)
+        bind_session(session)
         await asyncio.sleep(0)
         log.info("a", of=session)
         await asyncio.to_thread(log.info, "in a thread", of=session)
