@@ -26,6 +26,8 @@ from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, re
 from tests.support.bus.fixtures import Join
 from tests.support.manager.world import LONG, World
 
+pytestmark = pytest.mark.stack
+
 Command = Callable[..., Awaitable[Any]]
 
 

@@ -16,6 +16,8 @@ from attestgate.schemas.base import Refusal
 from tests.support.audit.keeper import NOW, Keeper, copied, entry, findings, rewrite
 from tests.support.bus.fixtures import Join
 
+pytestmark = pytest.mark.stack
+
 Messages = list[StoredMessage | tuple[str, bytes]]
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
 

@@ -32,6 +32,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "TILE", TILE)
 
 
+@pytest.mark.stack
 async def test_two_workers_append_at_once(join: Join, tmp_path: Path) -> None:
     one = Keeper(await join("manager", "m1"), tmp_path / "one")
     two = Keeper(await join("manager", "m2"), tmp_path / "two")
@@ -49,6 +50,7 @@ async def test_two_workers_append_at_once(join: Join, tmp_path: Path) -> None:
     assert await findings(one.bus) == []
 
 
+@pytest.mark.stack
 async def test_a_running_worker_takes_in_what_it_is_handed(join: Join, tmp_path: Path) -> None:
     keeper = Keeper(await join("manager", "m1"), tmp_path / "one")
     running = asyncio.create_task(keeper.log.run())
@@ -64,6 +66,7 @@ async def test_a_running_worker_takes_in_what_it_is_handed(join: Join, tmp_path:
     assert await findings(keeper.bus) == []
 
 
+@pytest.mark.stack
 async def test_it_verifies_from_every_older_head(join: Join, tmp_path: Path) -> None:
     keeper = Keeper(await join("manager", "m1"), tmp_path / "one")
     heads = []
@@ -78,6 +81,7 @@ async def test_it_verifies_from_every_older_head(join: Join, tmp_path: Path) -> 
         assert goes_on(before.size, before.root, log.checkpoint.size, log.checkpoint.root, path)
 
 
+@pytest.mark.stack
 async def test_the_same_entry_handed_in_again_is_there_once(join: Join, tmp_path: Path) -> None:
     """Before it is in the tree and after, by its worker and by another."""
     one = Keeper(await join("manager", "m1"), tmp_path / "one")
@@ -197,6 +201,7 @@ async def test_a_bus_that_fails_once_costs_nothing(tmp_path: Path) -> None:
         assert await findings(server.connect()) == []
 
 
+@pytest.mark.stack
 async def test_an_entry_is_stored_once_on_the_real_server(join: Join) -> None:
     bus = await join("manager", "m1")
     subject, data = entry(1)

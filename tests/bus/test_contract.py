@@ -54,7 +54,7 @@ async def nats_sides(join: Join) -> Sides:
     return Sides(await join("manager", "m"), await join("host", "h1"), lambda: int(time.time()), wait)
 
 
-@pytest.fixture(params=["memory_sides", "nats_sides"])
+@pytest.fixture(params=["memory_sides", pytest.param("nats_sides", marks=pytest.mark.stack)])
 def sides(request: pytest.FixtureRequest) -> Sides:
     chosen: Sides = request.getfixturevalue(request.param)
     return chosen

@@ -21,6 +21,8 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from tests.support.bus.everything import TARGETS, furnish, look
 from tests.support.bus.fixtures import Join
 
+pytestmark = pytest.mark.stack
+
 PATIENCE_S = 15
 
 

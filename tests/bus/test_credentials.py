@@ -172,6 +172,7 @@ def user_claims(keys: Path, role: str, **more: object) -> dict[str, object]:
     return {"type": "user", "issuer_account": account, "tags": [f"role:{role}"], **more}
 
 
+@pytest.mark.stack
 async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """One signed by another role's key, one by itself, one with permissions added, one with a changed name."""
     user, path = _new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
@@ -191,6 +192,7 @@ async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path
     await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
 
 
+@pytest.mark.stack
 async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """The tag only tells the client what to ask for; what it gets is by the key that signed."""
     user = _new_seed(nkeys.PREFIX_BYTE_USER)

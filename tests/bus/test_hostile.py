@@ -23,6 +23,8 @@ from attestgate.bus.client.nats import NatsBus
 from tests.support.bus.everything import OTHER, SESSION, TARGETS, THIEF, furnish, look
 from tests.support.bus.fixtures import Join
 
+pytestmark = pytest.mark.stack
+
 
 def header_attacks() -> Iterator[dict[str, str]]:
     """Every header that reaches beyond the message that carries it (NATS ADR-4, 8, 43, 50, 51; server 2.15)."""

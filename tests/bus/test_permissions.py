@@ -28,6 +28,8 @@ from attestgate.bus.auth.permissions import (
 from attestgate.bus.server.embedded import EmbeddedServer
 from tests.support.bus.fixtures import Join
 
+pytestmark = pytest.mark.stack
+
 ME, OTHER = "me", "other"
 SESSION = "ab" * 16
 

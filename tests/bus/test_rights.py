@@ -17,6 +17,7 @@ from attestgate.schemas.settings import BusSettings
 from tests.support.bus.fixtures import Join
 
 
+@pytest.mark.stack
 async def test_every_role_may_what_its_table_says_and_trying_leaves_no_trace(
     join: Join, server: EmbeddedServer, keys: Path, tmp_path: Path
 ) -> None:
@@ -36,6 +37,7 @@ async def test_every_role_may_what_its_table_says_and_trying_leaves_no_trace(
     assert await stored() == before
 
 
+@pytest.mark.stack
 async def test_a_server_with_other_accounts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's accounts were made when a gateway's credential could do more, and a host's less."""
     gateway, host = ROLES["gateway"], ROLES["host"]

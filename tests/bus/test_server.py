@@ -61,6 +61,7 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
     return ended
 
 
+@pytest.mark.stack
 async def test_a_busy_port_is_named(tmp_path: Path, trust: Trust) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -88,6 +89,7 @@ def test_the_binary_is_found_in_the_wheel_too(tmp_path: Path, monkeypatch: pytes
     assert find_binary().samefile(usual)
 
 
+@pytest.mark.stack
 async def test_it_listens_on_loopback_and_its_files_are_private(server: EmbeddedServer, tmp_path: Path) -> None:
     assert server.url.startswith("nats://127.0.0.1:")
     configuration = tmp_path / "server" / "nats-server.conf"
@@ -99,6 +101,7 @@ async def test_it_listens_on_loopback_and_its_files_are_private(server: Embedded
     assert listening == [f"0100007F{port}"]
 
 
+@pytest.mark.stack
 async def test_its_end_is_noticed(server: EmbeddedServer) -> None:
     waiting = asyncio.create_task(server.wait())
     os.kill(server.pid, signal.SIGKILL)
@@ -116,6 +119,7 @@ async def test_no_server_is_a_clear_error(tmp_path: Path, keys: Path) -> None:
         await connect(["nats://127.0.0.1:9"], path, patience_s=0.2)
 
 
+@pytest.mark.stack
 async def test_a_credential_of_another_bus_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
     create(tmp_path / "other")
     path = tmp_path / "stranger.creds"
@@ -124,6 +128,7 @@ async def test_a_credential_of_another_bus_is_refused(server: EmbeddedServer, tm
         await connect([server.url], path)
 
 
+@pytest.mark.stack
 async def test_everything_resumes_after_a_kill(server: EmbeddedServer, join: Join) -> None:
     """kill -9 and start again: watch, consumer, subscription and publish of the same connections go on."""
     manager, host = await join("manager", "m"), await join("host", "h1")
@@ -158,6 +163,7 @@ async def test_everything_resumes_after_a_kill(server: EmbeddedServer, join: Joi
     assert (manager.connections, host.connections) == (2, 2)
 
 
+@pytest.mark.stack
 async def test_what_was_taken_and_not_acknowledged_comes_again_after_a_kill(server: EmbeddedServer, join: Join) -> None:
     manager = await join("manager", "m")
     await manager.publish(subjects.work("test", "ab" * 16, "x"), b"work")
@@ -174,6 +180,7 @@ async def test_what_was_taken_and_not_acknowledged_comes_again_after_a_kill(serv
     assert second.data == b"work"  # `attempt` may count from 1 again: the server does not flush it at each delivery
 
 
+@pytest.mark.stack
 async def test_a_worker_that_dies_has_its_message_redelivered(join: Join) -> None:
     """After ack_wait, made short here, with nobody giving it back."""
     manager = await join("manager", "m")
@@ -187,6 +194,7 @@ async def test_a_worker_that_dies_has_its_message_redelivered(join: Join) -> Non
     assert attempts == [1, 2]
 
 
+@pytest.mark.stack
 async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> None:
     one, two = await join("manager", "one"), await join("manager", "two")
     for number in range(8):
@@ -205,6 +213,7 @@ async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> Non
     assert sorted([taken.data, *rest]) == [b"%d" % n for n in range(8)]
 
 
+@pytest.mark.stack
 async def test_setting_up_again_puts_back_what_was_changed(join: Join) -> None:
     manager = await join("manager", "m")
     info = await manager.jetstream.stream_info(layout.IN.name)
@@ -217,6 +226,7 @@ async def test_setting_up_again_puts_back_what_was_changed(join: Join) -> None:
     assert await manager.bucket("sessions").keys() == ["kept"]
 
 
+@pytest.mark.stack
 async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(join: Join) -> None:
     manager = await join("manager", "m")
     config = (await manager.jetstream.stream_info(layout.IN.name)).config
@@ -255,6 +265,7 @@ PARENT = """
     ],
 )
 @pytest.mark.usefixtures("adopting")
+@pytest.mark.stack
 def test_no_server_outlives_its_parent(tmp_path: Path, keys: Path, how: str, sent: signal.Signals | None) -> None:
     command = [sys.executable, "-c", textwrap.dedent(PARENT), str(keys), str(tmp_path / "server"), how]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:

@@ -195,6 +195,7 @@ def test_credentials_need_the_folder_of_the_keys(attestgate: Run, tmp_path: Path
     assert ran.status == 2 and "credentials.seed" in ran.line
 
 
+@pytest.mark.stack
 async def test_a_server_starts_by_the_configuration_that_is_written(
     attestgate: Run, deployed: Plan, tmp_path: Path
 ) -> None:
@@ -417,6 +418,7 @@ def test_without_nats_server_the_stack_says_so(attestgate: Run, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.stack
 async def test_without_nginx_its_path_is_named(deployed: Plan, tmp_path: Path) -> None:
     config = NginxConfig(
         folder=tmp_path / "nginx",
@@ -438,6 +440,7 @@ async def test_without_nginx_its_path_is_named(deployed: Plan, tmp_path: Path) -
 # No bus
 
 
+@pytest.mark.stack
 async def test_without_a_bus_every_command_ends_and_says_where_it_looked(deployed: Plan) -> None:
     commands = [
         ["sessions", "-O", deployed.settings("operator")],
@@ -453,6 +456,7 @@ async def test_without_a_bus_every_command_ends_and_says_where_it_looked(deploye
         assert err.count("\n") == 1 and err.startswith("attestgate: ") and NOBODY in err, err
 
 
+@pytest.mark.stack
 async def test_a_bus_that_takes_connections_and_says_nothing_is_silent(deployed: Plan, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         operator = deployed.settings("operator").read_text(encoding="utf-8")

@@ -14,6 +14,8 @@ from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from tests.support.commands import commands, run_all
 
+pytestmark = pytest.mark.stack
+
 
 def test_a_deployment_is_made_as_the_page_says(tmp_path: Path) -> None:
     shutil.copy(CLEAN, tmp_path / "list.bin")

@@ -33,6 +33,8 @@ from tests.support.enclave.probe import (
 )
 from tests.support.reasons import refusal_code
 
+pytestmark = pytest.mark.stack
+
 REPORT_DATA = bytes(range(64))
 
 

@@ -84,6 +84,7 @@ async def test_what_is_not_reached_is_a_finding(tmp_path: Path) -> None:
     assert not doctor.identity(tmp_path / "none").good
 
 
+@pytest.mark.stack
 def test_the_command_says_it_in_json_and_by_its_exit_status(tmp_path: Path) -> None:
     gate = Gate(tmp_path, time.time)
     keys = ("folder", "port", "certificate", "key", "client_ca", "controller")

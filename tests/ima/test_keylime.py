@@ -18,7 +18,10 @@ from attestgate.manager.verification.ima.runtime_policy import RuntimePolicy, lo
 from tests.support.ima.lists import VECTORS, document, recorded
 
 KEYLIME = os.environ.get("ATTESTGATE_KEYLIME")
-pytestmark = pytest.mark.skipif(not KEYLIME, reason="ATTESTGATE_KEYLIME names no interpreter: make test-keylime")
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.skipif(not KEYLIME, reason="ATTESTGATE_KEYLIME names no interpreter: make test-keylime"),
+]
 
 CLEAN, DRIFT = recorded("clean"), recorded("drift")
 HALF = document(CLEAN).model_copy(update={"digests": dict(list(document(CLEAN).digests.items())[::2])})

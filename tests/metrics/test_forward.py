@@ -83,6 +83,7 @@ async def follow_until_enough(bus: NatsBus, sink: Kept, position: Position) -> N
         await task
 
 
+@pytest.mark.stack
 async def test_all_that_is_kept_comes_first_and_then_what_happens(buses: tuple[NatsBus, NatsBus]) -> None:
     manager, operator = buses
     await publish(manager, *map(event, range(300)))
@@ -93,6 +94,7 @@ async def test_all_that_is_kept_comes_first_and_then_what_happens(buses: tuple[N
     assert sink.ids == list(range(303))
 
 
+@pytest.mark.stack
 async def test_it_goes_on_where_it_left_off(buses: tuple[NatsBus, NatsBus], tmp_path: Path) -> None:
     manager, operator = buses
     place = tmp_path / "position"
@@ -104,6 +106,7 @@ async def test_it_goes_on_where_it_left_off(buses: tuple[NatsBus, NatsBus], tmp_
     assert again.ids == [3, 4]
 
 
+@pytest.mark.stack
 async def test_what_the_receiver_did_not_take_is_tried_again(
     buses: tuple[NatsBus, NatsBus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +118,7 @@ async def test_what_the_receiver_did_not_take_is_tried_again(
     assert sink.ids == [0, 1, 2]
 
 
+@pytest.mark.stack
 async def test_what_a_gateway_stores_that_is_no_event_of_its_own_is_left_out(buses: tuple[NatsBus, NatsBus]) -> None:
     manager, operator = buses
     theirs = subjects.event("gateway", "g1", "admitted")
@@ -170,6 +174,7 @@ def test_an_address_that_is_none_is_one_line(attestgate: Run, deployed: object, 
     assert ran.status == 2 and "cli.argument: --to: expected syslog://HOST:PORT" in ran.line
 
 
+@pytest.mark.stack
 async def test_it_ends_when_nobody_reads_any_more(buses: tuple[NatsBus, NatsBus]) -> None:
     manager, operator = buses
     await publish(manager, event(1))

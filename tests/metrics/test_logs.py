@@ -112,6 +112,7 @@ def test_the_level_is_read_again_and_a_broken_file_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["manager", "gateway", "host-1", "app-1"])
+@pytest.mark.stack
 async def test_a_running_process_takes_sighup_and_goes_on(deployed: Plan, tmp_path: Path, kind: str) -> None:
     """It waits for a bus that is not there: that is long enough to be told."""
     (written,) = deployed.settings("any").parent.glob(f"{kind}@*.toml" if "-" in kind else f"{kind}.toml")

@@ -23,6 +23,8 @@ from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
 
+pytestmark = pytest.mark.stack
+
 HOST, APP = "a1" * 16, "b2" * 16
 AT = 1_700_000_000
 REASON = Reason(

@@ -187,6 +187,7 @@ async def _watch(viewed: Viewed, terminal: Terminal, wanted: list[str]) -> None:
             await viewed.tell("app", "app-1", "admitted", APP)
 
 
+@pytest.mark.stack
 @needs_cli
 async def test_each_recipe_shows_what_it_is_for(viewed: Viewed) -> None:
     """One server for all of them; several at a time. A viewer's copies follow their originals a moment later."""
@@ -206,6 +207,7 @@ async def test_each_recipe_shows_what_it_is_for(viewed: Viewed) -> None:
     assert not problems, "\n\n".join(problems)
 
 
+@pytest.mark.stack
 @needs_cli
 @pytest.mark.parametrize(
     "command",

@@ -24,6 +24,8 @@ import tomli_w
 
 import attestgate
 
+pytestmark = pytest.mark.stack
+
 ROOT = Path(attestgate.__file__).parents[2]
 NAME = f"attestgate-{version('attestgate')}"
 MEASURED = {"manager_identity": ["00" * 32], "suites": ["mlkem768-x25519"]}
@@ -158,7 +160,6 @@ def test_an_agent_of_the_wheel_measures_as_one_of_the_checkout(installed: Instal
     assert installed.run("attestgate", "measure", "host", measured) == here.stdout
 
 
-@pytest.mark.stack
 def test_the_demo_of_the_wheel_tells_the_whole_story(installed: Installed, tmp_path: Path) -> None:
     told = installed.run("attestgate", "demo", TMPDIR=str(tmp_path))
     (held,) = re.findall(r"^    ([0-9]+) of \1 checks held\.$", told, re.MULTILINE)

@@ -124,6 +124,7 @@ def test_the_fuzz_target_takes_its_seeds(shared: SimulatedSgx) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed: make test-fuzz installs it"
 )
+@pytest.mark.stack
 def test_atheris_finds_nothing_in_a_short_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.sgx.fuzz", str(tmp_path / "corpus"), "-runs=2000", "-max_len=8192"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ}, check=False)

@@ -25,6 +25,7 @@ CASES = Path(__file__).with_name("alerts.yaml")
     ],
     ids=["config", "rules", "alerts"],
 )
+@pytest.mark.stack
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("no promtool: make test-prometheus gets it")

@@ -123,6 +123,7 @@ def test_keys_that_are_there_are_not_overwritten(folder: Path) -> None:
 
 @pytest.mark.parametrize("override", [None, "compose.cluster.yaml", "compose.tpm.yaml", "compose.sgx.yaml"])
 @pytest.mark.parametrize("command", [("docker", "compose"), ("docker-compose",)], ids=" ".join)
+@pytest.mark.stack
 def test_the_files_load_in_the_compose_that_is_here(
     folder: Path, command: tuple[str, ...], override: str | None
 ) -> None:
