@@ -82,7 +82,7 @@ class Certificates:
         """Add a certificate to its issuer's revocation list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:
-            # A CA is retired only once its last certificate has expired (manager/pki/rotation.py).
+            # Harmless: a CA is removed only once its last certificate has expired (manager/pki/rotation.py).
             log.warning("revocation ignored: the CA is no longer loaded", issuer=entry.issuer)
             return
         reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)

@@ -146,8 +146,8 @@ class SessionStore:
         self._remember(key, revision)
         if record.resting and record.outbox:
             at_rest = record.model_copy(update={"outbox": []})
-            # On a conflict another worker has changed, cleared or re-encrypted the record: this outbox is published, and
-            # the newer record has its own. After a crash before this line it is published again, under the same ids.
+            # On a conflict another worker has changed, cleared or re-encrypted the record: the newer one has its own
+            # outbox, and this one is published. After a crash before this line it is published again, under its ids.
             with suppress(Conflict):
                 await self._bucket.update(key, self._cipher.seal(BUCKET, key, record.revision, at_rest), revision)
 
