@@ -95,8 +95,8 @@ class Dispatcher:
             try:
                 await self._internal(subject, data)
             except InvalidTransition as moved_on:
-                # Only holders of the storage key can write here, so a message that no longer fits is late, never
-                # hostile: it is no event.
+                # Messages here are encrypted under the storage key, or are timers, which are only hints: one that no
+                # longer fits is late, never hostile, so it is no event.
                 log.info("ignored: session has moved on", subject=subject, why=str(moved_on))
         elif subject.startswith(f"{subjects.OPERATOR}."):
             name, _ = subjects.parse_operator(subject)
