@@ -1,4 +1,4 @@
-"""The pages of docs/ generated from the code: `python -m attestgate.cli.reference` writes them, a test compares."""
+"""The pages of docs/ that are generated from the code: `python -m attestgate.cli.reference` writes them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _table_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a model, those within tables too, dotted; tables in a list as `key[].inner`."""
+    """Every key of a model, dotted, including those in tables; tables in a list as `key[].inner`."""
     for name, field in model.model_fields.items():
         inner, many = _table(field.annotation)
         if inner is None:
@@ -152,9 +152,9 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def families(registry: CollectorRegistry) -> list[tuple[str, str, str, str]]:
-    """Name, type, labels and meaning of every metric of a registry, whether it has samples yet or not."""
+    """Name, type, labels and meaning of every metric of a registry, with or without samples."""
     rows = []
-    for collector in registry._collector_to_names:  # no public way shows a metric without samples
+    for collector in registry._collector_to_names:  # there is no public API for metrics without samples
         for family in collector.collect():
             labels = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", None) or ()
             name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -1,1 +1,1 @@
-"""The manager: judges evidence, grants and withdraws trust."""
+"""The manager, the verifier of RFC 9334: appraises evidence, grants and withdraws trust."""

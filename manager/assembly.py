@@ -1,4 +1,4 @@
-"""A manager worker put together from its settings: the one place that knows all parts."""
+"""Assembles a manager worker from its settings: the only module that knows all parts."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _decision_log(
 def _service(
     settings: AttestationSettings, http: httpx.AsyncClient, root: Root, salt: bytes, collateral: CollateralClient
 ) -> AttestationService:
-    """The attestation service that the settings choose. Raises Refusal for a subscription key that cannot be read."""
+    """The attestation service that the settings select. Raises Refusal for a subscription key that cannot be read."""
     ias = settings.ias
     if settings.service == "dcap" or ias is None:
         return Dcap(collateral, root, salt)
@@ -195,7 +195,7 @@ def root_of(settings: AttestationSettings) -> Root:
             str(path),
             expected="a root certificate, PEM or DER",
             found=getattr(error, "strerror", None) or type(error).__name__,
-            action="correct that certificate in the settings",
+            action="correct this path in the settings, or the file",
         ) from None
     intel = INTEL_SGX_ROOTS if settings.service == "dcap" else INTEL_IAS_ROOTS
     simulated = fingerprint(certificate) not in intel
@@ -204,7 +204,7 @@ def root_of(settings: AttestationSettings) -> Root:
             "settings.root",
             str(path),
             expected=f"Intel's root, SHA-256 {' or '.join(intel)}",
-            found=f"another one, {fingerprint(certificate)}",
+            found=f"a root with SHA-256 {fingerprint(certificate)}",
             action="use Intel's root; for a trial set attestation.allow_simulated = true in a development profile",
         )
     return Root(certificate.public_bytes(Encoding.DER), simulated)

@@ -1,4 +1,4 @@
-"""A manager worker as a process: connect, make the bus ready, work."""
+"""A manager worker as a process: connect, set up the bus, handle messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run(settings: ManagerSettings) -> None:
-    """Connect, and work until cancelled. Raises Refusal, told as an event too, and BusError."""
+    """Connect, and work until cancelled. Raises Refusal, which is published as an event too, and BusError."""
     async with await join(settings.bus, label=settings.name) as bus:
         try:
             async with httpx.AsyncClient(timeout=10.0, trust_env=False) as http:
@@ -32,7 +32,7 @@ async def run(settings: ManagerSettings) -> None:
 
 
 async def _work(settings: ManagerSettings, bus: NatsBus, http: httpx.AsyncClient) -> None:
-    """Make the bus's streams and buckets agree, and work."""
+    """Create or update the bus's streams and buckets, and work."""
     metrics = ManagerMetrics() if settings.metrics is not None else None
     worker = assemble(settings, bus, http, metrics=metrics)
     await ensure(bus, settings.bus.replicas)

@@ -1,6 +1,6 @@
-"""Every event there is: its subject, its meaning, its `data`. docs/asyncapi.json is generated from this.
+"""Every kind of event: its subject, its meaning, its `data`. docs/asyncapi.json is generated from this.
 
-Publishers build `data` as a plain mapping; the tests validate everything that is really published with these models.
+Publishers build `data` as a plain mapping; the tests validate every published event against these models.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class KeyDelivered(Model):
 
 
 class Proven(Model):
-    """The application has K's application key: it is on the machine of that host session."""
+    """The application has proven K_app: it is on the machine of that host session."""
 
     host_session: SessionId
 

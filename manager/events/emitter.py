@@ -1,4 +1,4 @@
-"""Events of a worker's own, which belong to no session's outbox."""
+"""Events of the worker itself, which belong to no session's outbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attestgate.schemas.events import Event
 
 
 def plain(reasons: Iterable[Reason]) -> list[JsonValue]:
-    """Reasons as an event has them."""
+    """Reasons in the form that event data has."""
     return [reason.model_dump() for reason in reasons]
 
 

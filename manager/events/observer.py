@@ -1,13 +1,13 @@
-"""What a worker lets be counted of its work: nothing, unless somebody counts (manager/metrics/manager.py)."""
+"""The hooks for a worker's metrics: no-ops unless metrics are enabled (manager/metrics/manager.py)."""
 
 from __future__ import annotations
 
 
 class Observer:
-    """Hears what a worker does. Nothing it is told holds a secret, and nothing it does changes what is done."""
+    """Observes a worker. It is passed no secret, and cannot change what the worker does."""
 
     def handled(self, subject: str, seconds: float, result: str) -> None:
-        """A message was settled: handled, repeated, dropped, again, fault; `seconds` is how long that took."""
+        """A message was settled, after `seconds`; `result` is handled, repeated, dropped, again or fault."""
 
     def published(self, subject: str, data: bytes) -> None:
-        """Something is to be stored on the bus, once: an event, or a statement for the gateways."""
+        """An event, or a statement for the gateways, is to be published; called once for each, not for repeats."""

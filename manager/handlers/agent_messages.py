@@ -1,6 +1,6 @@
-"""What agents say to their sessions: each message is opened with the record's secrets, and a step takes what it holds.
+"""Messages from agents to their sessions: each is decrypted with the record's keys, and a step takes its content.
 
-Evidence is appraised in between. Anything that does not fit raises Refusal or InvalidTransition before the record has
+Evidence is appraised in between. A message that does not fit raises Refusal or InvalidTransition before the record has
 changed.
 """
 
@@ -44,8 +44,8 @@ from attestgate.schemas.messages import (
 class AgentMessages:
     """Steps from a record, the sender's id and a message's bytes to the next record.
 
-    Raise Refusal, InvalidTransition, BusError. Each asks for the context again after it has waited: deadlines count
-    from when a step is taken.
+    Raise Refusal, InvalidTransition, BusError. Each takes a new context after every wait: deadlines count
+    from when the step is taken.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class AgentMessages:
         return take_host_recheck(record, self._context(), channel, result)
 
     async def key_delivered(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
-        """The host has put an application's key into its volume, or could not: step 6."""
+        """The host has written an application's key to its volume, or could not: step 6."""
         channel, plaintext = _open(record, id, "key_delivered", data)
         return take_delivered(record, self._context(), channel, unpack(KeyDelivered, plaintext))
 
@@ -121,7 +121,7 @@ class AgentMessages:
         return take_colocation_proof(record, self._context(), data, host.k)
 
     async def app_recheck(self, record: AppRecord, id: str, data: bytes) -> AppRecord:
-        """An application's answer to a recheck's challenge, and its next certificate where it is time for one."""
+        """An application's answer to a recheck's challenge, and the next certificate if it is time to renew."""
         channel, plaintext = _open(record, id, "recheck_evidence", data)
         context, evidence = self._context(), unpack(AppRecheckEvidence, plaintext)
         if _late(record, evidence.nonce, context):
@@ -139,13 +139,13 @@ class AgentMessages:
         return take_application_recheck(record, self._context(), channel, result, identity, host, enrolled, issued)
 
     async def resume(self, kind: type[R], id: str, data: bytes) -> None:
-        """Send an agent again what it has not acknowledged."""
+        """Resend to an agent what it has not acknowledged."""
         session = unpack(Resume, data).session
         _owned(await self._store.load(kind, session), id)
         await self._store.resend(kind, session)
 
     async def _host_of(self, record: AppRecord, context: Context) -> HostRecord | None:
-        """The trusted session of the application's host, if there is one."""
+        """The trusted session of the application's host, or None."""
         session = await self._current.session(current_key("host", record.host, record.host))
         if session is None:
             return None
@@ -154,7 +154,7 @@ class AgentMessages:
 
 
 async def trusted_host(store: SessionStore, record: AppRecord, now: int) -> HostRecord:
-    """The host session that an application's rests on, read again. Raises InvalidTransition if it is not trusted."""
+    """The host session that an application session depends on, loaded now. Raises InvalidTransition unless trusted."""
     if record.host_session is None:
         raise InvalidTransition(record.state, Input.HOST_LOST)
     host = await store.load(HostRecord, record.host_session)
@@ -170,7 +170,7 @@ def _owned(record: HostRecord | AppRecord, id: str) -> None:
             "message.owner",
             "session",
             expected=f"a session of {id}",
-            found="another's",
+            found=f"a session of {record.subject}",
             action="find out who uses this credential",
         )
 
@@ -183,7 +183,7 @@ def _open_first(record: HostRecord | AppRecord, id: str, data: bytes, context: C
 
 
 def _open(record: HostRecord | AppRecord, id: str, step: str, data: bytes) -> tuple[Channel, bytes]:
-    """Open a channel message; what the peer has now acknowledged need not be sent again."""
+    """Open a channel message; also returns the channel's next state, with what the peer has acknowledged."""
     _owned(record, id)
     if record.over or record.channel is None:
         raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)

@@ -1,8 +1,8 @@
-"""Which handler takes which message: one table by role and step, for agents' messages and for sessions' own.
+"""Which handler takes which message: one table by role and step for agents' messages, one for inter-session messages.
 
-What agents and gateways say comes on `attest.v1.in.<role>.<id>.<step>`, what sessions say to each other on
-`attest.v1.work.<role>.<session>.<what>`. The two never meet: a sender is allowed its own subjects only, and what a
-session says is sealed under the storage key.
+Agents and gateways publish on `attest.v1.in.<role>.<id>.<step>`, sessions on `attest.v1.work.<role>.<session>.<what>`.
+Neither can be taken for the other: a credential may publish on its own subjects only, and inter-session messages are
+encrypted under the storage key.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from attestgate.schemas.messages import Sealed
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=Model)
 Handler = Callable[[str, bytes], Awaitable[None]]
-"""Takes the id of who sent it, or of the session that it is for, and the message's bytes."""
+"""Takes the id of the sender, or of the session that is addressed, and the message's bytes."""
 Table = Mapping[tuple[str, str], Handler]
 
 
 class Dispatcher:
-    """Hands each message to its handler."""
+    """Passes each message to its handler."""
 
     def __init__(
         self,
@@ -89,14 +89,14 @@ class Dispatcher:
     async def take(self, subject: str, data: bytes) -> None:
         """Handle one message.
 
-        Raises Refusal, BusError; of what came from outside also InvalidTransition, Duplicate, OutOfOrder.
+        Raises Refusal, BusError; for messages from outside also InvalidTransition, Duplicate, OutOfOrder.
         """
         if subjects.is_internal(subject):
             try:
                 await self._internal(subject, data)
             except InvalidTransition as moved_on:
-                # Only holders of the storage key can write here, so a message that no longer fits is late, never
-                # hostile: it is no event.
+                # Messages here are encrypted under the storage key, or are timers, which are only hints: one that no
+                # longer fits is late, never hostile, so it is no event.
                 log.info("ignored: session has moved on", subject=subject, why=str(moved_on))
         elif subject.startswith(f"{subjects.OPERATOR}."):
             name, _ = subjects.parse_operator(subject)
@@ -110,7 +110,7 @@ class Dispatcher:
             await self._due(subjects.parse_due(subject), data)
             return
         role, session, what = subjects.parse_work(subject)
-        handler = _known(self._from_sessions, role, what, "work.kind", "run workers of one version")
+        handler = _known(self._from_sessions, role, what, "work.kind", "run the same version on all workers")
         await handler(session, self._messages.open(subject, data))
 
     async def _opened(
@@ -121,24 +121,24 @@ class Dispatcher:
         id: str,
         data: bytes,
     ) -> None:
-        """An agent's message: its envelope names the session, the step opens it with what the record holds."""
+        """An agent's message: its envelope names the session, the step decrypts it with the record's keys."""
         await self._store.change(kind, unpack(envelope, data).session, step, id, data)
 
     async def _step(
         self, kind: type[R], model: type[M], step: Callable[[R, M], Awaitable[R]], session: str, data: bytes
     ) -> None:
-        """A session's message, taken by a step that looks at more than the record."""
+        """An inter-session message, taken by a step that needs more than the record."""
         await self._store.change(kind, session, step, unpack(model, data))
 
     async def _pure(
         self, kind: type[R], model: type[M], step: Callable[[R, Context, M], R], session: str, data: bytes
     ) -> None:
-        """A session's message, taken by a pure step."""
+        """An inter-session message, taken by a pure step."""
         await self._store.apply(kind, session, step, unpack(model, data))
 
 
 def _known(table: Table, role: str, step: str, code: str, action: str) -> Handler:
     handler = table.get((role, step))
     if handler is None:
-        raise Refusal.because(code, "step", expected=f"a step that {role} has", found=step, action=action)
+        raise Refusal.because(code, "step", expected=f"a step of role {role}", found=step, action=action)
     return handler

@@ -1,4 +1,4 @@
-"""What gateways report, signed: which certificates nginx now admits, and what an operator admitted by hand."""
+"""Gateways' signed reports: which certificates nginx now admits, and which an operator admitted by break-glass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attestgate.schemas.base import Refusal
 
 
 class GatewayReports:
-    """Takes reports."""
+    """Handles the reports of gateways."""
 
     def __init__(self, enrolments: Enrolments, messages: SessionMessages, orders: Orders) -> None:
         self._enrolments = enrolments
@@ -19,7 +19,7 @@ class GatewayReports:
         self._orders = orders
 
     async def take(self, id: str, data: bytes) -> None:
-        """Tell each application session named that it is admitted. Raises Refusal, BusError."""
+        """Inform each application session in the report that it is admitted. Raises Refusal, BusError."""
         gateway = await self._enrolments.gateway(id)
         report = open_report(data, {gateway.identity})
         if report.gateway != id:

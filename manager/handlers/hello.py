@@ -1,7 +1,7 @@
-"""Steps 1 and 5 begin: a hello opens a session, if its subject is enrolled and does not ask too often.
+"""Steps 1 and 5 begin: a hello opens a session, if its subject is enrolled and within its rate limit.
 
-A hello is believed about nothing. A session opened by one replaces an unfinished session of the same subject, never a
-live one: that takes evidence.
+Nothing in a hello is trusted. The session it opens replaces an unfinished session of the same subject, never a live
+one: that takes evidence.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from attestgate.schemas.messages import AppHello, EvidenceKind, HostHello, Refus
 from attestgate.schemas.signing import sign
 
 HELLOS_A_SECOND = 1
-"""New sessions an id may open; a hello that comes sooner is dropped."""
+"""New sessions that an id may open per second; a hello above that is dropped."""
 
 
 class HelloHandler:
-    """Admits hellos."""
+    """Handles hellos: admission of sessions."""
 
     def __init__(
         self,
@@ -92,17 +92,18 @@ class HelloHandler:
             )
 
     def _admit(self, key: str, role: Role, id: str, data: bytes) -> str:
-        """The session id of a hello that does not come too soon after another. A repeated delivery is no other.
+        """The session id of a hello within the rate limit; a repeated delivery of the last hello does not count again.
 
-        `key` names who asks: a credential, and for an application also a host that it is enrolled for.
+        `key` names a credential, and for an application also a host that it is enrolled for: a sender cannot invent
+        keys to get round the limit or to fill the table.
         """
         session, now = session_id(role, id, data), self._context().now
         when, which = self._last.get(key, (0, session))
-        if which != session and 0 <= now - when < HELLOS_A_SECOND:  # else the clock was set back
+        if which != session and 0 <= now - when < HELLOS_A_SECOND:  # negative: the clock was set back
             raise Refusal.because(
                 "hello.rate",
                 f"{role} id",
-                expected=f"at most {HELLOS_A_SECOND} hello a second",
+                expected=f"at most {HELLOS_A_SECOND} hello per second",
                 found=f"another from {id}",
                 action="nothing, if the agent was restarted; otherwise find out who else uses its credential",
             )
@@ -110,7 +111,7 @@ class HelloHandler:
         return session
 
     async def _refuse(self, role: Role, id: str, session: str, data: bytes, refusal: Refusal) -> None:
-        """Tell the sender why there is no session."""
+        """Notify the sender why no session was opened."""
         notice = Refused(session=session, hello=hello_hash(data), step="hello", reasons=list(refusal.reasons))
         signed = sign(self._context().identity, "refused", notice)
         await self._bus.send(subjects.outbound(role, id, "refused"), pack(signed))
@@ -121,7 +122,7 @@ def _same_id(subject: str, claimed: str) -> None:
         raise Refusal.because(
             "hello.id",
             "id",
-            expected=f"{subject}, as the subject and its credential say",
+            expected=f"{subject}, the id of the subject and the credential",
             found=claimed,
             action="give the agent the credential of its own id",
         )

@@ -1,7 +1,7 @@
-"""Operators' commands: checked, applied once, answered with an event.
+"""Operators' commands: verified, applied once, answered with an event.
 
-A command's effects are all harmless to repeat; its sequence is noted after them, so that a worker killed in between
-lets the next one do them again.
+All effects of a command are idempotent; its sequence is stored after them, so if a worker is killed in between, the
+next one repeats them.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ MAY: dict[type, OperatorRole] = {
     Retry: "operator",
     Drop: "operator",
 }
-"""Which role each command takes. A policy's own authority is the manifest's signature, not its bearer's."""
+"""The role that each command requires. A policy's authority is the signature of its manifest, not the command's."""
 
 
 class NewestCommand(Model):
-    """The newest command applied for one operator: its sequence, and the SHA-256 of its bytes as they were signed."""
+    """The newest command applied for one operator: its sequence, and the SHA-256 of the signed message."""
 
     sequence: int
     message: str = ""
 
 
 class Operators:
-    """Takes operators' commands."""
+    """Handles operators' commands."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Operators:
         self._documents = bus.bucket("policies")
 
     async def take(self, name: str, data: bytes) -> None:
-        """Apply a command that came on operator `name`'s subject, or say why not in an event as well.
+        """Apply a command received on operator `name`'s subject; a refusal is published as an event as well.
 
         Raises Refusal (`command.*`, `signature.*`), BusError.
         """
@@ -110,8 +110,8 @@ class Operators:
         highest = max(applied.sequence, self._high_water.get(mark))
         _check(command, name, highest, int(self._now()))
         if signed.signer not in self._signers.identities(MAY[type(command.action)]):
-            raise _refused("role", MAY[type(command.action)], "another role", "ask an operator with that role")
-        # The same number must mean the same bytes, or a second command would be answered as applied and is not.
+            raise _refused("role", MAY[type(command.action)], "another operator", "ask an operator with that role")
+        # The same sequence must mean the same bytes, or a second command would be reported as applied without being so.
         if command.sequence == highest:
             if applied.message != message:
                 raise _overtaken(command, highest)
@@ -150,9 +150,10 @@ class Operators:
         names = {policy_name(document) for document in action.documents}
         missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
         if missing:
-            raise _refused("policy", "every document of the manifest", f"none for {sorted(missing)}", "send them along")
+            raise _refused("policy", "every document of the manifest", f"{sorted(missing)} missing", "send them too")
         while True:
-            entry = await self._documents.get(key)  # first: one put in force from here on is seen, or makes a conflict
+            # Read before the check: a manifest put in force from here on is seen by the check, or makes a conflict.
+            entry = await self._documents.get(key)
             await self._check_newer(manifest)
             for document in action.documents:
                 await self._documents.put(policy_name(document), document)
@@ -166,19 +167,19 @@ class Operators:
                 continue
 
     async def _check_newer(self, manifest: PolicyManifest) -> None:
-        """Raises Refusal `command.policy` for an older manifest than the one in force, if that one is believed."""
+        """Raises Refusal `command.policy` for an older manifest than the one in force."""
         entry = await self._documents.get(MANIFEST)
         if entry is None or entry.value is None:
             return
         try:
             before = self._policies.read_manifest(entry.value)
-        except Refusal:
+        except Refusal:  # not believed, so not in force; older policies meet each worker's high-water mark
             return
         if manifest != before and manifest.version <= before.version:
             raise _refused("policy", f"a version above {before.version}", str(manifest.version), "raise the version")
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
-        """Tell every session of a subject, also one that is only on its way to trust."""
+        """Send an order to every session of a subject, including one that is not trusted yet."""
         for key in await self._current.keys(role, id):
             session = await self._current.session(key)
             if session is not None:
@@ -189,7 +190,7 @@ class Operators:
 
 def _check(command: Command, name: str, applied: int, now: int) -> None:
     if command.operator != name:
-        raise _refused("subject", f"a command of {name}", command.operator, "publish on your own subject")
+        raise _refused("subject", f"a command signed by {name}", command.operator, "publish on your own subject")
     if command.expires_at < now:
         raise _refused("expired", f"by {command.expires_at}", str(now), "sign it again; check both clocks")
     if command.sequence < applied:
@@ -197,7 +198,7 @@ def _check(command: Command, name: str, applied: int, now: int) -> None:
 
 
 def _overtaken(command: Command, applied: int) -> Refusal:
-    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another command came first")
+    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: a later one was applied")
 
 
 async def _note(sequences: Bucket, operator: str, applied: NewestCommand) -> None:

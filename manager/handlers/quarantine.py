@@ -1,4 +1,4 @@
-"""Messages that made a worker fail each time: put aside, shown to operators, tried again or dropped by them."""
+"""The dead-letter queue: messages on which a worker failed at every attempt, for operators to list, retry or drop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Quarantine:
-    """The bucket of messages put aside, each under the SHA-256 of its subject and bytes."""
+    """The bucket of quarantined messages, each under the SHA-256 of its subject and bytes."""
 
     def __init__(self, bus: Bus, worker: str, handle: Callable[[str, bytes], Awaitable[None]]) -> None:
         self._bucket = bus.bucket(BUCKET)
@@ -23,7 +23,7 @@ class Quarantine:
         self._handle = handle
 
     async def put(self, subject: str, data: bytes, attempts: int, reason: Reason, now: int) -> str | None:
-        """Put a message aside; its name, or None where the bucket is full: then it is only dropped."""
+        """Quarantine a message; returns its name, or None if the bucket is full: then it is only dropped."""
         name = hashlib.sha256(subject.encode() + b"\0" + data).hexdigest()
         message = Quarantined(
             subject=subject, data=data, attempts=attempts, at=now, worker=self._worker, reasons=[reason]
@@ -31,25 +31,25 @@ class Quarantine:
         try:
             await self._bucket.put(name, pack(message))
         except BusError as error:
-            log.warning("quarantine full", subject=subject, error=str(error))
+            log.warning("not quarantined, dropped", subject=subject, error=str(error))
             return None
         return name
 
     async def retry(self, name: str) -> None:
-        """Handle a message once more; it stays here if that fails again. Raises Refusal with the reason."""
+        """Handle a message once more; it stays in quarantine if that fails. Raises Refusal with the reason."""
         message = await self._get(name)
         try:
             await self._handle(message.subject, message.data)
         except (Refusal, BusError):
             raise
-        except Exception as error:  # the fault that brought it here, most likely
+        except Exception as error:  # most likely the fault that put it in quarantine
             log.exception("fault", subject=message.subject, message=name)
             raise Refusal.because(
                 "quarantine.again",
                 message.subject,
-                expected="a message that can be handled now",
+                expected="a message that this worker can handle",
                 found=type(error).__name__,
-                action="see the worker's log; drop the message if it is of no use",
+                action="see the worker's log; drop the message if it is not needed",
             ) from None
         await self.drop(name)
 
@@ -61,10 +61,10 @@ class Quarantine:
                 "message",
                 expected="the name of a message in quarantine",
                 found=name,
-                action="see: attestgate quarantine list",
+                action="list them: attestgate quarantine list",
             )
         return unpack(Quarantined, entry.value, limit=LIMIT)
 
     async def drop(self, name: str) -> None:
-        """Forget a message."""
+        """Delete a message."""
         await self._bucket.delete(name)

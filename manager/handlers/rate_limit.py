@@ -1,7 +1,7 @@
-"""How much of a worker's time one sender may have: a bucket of tokens each, filled at a steady rate.
+"""The rate limit of each sender: a token bucket, refilled at a steady rate.
 
-The bus already bounds what one credential can leave waiting (bus/layout.py). This bounds what is taken up: honest
-agents are far below it, and whoever is above it only fills its own bucket's absence.
+The bus already bounds the messages that one credential can leave waiting (bus/layout.py); this bounds how many a worker
+processes. Honest agents are far below it, and a sender above it slows down only itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 SENDERS = 65_536
-"""Senders remembered; the one heard from longest ago is forgotten first."""
+"""Senders remembered, least recently seen forgotten first. A forgotten one starts with a full bucket again."""
 
 
 @dataclass
@@ -21,7 +21,7 @@ class _Level:
 
 
 class Limiter:
-    """`burst` messages at once and `rate` a second from each sender."""
+    """Allows each sender `burst` messages at once and `rate` per second."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -29,7 +29,7 @@ class Limiter:
         self._levels: OrderedDict[str, _Level] = OrderedDict()
 
     def take(self, sender: str, now: float) -> bool:
-        """Whether one more message of `sender` is taken up at `now` (seconds, any steady clock)."""
+        """Whether one more message of `sender` is accepted at `now` (seconds, any monotonic clock)."""
         level = self._levels.pop(sender, None) or _Level(float(self._burst), now)
         level.tokens = min(level.tokens + max(now - level.at, 0.0) * self._rate, float(self._burst))
         level.at = now
@@ -43,7 +43,7 @@ class Limiter:
         return True
 
     def refused(self, sender: str) -> int:
-        """How many were refused since this was last asked."""
+        """How many of its messages were refused since the last call."""
         level = self._levels.get(sender)
         if level is None:
             return 0

@@ -1,4 +1,4 @@
-"""What sessions say to each other, and what the clock says: steps that take more than the record and the message."""
+"""Inter-session messages and timers: steps that need more than the record and the message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class SessionSteps:
-    """Steps from a record and a message to the next record, and handlers of what changes no record."""
+    """Steps from a record and a message to the next record, and handlers of messages that change no record."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SessionSteps:
         self._certificates = certificates
 
     async def issue(self, record: AppRecord, _: Issue) -> AppRecord:
-        """The proof stands: make the certificate (step 7)."""
+        """The proof is valid: issue the certificate (step 7)."""
         context = self._context()
         if record.state is not State.PROVEN:
             raise InvalidTransition(record.state, Input.ISSUED)
@@ -53,7 +53,7 @@ class SessionSteps:
         return certify(record, context, issued, host, enrolled)
 
     async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:
-        """A gateway admits the certificate (step 7). Nobody is told so whose enrolment or host is gone meanwhile."""
+        """A gateway admits the certificate (step 7). Refused if the enrolment or the trusted host is gone meanwhile."""
         if record.ready == record.serial:
             return record
         await self._enrolments.app(record.subject)
@@ -65,7 +65,7 @@ class SessionSteps:
         return ask_again(record, self._context(), await self._policy())
 
     async def host_lost(self, session: str, data: bytes) -> None:
-        """The host's session is over. A host names every application that it ever gave a key to."""
+        """The host's session has ended. It names every application session it knows, also ones deleted since."""
         lost = unpack(HostLost, data)
         try:
             await self._store.apply(AppRecord, session, lose_host, lost)
@@ -75,11 +75,11 @@ class SessionSteps:
             log.info("ignored: session no longer exists", session=session)
 
     async def revoked_certificate(self, _: str, data: bytes) -> None:
-        """A certificate goes into its issuer's revocation list."""
+        """Add a certificate to its issuer's revocation list."""
         await self._certificates.revoked(unpack(RevokedCertificate, data))
 
     async def due(self, session: str, data: bytes) -> None:
-        """A session's time has come: a recheck, its deadline, or its removal. `data` names the role."""
+        """A session's timer: a recheck, its deadline, or its deletion. `data` names the role."""
         record: HostRecord | AppRecord
         if data == b"host":
             record = await self._store.change(HostRecord, session, self._wake)
@@ -92,7 +92,7 @@ class SessionSteps:
         return on_timer(record, self._context(), await self._policy())
 
     async def _policy(self) -> dict[str, str]:
-        """The documents in force by name; none if they cannot be read, which the next verdict will say."""
+        """The documents in force by name. Empty if they cannot be read: the next appraisal reports why."""
         try:
             return (await self._policies.in_force()).names
         except Refusal:

@@ -1,9 +1,9 @@
-"""The loop that joins the session machines to the bus. Any number of workers run it; each takes any message.
+"""The loop that connects the session machines to the bus. Any number of workers run it; each takes any message.
 
-A message ends in one of five ways. Handled: acknowledged. Repeated, by the bus or by an agent that did not hear that
-it was heard: acknowledged and counted. It changes nothing (it does not fit, does not open, replays something):
-acknowledged, counted, reported as an event. The bus could not do it now, or its predecessor has not come: put back. A
-fault of ours: put back a few times, then put into quarantine, so that it never blocks the others.
+A message is settled in one of five ways. Handled: acknowledged. Repeated, by the bus or by an agent that has not seen
+our acknowledgement: acknowledged and counted. Dropped, since it changes nothing (does not fit, does not decrypt, is a
+replay): acknowledged, counted, reported as an event. Again, since the bus failed or its predecessor has not arrived:
+redelivered. Fault, a bug of ours: redelivered a few times, then quarantined, so that it never blocks the others.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from attestgate.schemas.event_data import BY_NAME
 
 log = structlog.get_logger(__name__)
 AT_ONCE = 64
-"""Messages in hand at the same time, of each consumer."""
+"""Messages in progress at the same time, per consumer."""
 ATTEMPTS = 5
-"""Deliveries of a message that makes a worker fail, before it is put into quarantine."""
+"""Deliveries of a message on which a worker fails, before it is quarantined."""
 RATE, BURST = 20.0, 60
-"""Messages a second, and at once, that a worker takes up from one sender. A host with 50 applications starting at
+"""Messages per second, and at once, that a worker accepts from one sender. A host with 50 applications that start at
 once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
 PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
-"""Senders who are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
+"""Senders that are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
 TOO_FAST = "message.rate"
 Emit = Callable[..., Awaitable[None]]
 Handler = Callable[[str, bytes], Awaitable[None]]
@@ -61,7 +61,7 @@ class Worker:
         now: Callable[[], float],
         observer: Observer | None = None,
     ) -> None:
-        """`take` handles a message; `background` is what no message asks for, each of which runs until cancelled."""
+        """`take` handles a message; `background` are tasks that no message triggers, run until cancelled."""
         self._bus = bus
         self._take = take
         self._background = background
@@ -94,7 +94,7 @@ class Worker:
         sender = subject.rsplit(".", 1)[0]
         if not self._limiter.take(sender, time.monotonic()):
             if sender.startswith(PATIENT):
-                raise BusError(f"more than {RATE:g} messages a second from {sender}")
+                raise BusError(f"more than {RATE:g} messages per second from {sender}")
             raise Refusal(_too_fast(sender))
         await self._take(subject, data)
 
@@ -104,11 +104,11 @@ class Worker:
         try:
             result = await self._settle(delivery, handle)
         except BusError as error:
-            log.warning("bus", subject=delivery.subject, error=str(error))
+            log.warning("bus error, to be redelivered", subject=delivery.subject, error=str(error))
         self._observer.handled(delivery.subject, time.monotonic() - started, result)
 
     async def _settle(self, delivery: Delivery, handle: Handler) -> str:
-        """What came of it: handled, repeated, dropped, again or fault."""
+        """The result: handled, repeated, dropped, again or fault."""
         subject, result = delivery.subject, "dropped"
         try:
             await handle(subject, delivery.data)
@@ -125,10 +125,10 @@ class Worker:
                 return "again"
             await self._dropped(subject, delivery.data, (_early(),))
         except BusError as error:
-            log.warning("again", subject=subject, attempt=delivery.attempt, error=str(error))
+            log.warning("bus error, retrying", subject=subject, attempt=delivery.attempt, error=str(error))
             await delivery.again(min(0.1 * 2 ** min(delivery.attempt, 6), 5.0))
             return "again"
-        except Exception as error:  # a fault of ours must neither end the worker nor admit anybody
+        except Exception as error:  # a bug must neither end the worker nor admit anyone
             log.exception("fault", subject=subject, attempt=delivery.attempt)
             if delivery.attempt < ATTEMPTS:
                 await delivery.again(0.2 * delivery.attempt)
@@ -142,7 +142,7 @@ class Worker:
         return result
 
     async def _moot(self, delivery: Delivery, moot: InvalidTransition | Duplicate) -> str:
-        """A message whose step was taken: what the bus delivers again, or an agent says again, is nothing to tell."""
+        """A message whose step was taken already: redelivered by the bus or resent by an agent, it is no event."""
         agents_own = isinstance(moot, Duplicate) and not isinstance(moot, Replayed)
         if delivery.attempt > 1 or agents_own:
             log.info("repeated", subject=delivery.subject, attempt=delivery.attempt)
@@ -153,7 +153,7 @@ class Worker:
         return "dropped"
 
     async def _put_aside(self, subject: str, data: bytes, attempts: int, reason: Reason) -> None:
-        """Into quarantine, with an event that says under which name."""
+        """Quarantine a message, with an event that names it."""
         name = await self._quarantine.put(subject, data, attempts, reason, int(self._now()))
         self.counts["quarantined"] += 1
         kind, id, what = _who(subject)
@@ -177,7 +177,7 @@ class Worker:
         )
 
     def _first_refusal(self, subject: str) -> bool:
-        """Whether this refusal of a sender that is too fast is to be told: one in a hundred is enough."""
+        """Whether to report this rate-limit refusal: one in a hundred is enough."""
         return self.counts[f"dropped {TOO_FAST}"] % 100 == 1
 
 
@@ -189,14 +189,14 @@ def _too_fast(sender: str) -> Reason:
     return Reason(
         code=TOO_FAST,
         field="rate",
-        expected=f"at most {RATE:g} messages a second from one sender, {BURST} at once",
+        expected=f"at most {RATE:g} messages per second from one sender, {BURST} at once",
         found=f"more from {sender}",
         action="find out what its credential is used for",
     )
 
 
 def _who(subject: str) -> tuple[str, str, str]:
-    """Kind, id and step of the sender, for the event: the last three tokens, where they can be part of a subject."""
+    """Kind, id and step of the sender, for the event: the last three tokens, if each is valid in a subject."""
     tokens = ["unknown", "unknown", *subject.split(".")[2:]]
     kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
     return kind if (kind, "dropped") in BY_NAME else "unknown", id, what
@@ -207,8 +207,8 @@ def _no_move(none: InvalidTransition) -> Reason:
         code="session.move",
         field="session",
         expected=f"a message that fits the state {none.state}",
-        found=f"one for {none.given}",
-        action="nothing, if the session ended meanwhile; otherwise somebody replays this subject's messages",
+        found=f"a message for {none.given}",
+        action="nothing, if the session ended meanwhile; otherwise find out who replays this subject's messages",
     )
 
 
@@ -217,7 +217,7 @@ def _replay() -> Reason:
         code="channel.repeat",
         field="counter",
         expected="a message that was not opened before",
-        found="an old number: bytes that its sender knows were opened, or others in their place",
+        found="an old counter: acknowledged before, or with other bytes",
         action="find out who else uses this subject's credential, or writes to the bus",
     )
 
@@ -227,8 +227,8 @@ def _early() -> Reason:
         code="channel.order",
         field="counter",
         expected="the next message of the channel",
-        found="a later one, and nothing in between",
-        action="the agent resumes by itself; if not, restart it",
+        found="a later message, without the ones in between",
+        action="the agent resumes automatically; if not, restart it",
     )
 
 

@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 @contextmanager
 def served(address: str | None, registry: CollectorRegistry) -> Iterator[str | None]:
-    """Answer while the context is open; the URL, None where no address is set. Raises Refusal `metrics.address`."""
+    """Serve while the context is open; yields the URL, None if no address is set. Raises Refusal `metrics.address`."""
     if address is None:
         yield None
         return
@@ -26,9 +26,9 @@ def served(address: str | None, registry: CollectorRegistry) -> Iterator[str | N
         raise Refusal.because(
             "metrics.address",
             address,
-            expected="an address of this machine and a port that nobody listens on",
+            expected="an address of this machine and a free port",
             found=getattr(error, "strerror", None) or error,
-            action="correct the setting metrics, or take port 0 for a free one",
+            action="correct the setting metrics, or use port 0 for a free one",
         ) from None
     try:
         url = f"http://{host}:{server.server_port}/metrics"

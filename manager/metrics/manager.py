@@ -1,7 +1,7 @@
-"""What a manager worker measures of itself, for Prometheus. Names and labels: docs/metrics.md, made from here.
+"""Prometheus metrics of a manager worker. docs/metrics.md is generated from here.
 
 Every label has a bounded set of values: steps that the code knows, states, reason codes; never an id that an agent
-chooses. Sessions are the fleet's, the same in every worker; all else is this worker's own.
+chooses. Sessions are counted for the fleet, the same in every worker; all else is this worker's own.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ DEPTH_S = 5.0
 """How often the queue depth is polled."""
 RETRY_S = 5.0
 GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rechecked"), ("app", "rechecked")})
-"""Events about evidence that was found good."""
+"""Events that report accepted evidence."""
 BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
-"""Events about evidence, or proofs, that were not."""
+"""Events that report refused evidence or proofs."""
 
 Expiries = Callable[[], dict[str, int]]
-"""Unix seconds at which something ends, by its name."""
+"""Points in time, Unix seconds, by name."""
 
 
 class ManagerMetrics(Observer):
-    """One worker's figures, in a registry of their own."""
+    """The metrics of one worker, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,13 +63,13 @@ class ManagerMetrics(Observer):
         )
         self._verdicts = Counter(
             "attestgate_verdicts",
-            "Evidence judged, by result and, of what was not good, the first reason's code",
+            "Evidence appraised, by result and, if it was refused, the first reason's code",
             ["role", "result", "reason"],
             registry=self.registry,
         )
         self._events = Counter(
             "attestgate_events",
-            "Events published, by who they are about and what happened",
+            "Events published, by kind of subject and what happened",
             ["kind", "event"],
             registry=self.registry,
         )
@@ -148,7 +148,7 @@ class ManagerMetrics(Observer):
 
 
 class SessionCount(Collector):
-    """How many sessions are in each state: from the summaries on the bus."""
+    """The number of sessions in each state, from the summaries on the bus."""
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[str, str]] = {}
@@ -178,7 +178,7 @@ class SessionCount(Collector):
 
 
 class LogStatus(Collector):
-    """The decision log, read when asked."""
+    """The state of the decision log, read at each scrape."""
 
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
@@ -202,7 +202,7 @@ class LogStatus(Collector):
 
 
 class Times(Collector):
-    """Points in time under one name, read when asked."""
+    """Points in time under one metric name, read at each scrape."""
 
     def __init__(self, name: str, meaning: str, label: str, read: Expiries) -> None:
         self._name, self._meaning, self._label, self._read = name, meaning, label, read
@@ -216,7 +216,7 @@ class Times(Collector):
 
 
 def _step(subject: str) -> tuple[str, str]:
-    """Role and step of a message; an agent may write any step, so unknown ones are all one."""
+    """Role and step of a message; an agent may publish any step, so all unknown ones share one label."""
     if subject.startswith(f"{subjects.OPERATOR}."):
         return "operator", "command"
     if subject.startswith(f"{subjects.DUE}."):

@@ -1,1 +1,1 @@
-"""Session records on the bus: sealed, changed by compare-and-set, with an outbox each."""
+"""Session records on the bus: encrypted, changed by compare-and-set, with an outbox each."""

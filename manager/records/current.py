@@ -1,4 +1,4 @@
-"""Which session speaks for a subject: pointers on the bus, sealed, changed by compare-and-set.
+"""The current session of a subject: pointers on the bus, encrypted, changed by compare-and-set.
 
 A host has two of them, an application two for each host: `current` names the session that is trusted, `pending` the
 one that was opened last.
@@ -16,11 +16,11 @@ from attestgate.schemas.binding import Role
 
 POINTERS = "sessions"
 REMEMBERED = 32
-"""Sessions that a pointer knows it has left behind."""
+"""Superseded sessions that a pointer remembers."""
 
 
 class Pointer(Model):
-    """Which session speaks for a subject. One in `past` was superseded, and never speaks again."""
+    """The session of a subject. Those in `past` were superseded, and never become current again."""
 
     session: SessionId
     counter: int
@@ -36,7 +36,7 @@ class CurrentSessions:
         self._messages = messages
 
     async def keys(self, role: Role, id: str) -> list[str]:
-        """Where a subject's sessions are named: a host's at two keys, an application's at two for each host."""
+        """The keys of a subject's pointers: a host's at two keys, an application's at two for each host."""
         if role == "host":
             return [current_key("host", id, id), pending_key("host", id, id)]
         patterns = (current_key("app", id, "*"), pending_key("app", id, "*"))
@@ -50,7 +50,7 @@ class CurrentSessions:
         return self._cipher.open(Pointer, POINTERS, key, entry.value).session
 
     async def point(self, key: str, session: str, replaced: str) -> None:
-        """Let a pointer name `session`; the one before it gets the message `replaced`: it was superseded.
+        """Make a pointer name `session`; the one before it is superseded, and gets the message `replaced`.
 
         A repeat by a session that was itself superseded meanwhile changes nothing.
         """
@@ -79,8 +79,8 @@ class CurrentSessions:
             code="session.superseded",
             field="session",
             expected="the newest session of this subject",
-            found=f"a newer one, {by}",
-            action="nothing, if you restarted the agent; otherwise find out who runs a second one",
+            found=f"superseded by {by}",
+            action="nothing, if you restarted the agent; otherwise find out who runs a second agent",
         )
         role: Role = "host" if key.split(".")[1] == "host" else "app"
         await self._messages.send(role, before, what, Order(reasons=[reason]), message_id=f"{what}-{before}-{by}")

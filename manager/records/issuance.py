@@ -32,7 +32,7 @@ _REASONS = {
     State.UNTRUSTED: x509.ReasonFlags.key_compromise,
     State.SUPERSEDED: x509.ReasonFlags.superseded,
 }
-"""RFC 5280, section 5.3.1; any other end: cessation of operation. An untrusted host may have leaked the key."""
+"""RFC 5280, section 5.3.1; any other state: cessation of operation. An untrusted host may have leaked the key."""
 
 
 class Certificates:
@@ -82,6 +82,7 @@ class Certificates:
         """Add a certificate to its issuer's revocation list. Raises BusError."""
         issuer = self._authority.issuer(entry.issuer)
         if issuer is None:
+            # Harmless: a CA is removed only once its last certificate has expired (manager/pki/rotation.py).
             log.warning("revocation ignored: the CA is no longer loaded", issuer=entry.issuer)
             return
         reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)

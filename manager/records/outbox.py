@@ -1,6 +1,6 @@
 """The transactional outbox: sends the messages that a record holds, after the record is stored.
 
-Every entry may be sent twice: its message id, or that it is idempotent, makes that harmless.
+Every entry may be sent twice: it has a message id by which the server drops the repeat, or it is idempotent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Outbox:
         self._summaries = bus.bucket(SUMMARIES.name)
 
     async def publish(self, record: HostRecord | AppRecord) -> None:
-        """Send everything in the outbox: plain messages in their order, the rest side by side. Raises BusError."""
+        """Send everything in the outbox: messages to the agent in order, the rest concurrently. Raises BusError."""
         for outgoing in record.outbox:
             if outgoing.how == "send":
                 await self._bus.send(outgoing.subject, outgoing.data)
@@ -36,7 +36,7 @@ class Outbox:
         await asyncio.gather(*others)
 
     async def resend(self, record: HostRecord | AppRecord) -> None:
-        """Send what the agent has not acknowledged, the same bytes."""
+        """Resend what the agent has not acknowledged, with the same bytes."""
         for message in record.unacknowledged:
             await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
 
@@ -70,7 +70,7 @@ def summary_key(record: HostRecord | AppRecord) -> str:
 
 
 def summary(record: HostRecord | AppRecord) -> bytes:
-    """The readable line beside a record, in JSON: for `nats kv watch`, deciding nothing."""
+    """The readable line beside a record, in JSON, for `nats kv watch`: nothing decides on it."""
     application = record if isinstance(record, AppRecord) else None
     return Summary(
         role=record.role,

@@ -1,8 +1,8 @@
-"""Records at rest: each one ciphertext under a storage key that is kept off the bus.
+"""Records at rest: each is one ciphertext under a storage key that is kept off the bus.
 
 A record = [epoch, salt, counter, AES-256-GCM]; its key = HKDF-SHA512(storage key of the epoch, salt, [label, bucket,
-key]); associated data = [label, bucket, key, counter]. Storage keys are short epochs: new records use the newest, an
-epoch is destroyed after every record was sealed again, and with it goes whatever the bus kept of it.
+key]); associated data = [label, bucket, key, counter]. Storage keys have epochs: new records use the newest; an old
+one is destroyed once every record is encrypted under the newest, and any copy that the bus kept becomes unreadable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attestgate.schemas.binding import canonical, derive
 
 M = TypeVar("M", bound=BaseModel)
 _NONCE = bytes(12)
-"""A constant nonce: the salt makes each key new."""
+"""Constant: the salt makes each key single-use."""
 
 
 KeyEpoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
@@ -34,7 +34,7 @@ class StorageKeys(Model):
 
 
 class SealedRecord(Model):
-    """A sealed record. In the bucket it is an array: names would be a tenth of it."""
+    """An encrypted record. In the bucket it is an array: names would be a tenth of it."""
 
     epoch: int
     salt: Bytes32
@@ -64,8 +64,8 @@ class SealedRecord(Model):
 class RecordCipher:
     """Seals and opens the records of a bucket (envelope encryption).
 
-    `read_keys` gives the storage keys, and None while they are as they were: a rotation reaches a running worker at
-    its next record.
+    `read_keys` gives the storage keys, and None while they are unchanged: a running worker picks up a rotation at its
+    next record.
     """
 
     def __init__(self, read_keys: Callable[[], StorageKeys | None]) -> None:
@@ -75,7 +75,7 @@ class RecordCipher:
 
     @property
     def newest(self) -> int:
-        """The epoch that records are sealed under now."""
+        """The epoch of the key that encrypts new records."""
         self._refresh()
         return max(self._keys)
 
@@ -88,18 +88,18 @@ class RecordCipher:
         """A record's bytes for the bucket. `counter` is the record's own revision."""
         salt, epoch = token_bytes(32), self.newest
         cipher = self._aead(epoch, bucket, key, salt)
-        plaintext = msgpack.packb(record.model_dump(exclude_defaults=True))  # there are many, and most of it is at rest
+        plaintext = msgpack.packb(record.model_dump(exclude_defaults=True))  # saves space: most records are at rest
         ciphertext = cipher.encrypt(_NONCE, plaintext, canonical("record data", bucket, key, counter))
         return SealedRecord(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext).body()
 
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
-        """The record. Raises Refusal `record.open`: one that does not open is as good as absent.
+        """The record. Raises Refusal `record.open`: one that does not decrypt counts as absent.
 
-        The bus may return an older record of the same key, and it opens. That gains nothing: a lease counts from its
-        question, and a gateway takes rising sequences only.
+        The bus may return an older record of the same key, and it decrypts. That gains nothing: a lease counts from its
+        challenge, and a gateway accepts rising sequences only.
         """
         stored = SealedRecord.read(data)
-        # The epoch is not authenticated: a false one names a key that does not open the record.
+        # The epoch is not authenticated: a false one names a key that does not decrypt the record.
         if stored.epoch not in self._keys:
             self._refresh()
         try:
@@ -110,7 +110,7 @@ class RecordCipher:
                 "record.open",
                 f"{bucket}/{key}",
                 expected=f"a record sealed under a storage key in {sorted(self._keys)}",
-                found=f"epoch {stored.epoch}, which does not open it",
+                found=f"a record of epoch {stored.epoch} that does not decrypt",
                 action="the bus was tampered with, or this worker lacks a storage key",
             ) from None
         return unpack(kind, plaintext)
@@ -120,8 +120,8 @@ class RecordCipher:
 
 
 def epoch_of(data: bytes) -> int:
-    """The epoch that a record was sealed in; not authenticated. Raises Refusal `record.open`.
+    """The epoch of a record's key; not authenticated. Raises Refusal `record.open`.
 
-    A bus that lies about it keeps a record from being sealed again: it is lost with its epoch, as if deleted.
+    A bus that lies about it keeps a record from being encrypted again: it is lost with its epoch, as if deleted.
     """
     return SealedRecord.read(data).epoch

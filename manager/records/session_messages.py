@@ -1,6 +1,6 @@
-"""Sends what sessions say to each other: sealed under the storage key and bound to its subject, as their records are.
+"""Sends inter-session messages: encrypted under the storage key and bound to the subject, as records are to their key.
 
-The bus can lose or repeat such a message, not invent one.
+The bus can lose or repeat such a message, but not forge one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attestgate.schemas.binding import Role
 
 
 class SessionMessages:
-    """The way from one session to another, or to itself; any worker takes the message up."""
+    """Messages from one session to another, or to itself; any worker may handle them."""
 
     def __init__(self, bus: Bus, cipher: RecordCipher) -> None:
         self._bus = bus
@@ -29,11 +29,11 @@ class SessionMessages:
         await self.publish(subjects.work(role, session, what), pack(model), message_id)
 
     async def publish(self, subject: str, data: bytes, message_id: str | None) -> None:
-        """Send a packed message on its subject, once for each `message_id`. Raises BusError."""
+        """Publish a packed message on its subject, once per `message_id`. Raises BusError."""
         await self._bus.publish(
             subject, self._cipher.seal(WORK, subject, 0, SessionMessage(data=data)), message_id=message_id
         )
 
     def open(self, subject: str, data: bytes) -> bytes:
-        """The packed message that came on a subject. Raises Refusal `record.open`."""
+        """The packed message received on a subject. Raises Refusal `record.open`."""
         return self._cipher.open(SessionMessage, WORK, subject, data).data

@@ -1,8 +1,8 @@
 """Transitions: load the record, take a pure step, compare-and-set it with its outbox, publish the outbox.
 
-Killed anywhere, the message that caused it comes again and the transition comes to the same end: the step is taken
-once, since the record has moved on, and its outbox stays in the record until it is known to be published or the next
-step is taken, with ids that make a repeat harmless.
+After a kill at any point the message is redelivered and the transition reaches the same result: the step is taken once,
+since the record has moved on; its outbox stays in the record until it is published, always before the next step, with
+ids that make a repeat idempotent.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ R = TypeVar("R", HostRecord, AppRecord)
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
 MAX_CONFLICTS = 50
-"""Lost compare-and-sets in a row before the message is put back: others are busy with this session."""
+"""Lost compare-and-sets in a row before the message is redelivered later: others are busy with this session."""
 REMEMBERED = 4096
-"""Records of which this worker knows that it published the outbox itself."""
+"""Record revisions whose outbox this worker remembers to have published."""
 BUCKET = "sessions"
 UNKNOWN = "session.unknown"
 
 
 class SessionStore:
-    """Session records in the bucket, sealed, and the one way to change them."""
+    """Session records in the bucket, encrypted, and the only way to change them."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class SessionStore:
         return record
 
     async def create(self, record: R) -> None:
-        """Store a new session and publish its outbox. If it is there already, only the outbox goes out again."""
+        """Store a new session and publish its outbox. If it exists already, only its outbox is published again."""
         bind_session(record.session)
         key = record_key(record.role, record.session)
         try:
@@ -71,7 +71,7 @@ class SessionStore:
         await self._publish(key, record, revision)
 
     async def apply(self, kind: type[R], session: str, step: Callable[[R, Context, T], R], given: T) -> R:
-        """Take one pure step: of the record, the time, and what is given. Raises as `change` does."""
+        """Take one pure step on the record, with the context and `given`. Raises as `change` does."""
 
         async def taken(record: R) -> R:
             return step(record, self._context(), given)
@@ -79,7 +79,7 @@ class SessionStore:
         return await self.change(kind, session, taken)
 
     async def change(self, kind: type[R], session: str, step: Callable[[R, *Given], Awaitable[R]], *given: *Given) -> R:
-        """Take one step: of the record, and what is `given`. A step that returns its record unchanged stores nothing.
+        """Take one step on the record, with `given`. A step that returns the same record stores nothing.
 
         `step` may run again after a lost compare-and-set: it must do nothing but return the next record. Raises
         Refusal and InvalidTransition from the step, BusError from the bus.
@@ -90,6 +90,7 @@ class SessionStore:
             try:
                 return await self._change(kind, key, lambda record: step(record, *given))
             finally:
+                # The locks only save lost compare-and-sets, which alone decide: one dropped too early does no harm.
                 if len(self._locks) > REMEMBERED:
                     self._locks = {k: lock for k, lock in self._locks.items() if lock.locked()}
 
@@ -122,7 +123,7 @@ class SessionStore:
         await self._bucket.delete(record_key(record.role, record.session))
 
     async def resend(self, kind: type[R], session: str) -> R:
-        """Send again what the agent has not acknowledged: the same bytes."""
+        """Resend what the agent has not acknowledged, with the same bytes."""
         record = await self.load(kind, session)
         await self._outbox.resend(record)
         return record
@@ -135,21 +136,23 @@ class SessionStore:
                 "session",
                 expected="a session that this manager opened",
                 found=key,
-                action="say hello again",
+                action="send a new hello",
             )
         return self._cipher.open(kind, BUCKET, key, entry.value), entry.revision
 
     async def _publish(self, key: str, record: HostRecord | AppRecord, revision: int) -> None:
-        """Publish the outbox of the newest record. One that now rests is kept without it: most are at rest."""
+        """Publish the outbox of the newest record. A record at rest is then stored without it: most are at rest."""
         await self._outbox.publish(record)
         self._remember(key, revision)
         if record.resting and record.outbox:
             at_rest = record.model_copy(update={"outbox": []})
-            with suppress(Conflict):  # it rests no more
+            # On a conflict another worker has changed, cleared or re-encrypted the record: the newer one has its own
+            # outbox, and this one is published. After a crash before this line it is published again, under its ids.
+            with suppress(Conflict):
                 await self._bucket.update(key, self._cipher.seal(BUCKET, key, record.revision, at_rest), revision)
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
-        """Count the events of this transition: once, by the worker that made it, however often they are sent."""
+        """Count the events of this transition: once, in the worker that stored it, however often they are sent."""
         for outgoing in record.outbox:
             if outgoing.how == "publish":
                 self._observer.published(outgoing.subject, outgoing.data)

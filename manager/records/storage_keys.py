@@ -1,7 +1,7 @@
-"""Rotation of the storage keys, in epochs: add one, seal the records again under it, destroy the others.
+"""Rotation of the storage keys, in epochs: add one, encrypt the records again under it, destroy the others.
 
-Once an epoch's key is destroyed, whatever the bus kept of its records stays closed: that is what forward secrecy of
-stored sessions rests on. Where workers run on several machines, hand each the new file before sealing again.
+Once an epoch's key is destroyed, old copies of its records on the bus are unreadable: forward secrecy of stored
+sessions depends on that. Where workers run on several machines, give each the new file before encrypting again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attestgate.schemas.base import Refusal, parse_json
 
 
 class StorageKeyFile:
-    """The storage keys file as a cipher reads it: again whenever it was replaced. Raises Refusal (`keys.file`)."""
+    """The storage keys file, read again whenever it was replaced. Raises Refusal (`keys.file`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +50,7 @@ def read(path: Path) -> StorageKeys:
 
 
 def add_epoch(path: Path) -> int:
-    """Add a fresh epoch to the file; records are sealed under it from now on. Returns its number."""
+    """Add a fresh epoch to the file; new records are encrypted under it from now on. Returns its number."""
     keys = read(path)
     epoch = max(map(int, keys.epochs)) + 1
     atomic_write(
@@ -60,7 +60,7 @@ def add_epoch(path: Path) -> int:
 
 
 def destroy_old_epochs(path: Path) -> list[int]:
-    """Remove every epoch but the newest from the file. Returns the numbers that are gone."""
+    """Remove every epoch but the newest from the file. Returns the numbers of those removed."""
     keys = read(path)
     newest = max(keys.epochs, key=int)
     atomic_write(path, StorageKeys(epochs={newest: keys.epochs[newest]}).model_dump_json().encode())
@@ -68,10 +68,10 @@ def destroy_old_epochs(path: Path) -> list[int]:
 
 
 async def seal_again(bus: Bus, cipher: RecordCipher) -> int:
-    """Seal every record under the newest epoch. Returns how many were found under another: when none is, all are.
+    """Encrypt every record under the newest epoch. Returns how many were found under another: call until it is 0.
 
-    Safe beside running workers: one that changes meanwhile is left to who changes it, and looked at again. What has
-    ended keeps its retention: it holds no secret, and its last message may not be sent yet.
+    Safe beside running workers: a record that changes meanwhile keeps that change, and is looked at by the next call.
+    Ended sessions stay until their retention is over: they hold no secret, and their last message may not be sent yet.
     """
     bucket, newest = bus.bucket(POINTERS), cipher.newest
     found = 0

@@ -1,1 +1,1 @@
-"""The two session machines: pure functions of a record, an input and the time given."""
+"""The two session machines: pure functions of a record, an input and the time."""

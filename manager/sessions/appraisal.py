@@ -16,10 +16,10 @@ from attestgate.schemas.tpm import TpmClock
 
 @dataclass(frozen=True)
 class AppraisalResult:
-    """What came of appraising a piece of evidence.
+    """The result of appraising one piece of evidence.
 
-    `own` says that it is tied to the enrolled platform and measurement: only then may it end the session. `verdict`
-    and `listed` are what the result rests on: the enclave's verdict and the measurement list's.
+    `own`: the evidence is bound to the enrolled platform and measurement; only then may it end the session. `verdict`
+    and `listed` are the verdicts on the enclave and on the measurement list, from which the result follows.
     """
 
     own: bool
@@ -36,7 +36,7 @@ class AppraisalResult:
 
     @property
     def given(self) -> Input:
-        """The session machine's input that this is."""
+        """The result as an input of the session machine."""
         if not self.reasons:
             return Input.EVIDENCE_GOOD
         return Input.EVIDENCE_BAD if self.own else Input.EVIDENCE_FOREIGN

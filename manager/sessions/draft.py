@@ -1,6 +1,6 @@
-"""One transition in the making: the next record, and what is to be sent once it is stored.
+"""One transition being built: the next record, and the messages to send once it is stored.
 
-Pure but for the randomness it is given: no clock, no network. `finish` puts everything into the record's outbox.
+Pure except for the randomness passed in: no clock, no network. `finish` puts everything into the record's outbox.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ R = TypeVar("R", HostRecord, AppRecord)
 
 
 KEPT_S = 3600
-"""How long a session that is over stays to be seen, and a certificate's or a host's withdrawal for gateways."""
+"""Retention in seconds of an ended session, and of the withdrawal of a certificate or a host."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may know beside its record and input."""
+    """What a step may use in addition to its record and input."""
 
     now: int
     timing: Timing
@@ -77,19 +77,19 @@ class Draft(Generic[R]):
         self.record = self.record.model_copy(update=fields)
 
     def acknowledge(self, channel: Channel) -> None:
-        """A channel message was opened, `channel` is the state after it: what its sender has heard is let go."""
+        """Take over `channel`, the state after opening a message; what its sender has acknowledged is not kept."""
         unacknowledged = [message for message in self.record.unacknowledged if message.counter > channel.acknowledged]
         self.set(channel=channel, unacknowledged=unacknowledged)
 
     def send(self, step: str, data: bytes, counter: int = 0) -> None:
-        """A message to the agent, kept until it has been heard."""
+        """Send the agent a message, and keep it until it is acknowledged."""
         subject = subjects.outbound(self.record.role, self.record.subject, step)
         kept = [*self.record.unacknowledged, Unacknowledged(counter=counter, step=step, data=data)]
         self.set(unacknowledged=kept)
         self._put(how="send", subject=subject, data=data)
 
     def say(self, step: str, model: BaseModel) -> None:
-        """A message to the agent on its channel."""
+        """Send the agent a message on its channel."""
         channel = self.record.channel
         if channel is None:
             raise AssertionError(f"no channel yet in {self.record.state}")
@@ -98,12 +98,12 @@ class Draft(Generic[R]):
         self.send(step, data, channel.sent)
 
     def say_signed(self, step: str, label: str, model: BaseModel) -> None:
-        """A signed message to the agent, for where there is no channel."""
+        """Send the agent a signed message, where there is no channel."""
         subject = subjects.outbound(self.record.role, self.record.subject, step)
         self._put(how="send", subject=subject, data=pack(sign(self.context.identity, label, model)))
 
     def event(self, what: SessionWhat, **data: JsonValue) -> None:
-        """Something for people to see: schemas/event_data.py says what its `data` holds."""
+        """Publish an event; schemas/event_data.py defines its `data`."""
         record = self.record
         event = Event(
             id=self.context.token(16).hex(),
@@ -137,7 +137,7 @@ class Draft(Generic[R]):
         return {"ear": token}
 
     def decide(self, fact: Fact) -> None:
-        """A decision that grants or takes away trust, for the decision log."""
+        """Enter a decision that grants or removes trust in the decision log."""
         record = self.record
         decision = Decision(
             id=self.context.token(16).hex(),
@@ -154,27 +154,28 @@ class Draft(Generic[R]):
         self._put(how="log", subject=subject, data=sign_decision(self.context.identity, decision), id=decision.id)
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
-        """A message to another session (or to this one), taken up by any worker."""
+        """Send a message to another session (or to this one); any worker may handle it."""
         self._put(how="work", subject=subjects.work(role, session, what), data=pack(model))
 
     def post(self, statement: Statement) -> None:
-        """A signed statement for the gateways. A tombstone leaves by itself: no lease before it is alive by then."""
+        """Publish a signed statement for the gateways. A withdrawal expires on the bus after KEPT_S."""
+        # By then every lease signed before it has expired: `lease_s` is at most 3600 (schemas/settings.py).
         headers = {TTL: f"{KEPT_S}s"} if isinstance(statement, Withdrawal) else {}
         subject = ADMISSIONS.subject(statement.key)
         self._put(how="publish", subject=subject, data=post(self.context.identity, statement), headers=headers)
 
     def current(self) -> None:
-        """From now on this session speaks for its subject; the one before it is superseded."""
+        """Make this the current session of its subject; the one before it is superseded."""
         self._put(how="current")
 
     def forget_secrets(self) -> None:
-        """Nothing that is over can be opened with what its record still holds."""
+        """Drop the keys: the record of an ended session decrypts none of its messages."""
         self.set(handshake=None, question=None, channel=None)
         if isinstance(self.record, HostRecord):
             self.set(k=None)
 
     def finish(self) -> R:
-        """The record to store: its outbox filled, its next waking set."""
+        """The record to store: its outbox filled, its next timer scheduled."""
         now = self.context.now
         if self.record.over:
             self.forget_secrets()

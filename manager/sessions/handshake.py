@@ -1,6 +1,6 @@
-"""What both handshakes share: the challenge, opening evidence, the grant, the proof's place in the transcript.
+"""What both handshakes share: the challenge, opening evidence, the grant, the proof in the transcript.
 
-T0 -> T1 (challenge) -> T2 (evidence) -> T3 (grant) -> T4 (proof). T moves only on messages accepted.
+T0 -> T1 (challenge) -> T2 (evidence) -> T3 (grant) -> T4 (proof). Only accepted messages enter the transcript.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from attestgate.schemas.messages import Challenge, EvidenceKind, Proof, Rejected
 from attestgate.schemas.signing import sign
 
 MAX_VERIFICATIONS = 8
-"""Pieces of evidence judged in one session before it waits for its deadline: judging costs, sealing is free."""
+"""Appraisals of foreign evidence per session; after that it waits for its deadline. An appraisal costs far more than
+encrypting to a public challenge."""
 
 
 def session_id(role: Role, subject: str, hello: bytes) -> str:
-    """The session that a hello opens. A repeated delivery of one hello therefore meets the session it opened."""
+    """The id of the session that a hello opens, derived from it: a repeated delivery finds the session it opened."""
     return digest("session id", role, subject, hello)[:16].hex()
 
 
@@ -77,7 +78,7 @@ def open_session(
     wanted: list[EvidenceKind],
     shown: dict[str, JsonValue],
 ) -> R:
-    """The record of a new session, its challenge in the outbox; `shown` is what its event says of the hello."""
+    """The record of a new session, its challenge in the outbox; `shown` is what the event reports of the hello."""
     role = ROLE[kind]
     handshake, challenge = fresh_handshake(role, session, subject, hello, context, suite, wanted)
     record = kind(
@@ -100,22 +101,22 @@ def open_session(
 
 
 def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: bytes, context: Context) -> bytes:
-    """The plaintext of an evidence message. Raises Refusal for late, foreign or unopenable bytes."""
+    """The plaintext of an evidence message. Raises Refusal if it is late, of another session, or does not decrypt."""
     if context.now > handshake.window_end + context.timing.skew_s:
         raise Refusal.because(
             "evidence.late",
             "evidence",
             expected=f"by {handshake.window_end}",
             found=f"{context.now}",
-            action="say hello again: the question has lapsed",
+            action="send a new hello: the challenge has expired",
         )
     if handshake.verifications >= MAX_VERIFICATIONS:
         raise Refusal.because(
             "evidence.cap",
             "evidence",
-            expected=f"at most {MAX_VERIFICATIONS} pieces judged a session",
-            found="one more",
-            action="wait for the session's deadline; somebody else may be sending evidence in this name",
+            expected=f"at most {MAX_VERIFICATIONS} rejected pieces of evidence per session",
+            found=f"{handshake.verifications} already rejected",
+            action="wait for the session's deadline; find out who else uses this subject's credential",
         )
     sealed = unpack(Sealed, data)
     if sealed.session != session:
@@ -127,7 +128,7 @@ def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: by
 
 
 def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
-    """Move T1 to T2 over accepted evidence, whose quote names the key; the challenge has been heard. Returns T2."""
+    """Move T1 to T2 over accepted evidence, whose quote names the key; it acknowledges the challenge. Returns T2."""
     handshake = _handshake(draft)
     t2 = next_transcript(handshake.transcript, "up", "evidence", data)
     following = handshake.model_copy(update={"transcript": t2, "enclave_key": enclave_key})
@@ -136,10 +137,10 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
 
 
 def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bool:
-    """Whether first evidence is good, so that the handshake goes on. Otherwise what follows from it is in the draft.
+    """Whether first evidence is good and the handshake goes on. Otherwise the draft holds the consequences.
 
-    Evidence of the subject's own that falls short ends the session; evidence that could be anybody's does not, since
-    anybody can seal to a public challenge. Raises InvalidTransition.
+    Bad evidence of the subject's own ends the session. Evidence that anyone could have sent does not: the challenge is
+    public, and anyone can encrypt to it. Raises InvalidTransition.
     """
     if result.given is Input.EVIDENCE_FOREIGN:
         _count_foreign_evidence(draft, data, result)
@@ -152,7 +153,7 @@ def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bo
 
 
 def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> None:
-    """Evidence that could be anybody's: the session stands, the attempt is counted, its sender is told."""
+    """Evidence that anyone could have sent: the session goes on, the attempt is counted, the sender is notified."""
     handshake = _handshake(draft)
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
@@ -163,7 +164,7 @@ def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResul
 
 
 def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_nonce: bytes) -> None:
-    """Seal the grant to the enclave's key, sign it, move T2 to T3."""
+    """Encrypt the grant to the enclave's key, sign it, move T2 to T3."""
     handshake, record = _handshake(draft), draft.record
     t2 = handshake.transcript
     ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant", t2), pack(model))
@@ -182,10 +183,10 @@ def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_n
 
 
 def open_proof(handshake: Handshake, role: Role, session: str, data: bytes) -> bytes:
-    """The 64-byte proof. Raises Refusal for bytes that do not open under T3."""
+    """The 64-byte proof. Raises Refusal for bytes that do not decrypt under T3."""
     if handshake.channel_secret is None:
         raise Refusal.because(
-            "proof.early", "proof", expected="a proof after the grant", found="none granted yet", action="wait"
+            "proof.early", "proof", expected="a proof after the grant", found="a proof before it", action="wait"
         )
     t3 = handshake.transcript
     frame = unpack(Frame, data)
@@ -193,9 +194,9 @@ def open_proof(handshake: Handshake, role: Role, session: str, data: bytes) -> b
         raise Refusal.because(
             "proof.counter",
             "counter",
-            expected="0: the channel starts after it",
+            expected="0 (the channel starts after the proof)",
             found=frame.counter,
-            action="run agents of one version",
+            action="run the agent in the manager's version",
         )
     plaintext = open_frame(
         frame, session, handshake.channel_secret, PROOF_STEP[role], base=t3, direction="up", chain=t3

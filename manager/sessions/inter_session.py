@@ -1,4 +1,4 @@
-"""What sessions say to each other, sealed, by way of a stream that only managers write. No secret is among it."""
+"""Inter-session messages: encrypted, on a stream that only managers may publish to. They carry no secret."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from attestgate.schemas.base import Bytes64, Id, Model, Reason, Seconds, Session
 from attestgate.schemas.messages import PublicKey
 
 WORK = "work"
-"""In the place of a bucket's name, where the cipher seals what is under way."""
+"""Takes the place of the bucket's name when the cipher encrypts a message."""
 
 
 class SessionMessage(Model):
-    """A message under way: one of the models below, packed. Which one, its subject says."""
+    """A message in transit: one of the models below, packed. The subject says which."""
 
     data: bytes
 
 
 class Deliver(Model):
-    """Application session to host session: hand my key to this enclave."""
+    """Application session to host session: deliver my key to this enclave."""
 
     app: Id
     app_session: SessionId
@@ -27,18 +27,18 @@ class Deliver(Model):
 
 
 class Delivered(Model):
-    """Host session to application session: done, or why not."""
+    """Host session to application session: the key was delivered, or why not."""
 
     host_session: SessionId
     problem: Reason | None = None
 
 
 class Issue(Model):
-    """An application session to itself: the proof stands, make the certificate."""
+    """An application session to itself: the proof is valid, issue the certificate."""
 
 
 class HostLost(Model):
-    """Host session to its application sessions."""
+    """Host session to its application sessions: it has ended."""
 
     state: str
     reasons: list[Reason]
@@ -51,7 +51,7 @@ class Order(Model):
 
 
 class RevokedCertificate(Model):
-    """A session that is over, to the revocation list: its certificate, and under which CA (subject key identifier)."""
+    """An ended session, for the revocation list: its certificate, and the CA's subject key identifier."""
 
     issuer: str
     serial: str

@@ -1,7 +1,7 @@
-"""Continuous re-attestation: a fresh question within the session, on a period with jitter.
+"""Continuous re-attestation: a fresh challenge within the session, periodically, with jitter.
 
-Trust is never stretched: a lease counts from the newest question that was answered well, so silence ends it by itself.
-A question that got no answer within its window is asked again until the lease is over.
+Trust is never extended without evidence: a lease counts from the newest challenge that was answered well, and expires
+if the agent is silent. A challenge unanswered within its window is replaced by a fresh one until the lease ends.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from attestgate.schemas.messages import Recheck
 
 
 class TooEarly(Exception):
-    """A waking that came before its time: to be heard again after `delay_s` seconds."""
+    """A timer that fired early: to be delivered again after `delay_s` seconds."""
 
     def __init__(self, delay_s: int) -> None:
-        super().__init__(f"{delay_s} s too soon")
+        super().__init__(f"{delay_s} s early")
         self.delay_s = delay_s
 
 
 def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
-    """The session with a fresh question under way. Raises InvalidTransition where there is no trust to renew.
+    """The session with a fresh challenge sent. Raises InvalidTransition where there is no trust to renew.
 
-    `policy` names the documents in force: if they are others than at the last verdict, the whole list is asked for.
+    `policy` names the documents in force: if they differ from the last verdict's, the whole list is requested.
     """
     draft = Draft(record, context)
     draft.move(Input.RECHECK_DUE)
@@ -83,7 +83,7 @@ def take_application_recheck(
 ) -> AppRecord:
     """The application session after a recheck's evidence, opened on `channel`. Raises InvalidTransition.
 
-    `issued` is the next certificate, where it is time for one.
+    `issued` is the next certificate, if it is time to renew.
     """
     draft = Draft(record, context)
     if not _settle_answer(draft, channel, result):
@@ -101,7 +101,7 @@ def take_application_recheck(
 
 
 def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -> bool:
-    """Whether a challenge was answered well, so that trust goes on from when it was sent. Otherwise the session ends.
+    """Whether the challenge was answered well: then trust counts from when it was sent, else the session ends.
 
     Raises InvalidTransition.
     """
@@ -119,7 +119,7 @@ def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -
 
 
 def late_answer(record: R, context: Context, channel: Channel) -> R:
-    """The session after an answer to a question that is no longer asked: heard, and worth nothing."""
+    """The session after an answer to a challenge that is no longer open: acknowledged, with no other effect."""
     draft = Draft(record, context)
     draft.acknowledge(channel)
     draft.event("late-answer")
@@ -127,9 +127,9 @@ def late_answer(record: R, context: Context, channel: Channel) -> R:
 
 
 def unjudged_answer(record: R, context: Context, channel: Channel, refusal: Refusal) -> R:
-    """The session after an answer that could not be judged now (no collateral, no policy): heard, and worth nothing.
+    """The session after an answer that could not be appraised (no collateral, no policy): acknowledged, no effect.
 
-    The question is asked again when its window is over; without a judgement the lease ends by itself.
+    A fresh challenge follows when the window is over; without an appraisal the lease expires.
     """
     draft = Draft(record, context)
     draft.acknowledge(channel)
@@ -138,10 +138,10 @@ def unjudged_answer(record: R, context: Context, channel: Channel, refusal: Refu
 
 
 def on_timer(record: R, context: Context, policy: dict[str, str]) -> R:
-    """What the clock says to a session: over, ask again, or nothing (the record unchanged).
+    """The session when a timer fires: expired, challenged again, or unchanged (the same record).
 
-    A scheduled message is a hint only: each load compares the record's own times with the clock. Raises TooEarly where
-    the bus's clock is ahead of this one.
+    A scheduled message is only a hint, so the bus gains nothing by inventing or losing one: each load compares the
+    record's own times with the clock. Raises TooEarly where the bus's clock is ahead of this one.
     """
     early_s = record.next_timer - context.now
     if 0 < early_s <= context.timing.skew_s:
@@ -158,8 +158,8 @@ def expire(record: R, context: Context) -> R:
         code="session.expired",
         field=record.state,
         expected=f"the next message by {record.deadline}",
-        found=f"none at {context.now}",
-        action="check that the agent runs and reaches the bus; it enrols again by itself",
+        found=f"no message until {context.now}",
+        action="check that the agent runs and reaches the bus; it starts a new session automatically",
     )
     terminate(draft, Input.DEADLINE, record.state.lower(), [reason])
     return draft.finish()

@@ -1,7 +1,7 @@
-"""The record of a session: all that a worker needs to take its next step, sealed whole in the bus.
+"""The record of a session: all that a worker needs for the next step, stored encrypted on the bus.
 
-A worker keeps nothing between two messages. What is to be sent stands in the record's outbox before it is sent, so
-that a worker killed anywhere leaves the next one everything it needs to come to the same end.
+A worker keeps no state between two messages. Messages are in the record's outbox before they are sent, so whenever a
+worker is killed, the next one has everything it needs to reach the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attestgate.schemas.tpm import TpmClock
 
 
 def _state(name: str) -> State:
-    """A state by its name, as it was packed."""
+    """A packed state: its name."""
     return State(name)
 
 
@@ -29,7 +29,7 @@ StateName = Annotated[State, PlainValidator(_state)]
 
 
 def _platform(parts: PlatformIdentity | dict[str, bytes]) -> PlatformIdentity | None:
-    """A platform's name as it was packed: the bytes of each salted hash, half as long as its digits."""
+    """A packed platform: the bytes of each salted hash, half as long as its hex digits."""
     if isinstance(parts, PlatformIdentity):
         return parts
     return PlatformIdentity(**{name: part.hex() for name, part in parts.items()}) if parts else None
@@ -43,11 +43,11 @@ Platform = Annotated[PlatformIdentity | None, PlainValidator(_platform), PlainSe
 
 
 class Outgoing(Model):
-    """One thing to do after the record is stored; `id` makes a repeat harmless (Nats-Msg-Id).
+    """One action after the record is stored; `id` makes a repeat idempotent (Nats-Msg-Id).
 
-    send: to the agent, plain; publish: into a stream (events, admissions); work: to a session, sealed;
-    wake: have the server wake this session at `at`; summary: the readable line beside the record;
-    current: this session now speaks for its subject; log: an entry of the decision log.
+    send: to the agent, core NATS; publish: into a stream (events, admissions); work: to a session, encrypted;
+    wake: schedule a timer of this session at `at`; summary: the readable line beside the record;
+    current: make this the current session of its subject; log: an entry of the decision log.
     """
 
     how: Literal["send", "publish", "work", "wake", "summary", "current", "log"]
@@ -59,7 +59,7 @@ class Outgoing(Model):
 
 
 class Unacknowledged(Model):
-    """A message to the agent that it has not been seen to have. `counter` is 0 within the handshake."""
+    """A message that the agent has not acknowledged yet. `counter` is 0 within the handshake."""
 
     counter: int
     step: str
@@ -67,7 +67,7 @@ class Unacknowledged(Model):
 
 
 class Handshake(Model):
-    """What a session needs until T4; gone after it."""
+    """What a session needs until T4; dropped then."""
 
     hello: Bytes64
     nonce: Bytes32
@@ -76,7 +76,7 @@ class Handshake(Model):
     transcript: Bytes64
     """T1 when challenged, T3 when granted."""
     enclave_key: bytes = b""
-    """The key in the quote, which the grant is sealed to; known from T2 on."""
+    """The key in the quote, to which the grant is encrypted; known from T2 on."""
     channel_secret: Secret | None = None
     challenge_nonce: Bytes32 | None = None
     """n1 or n2."""
@@ -84,18 +84,18 @@ class Handshake(Model):
 
 
 class Question(Model):
-    """A recheck under way. `chain` is the manager's own chain up to and with the recheck message."""
+    """An open recheck challenge. `chain` is the manager's own chain up to and including the recheck message."""
 
     nonce: Bytes32
     issued_at: Seconds
     window_end: Seconds
     chain: Bytes64
     whole: bool
-    """The whole list was asked for: the policy has changed since it was judged."""
+    """The whole list was requested: the policy has changed since the last appraisal."""
 
 
 class SessionRecord(Model):
-    """What both kinds of session share. Times are Unix seconds; `revision` counts the record's own changes."""
+    """The fields of both kinds of session. Times are Unix seconds; `revision` counts the record's own changes."""
 
     session: SessionId
     subject: Id
@@ -105,9 +105,9 @@ class SessionRecord(Model):
     wanted: list[EvidenceKind]
     created_at: Seconds
     issued_at: Seconds
-    """When the question was asked whose answer trust rests on: the lease counts from it."""
+    """When the challenge was sent whose answer trust is based on: the lease counts from it."""
     deadline: Seconds
-    """When the session is over by itself; of one that is over, when it is cleared away."""
+    """When the session expires; once it has ended, when its record is deleted."""
     next_recheck: Seconds | None = None
     lease_end: Seconds | None = None
     revision: int = 0
@@ -132,7 +132,7 @@ class SessionRecord(Model):
 
     @property
     def next_timer(self) -> int:
-        """When the clock next has something to say to this session, Unix seconds."""
+        """When the next timer of this session fires, Unix seconds."""
         if self.over:
             return self.deadline
         if self.question is not None:
@@ -141,7 +141,7 @@ class SessionRecord(Model):
 
     @property
     def resting(self) -> bool:
-        """True where nothing is under way: over, or trusted until the next recheck."""
+        """True if nothing is pending: ended, or trusted until the next recheck."""
         return self.over or self.state in (State.TRUSTED, State.ADMITTED)
 
     @property
@@ -151,7 +151,7 @@ class SessionRecord(Model):
 
 
 class HostRecord(SessionRecord):
-    """A host's session. The measurement list is remembered by its length, hash and replay, not by its bytes."""
+    """A host's session. Of the measurement list it keeps length, hash and replay state, not the bytes."""
 
     role: Literal["host"] = "host"
     k: Secret | None = None
@@ -162,16 +162,16 @@ class HostRecord(SessionRecord):
     tpm: TpmClock | None = None
     """The clock of the newest quote of its TPM, if it has one enrolled."""
     apps: dict[SessionId, Id] = {}
-    """The application sessions that were given a key of this host."""
+    """The application sessions for which this host was asked to deliver a key, oldest first."""
 
     def trusted(self, now: int) -> bool:
-        """Whether applications may rest on this host at Unix second `now`."""
+        """Whether applications may run on this host at Unix second `now`."""
         in_time = self.lease_end is not None and now < self.lease_end
         return in_time and self.state in (State.TRUSTED, State.RECHECKING)
 
 
 class Retiring(Model):
-    """The certificate before the present one: leased beside it for one more period, so that no request is dropped."""
+    """The previous certificate: leased beside the current one for one more period, so that no request is refused."""
 
     serial: str
     sha256: str
@@ -194,7 +194,7 @@ class AppRecord(SessionRecord):
     gateways: list[Id] = []
     """Gateways that have reported this certificate's admission."""
     ready: str = ""
-    """The serial that the application was told it may use."""
+    """The serial in the last `ready`: the application may use it."""
     retiring: Retiring | None = None
     proxy: bool = False
     manager_key: bool = False
@@ -209,12 +209,12 @@ def record_key(role: Role, session: str) -> str:
 
 
 def current_key(role: Role, subject: str, host: str) -> str:
-    """The key of the pointer to the session that speaks for a subject (an application: on one host)."""
+    """The key of the pointer to the current session of a subject (of an application: on one host)."""
     return f"current.{_place(role, subject, host)}"
 
 
 def pending_key(role: Role, subject: str, host: str) -> str:
-    """The key of the pointer to the session that a subject opened last, trusted or not."""
+    """The key of the pointer to the session that a subject opened last, trusted or not yet."""
     return f"pending.{_place(role, subject, host)}"
 
 

@@ -1,14 +1,14 @@
-"""The states of both sessions and every move between them.
+"""The states of both kinds of session and every transition between them.
 
 Host:         NEW -> CHALLENGED -> GRANTED -> TRUSTED <-> RECHECKING -> an end
 Application:  NEW -> CHALLENGED -> WAITING_FOR_KEY -> GRANTED -> PROVEN -> CERTIFIED -> ADMITTED <-> RECHECKING
               -> an end
 
-The ends: REFUSED (before trust), UNTRUSTED (failed a recheck, or lost its host), EXPIRED (silent past its deadline),
+The ends: REFUSED (before trust), UNTRUSTED (failed a recheck, or lost its host), EXPIRED (no message by its deadline),
 REVOKED (by an operator), SUPERSEDED (by a newer session of the same enrolled subject). Nothing leaves an end.
 
-An input that has no row in the table changes nothing. Which input it is has been decided before, by opening the
-message and judging what it holds: the table knows nothing of either.
+An input without a row in the table changes nothing. Which input a message is was decided before, by opening it and
+appraising its content: the table depends on neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a session stands."""
+    """The state of a session."""
 
     NEW = "NEW"
     CHALLENGED = "CHALLENGED"
@@ -41,15 +41,15 @@ class Input(StrEnum):
     HELLO = "HELLO"
     EVIDENCE_GOOD = "EVIDENCE_GOOD"
     EVIDENCE_BAD = "EVIDENCE_BAD"
-    """The subject's own evidence, judged and found wanting."""
+    """The subject's own evidence, which the policy refuses."""
     EVIDENCE_FOREIGN = "EVIDENCE_FOREIGN"
-    """Evidence that is not tied to the enrolled platform and measurement: it could be anybody's."""
+    """Evidence that is not bound to the enrolled platform and measurement: anyone could have sent it."""
     PROOF_GOOD = "PROOF_GOOD"
     PROOF_BAD = "PROOF_BAD"
     DELIVER = "DELIVER"
-    """An application session asks the host to hand over its key."""
+    """An application session asks the host to deliver its key."""
     DELIVERED = "DELIVERED"
-    """The host's enclave has put the key into the volume."""
+    """The host's enclave has written the key to the volume."""
     NOT_DELIVERED = "NOT_DELIVERED"
     ISSUED = "ISSUED"
     APPLIED = "APPLIED"

@@ -1,7 +1,7 @@
 """Step 1: the manager starts remote attestation of the host's enclave.
 
-hello -> challenge. The challenge is signed, names the hello that it answers, and says what evidence is wanted from
-the enrolment record and the policy, never from the hello.
+hello -> challenge. The challenge is signed, names the hello that it answers, and lists the wanted evidence, which
+follows from the enrolment alone, never from the hello.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from attestgate.schemas.messages import HostEvidence
 def take_host_evidence(
     record: HostRecord, context: Context, data: bytes, evidence: HostEvidence, result: AppraisalResult
 ) -> HostRecord:
-    """The record after first evidence. `data` are the message's bytes as they came. Raises InvalidTransition."""
+    """The record after first evidence. `data` is the message as received. Raises InvalidTransition."""
     draft = Draft(record, context)
     if settle_evidence(draft, data, result):
         accept_evidence(draft, data, evidence.enclave_key)
@@ -26,5 +26,5 @@ def take_host_evidence(
 
 
 def remember_list(draft: Draft[HostRecord], result: AppraisalResult) -> None:
-    """Keep how far the measurement list was appraised, so that a recheck sends only what it grew by."""
+    """Keep how far the measurement list was appraised, so that a recheck sends only the entries added since."""
     draft.set(list_size=result.list_size, list_digest=result.list_digest, replay=result.replay, tpm=result.tpm)

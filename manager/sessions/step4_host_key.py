@@ -1,4 +1,4 @@
-"""Step 4: the host's enclave gets K and n1, and shows with an HMAC-SHA512 that it holds them. Then it is trusted."""
+"""Step 4: the host's enclave gets K and n1, and proves with an HMAC-SHA512 that it has them. Then it is trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attestgate.schemas.messages import Accepted, HostGrant
 
 
 def grant_host_key(draft: Draft[HostRecord], result: AppraisalResult) -> None:
-    """K and n1, sealed to the quoted enclave key and signed."""
+    """Grant K and n1, encrypted to the quoted enclave key and signed."""
     token = draft.context.token
     k, n1, channel = Secret(token(32)), token(32), Secret(token(32))
     draft.move(Input.EVIDENCE_GOOD)
@@ -50,7 +50,7 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
 
 
 def trust(draft: Draft[HostRecord]) -> None:
-    """Renew the host's lease, counted from the question, at the gateways and at its agent."""
+    """Renew the host's lease, counted from the challenge, at the gateways and at its agent."""
     context, record = draft.context, draft.record
     lease_end = record.issued_at + context.timing.lease_s
     draft.set(lease_end=lease_end, deadline=lease_end, next_recheck=next_recheck(context))
@@ -66,7 +66,7 @@ def trust(draft: Draft[HostRecord]) -> None:
 
 
 def next_recheck(context: Context) -> int:
-    """A period from now, less up to a fifth of it, so that a fleet spreads out."""
+    """One period from now, minus jitter of up to a fifth of it, to spread a fleet's rechecks."""
     period = context.timing.recheck_s
     return context.now + period - context.token(1)[0] % (period // 5 + 1)
 
@@ -77,7 +77,7 @@ def _proof_deadline(draft: Draft[HostRecord]) -> int:
 
 
 def judged(result: AppraisalResult) -> dict[str, JsonValue]:
-    """A host's verdict as an event shows it: the evidence by hash, and what was found in the list."""
+    """A host's verdict as event data: the evidence by hash, and what was found in the list."""
     outcome = result.outcome.model_dump(mode="json")
     return {"outcome": outcome, "measurements": result.list_digest.hex(), **result.notes}
 
@@ -87,5 +87,5 @@ WRONG_PROOF = Reason(
     field="proof",
     expected="HMAC-SHA512 with this session's key over its nonce",
     found="another value",
-    action="the sender does not hold the key: it is not the enclave that was attested, or not on that machine",
+    action="the sender does not have the key: it is not the attested enclave, or not on that machine",
 )

@@ -1,7 +1,7 @@
 """Step 5: the second attestation, with the application's enclave.
 
-hello -> challenge -> evidence (quote and certificate request). Once the quote fits the application's enrolment, the
-host is trusted and both quotes name one platform, the host's session is asked to hand over the key (step 6).
+hello -> challenge -> evidence (quote and certificate request). Once the quote matches the application's enrolment,
+the host is trusted and both quotes name one platform, the host's session is asked to deliver the key (step 6).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def take_application_evidence(
     host_session: str | None,
     volume: int,
 ) -> AppRecord:
-    """The record after first evidence. A good result comes with the trusted `host_session` it rests on."""
+    """The record after first evidence. A good result comes with the trusted `host_session` that it depends on."""
     draft = Draft(record, context)
     if not settle_evidence(draft, data, result):
         return draft.finish()
@@ -65,6 +65,6 @@ def take_application_evidence(
 
 
 def step_deadline(draft: Draft[AppRecord]) -> int:
-    """A window for the next step, but never past what the question's lease would allow."""
+    """The deadline of the next step: one window from now, but no later than a lease from the challenge would end."""
     timing = draft.context.timing
     return min(draft.context.now + timing.evidence_window_s, draft.record.issued_at + timing.lease_s)

@@ -1,7 +1,7 @@
-"""Step 6: the host's enclave puts the application's key into the data volume; the application proves that it read it.
+"""Step 6: the host's enclave writes the application's key to the data volume; the application proves that it read it.
 
 deliver -> (host) deliver-key -> key-delivered -> (application) grant with n2 -> proof: HMAC-SHA512 with K_app. Only
-an enclave on the host's own machine can unseal the volume's key, and only the one quoted instance can open it.
+an enclave on the host's own machine can unseal the volume's key, and only the quoted instance can decrypt K_app.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attestgate.schemas.binding import application_key, colocation_proof, same
 from attestgate.schemas.messages import AppGrant, DeliverKey, KeyDelivered
 
 MAX_APPS = 256
-"""Application sessions that one host session carries."""
+"""Application sessions that one host session keeps track of."""
 
 
 def order_delivery(record: HostRecord, context: Context, request: Deliver) -> HostRecord:
@@ -30,6 +30,8 @@ def order_delivery(record: HostRecord, context: Context, request: Deliver) -> Ho
     draft.move(Input.DELIVER)
     if request.app_session in record.apps:
         return record
+    # The oldest, once forgotten, only misses the notice `host-lost`: nginx checks the host's lease on every request, so
+    # the host's withdrawal cuts it off all the same. If its key is not delivered yet, that session expires.
     if len(record.apps) >= MAX_APPS:
         draft.set(apps=dict(list(record.apps.items())[1:]))
     draft.set(apps={**draft.record.apps, request.app_session: request.app})
@@ -61,7 +63,7 @@ def take_delivered(record: HostRecord, context: Context, channel: Channel, answe
 
 
 def grant_application(record: AppRecord, context: Context, told: Delivered) -> AppRecord:
-    """The application session once its key lies in the volume, or does not. Raises InvalidTransition."""
+    """The application session once its key was delivered, or could not be. Raises InvalidTransition."""
     draft = Draft(record, context)
     if told.problem is not None:
         terminate(draft, Input.NOT_DELIVERED, "deliver_key", [told.problem])

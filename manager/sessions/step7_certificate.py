@@ -1,9 +1,9 @@
 """Step 7: the certificate, its admission at the gateways, and only then `ready`.
 
-The key in the certificate was born in the application's enclave: the request that named it was hashed into the quote.
-(In the prototype's mode the manager makes it, and every place that names the certificate says so.) Before a certificate
-lapses, a recheck that was answered well brings the next one; the one before stays leased until the application has had
-a period to change over.
+The key in the certificate was generated in the application's enclave: the quote covers a hash of the certificate
+request. (In the prototype's mode the manager generates it, and everything that names the certificate says so.) Before a
+certificate expires, a recheck that was answered well brings the next one; the previous one stays leased for one more
+period, in which the application changes over.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from attestgate.schemas.messages import Certificate, Ready
 def certify(
     record: AppRecord, context: Context, issued: IssuedCertificate, host: HostRecord, enrolled: AppEnrolment
 ) -> AppRecord:
-    """The session once the certificate is made: sent to the enclave, leased to gateways. Raises InvalidTransition."""
+    """The session with a certificate: sent to the enclave, leased to the gateways. Raises InvalidTransition."""
     draft = Draft(record, context)
     draft.move(Input.ISSUED)
     _take_certificate(draft, issued)
@@ -40,13 +40,13 @@ def certify(
 
 
 def renewal_due(record: AppRecord, context: Context) -> bool:
-    """Whether the next recheck should bring the next certificate: a third of its life is left, or too little of it."""
+    """Whether a recheck should renew the certificate: under a third of its life is left, or too little for a lease."""
     timing = context.timing
     return record.not_after - context.now < max(timing.certificate_s // 3, timing.lease_s + timing.recheck_s)
 
 
 def renew(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
-    """Send the next certificate; the application uses it from its `ready` on."""
+    """Send the next certificate; the application uses it once `ready` names it."""
     record = draft.record
     retiring = Retiring(
         serial=record.serial, sha256=record.certificate_hash, issuer=record.issuer, not_after=record.not_after
@@ -59,7 +59,7 @@ def renew(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
 
 
 def retire(draft: Draft[AppRecord]) -> None:
-    """Withdraw the certificate before the present one, once the application has had its time to change over."""
+    """Withdraw the previous certificate, once the application has had a period to change over."""
     record = draft.record
     if record.retiring is not None and record.ready == record.serial:
         withdraw(draft, f"cert.{record.retiring.serial}", "certificate.renewed")
@@ -87,7 +87,7 @@ def take_applied(record: AppRecord, context: Context, report: AppliedAtGateway) 
 
 
 def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: AppEnrolment) -> None:
-    """Lease the certificate to the gateways: no longer than its question, its host and itself allow."""
+    """Lease the certificate to the gateways: no longer than its challenge, its host and the certificate allow."""
     context, record = draft.context, draft.record
     lease_end = min(record.issued_at + context.timing.lease_s, host.lease_end or 0, record.not_after)
     draft.set(lease_end=lease_end)
@@ -122,7 +122,7 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
 
 
 def ready(draft: Draft[AppRecord]) -> None:
-    """Tell the application that it may go through, with which certificate, and until when."""
+    """Notify the application that it is admitted, with which certificate, and until when."""
     record = draft.record
     lease_end = record.lease_end or draft.context.now
     message = Ready(

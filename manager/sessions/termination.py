@@ -1,4 +1,4 @@
-"""How a session ends: its agent is told why, its admissions are withdrawn, those who rest on it hear of it."""
+"""How a session ends: its agent is notified, its admissions are withdrawn, dependent sessions are informed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ TOLD: dict[State, SessionWhat] = {
 def terminate(
     draft: Draft[R], given: Input, step: str, reasons: Sequence[Reason], result: AppraisalResult | None = None
 ) -> None:
-    """Take the table's step into an end; a `result` may be what ended it.
+    """Take the table's transition into an end; `result` is the appraisal that caused it, if one did.
 
-    Raises InvalidTransition where the state does not know this input.
+    Raises InvalidTransition where the table has no row for the input.
     """
     hello = draft.record.handshake.hello if draft.record.handshake else None
     state = draft.move(given)
@@ -50,7 +50,7 @@ def terminate(
     verdict: dict[str, JsonValue] = draft.ear(result) if result else {}
     if record.outcome is not None:
         verdict["outcome"] = record.outcome.model_dump(mode="json")
-    if state is State.REFUSED or record.decisions:  # else there was no trust to take away
+    if state is State.REFUSED or record.decisions:  # else there was no trust to remove
         draft.decide(_ended(record, state, step, reasons))
     draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
 
@@ -66,14 +66,14 @@ def supersede(record: R, context: Context, order: Order) -> R:
 
 
 def replace_unfinished(record: R, context: Context, order: Order) -> R:
-    """The session after a newer hello of its subject: a handshake is replaced, a session that got past it stays."""
+    """The session after a newer hello of its subject: a handshake is replaced, a session past it stays."""
     if record.over or record.channel is not None:
         return record
     return _ordered(record, context, Input.SUPERSEDE, "replaced", order.reasons)
 
 
 def lose_host(record: AppRecord, context: Context, lost: HostLost) -> AppRecord:
-    """The application session after its host's is over. Raises InvalidTransition if it is over."""
+    """The application session after its host's has ended. Raises InvalidTransition if it is over."""
     return _ordered(record, context, Input.HOST_LOST, "host-lost", lost.reasons)
 
 
@@ -84,7 +84,7 @@ def _ordered(record: R, context: Context, given: Input, step: str, reasons: list
 
 
 def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Sequence[Reason]) -> audit.EndedFact:
-    """The end as the decision log has it."""
+    """The end as an entry of the decision log."""
     return audit.EndedFact(
         state=state,
         step=step,
@@ -95,7 +95,7 @@ def _ended(record: HostRecord | AppRecord, state: State, step: str, reasons: Seq
 
 
 def _held(record: HostRecord | AppRecord) -> list[tuple[str, str]]:
-    """The certificates that a session has in use: issuer and serial of each."""
+    """The certificates of a session that are in use: issuer and serial of each."""
     if isinstance(record, HostRecord) or not record.serial:
         return []
     before = record.retiring
@@ -103,7 +103,7 @@ def _held(record: HostRecord | AppRecord) -> list[tuple[str, str]]:
 
 
 def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason]) -> None:
-    """One removal cuts every application of the host; then each of their sessions is told."""
+    """One withdrawal cuts off every application of the host; then each of their sessions is informed."""
     if record.lease_end is not None:
         withdraw(draft, f"host.{record.session}", _code(reasons))
     for session in record.apps:
@@ -111,7 +111,7 @@ def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason
 
 
 def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence[Reason]) -> None:
-    """What the session was leased, and a place in the revocation list: nobody else gets these certificates in use."""
+    """Withdraw the session's leases and revoke its certificates, for those who check only the CRL."""
     for issuer, serial in _held(record):
         withdraw(draft, f"cert.{serial}", _code(reasons))
         revoked = RevokedCertificate(issuer=issuer, serial=serial, at=draft.context.now, state=record.state)
@@ -119,7 +119,7 @@ def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence
 
 
 def withdraw(draft: Draft[R], key: str, reason: str) -> None:
-    """A tombstone for the gateways. `reason` is a reason code."""
+    """Publish a withdrawal for the gateways. `reason` is a reason code."""
     record = draft.record
     until = (record.lease_end or draft.context.now) + draft.context.timing.skew_s
     if isinstance(record, AppRecord):
