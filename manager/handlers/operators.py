@@ -110,7 +110,7 @@ class Operators:
         highest = max(applied.sequence, self._high_water.get(mark))
         _check(command, name, highest, int(self._now()))
         if signed.signer not in self._signers.identities(MAY[type(command.action)]):
-            raise _refused("role", MAY[type(command.action)], "another operator", "ask an operator with that role")
+            raise _refused("role", MAY[type(command.action)], "no such role", "ask an operator with that role")
         # The same sequence must mean the same bytes, or a second command would be reported as applied without being so.
         if command.sequence == highest:
             if applied.message != message:
@@ -198,7 +198,7 @@ def _check(command: Command, name: str, applied: int, now: int) -> None:
 
 
 def _overtaken(command: Command, applied: int) -> Refusal:
-    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: a later one was applied")
+    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another was applied first")
 
 
 async def _note(sequences: Bucket, operator: str, applied: NewestCommand) -> None:

@@ -31,7 +31,7 @@ class Quarantine:
         try:
             await self._bucket.put(name, pack(message))
         except BusError as error:
-            log.warning("not quarantined, dropped", subject=subject, error=str(error))
+            log.warning("quarantine failed, message dropped", subject=subject, error=str(error))
             return None
         return name
 

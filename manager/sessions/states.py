@@ -41,7 +41,7 @@ class Input(StrEnum):
     HELLO = "HELLO"
     EVIDENCE_GOOD = "EVIDENCE_GOOD"
     EVIDENCE_BAD = "EVIDENCE_BAD"
-    """The subject's own evidence, which the policy refuses."""
+    """The subject's own evidence, appraised and refused."""
     EVIDENCE_FOREIGN = "EVIDENCE_FOREIGN"
     """Evidence that is not bound to the enrolled platform and measurement: anyone could have sent it."""
     PROOF_GOOD = "PROOF_GOOD"
