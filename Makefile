@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 LOCKED := --quiet --disable-pip-version-check --no-deps --require-hashes
 OURS := --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
-# What every test is given: four tests at a time on two cores, since most of them wait for processes most of the time.
-WORKERS ?= 4
+# Three tests at a time on two cores, since most of them wait for processes most of the time (tests/conftest.py).
+WORKERS ?= 3
 PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # $(call quietly,WHAT,COMMANDS): commands of a set-up, their output in a file; if one fails, that is said in one line.
@@ -39,9 +39,9 @@ test: setup
 pytest: setup
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-# What starts no process: within a minute.
+# What starts no process and is not exhaustive: within a minute.
 test-fast: setup
-	$(PYTEST) -m "not stack"
+	$(VENV)/bin/pytest -n 2 --dist worksteal -m "not stack and not slow"
 
 # What `make test` skips for want of a tool, a part a tool. With -k the other parts go on if one fails; so does the status.
 PARTS := test-tpm test-sdn test-nats test-prometheus test-keylime test-fuzz test-stack

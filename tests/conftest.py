@@ -9,28 +9,44 @@ import pytest
 
 ONE_STACK = "tests/story/"
 """Its tests share one running stack, and follow one another on it."""
-EACH_ALONE = ("tests/cli/test_demo.py",)
-"""Files of long tests that share nothing: each may go to another worker."""
-LONGEST = (
-    ONE_STACK,
+STACKS = (
     "tests/cluster/",
     "tests/packaging/",
     "tests/cli/test_demo.py",
     "tests/docs/test_commands.py",
+    "tests/crash/",
+    "tests/app/",
+    "tests/enclave/test_daemon.py",
+)
+"""Each of them starts a stack, or half of one, again and again. They follow one another, so that beside the story's
+stack there is one more at the most: with more, two cores are too busy for a process to be up within a lease."""
+LONGEST = (
+    ONE_STACK,
+    *STACKS,
+    "tests/gateway/",
     "tests/cli/test_trouble.py",
     "tests/sessions/test_killed.py",
-    "tests/crash/",
-    "tests/gateway/",
     "tests/sgx/test_fuzz.py",
-    "tests/enclave/",
-    "tests/app/",
 )
 """What takes longest starts first, so that no worker is left alone with it at the end."""
+SLOW = (
+    "tests/sessions/test_killed",
+    "tests/sessions/test_chaos.py",
+    "tests/sessions/test_rollback.py",
+    "tests/sessions/test_bus_operator.py",
+    "tests/sgx/test_fuzz.py",
+    "tests/protocol/test_properties.py",
+    "tests/cli/test_trouble.py",
+    "tests/tpm/test_sessions.py",
+    "tests/docs/",
+    "tests/stack/",
+)
+"""Exhaustive or generated, and seconds long without starting a process: `make test-fast` leaves them out too."""
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 """Audit events of the interpreter (sys.addaudithook) by which a process begins."""
 
-_alone: list[str] = []
-"""The test that is running, if it has not the mark `stack`."""
+_started: list[str] = []
+"""By what the phase of a test that is running now has started processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,32 +56,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def _group(item: pytest.Item) -> str:
-    """What goes to one worker: a file, whose fixtures its tests share."""
+    """What goes to one worker: a file, whose fixtures its tests share; the story; what starts stacks."""
     if item.nodeid.startswith(ONE_STACK):
         return ONE_STACK
-    return item.nodeid if item.nodeid.startswith(EACH_ALONE) else item.nodeid.split("::")[0]
+    return "stacks" if item.nodeid.startswith(STACKS) else item.nodeid.split("::")[0]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A test without the mark `stack` must not start a process: `make test-fast` relies on the mark."""
-    if item.get_closest_marker("stack") is None:
-        _alone.append(item.nodeid)
-    try:
-        return (yield)
-    finally:
-        _alone.clear()
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """See _only_if_marked."""
+    return (yield from _only_if_marked(item))
 
 
-def _forbid(event: str, _: object) -> None:
-    if event in STARTS and _alone:
-        raise RuntimeError(f"{_alone[0]} starts a process: mark it `stack`")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """See _only_if_marked."""
+    return (yield from _only_if_marked(item))
 
 
-sys.addaudithook(_forbid)
+def _only_if_marked(item: pytest.Item) -> Generator[None, object, object]:
+    """A test without the mark `stack` must not start a process: `make test-fast` relies on the mark.
+
+    It fails afterwards: an error where the process starts could be in a task or a thread that nobody waits for.
+    """
+    _started.clear()
+    result = yield
+    if _started and item.get_closest_marker("stack") is None:
+        pytest.fail(f"{item.nodeid} starts a process ({_started[0]}): mark it `stack`", pytrace=False)
+    return result
+
+
+def _note(event: str, _: object) -> None:
+    if event in STARTS:
+        _started.append(event)
+
+
+sys.addaudithook(_note)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

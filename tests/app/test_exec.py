@@ -142,6 +142,7 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert result.exception.reasons[0].code == "settings.proxy"
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_told_to_end_it_says_by_what(tmp_path: Path, number: signal.Signals) -> None:
     ready = ["sh", "-c", """echo '{"event": "ready"}' >&2; exec sleep 600"""]
