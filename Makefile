@@ -22,7 +22,7 @@ environment = $(call quietly,pip install in $(1),{ test -x $(1)/bin/python || $(
 # $(call ours,FOLDER): attestgate itself in it, from here.
 ours = $(call quietly,pip install of attestgate in $(1),$(1)/bin/pip install $(OURS) -e .)
 
-.PHONY: demo demo-tpm setup-tpm test test-fast test-all pytest test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats \
+.PHONY: demo demo-tpm test test-fast test-all pytest coverage test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats \
 	test-prometheus setup-prometheus test-keylime setup-keylime test-fuzz setup-fuzz check up setup clean wheels stack \
 	engine stack-down test-stack
 
@@ -37,6 +37,10 @@ test: setup
 	@$(MAKE) --no-print-directory -j2 check pytest
 
 pytest: setup
+	$(PYTEST)
+
+# The same tests, traced: half as slow again, so not each time.
+coverage: setup
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # What starts no process and is not exhaustive: within a minute.

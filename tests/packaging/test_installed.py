@@ -107,7 +107,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Install
 def test_the_sdist_has_real_files_and_all_that_a_build_and_the_tests_need(built: Built) -> None:
     assert [path for path in built.sdist.rglob("*") if path.is_symlink()] == []
     named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = (named["readme"], "LICENSE", "pyproject.toml", "Makefile", "requirements.lock", "bench/fleet.py")
+    needed = (named["readme"], "LICENSE", "pyproject.toml", "Makefile", "requirements.lock", "bench/drift.py")
     for name in (*needed, "src/attestgate/cli/main.py", "tests/packaging/test_installed.py", "docs/settings.md"):
         assert (built.sdist / name).read_bytes() == (ROOT / name).read_bytes(), name
 
