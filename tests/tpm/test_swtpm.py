@@ -37,6 +37,8 @@ from tests.support.tpm.soft import remade
 if missing():
     pytest.skip("make test-tpm installs tpm2-pytss and swtpm, and runs this", allow_module_level=True)
 
+pytestmark = pytest.mark.stack
+
 CLEAN, DRIFT = remade("clean", BOOTED), remade("drift", BOOTED)
 POLICY = loaded(recorded("clean"))
 
