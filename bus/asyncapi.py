@@ -30,16 +30,16 @@ def document() -> dict[str, Any]:
     """The whole document."""
     schemas: dict[str, Any] = {}
     channels = {"summaries": _summaries(schemas)}
-    for kind in sorted({kind for told in EVENTS for kind in told.kinds}):
-        events = [told for told in EVENTS if kind in told.kinds]
+    for kind in sorted({kind for event in EVENTS for kind in event.kinds}):
+        events = [event for event in EVENTS if kind in event.kinds]
         channels[f"events-{kind}"] = {
             "address": f"{subjects.EVENTS}.{kind}.{{id}}.{{what}}",
             "title": f"Events of kind {kind}",
             "parameters": {
                 "id": {"description": "The id of the event's subject."},
-                "what": {"description": "What happened.", "enum": sorted(told.what for told in events)},
+                "what": {"description": "What happened.", "enum": sorted(event.what for event in events)},
             },
-            "messages": {told.what: _message(kind, told, schemas) for told in events},
+            "messages": {event.what: _message(kind, event, schemas) for event in events},
         }
     operations = {f"see-{name}": {"action": "receive", "channel": {"$ref": f"#/channels/{name}"}} for name in channels}
     return {
@@ -57,18 +57,18 @@ def document() -> dict[str, Any]:
     }
 
 
-def _message(kind: str, told: Told, schemas: dict[str, Any]) -> dict[str, Any]:
+def _message(kind: str, event: Told, schemas: dict[str, Any]) -> dict[str, Any]:
     """One event: the common envelope, with this event's name and data."""
-    name = f"{kind}-{told.what}"
+    name = f"{kind}-{event.what}"
     narrowed = {
         "kind": {"const": kind},
-        "what": {"const": told.what},
-        "data": {"$ref": _add(told.data, schemas)},
+        "what": {"const": event.what},
+        "data": {"$ref": _add(event.data, schemas)},
     }
     return {
-        "name": f"{CLOUDEVENTS_TYPE}.{kind}.{told.what}",
+        "name": f"{CLOUDEVENTS_TYPE}.{kind}.{event.what}",
         "title": name,
-        "summary": told.means,
+        "summary": event.means,
         "headers": {"$ref": _add_headers(schemas)},
         "payload": {"allOf": [{"$ref": _add(Event, schemas)}, {"type": "object", "properties": narrowed}]},
         "correlationId": {"location": "$message.payload#/session", "description": "The session."},

@@ -35,17 +35,17 @@ class BreakGlass(Model):
 
 def read_break_glass(data: bytes, operators: set[bytes], gateways: str, longest_s: int, at: int) -> BreakGlass:
     """A file's admission, if it is valid now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
-    said = verify(unpack(Signed, data, limit=MAX_FILE), BreakGlass, LABEL, operators)
-    if said.gateways != gateways:
-        raise _refused("gateways", gateways, said.gateways, "sign it for this set of gateways")
-    if not said.issued_at <= at + 5:
-        raise _refused("issued_at", f"by {at}", said.issued_at, "synchronize the clocks")
-    if said.expires_at - said.issued_at > longest_s:
-        found = f"{said.expires_at - said.issued_at} s"
+    admission = verify(unpack(Signed, data, limit=MAX_FILE), BreakGlass, LABEL, operators)
+    if admission.gateways != gateways:
+        raise _refused("gateways", gateways, admission.gateways, "sign it for this set of gateways")
+    if not admission.issued_at <= at + 5:
+        raise _refused("issued_at", f"by {at}", admission.issued_at, "synchronize the clocks")
+    if admission.expires_at - admission.issued_at > longest_s:
+        found = f"{admission.expires_at - admission.issued_at} s"
         raise _refused("expires_at", f"at most {longest_s} s", found, "sign it for a shorter time")
-    if said.expires_at <= at:
-        raise _refused("expires_at", f"after {at}", said.expires_at, "remove the file: it has expired")
-    return said
+    if admission.expires_at <= at:
+        raise _refused("expires_at", f"after {at}", admission.expires_at, "remove the file: it has expired")
+    return admission
 
 
 def _refused(field: str, expected: object, found: object, action: str) -> Refusal:

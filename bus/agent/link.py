@@ -107,8 +107,8 @@ class AgentSession:
         self._evidence = b""
         self._private = Secret(b"")
         self._channel: Channel | None = None
-        self._unheard: list[_Unheard] = []
-        self._said = 0
+        self._unacknowledged: list[_Unheard] = []
+        self._sent = 0
         self._resumed_at = float("-inf")
         self.session = ""
         self.suite: SuiteName = "mlkem768-x25519"
@@ -187,8 +187,8 @@ class AgentSession:
     async def say(self, step: str, model: BaseModel) -> None:
         """Send a message on the channel. It is kept until the manager acknowledges it: a busy bus only delays it."""
         self._channel, data = self.channel.seal(step, pack(model))
-        self._unheard.append(_Unheard(self._channel.sent, step, data, time.monotonic()))
-        await self._say_from(self._said)
+        self._unacknowledged.append(_Unheard(self._channel.sent, step, data, time.monotonic()))
+        await self._send_from(self._sent)
 
     async def hear(self, wait_s: float) -> tuple[str, bytes] | None:
         """The next channel message and its step, or None after `wait_s`. Raises SessionOver for the step `ended`."""
@@ -196,7 +196,7 @@ class AgentSession:
         while (left := until - time.monotonic()) > 0:
             got = await self._link.next(min(left, self._retry_s))
             if got is None:
-                await self._say_from(self._said)
+                await self._send_from(self._sent)
                 continue
             step, data = got
             try:
@@ -214,7 +214,7 @@ class AgentSession:
             if step == "ended":
                 ended = unpack(Ended, plaintext)
                 raise SessionOver(ended.reasons, ended.state)
-            await self._say_unheard(older_s=self._retry_s)
+            await self._resend(older_s=self._retry_s)
             return step, plaintext
         return None
 
@@ -230,17 +230,19 @@ class AgentSession:
             log.info("resume deferred", session=self.session, error=str(error))
             return
         if self._channel is not None:
-            await self._say_unheard()
+            await self._resend()
 
-    async def _say_unheard(self, older_s: float = 0.0) -> None:
+    async def _resend(self, older_s: float = 0.0) -> None:
         """Resend the same bytes: a lost message would otherwise hold up every later one."""
-        self._unheard = [message for message in self._unheard if message.counter > self.channel.acknowledged]
-        if self._unheard and self._unheard[0].at + older_s <= time.monotonic():
-            await self._say_from(0)
+        self._unacknowledged = [
+            message for message in self._unacknowledged if message.counter > self.channel.acknowledged
+        ]
+        if self._unacknowledged and self._unacknowledged[0].at + older_s <= time.monotonic():
+            await self._send_from(0)
 
-    async def _say_from(self, counter: int) -> None:
+    async def _send_from(self, counter: int) -> None:
         """Send the messages above a counter, in order, as far as the bus takes them now."""
-        for message in self._unheard:
+        for message in self._unacknowledged:
             if message.counter <= counter:
                 continue
             try:
@@ -248,7 +250,7 @@ class AgentSession:
             except BusError as error:
                 log.info("send deferred", step=message.step, session=self.session, error=str(error))
                 return
-            self._said = max(self._said, message.counter)
+            self._sent = max(self._sent, message.counter)
 
     @property
     def channel(self) -> Channel:

@@ -9,8 +9,10 @@
 
 import hash from 'crypto';
 
-// A request with a body is checked twice: before nginx reads any of it, so that it reads nothing for a stranger, and
-// again when all of it has arrived, since that takes time and the admission may have ended meanwhile.
+// A request with a body is judged twice: before its body is read, and again when all of it is in, since a body may take
+// its time and the admission may have ended meanwhile. The body of a refused request is read too, up to
+// client_max_body_size, before the answer goes out: njs reads it before it runs `refused`. Nothing of it goes upstream.
+// The server speaks HTTP/1 only, where no request has a body without one of these two headers.
 function access(r) {
     if (!pass(r)) {
         return undefined;
@@ -73,7 +75,8 @@ function judge(r, v) {
 
 // What is cached of a connection, one line each; the rules follow. The certificate, which is long, is kept separately.
 // Without session reuse and renegotiation it cannot change, and no number of a connection comes twice. A newer lease has
-// another sequence.
+// another sequence. No field can hold a line break (schemas/admission.py). A sequence is the revision of a session's
+// record, or for break-glass a Unix second: far below 2^53, so it is exact as a number.
 const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, RULES = 6;
 
 // What is cached of a connection, its certificate put into the variable; undefined if either was evicted.
@@ -137,6 +140,7 @@ function allows(rule, method, path) {
     if (!rule.endsWith('/**')) {
         return path === rule.slice(space + 1);
     }
+    // It keeps its last slash, so `/a/**` does not allow `/ab`.
     const below = rule.slice(space + 1, -2);
     return path.startsWith(below) || `${path}/` === below;
 }

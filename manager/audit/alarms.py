@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 
 import structlog
 
 from attestgate.bus.api import BusError, StoredMessage
-from attestgate.manager.events.emitter import plain
+from attestgate.manager.events.emitter import Emit, plain
 from attestgate.schemas.base import Reason, Refusal
 
 log = structlog.get_logger(__name__)
-Emit = Callable[..., Awaitable[None]]
 MAX_LEAVES = 16
 
 

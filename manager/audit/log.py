@@ -59,7 +59,7 @@ class DecisionLog:
         identity: Ed25519PrivateKey,
         signers: set[bytes],
         origin: str,
-        telling: Alarms,
+        alarms: Alarms,
         now: Callable[[], float],
     ) -> None:
         self._bus = bus
@@ -69,7 +69,7 @@ class DecisionLog:
         self._identity = identity
         self._signers = signers
         self._origin = origin
-        self._telling = telling
+        self._alarms = alarms
         self._now = now
         self._head = Head(note="", leaves=b"")
         self._value, self._revision = b"", 0
@@ -92,7 +92,7 @@ class DecisionLog:
             self._intake.news.clear()
             more = await self._look()
             if late := self._intake.overdue():
-                await self._telling.overdue(late)
+                await self._alarms.overdue(late)
             if not more:
                 await self._pause()
 
@@ -119,7 +119,7 @@ class DecisionLog:
         except Refusal as refusal:
             self._troubles += 1
             if self._troubles % TELL_EVERY == CERTAIN:
-                await self._telling.inconsistent(refusal.reasons)
+                await self._alarms.inconsistent(refusal.reasons)
             return False
         except Exception:  # a fault of ours, or of this machine's disk, must not end the worker
             log.exception("fault in the decision log")
@@ -211,7 +211,7 @@ class DecisionLog:
                 if subject_of(decision) != stored.subject:
                     raise _misplaced(stored.subject, subject_of(decision))
             except Refusal as refusal:
-                await self._telling.stranger(stored, refusal)
+                await self._alarms.stranger(stored, refusal)
                 continue
             leaf = leaf_hash(stored.data)
             if leaf not in known:

@@ -60,20 +60,20 @@ class Orders:
 
     async def broken_glass(self, gateway: str, signed: Signed) -> None:
         """An operator's admission by hand at a gateway, as it was signed. Raises Refusal (`signature.*`), BusError."""
-        said = verify(signed, BreakGlass, LABEL, {signed.signer})
+        admission = verify(signed, BreakGlass, LABEL, {signed.signer})
         statement = hashlib.sha256(signed.payload).hexdigest()
         fact = BreakGlassFact(
-            operator=said.operator,
+            operator=admission.operator,
             signer=signed.signer.hex(),
             statement=statement,
-            serial=said.serial,
-            identity=said.identity,
-            expires_at=said.expires_at,
-            reason=said.reason,
+            serial=admission.serial,
+            identity=admission.identity,
+            expires_at=admission.expires_at,
+            reason=admission.reason,
         )
         id = hashlib.sha256(f"{gateway} {statement}".encode()).hexdigest()[:32]
         await self._put(
-            Decision(id=id, kind="gateway", subject=gateway, at=said.issued_at, by=said.operator, fact=fact)
+            Decision(id=id, kind="gateway", subject=gateway, at=admission.issued_at, by=admission.operator, fact=fact)
         )
 
     async def _put(self, decision: Decision) -> None:
@@ -83,17 +83,17 @@ class Orders:
 def _ordered(command: Command, message: str) -> Fact | None:
     """What an order grants or takes away; None for one that only asks, or tries."""
     action = command.action
-    told = Ordered(command="enrol", message=message, sequence=command.sequence)
+    ordered = Ordered(command="enrol", message=message, sequence=command.sequence)
     match action:
         case Enrol():
-            return told.model_copy(update={"about": f"{action.subject.kind}/{action.subject.id}"})
+            return ordered.model_copy(update={"about": f"{action.subject.kind}/{action.subject.id}"})
         case Revoke():
             about = f"{action.kind}/{action.id}"
-            return told.model_copy(update={"command": "revoke", "about": about, "reason": action.reason})
+            return ordered.model_copy(update={"command": "revoke", "about": about, "reason": action.reason})
         case PutPolicy():
             manifest = manifest_name(unpack(PolicyManifest, action.manifest.payload))
-            return told.model_copy(update={"command": "put-policy", "manifest": manifest})
+            return ordered.model_copy(update={"command": "put-policy", "manifest": manifest})
         case Drop():
-            return told.model_copy(update={"command": "drop", "about": f"message/{action.message}"})
+            return ordered.model_copy(update={"command": "drop", "about": f"message/{action.message}"})
         case _:
             return None

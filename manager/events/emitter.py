@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from secrets import token_hex
 
@@ -14,6 +14,9 @@ from attestgate.bus.api import Bus
 from attestgate.manager.events.observer import Observer
 from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
+
+Emit = Callable[..., Awaitable[None]]
+"""Emitter.emit: kind, id and event name, then the event's data by keyword. Raises BusError."""
 
 
 def plain(reasons: Iterable[Reason]) -> list[JsonValue]:

@@ -7,11 +7,11 @@ next one repeats them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from attestgate.bus.api import Bucket, Bus, Conflict
 from attestgate.manager.audit.orders import Orders
-from attestgate.manager.events.emitter import plain
+from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.policy.enrolments import Enrolments
@@ -38,7 +38,6 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed
 
-Emit = Callable[..., Awaitable[None]]
 MAY: dict[type, OperatorRole] = {
     Enrol: "operator",
     Revoke: "operator",

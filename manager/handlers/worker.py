@@ -20,7 +20,7 @@ import structlog
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Delivery
 from attestgate.bus.crypto.channel import Duplicate, OutOfOrder, Replayed
-from attestgate.manager.events.emitter import plain
+from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.rate_limit import Limiter
@@ -40,7 +40,6 @@ once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
 PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
 """Senders that are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
 TOO_FAST = "message.rate"
-Emit = Callable[..., Awaitable[None]]
 Handler = Callable[[str, bytes], Awaitable[None]]
 """Takes a subject and a message's bytes.
 
@@ -114,8 +113,8 @@ class Worker:
             await handle(subject, delivery.data)
         except Refusal as refusal:
             await self._dropped(subject, delivery.data, refusal.reasons)
-        except (InvalidTransition, Duplicate) as moot:
-            result = await self._moot(delivery, moot)
+        except (InvalidTransition, Duplicate) as unfit:
+            result = await self._unfit(delivery, unfit)
         except TooEarly as early:
             await delivery.again(early.delay_s)
             return "again"
@@ -141,14 +140,14 @@ class Worker:
         await delivery.done()
         return result
 
-    async def _moot(self, delivery: Delivery, moot: InvalidTransition | Duplicate) -> str:
+    async def _unfit(self, delivery: Delivery, unfit: InvalidTransition | Duplicate) -> str:
         """A message whose step was taken already: redelivered by the bus or resent by an agent, it is no event."""
-        agents_own = isinstance(moot, Duplicate) and not isinstance(moot, Replayed)
+        agents_own = isinstance(unfit, Duplicate) and not isinstance(unfit, Replayed)
         if delivery.attempt > 1 or agents_own:
             log.info("repeated", subject=delivery.subject, attempt=delivery.attempt)
             self.counts["repeated"] += 1
             return "repeated"
-        reason = _no_move(moot) if isinstance(moot, InvalidTransition) else _replay()
+        reason = _no_move(unfit) if isinstance(unfit, InvalidTransition) else _replay()
         await self._dropped(delivery.subject, delivery.data, (reason,))
         return "dropped"
 

@@ -55,18 +55,18 @@ def take_delivered(record: HostRecord, context: Context, channel: Channel, answe
     draft.acknowledge(channel)
     app = record.apps.get(answer.app_session)
     if app is not None:
-        told = Delivered(host_session=record.session, problem=answer.problem)
-        draft.work("app", answer.app_session, "delivered", told)
+        delivered = Delivered(host_session=record.session, problem=answer.problem)
+        draft.work("app", answer.app_session, "delivered", delivered)
         problem = answer.problem.model_dump() if answer.problem else None
         draft.event("key-delivered", app=app, app_session=answer.app_session, problem=problem)
     return draft.finish()
 
 
-def grant_application(record: AppRecord, context: Context, told: Delivered) -> AppRecord:
+def grant_application(record: AppRecord, context: Context, delivered: Delivered) -> AppRecord:
     """The application session once its key was delivered, or could not be. Raises InvalidTransition."""
     draft = Draft(record, context)
-    if told.problem is not None:
-        terminate(draft, Input.NOT_DELIVERED, "deliver_key", [told.problem])
+    if delivered.problem is not None:
+        terminate(draft, Input.NOT_DELIVERED, "deliver_key", [delivered.problem])
         return draft.finish()
     draft.move(Input.DELIVERED)
     n2, channel = context.token(32), Secret(context.token(32))

@@ -35,7 +35,7 @@ def certify(
     lease(draft, issued.identity, host, enrolled)
     draft.current()
     draft.decide(_decided(issued))
-    draft.event("certified", **_told(issued))
+    draft.event("certified", **_shown(issued))
     return draft.finish()
 
 
@@ -55,7 +55,7 @@ def renew(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
     draft.set(retiring=retiring, gateways=[])
     draft.say("renew", _message(issued))
     draft.decide(_decided(issued, before=retiring.serial))
-    draft.event("renewing", **_told(issued), before_serial=retiring.serial)
+    draft.event("renewing", **_shown(issued), before_serial=retiring.serial)
 
 
 def retire(draft: Draft[AppRecord]) -> None:
@@ -162,7 +162,7 @@ def _decided(issued: IssuedCertificate, before: str | None = None) -> audit.Issu
     )
 
 
-def _told(issued: IssuedCertificate) -> dict[str, str | int]:
+def _shown(issued: IssuedCertificate) -> dict[str, str | int]:
     return {
         "serial": issued.serial,
         "identity": issued.identity,

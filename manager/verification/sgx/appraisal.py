@@ -192,7 +192,7 @@ def _misfits(pck: Pck, examined: Examined, root_der: bytes) -> list[Reason]:
     # Stops genuine TCB info of another model, whose levels may ask for less.
     if tcb_info is not None:
         for code, key, value in (("fmspc", "fmspc", pck.fmspc), ("pce_id", "pceId", pck.pce_id)):
-            said = str(tcb_info.body.get(key)).lower()
-            if said != value.hex():
-                misfit(f"sgx.{code}", f"collateral.tcb_info.{key}", value.hex(), said)
+            actual = str(tcb_info.body.get(key)).lower()
+            if actual != value.hex():
+                misfit(f"sgx.{code}", f"collateral.tcb_info.{key}", value.hex(), actual)
     return reasons
