@@ -32,7 +32,7 @@ demo: setup
 up: setup
 	$(VENV)/bin/attestgate up
 
-# The checks take a minute of one core: they go on beside the tests.
+# The checks take a minute of one core: they go on beside the tests, and give way to them.
 test: setup
 	@$(MAKE) --no-print-directory -j2 check pytest
 
@@ -150,9 +150,9 @@ wheels: setup
 	@$(VENV)/bin/pip wheel $(OURS) . -w build/wheels
 
 check: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	nice $(VENV)/bin/ruff check .
+	nice $(VENV)/bin/ruff format --check .
+	nice $(VENV)/bin/mypy
 
 setup: $(STAMP)
 
