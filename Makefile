@@ -36,12 +36,15 @@ up: setup
 test: setup
 	@$(MAKE) --no-print-directory -j2 check pytest
 
+# The story keeps real time, with leases of seconds: it is told by itself, when the others are done.
 pytest: setup
-	$(PYTEST)
+	$(PYTEST) --ignore=tests/story
+	$(VENV)/bin/pytest tests/story
 
 # The same tests, traced: half as slow again, so not each time.
 coverage: setup
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST) --ignore=tests/story --cov --cov-report=
+	$(VENV)/bin/pytest tests/story --cov --cov-append --cov-report=term:skip-covered
 
 # What starts no process and is not exhaustive: within a minute.
 test-fast: setup

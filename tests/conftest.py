@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator
 
@@ -19,8 +18,8 @@ STACKS = (
     "tests/app/",
     "tests/enclave/test_daemon.py",
 )
-"""Each of them starts a stack, or half of one, again and again. They follow one another, so that beside the story's
-stack there is one more at the most: with more, two cores are too busy for a process to be up within a lease."""
+"""Each of them starts a stack, or half of one, again and again. They follow one another: with two or three
+at once, two cores are too busy for a process to be up within a lease."""
 LONGEST = (
     ONE_STACK,
     *STACKS,
@@ -70,8 +69,7 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """See _only_if_marked and _give_way."""
-    _give_way(item)
+    """See _only_if_marked."""
     return (yield from _only_if_marked(item))
 
 
@@ -79,12 +77,6 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """See _only_if_marked."""
     return (yield from _only_if_marked(item))
-
-
-def _give_way(item: pytest.Item) -> None:
-    """The story keeps real time, with leases of seconds: the tests beside it leave it the cores that it asks for."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(ONE_STACK) and os.nice(0) == 0:
-        os.nice(5)
 
 
 def _only_if_marked(item: pytest.Item) -> Generator[None, object, object]:
