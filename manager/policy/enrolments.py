@@ -66,11 +66,12 @@ class Enrolments:
         key, sequence = f"{kind}.{id}", self._signers.read_command(signed).sequence
         while True:
             entry = await self._bucket.get(key)
-            newest = max(self._high_water.get(f"enrolment.{key}"), self._sequence(entry))
+            standing = self._sequence(entry)
+            newest = max(self._high_water.get(f"enrolment.{key}"), standing)
             # The same command again may go in again, after a kill; another one of the same microsecond may not, since
             # nobody could say which of the two is in force.
             repeat = entry is not None and entry.value == pack(signed)
-            if sequence < newest or (sequence == self._sequence(entry) and not repeat):
+            if sequence < newest or (sequence == standing and not repeat):
                 raise Refusal.because(
                     "command.sequence",
                     f"{kind} {id}",
