@@ -143,7 +143,7 @@ async def run(settings: AppSettings) -> None:
     require(settings.bus.credentials, "app")
     enclave = open_enclave(settings.platform.kind, settings.profile)
     async with await join(settings.bus) as bus:
-        link = Link(bus, "app", settings.id)
+        link = Link(bus, "app", settings.id, settings.host)
         await link.listen()
         log.info("application agent", app=settings.id, host=settings.host, simulated=enclave.simulated)
         await AppAgent(enclave, link, settings, measured).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,12 +67,22 @@ class Message:
 
 @dataclass(frozen=True)
 class StoredMessage:
-    """One message as a stream keeps it."""
+    """One message as a stream keeps it; `stored_ns` is when it was stored, by the server's clock, Unix nanoseconds."""
 
     subject: str
     sequence: int
     headers: Mapping[str, str]
     data: bytes
+    stored_ns: int = 0
+
+
+async def in_order(stored: Sequence[AsyncIterator[StoredMessage]]) -> AsyncIterator[StoredMessage]:
+    """What several streams hold, each in its order, as one sequence by the time of storage."""
+    heads = {source: await anext(source, None) for source in stored}
+    while left := {source: head for source, head in heads.items() if head is not None}:
+        source, head = min(left.items(), key=lambda item: item[1].stored_ns)
+        yield head
+        heads[source] = await anext(source, None)
 
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -140,7 +150,7 @@ class Bus(Protocol):
         ...
 
     def history(self, subject: str) -> AsyncIterator[Message]:
-        """Every message now stored on `subject` (wildcards allowed) of a stream, oldest first; then it ends."""
+        """Every event and alarm now stored on `subject` (wildcards allowed), oldest first; then it ends."""
         ...
 
     async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:

@@ -174,7 +174,7 @@ def event_of(subject: str, data: bytes) -> Event | None:
     """The event stored on a subject, or None if it is not one: a gateway can store anything under its own name."""
     with suppress(Refusal):
         event = parse_json(Event, data, source=subject)
-        if f"{subjects.EVENTS}.{event.kind}.{event.subject}.{event.what}" == subject:
+        if f"{subjects.EVENTS}.{event.kind}.{event.name}.{event.what}" == subject:
             return event
     return None
 

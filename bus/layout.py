@@ -8,8 +8,13 @@ from typing import Literal
 
 from attestgate.bus import subjects
 from attestgate.schemas.base import MAX_MESSAGE
+from attestgate.schemas.event_data import BY_NAME
+from attestgate.schemas.events import MAX_EVENT
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
+HEADERS = 4 * KIB
+"""Room for headers beside a message's payload, in bytes: the server counts both."""
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
@@ -41,6 +46,10 @@ class Stream:
 class Consumer:
     """A shared durable pull consumer with explicit acknowledgement; any number of workers pull from it.
 
+    It has no limit of messages that are delivered and not acknowledged: a message that is put back with a delay counts
+    against that limit until it is acknowledged, so with one, a sender that is too fast would stop all deliveries. What
+    can wait is bounded by the stream instead, for each sender by itself.
+
     A message is redelivered without limit until it is acknowledged: one that the server gave up would stay in its
     stream, delivered to nobody. A worker moves what fails every time to quarantine (see `Delivery.attempt`).
     """
@@ -48,8 +57,10 @@ class Consumer:
     name: str
     stream: str
     filter_subjects: tuple[str, ...]
+    at_once: int
+    """How many of its messages one worker has in progress at the same time: small where one costs much, so that the
+    others find the worker free."""
     ack_wait_s: int = 30
-    max_ack_pending: int = 2048
 
 
 KEY_VALUE = "$KV."
@@ -85,19 +96,61 @@ class BucketLayout:
         return self.subject(key)
 
 
-IN = Stream(
-    name="ATTEST_IN",
-    subjects=(f"{subjects.IN}.*.*.*", f"{subjects.OPERATOR}.*.*"),
-    # A message leaves when a worker acknowledges it.
-    retention="workqueue",
-    # The limit is per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
-    discard="new",
-    max_msgs_per_subject=4,
-    # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
-    max_age_s=HOUR_S,
-    max_bytes=1024 * MIB,
-    max_msg_size=MAX_MESSAGE + 64 * 1024,
-)
+def _from(role: str, *steps: str) -> tuple[str, ...]:
+    """The subjects of some steps of a role, whoever sends them."""
+    names = ".".join("*" * subjects.name_tokens(role))
+    return tuple(f"{subjects.IN}.{role}.{names}.{step}" for step in steps)
+
+
+def _orders(commands: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{subjects.OPERATOR}.*.{command}" for command in commands)
+
+
+def _inbound(name: str, subjects: tuple[str, ...], *, largest: int, in_all: int, waiting: int = 4) -> Stream:
+    """A stream in which messages from outside wait for a worker: of one role, so that it fills its own only.
+
+    `largest` is the payload in bytes that one may have, `in_all` bytes what the stream may hold, `waiting` how many
+    messages may wait on one subject. A credential enumerates its subjects (bus/auth/permissions.py), so what one sender
+    can have stored is their number * `waiting` * `largest`.
+    """
+    return Stream(
+        name=name,
+        subjects=subjects,
+        # A message leaves when a worker acknowledges it.
+        retention="workqueue",
+        # The limit is per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
+        discard="new",
+        max_msgs_per_subject=waiting,
+        # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
+        max_age_s=HOUR_S,
+        max_bytes=in_all,
+        max_msg_size=largest + HEADERS,
+    )
+
+
+_SMALL = tuple(step for step in subjects.STEPS["host"] if step not in subjects.LISTS)
+
+HOSTS = _inbound("ATTEST_HOST", _from("host", *_SMALL), largest=64 * KIB, in_all=128 * MIB)
+"""What hosts send, but for measurement lists."""
+
+LISTS = _inbound("ATTEST_LISTS", _from("host", *subjects.LISTS), largest=MAX_MESSAGE, in_all=768 * MIB, waiting=1)
+"""Measurement lists: the only large messages of agents."""
+
+APPS = _inbound("ATTEST_APP", _from("app", *subjects.STEPS["app"]), largest=64 * KIB, in_all=128 * MIB)
+"""What applications send."""
+
+GATEWAYS = _inbound("ATTEST_GATEWAY", _from("gateway", *subjects.STEPS["gateway"]), largest=256 * KIB, in_all=32 * MIB)
+"""Gateways' signed reports."""
+
+OPERATOR = _inbound("ATTEST_OPERATOR", _orders(subjects.COMMANDS), largest=64 * KIB, in_all=32 * MIB)
+"""Operators' signed commands, but for policies."""
+
+POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=128 * MIB, waiting=1)
+"""Operators' commands that carry policies."""
+
+INBOUND = (HOSTS, LISTS, APPS, GATEWAYS, OPERATOR, POLICY)
+"""The streams in which messages from outside wait."""
+
 WORK = Stream(
     name="ATTEST_WORK",
     subjects=(f"{subjects.WORK}.>", f"{subjects.SCHEDULE}.>", f"{subjects.DUE}.>"),
@@ -110,17 +163,36 @@ WORK = Stream(
     max_bytes=512 * MIB,
     own_features=True,
 )
-EVENTS = Stream(
-    name="ATTEST_EVENTS",
-    subjects=(f"{subjects.EVENTS}.>",),
-    # For people to read; no decision depends on them, so the oldest is discarded first.
-    retention="limits",
-    discard="old",
-    max_msgs_per_subject=1000,
-    max_age_s=7 * DAY_S,
-    max_bytes=256 * MIB,
-    readable=True,
-)
+
+
+def _events(name: str, *, alarms: bool, per_subject: int, in_all: int) -> Stream:
+    """Events for people to read; no decision depends on them, so the oldest is discarded first.
+
+    The limit per subject is a sender's room: what one causes discards its own older events, not another's.
+    """
+    return Stream(
+        name=name,
+        subjects=tuple(
+            f"{subjects.EVENTS}.{kind}.{'.'.join('*' * subjects.name_tokens(kind))}.{what}"
+            for (kind, what), told in BY_NAME.items()
+            if told.alarm is alarms
+        ),
+        retention="limits",
+        discard="old",
+        max_msgs_per_subject=per_subject,
+        max_age_s=7 * DAY_S,
+        max_bytes=in_all,
+        max_msg_size=MAX_EVENT + HEADERS,
+        readable=True,
+    )
+
+
+EVENTS = _events("ATTEST_EVENTS", alarms=False, per_subject=200, in_all=256 * MIB)
+"""Routine."""
+
+ALARMS = _events("ATTEST_ALARMS", alarms=True, per_subject=100, in_all=128 * MIB)
+"""The end of trust, and what an operator must look into: no flood of routine pushes it out."""
+
 LOG = Stream(
     name="ATTEST_LOG",
     subjects=(f"{subjects.LOG}.*.*.*",),
@@ -133,15 +205,36 @@ LOG = Stream(
     max_msg_size=128 * 1024,
     readable=True,
 )
-STREAMS = {stream.name: stream for stream in (IN, WORK, EVENTS, LOG)}
+TOLD = (EVENTS.name, ALARMS.name)
+"""The streams of events, which are read together."""
 
-MANAGERS = Consumer(name="managers", stream=IN.name, filter_subjects=IN.subjects)
-"""Everything that agents, gateways and operators send."""
+STREAMS = {stream.name: stream for stream in (*INBOUND, WORK, EVENTS, ALARMS, LOG)}
 
-WORKERS = Consumer(name="workers", stream=WORK.name, filter_subjects=(f"{subjects.WORK}.>", f"{subjects.DUE}.>"))
+RETIRED = ("ATTEST_IN",)
+"""Streams of earlier versions, whose subjects others have now: deleted when a worker starts."""
+
+WORKERS = Consumer(
+    name="workers", stream=WORK.name, filter_subjects=(f"{subjects.WORK}.>", f"{subjects.DUE}.>"), at_once=64
+)
 """Everything that managers send to each other, and the deadlines that are due."""
 
-CONSUMERS = {consumer.name: consumer for consumer in (MANAGERS, WORKERS)}
+OUTSIDE = (
+    Consumer("host-rechecks", HOSTS.name, _from("host", "recheck_evidence"), at_once=64),
+    Consumer("host-recheck-lists", LISTS.name, _from("host", "recheck_list"), at_once=2),
+    Consumer("app-rechecks", APPS.name, _from("app", "recheck_evidence"), at_once=64),
+    Consumer("gateway-reports", GATEWAYS.name, GATEWAYS.subjects, at_once=8),
+    Consumer("operator-commands", OPERATOR.name, OPERATOR.subjects, at_once=8),
+    Consumer("host-steps", HOSTS.name, _from("host", "key_proof", "key_delivered", "resume"), at_once=32),
+    Consumer("app-steps", APPS.name, _from("app", "evidence", "colocation_proof", "resume"), at_once=32),
+    Consumer("host-evidence", LISTS.name, _from("host", "evidence"), at_once=2),
+    Consumer("host-hellos", HOSTS.name, _from("host", "hello"), at_once=8),
+    Consumer("app-hellos", APPS.name, _from("app", "hello"), at_once=8),
+    Consumer("operator-policies", POLICY.name, POLICY.subjects, at_once=1),
+)
+"""What comes from outside, by role and class of step, in the order in which a worker serves them: trust that is held
+comes before trust that is asked for."""
+
+CONSUMERS = {consumer.name: consumer for consumer in (WORKERS, *OUTSIDE)}
 
 SESSIONS = BucketLayout("sessions", max_bytes=256 * MIB)
 """Session records, sealed."""
@@ -161,9 +254,9 @@ COLLATERAL = BucketLayout("collateral", max_bytes=32 * MIB, max_value=2 * MIB)
 ADMISSIONS = BucketLayout("admissions", max_bytes=128 * MIB)
 """Signed leases and tombstones that gateways follow."""
 
-QUARANTINE = BucketLayout("quarantine", max_bytes=64 * MIB, max_value=MAX_MESSAGE)
-"""The dead-letter queue: messages that a worker failed on at every attempt. When full, newer ones are dropped with an
-event."""
+QUARANTINE = BucketLayout("quarantine", max_bytes=128 * MIB, max_value=MAX_MESSAGE)
+"""The dead-letter queue: messages that a worker failed on at every attempt. Each sender has room for a few; what does
+not fit is dropped with an event."""
 
 TREE = BucketLayout("log", max_bytes=256 * MIB)
 """The decision log's head, and the tree's leaf hashes, 32 bytes per entry, kept forever: room for eight million."""
@@ -176,7 +269,7 @@ BUCKETS = {
     for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, QUARANTINE, TREE, OPERATORS)
 }
 
-COPIED = (EVENTS.name, SUMMARIES.stream, ADMISSIONS.stream)
+COPIED = (*TOLD, SUMMARIES.stream, ADMISSIONS.stream)
 """Streams that viewers have copies of, under the same names, in an account where they may create consumers
 (bus.auth.permissions)."""
 

@@ -1,14 +1,17 @@
 """Every subject on the bus, built and parsed in one place.
 
-attest.v1.in.<role>.<id>.<step>           agent or gateway to manager (stream ATTEST_IN)
-attest.v1.out.<role>.<id>.<step>          manager to agent (plain messages)
-attest.v1.op.<name>.<command>             operator to manager (stream ATTEST_IN)
-attest.v1.events.<kind>.<id>.<what>       events for observers (stream ATTEST_EVENTS)
-attest.v1.work.<kind>.<session>.<what>    manager to manager (stream ATTEST_WORK)
-attest.v1.schedule.<session>              a deadline not yet due (stream ATTEST_WORK)
-attest.v1.due.<session>                   a deadline that is due (stream ATTEST_WORK)
-attest.v1.log.<kind>.<id>.<entry>         a decision of a manager, for the decision log (stream ATTEST_LOG)
+attest.v1.in.<role>.<name>.<step>         agent or gateway to manager (a stream a role, see bus/layout.py)
+attest.v1.out.<role>.<name>.<step>        manager to agent (plain messages)
+attest.v1.op.<name>.<command>             operator to manager (ATTEST_OPERATOR; policies: ATTEST_POLICY)
+attest.v1.events.<kind>.<name>.<what>     events for observers (ATTEST_EVENTS; alarms: ATTEST_ALARMS)
+attest.v1.work.<kind>.<session>.<what>    manager to manager (ATTEST_WORK)
+attest.v1.schedule.<session>              a deadline not yet due (ATTEST_WORK)
+attest.v1.due.<session>                   a deadline that is due (ATTEST_WORK)
+attest.v1.log.<kind>.<id>.<entry>         a decision of a manager, for the decision log (ATTEST_LOG)
 attest.v1.copy.<stream>                   the server to itself: from a stream to the viewers' copy of it
+
+<name> is the id of a host, gateway or operator. An application's is two tokens, <host>.<id>: it runs on several hosts,
+and each place is a sender of its own. It is also the name in the sender's credential.
 """
 
 from __future__ import annotations
@@ -30,49 +33,73 @@ LOG = f"{ROOT}.log"
 COPY = f"{ROOT}.copy"
 
 STEPS: dict[str, tuple[str, ...]] = {
-    "host": ("hello", "evidence", "key_proof", "recheck_evidence", "key_delivered", "resume"),
+    "host": ("hello", "evidence", "key_proof", "recheck_evidence", "recheck_list", "key_delivered", "resume"),
     "app": ("hello", "evidence", "colocation_proof", "recheck_evidence", "resume"),
     "gateway": ("report",),
 }
 """What each role may send to the manager. A credential allows these and no others: with the stream's limit of messages
-per subject, that bounds what one agent can queue there."""
+per subject, that bounds what one sender can queue there."""
+
+LISTS = ("evidence", "recheck_list")
+"""The steps of a host that are large: first evidence, and a recheck that does not fit into `recheck_evidence`."""
+SMALL = 48 * 1024
+"""Bytes, packed, up to which a recheck's answer is `recheck_evidence`; sealed, it fits into its stream (bus/layout.py)."""
+
+COMMANDS = ("enrol", "revoke", "recheck", "retry", "drop")
+POLICY_COMMANDS = ("put-policy", "try-policy")
+"""What an operator may order: the last token of its subject, and `do` in the command (schemas/enrolment.py)."""
 
 _TOKEN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 
 
 class Address(NamedTuple):
-    """The three parts of an inbound or outbound subject that name the sender or recipient and the step."""
+    """The parts of an inbound or outbound subject that name the sender or recipient and the step."""
 
     role: str
-    id: str
+    name: str
     step: str
 
 
-def inbound(role: str, id: str, step: str) -> str:
+def recheck_step(answer: bytes) -> str:
+    """The step of a host's packed answer to a recheck, by its size."""
+    return "recheck_evidence" if len(answer) <= SMALL else "recheck_list"
+
+
+def app_name(host: str, app: str) -> str:
+    """An application's name on the bus: it is one sender for each host that it runs on."""
+    return f"{host}.{app}"
+
+
+def name_tokens(role: str) -> int:
+    """How many tokens the names of a role, or of a kind of event, have."""
+    return 2 if role == "app" else 1
+
+
+def inbound(role: str, name: str, step: str) -> str:
     """Subject of a message from an agent or gateway to the manager. Raises ValueError for an unknown role or step."""
     if step not in STEPS.get(role, ()):
         raise ValueError(f"bus.subjects.STEPS has no step {step!r} for role {role!r}")
-    return _join(IN, role, id, step)
+    return _join(IN, role, *_name(role, name), step)
 
 
-def outbound(role: str, id: str, step: str) -> str:
+def outbound(role: str, name: str, step: str) -> str:
     """Subject of a message from the manager to an agent."""
-    return _join(OUT, role, id, step)
+    return _join(OUT, role, *_name(role, name), step)
 
 
-def outbound_all(role: str, id: str) -> str:
+def outbound_all(role: str, name: str) -> str:
     """What an agent subscribes to: everything addressed to it."""
-    return f"{_join(OUT, role, id)}.>"
+    return f"{_join(OUT, role, *_name(role, name))}.>"
 
 
-def event(kind: str, id: str, what: str) -> str:
+def event(kind: str, name: str, what: str) -> str:
     """Subject of an event."""
-    return _join(EVENTS, kind, id, what)
+    return _join(EVENTS, kind, *_name(kind, name), what)
 
 
-def events_of(kind: str, id: str) -> str:
+def events_of(kind: str, name: str) -> str:
     """Every event of one subject."""
-    return f"{_join(EVENTS, kind, id)}.*"
+    return f"{_join(EVENTS, kind, *_name(kind, name))}.*"
 
 
 def decision(kind: str, id: str, entry: str) -> str:
@@ -104,7 +131,7 @@ def due(subject: str) -> str:
 
 def parse_inbound(subject: str) -> Address:
     """Who sent it, and which step. Raises Refusal (`bus.subject`); nothing else from the bus is trusted."""
-    address = Address(*_split(subject, IN, 3))
+    address = _address(subject, IN)
     if address.step not in STEPS.get(address.role, ()):
         raise _unknown(subject, IN)
     return address
@@ -112,7 +139,12 @@ def parse_inbound(subject: str) -> Address:
 
 def parse_outbound(subject: str) -> Address:
     """For whom it is, and which step. Raises Refusal (`bus.subject`)."""
-    return Address(*_split(subject, OUT, 3))
+    return _address(subject, OUT)
+
+
+def parse_event(subject: str) -> Address:
+    """Kind, name and what of an event. Raises Refusal (`bus.subject`)."""
+    return _address(subject, EVENTS)
 
 
 def parse_operator(subject: str) -> tuple[str, str]:
@@ -151,6 +183,19 @@ def matches(pattern: str, subject: str) -> bool:
 def is_token(text: str) -> bool:
     """Whether a text can be one part of a subject here."""
     return _TOKEN.fullmatch(text) is not None
+
+
+def _name(role: str, name: str) -> list[str]:
+    tokens = name.split(".")
+    if len(tokens) != name_tokens(role):
+        raise ValueError(f"{name!r} is not a name of role {role!r}: a subject token too few or too many")
+    return tokens
+
+
+def _address(subject: str, prefix: str) -> Address:
+    role = subject.removeprefix(f"{prefix}.").partition(".")[0]
+    role, *name, step = _split(subject, prefix, 2 + name_tokens(role))
+    return Address(role, ".".join(name), step)
 
 
 def _join(prefix: str, *tokens: str) -> str:

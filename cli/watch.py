@@ -177,9 +177,10 @@ async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:
                 found=f"{session}, a prefix of {len(found) or 'none'}",
                 action="see: attestgate sessions",
             )
-        own = [e async for e in _events(bus, subjects.events_of(found[0].role, found[0].id)) if _is_of(e, found[0])]
+        own = [e async for e in _events(bus, subjects.events_of(found[0].role, found[0].name)) if _is_of(e, found[0])]
         keys = {f"host.{found[0].session}", *(f"cert.{e.data['serial']}" for e in own if "serial" in e.data)}
         leases = [e async for e in _events(bus, f"{subjects.EVENTS}.gateway.>") if e.data.get("key") in keys]
+        own.sort(key=lambda event: event.number or 0)  # they come from two streams
         return found[0], sorted([*own, *leases], key=lambda event: event.at)
 
 

@@ -12,6 +12,7 @@ from attestgate.bus.agent.process import agent_main, healthy_until, lease_over, 
 from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import require
 from attestgate.bus.client.nats import join
+from attestgate.bus.subjects import recheck_step
 from attestgate.enclave.api import Enclave, EnclaveError
 from attestgate.enclave.providers.choice import open_enclave
 from attestgate.host_agent.step1_hello import hello
@@ -20,7 +21,7 @@ from attestgate.host_agent.step4_key import take_key
 from attestgate.host_agent.step6_deliver import deliver
 from attestgate.host_agent.tpm_client import TpmClient
 from attestgate.host_agent.witness import Witness
-from attestgate.schemas.base import Refusal, Secret, unpack
+from attestgate.schemas.base import Refusal, Secret, pack, unpack
 from attestgate.schemas.messages import Accepted, Challenge, DeliverKey, EvidenceKind, Recheck
 from attestgate.schemas.settings import HostSettings, Measured, load_measured
 
@@ -101,7 +102,7 @@ class HostAgent:
                     self._settings.measurement_list,
                     tpm,
                 )
-                await session.say("recheck_evidence", answer)
+                await session.say(recheck_step(pack(answer)), answer)
                 log.info("rechecked", new_list_bytes=answer.measurements.size)
             elif step == "deliver_key":
                 order = unpack(DeliverKey, data)

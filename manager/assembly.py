@@ -93,7 +93,7 @@ def assemble(
     emitter = Emitter(bus, source, now, observer)
     intake = Intake(bus, now)
     decisions = _decision_log(settings, bus, intake, identity, emitter, now)
-    orders = Orders(intake, identity)
+    orders = Orders(intake, identity, signers.identities("operator"))
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)

@@ -102,7 +102,7 @@ class KeyInForce(Model):
 class BreakGlassFact(Model):
     """An operator's break-glass admission of a certificate, as a gateway reported it.
 
-    `statement`: SHA-256 of the signed admission. `signer`: its public key, whose authority only the gateway checks.
+    `statement`: SHA-256 of the signed admission. `signer`: its public key.
     """
 
     did: Literal["broken-glass"] = "broken-glass"

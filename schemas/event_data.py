@@ -325,6 +325,8 @@ class Told:
     what: str
     means: str
     data: type[Model] = Nothing
+    alarm: bool = False
+    """Trust was taken away, or an operator must look into it: kept where no routine pushes it out (bus/layout.py)."""
 
 
 _BOTH: tuple[EventKind, ...] = ("host", "app")
@@ -351,9 +353,15 @@ EVENTS = (
     Told(("app",), "rechecked", "the fresh evidence is accepted: the lease was renewed", AppRechecked),
     Told(_BOTH, "late-answer", "evidence arrived after its challenge had expired: ignored"),
     Told(_BOTH, "refused", "ended before it was trusted", Ended),
-    Told(_BOTH, "untrusted", "ended: a recheck failed, or the host of an application is no longer trusted", Ended),
+    Told(
+        _BOTH,
+        "untrusted",
+        "ended: a recheck failed, or the host of an application is no longer trusted",
+        Ended,
+        alarm=True,
+    ),
     Told(_BOTH, "expired", "ended: no answer before its deadline", Ended),
-    Told(_BOTH, "revoked", "ended: revoked by an operator", Ended),
+    Told(_BOTH, "revoked", "ended: revoked by an operator", Ended, alarm=True),
     Told(_BOTH, "superseded", "ended: replaced by a newer session of the same subject", Ended),
     Told(
         ("host", "app", "gateway", "op", "unknown"),
@@ -375,16 +383,35 @@ EVENTS = (
         "log-inconsistent",
         "ALARM: the decision log was rolled back, truncated or rewritten",
         LogInconsistent,
+        alarm=True,
     ),
-    Told(("manager",), "log-stranger", "ALARM: a message that no manager signed is among the decisions", LogStranger),
-    Told(("manager",), "log-overdue", "ALARM: decisions a minute old are not in the log", LogOverdue),
-    Told(("manager", "gateway"), "failed", "a worker cannot run with its configuration, and has stopped", WorkerFailed),
+    Told(
+        ("manager",),
+        "log-stranger",
+        "ALARM: a message that no manager signed is among the decisions",
+        LogStranger,
+        alarm=True,
+    ),
+    Told(("manager",), "log-overdue", "ALARM: decisions a minute old are not in the log", LogOverdue, alarm=True),
+    Told(
+        ("manager", "gateway"),
+        "failed",
+        "a worker cannot run with its configuration, and has stopped",
+        WorkerFailed,
+        alarm=True,
+    ),
     Told(("gateway",), "admitted", "nginx admits a key", GatewayAdmitted),
     Told(("gateway",), "withdrawn", "nginx no longer admits a key", Withdrawn),
     Told(("gateway",), "lapsed", "a lease expired", Lapsed),
     Told(("gateway",), "refused", "a statement in the bucket was refused", StatementRefused),
     Told(("gateway",), "request-refused", "nginx has refused requests", RequestRefused),
-    Told(("gateway",), "break-glass", "ALARM: an operator admits a certificate without the manager", BrokenGlass),
+    Told(
+        ("gateway",),
+        "break-glass",
+        "ALARM: an operator admits a certificate without the manager",
+        BrokenGlass,
+        alarm=True,
+    ),
     Told(("gateway",), "reconciled", "nginx was reconciled with the leases", Reconciled),
     Told(("gateway",), "nginx-failed", "nginx is unreachable", NginxFailed),
 )

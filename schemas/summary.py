@@ -27,6 +27,11 @@ class Summary(Model):
     reasons: list[Reason] = []
     """Why it ended."""
 
+    @property
+    def name(self) -> str:
+        """The name of its subject on the bus."""
+        return self.id if self.role == "host" else f"{self.host}.{self.id}"
+
     def body(self) -> bytes:
         """The line as JSON."""
         return self.model_dump_json(exclude_none=True).encode()

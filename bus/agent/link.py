@@ -61,20 +61,22 @@ class _Unheard(NamedTuple):
 class Link:
     """An agent's own subjects on the bus: what it sends, and what is sent to it."""
 
-    def __init__(self, bus: Bus, role: Role, id: str) -> None:
+    def __init__(self, bus: Bus, role: Role, id: str, host: str | None = None) -> None:
+        """`host` is the one that an application runs on."""
         self._bus = bus
         self.role: Role = role
         self.id = id
+        self.name = subjects.app_name(host, id) if host else id
         self._inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(INBOX)
 
     async def listen(self) -> None:
         """Start listening to the subjects of this id."""
-        await self._bus.listen(subjects.outbound_all(self.role, self.id), self._take)
+        await self._bus.listen(subjects.outbound_all(self.role, self.name), self._take)
         await self._bus.flush()
 
     async def say(self, step: str, data: bytes) -> None:
         """A message to the manager; on the bus when this returns. Raises BusError."""
-        await self._bus.publish(subjects.inbound(self.role, self.id, step), data)
+        await self._bus.publish(subjects.inbound(self.role, self.name, step), data)
 
     async def next(self, wait_s: float) -> tuple[str, bytes] | None:
         """The next message and its step, or None after `wait_s`."""

@@ -21,8 +21,9 @@ from jwt.algorithms import Algorithm
 from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from attestgate.bus.auth.permissions import HEADERS, MANAGER, ROLES, VIEWER, BusRole, exports, imports
-from attestgate.bus.layout import COPIED, MIB
+from attestgate.bus.auth.permissions import MANAGER, ROLES, VIEWER, BusRole, exports, imports
+from attestgate.bus.layout import COPIED, HEADERS, MIB
+from attestgate.bus.subjects import name_tokens
 from attestgate.schemas.base import Id, Model, Refusal, read_json
 
 ALGORITHM = "ed25519-nkey"
@@ -282,17 +283,25 @@ def _read_seed(path: Path) -> bytes:
 
 
 def check_holder(role: str, name: str) -> None:
-    """Raises Refusal (`credentials.*`) for an unknown role, or a name that is not an id."""
+    """Raises Refusal (`credentials.*`) for an unknown role, or a name that its subjects cannot have."""
     if role not in ROLES:
         raise Refusal.because(
             "credentials.role", "role", expected=", ".join(ROLES), found=role, action="choose one of these roles"
         )
+    tokens = name.split(".")
     try:
-        TypeAdapter(Id).validate_python(name)
+        for token in tokens:
+            TypeAdapter(Id).validate_python(token)
+        good = len(tokens) == name_tokens(role)
     except ValidationError:
-        raise Refusal.because(
-            "credentials.name", "name", expected="a DNS label", found=name, action="choose another name"
-        ) from None
+        good = False
+    if not good:
+        named = (
+            "HOST.ID, each a DNS label: an application has a credential for each host"
+            if role == "app"
+            else "a DNS label"
+        )
+        raise Refusal.because("credentials.name", "name", expected=named, found=name, action="choose another name")
 
 
 def _bad_file(path: Path, found: str) -> Refusal:

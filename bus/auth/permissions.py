@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from attestgate.bus import layout, subjects
 from attestgate.schemas.base import MAX_MESSAGE
+from attestgate.schemas.event_data import GatewayWhat
 
 NAME = "{{name()}}"
-"""The server puts the credential's name here (NATS scoped signing keys)."""
+"""The server puts the credential's name here (NATS scoped signing keys): of an application, two tokens."""
 
 API = "$JS.API"
 EDGE_API = "$JS.attest.API"
@@ -31,15 +32,13 @@ EDGE_API = "$JS.attest.API"
 VIEWER_API = "$JS.viewer.API"
 """Prefix under which the manager sets up the copies in the viewers' account."""
 
-HEADERS = 64 * 1024
-"""Room for headers beside a payload, in bytes: the server counts both."""
-
 
 @dataclass(frozen=True)
 class BusRole:
     """What a credential may do. `publish` and `subscribe` are subjects, `calls` are JetStream API calls.
 
-    `copies` are subjects within its own account: what it may do with the copies there. `max_payload` is in bytes,
+    Of the roles outside, `publish` has no wildcard: a credential that could name fresh subjects at will would have
+    room without end in the streams, which limit the messages on each subject. `copies` are subjects within its own account: what it may do with the copies there. `max_payload` is in bytes,
     `max_subscriptions` a number at once.
     """
 
@@ -48,7 +47,7 @@ class BusRole:
     subscribe: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
-    max_payload: int = 64 * 1024
+    max_payload: int = 64 * layout.KIB
     max_subscriptions: int = 64
 
     @property
@@ -72,6 +71,8 @@ class BusRole:
 
 MANAGER, VIEWER, GATEWAY = "manager", "viewer", "gateway"
 GATEWAY_EVENTS = f"{subjects.EVENTS}.{GATEWAY}"
+REPORTS = f"{subjects.IN}.{GATEWAY}.*.report"
+"""Gateways' signed reports, which operators hear as well: what a gateway confirms, nobody else can."""
 
 
 def _says(role: str) -> tuple[str, ...]:
@@ -87,8 +88,8 @@ def _reads(*buckets: layout.BucketLayout) -> tuple[str, ...]:
     return tuple(f"{call}.{bucket.stream}" for bucket in buckets for call in ("STREAM.MSG.GET", "DIRECT.GET"))
 
 
-HISTORY = f"DIRECT.GET.{layout.EVENTS.name}"
-"""The call to read back events."""
+HISTORY = tuple(f"DIRECT.GET.{stream}" for stream in layout.TOLD)
+"""The calls to read back events."""
 
 LOGGED = f"DIRECT.GET.{layout.LOG.name}"
 DECISIONS = (LOGGED, *_reads(layout.TREE))
@@ -113,6 +114,7 @@ def _manager() -> BusRole:
         for verb in ("CREATE", "INFO", "MSG.NEXT")
     )
     copiers = tuple(f"CONSUMER.CREATE.{stream}.{layout.COPIER}" for stream in layout.COPIED)
+    retires = tuple(f"STREAM.DELETE.{stream}" for stream in layout.RETIRED)
     return BusRole(
         MANAGER,
         publish=(
@@ -125,24 +127,56 @@ def _manager() -> BusRole:
             *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *copiers, *_reads(*buckets), HISTORY, LOGGED),
+        calls=(*sets_up, *consumes, *copiers, *retires, *_reads(*buckets), *HISTORY, LOGGED),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )
 
 
+SHOWN = (layout.SUMMARIES, layout.ADMISSIONS)
+"""Buckets for everybody who watches: readable lines of sessions, signed leases."""
+
+OPERATED = (layout.SUMMARIES, layout.ADMISSIONS, layout.ENROLMENT, layout.POLICIES, layout.QUARANTINE)
+"""Buckets that operators, their command line and a dashboard read: nothing in them is secret, and all but the
+summaries and the quarantine is signed."""
+
+
+def _operator() -> BusRole:
+    return BusRole(
+        "operator",
+        publish=tuple(
+            f"{subjects.OPERATOR}.{NAME}.{command}" for command in (*subjects.COMMANDS, *subjects.POLICY_COMMANDS)
+        ),
+        subscribe=(f"{subjects.EVENTS}.>", REPORTS, *_changes(*OPERATED)),
+        calls=(*_reads(*OPERATED), *HISTORY, *DECISIONS),
+        max_payload=MAX_MESSAGE,
+    )
+
+
+def _gateway() -> BusRole:
+    events = (f"{GATEWAY_EVENTS}.{NAME}.{what}" for what in get_args(GatewayWhat))
+    return BusRole(
+        GATEWAY,
+        publish=(*_says(GATEWAY), *events),
+        subscribe=_changes(layout.ADMISSIONS),
+        calls=_reads(layout.ADMISSIONS),
+        max_payload=256 * layout.KIB,
+    )
+
+
 def _viewer() -> BusRole:
-    seen = (layout.SUMMARIES, layout.ADMISSIONS)
-    stored = [*layout.STREAMS, *(bucket.stream for bucket in seen)]
+    stored = [*layout.STREAMS, *(bucket.stream for bucket in SHOWN)]
     return BusRole(
         VIEWER,
-        subscribe=(f"{subjects.EVENTS}.>", *_changes(*seen)),
+        subscribe=(f"{subjects.EVENTS}.>", *_changes(*SHOWN)),
         calls=(
-            *_reads(*seen),
-            *(f"DIRECT.GET.{bucket.stream}.>" for bucket in seen),
+            *_reads(*SHOWN),
+            *(f"DIRECT.GET.{bucket.stream}.>" for bucket in SHOWN),
+            *("INFO", "STREAM.NAMES", "STREAM.LIST"),
             *(f"STREAM.INFO.{name}" for name in stored),
+            *(f"CONSUMER.{verb}.{name}" for name in stored for verb in ("NAMES", "LIST")),
             *(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}" for consumer in layout.CONSUMERS.values()),
-            HISTORY,
+            *HISTORY,
             *DECISIONS,
         ),
         copies=(
@@ -168,21 +202,9 @@ ROLES = {
     for role in (
         _manager(),
         _agent("host", MAX_MESSAGE),
-        _agent("app", 64 * 1024),
-        BusRole(
-            GATEWAY,
-            publish=(*_says(GATEWAY), f"{GATEWAY_EVENTS}.{NAME}.*"),
-            subscribe=_changes(layout.ADMISSIONS),
-            calls=_reads(layout.ADMISSIONS),
-            max_payload=256 * 1024,
-        ),
-        BusRole(
-            "operator",
-            publish=(f"{subjects.OPERATOR}.{NAME}.*",),
-            subscribe=(f"{subjects.EVENTS}.>", *_changes(layout.SUMMARIES)),
-            calls=(*_reads(layout.SUMMARIES, layout.QUARANTINE), HISTORY, *DECISIONS),
-            max_payload=MAX_MESSAGE,
-        ),
+        _agent("app", 64 * layout.KIB),
+        _gateway(),
+        _operator(),
         _viewer(),
     )
 }
@@ -202,16 +224,21 @@ def imports(role: BusRole) -> list[Import]:
     """What a role's account imports: its permissions, wide enough for every name, and what the copies follow by.
 
     A message that reached the manager's account by a service is not passed on by its stream exports (the server
-    prevents loops), so roles that subscribe to events import the gateways' own from the gateways' account.
+    prevents loops), so roles that subscribe to events or reports import the gateways' own from the gateways' account.
     """
     if role.name == MANAGER:
         return [Import(VIEWER, f"{API}.{call}", f"{VIEWER_API}.{call}", "service") for call in SETS_UP_COPIES]
     services = [Import(MANAGER, s, s, "service") for s in dict.fromkeys(map(_any_name, role.publish))]
     calls = [Import(MANAGER, f"{API}.{call}", f"{EDGE_API}.{call}", "service") for call in role.calls]
-    streams = [Import(MANAGER, s, s, "stream") for s in dict.fromkeys(map(_any_name, role.subscribe))]
-    hears = f"{subjects.EVENTS}.>" in role.subscribe
-    said = [Import(GATEWAY, f"{GATEWAY_EVENTS}.>", f"{GATEWAY_EVENTS}.>", "stream")] if hears else []
+    heard = dict.fromkeys(map(_any_name, role.subscribe))
+    streams = [Import(MANAGER, s, s, "stream") for s in heard if s != REPORTS]
+    said = [Import(GATEWAY, s, s, "stream") for s in _said_by_gateways(role)]
     return [*services, *calls, *streams, *said, *(_follows() if role.name == VIEWER else ())]
+
+
+def _said_by_gateways(role: BusRole) -> list[str]:
+    events = [f"{GATEWAY_EVENTS}.>"] if f"{subjects.EVENTS}.>" in role.subscribe else []
+    return [*events, *(subject for subject in role.subscribe if subject == REPORTS)]
 
 
 def exports(role: str) -> dict[str, Literal["service", "stream"]]:
@@ -230,5 +257,6 @@ def _follows() -> Iterator[Import]:
 
 
 def _any_name(subject: str) -> str:
+    """What an account imports for all its names: the permission template narrows it to the credential's own."""
     head, name, _ = subject.partition(NAME)
     return f"{head}>" if name else subject

@@ -20,7 +20,7 @@ from tenacity import (
 )
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import BusError, Message, StoredMessage
+from attestgate.bus.api import BusError, Message, StoredMessage, in_order
 from attestgate.bus.auth.credentials import Holder, holder
 from attestgate.bus.auth.permissions import ROLES
 from attestgate.bus.client.connection import Connection
@@ -68,13 +68,17 @@ class NatsBus(Connection):
         return pull(self, layout.CONSUMERS[consumer], batch)
 
     async def history(self, subject: str) -> AsyncGenerator[Message]:
-        """See `bus.api.Bus.history`. Of the streams, only events can be read this way."""
+        """See `bus.api.Bus.history`."""
+        async for stored in in_order([self._stored(stream, subject) for stream in layout.TOLD]):
+            yield Message(stored.subject, stored.data, stored.headers)
+
+    async def _stored(self, stream: str, subject: str) -> AsyncGenerator[StoredMessage]:
         last, more = 0, True
         while more:
-            page, more = await self.page(layout.EVENTS.name, last, subject)
+            page, more = await self.page(stream, last, subject)
             for stored in page:
                 last = stored.sequence
-                yield Message(stored.subject, stored.data, stored.headers)
+                yield stored
 
     async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         """See `bus.api.Bus.page`."""

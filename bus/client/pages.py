@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 
 from nats.aio.msg import Msg
 
@@ -43,8 +44,16 @@ async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[Store
         status = headers.get("Status")
         if status is None:
             sequence = int(headers.pop("Nats-Sequence"))
-            page.append(StoredMessage(headers.pop("Nats-Subject"), sequence, headers, message.data))
+            stored_ns = nanoseconds(headers.pop("Nats-Time-Stamp"))
+            page.append(StoredMessage(headers.pop("Nats-Subject"), sequence, headers, message.data, stored_ns))
         elif status in NO_MORE:
             return page, headers.get("Nats-Num-Pending", "0") != "0"
         else:
             raise BusError(f"read {stream}: status {status}")
+
+
+def nanoseconds(text: str) -> int:
+    """The server's time of storage (RFC 3339, UTC, up to nine decimals, none written that are zero) as Unix ns."""
+    seconds, _, decimals = text.removesuffix("Z").partition(".")
+    whole = datetime.fromisoformat(seconds).replace(tzinfo=UTC)
+    return int(whole.timestamp()) * 1_000_000_000 + int(decimals.ljust(9, "0"))

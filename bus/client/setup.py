@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import APIError, BadRequestError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from attestgate.bus import layout
@@ -39,6 +40,8 @@ async def ensure(bus: NatsBus, replicas: int = 1) -> None:
 
 async def _ensure(bus: NatsBus, replicas: int) -> None:
     with translated("set up the bus"):
+        for retired in layout.RETIRED:
+            await _retire(bus.jetstream, retired)
         for stream in layout.STREAMS.values():
             await _stream(bus.jetstream, _stream_config(stream, replicas))
         for bucket in layout.BUCKETS.values():
@@ -47,6 +50,12 @@ async def _ensure(bus: NatsBus, replicas: int) -> None:
             await bus.jetstream.add_consumer(consumer.stream, _consumer_config(consumer))
         for copied in layout.COPIED:
             await _copy(bus, copied, replicas)
+
+
+async def _retire(jetstream: JetStreamContext, name: str) -> None:
+    """Delete a stream of an earlier version: what waited in it is sent again by those who still wait for an answer."""
+    with suppress(NotFoundError):
+        await jetstream.delete_stream(name)
 
 
 async def _stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
@@ -106,7 +115,7 @@ def _consumer_config(consumer: layout.Consumer) -> ConsumerConfig:
         filter_subjects=list(consumer.filter_subjects),
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=consumer.ack_wait_s,
-        max_ack_pending=consumer.max_ack_pending,
+        max_ack_pending=-1,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import BusError, Message, StoredMessage
+from attestgate.bus.api import BusError, Message, StoredMessage, in_order
 from attestgate.bus.client.pages import PAGE
 from attestgate.bus.memory.bucket import BucketState, MemoryBucket
 from attestgate.bus.memory.stream import MemoryConsumer, MemoryStream
@@ -142,23 +142,26 @@ class MemoryBus:
             if taken is None:
                 await self._server.changed()
             else:
-                sequence, message, attempt = taken
-                yield MemoryDelivery(self._server, queue, sequence, message, attempt)
+                yield MemoryDelivery(self._server, queue, *taken)
 
     async def history(self, subject: str) -> AsyncGenerator[Message]:
-        """See `bus.api.Bus.history`. Of the streams, only events can be read this way."""
+        """See `bus.api.Bus.history`."""
         self._check_open()
-        for message in self._server.stored(layout.EVENTS.name):
-            if subjects.matches(subject, message.subject):
-                yield message
+        async for stored in in_order([self._stored(stream, subject) for stream in layout.TOLD]):
+            yield Message(stored.subject, stored.data, stored.headers)
+
+    async def _stored(self, stream: str, subject: str) -> AsyncGenerator[StoredMessage]:
+        for stored in self._server.streams[stream].items():
+            if subjects.matches(subject, stored.subject):
+                yield stored
 
     async def page(self, stream: str, after: int, pattern: str = ">") -> tuple[list[StoredMessage], bool]:
         """See `bus.api.Bus.page`."""
         self._check_open()
         found = [
-            StoredMessage(message.subject, sequence, message.headers, message.data)
-            for sequence, message in self._server.streams[stream].items()
-            if sequence > after and subjects.matches(pattern, message.subject)
+            stored
+            for stored in self._server.streams[stream].items()
+            if stored.sequence > after and subjects.matches(pattern, stored.subject)
         ]
         return found[:PAGE], len(found) > PAGE
 
@@ -223,15 +226,13 @@ class MemorySubscription:
 class MemoryDelivery:
     """A `bus.api.Delivery`."""
 
-    def __init__(
-        self, server: MemoryServer, queue: MemoryConsumer, sequence: int, message: Message, attempt: int
-    ) -> None:
+    def __init__(self, server: MemoryServer, queue: MemoryConsumer, stored: StoredMessage, attempt: int) -> None:
         self._server = server
         self._queue = queue
-        self._sequence = sequence
-        self.subject = message.subject
-        self.data = message.data
-        self.headers = message.headers
+        self._sequence = stored.sequence
+        self.subject = stored.subject
+        self.data = stored.data
+        self.headers = stored.headers
         self.attempt = attempt
 
     async def done(self) -> None:

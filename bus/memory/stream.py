@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.api import ONCE, BusError, Conflict, Message
+from attestgate.bus.api import ONCE, BusError, Conflict, Message, StoredMessage
 
-Taken = tuple[int, Message, int]
-"""Sequence, message, attempt (from 1)."""
+Taken = tuple[StoredMessage, int]
+"""Message, attempt (from 1)."""
 
 
 class MessageIds:
@@ -40,7 +40,8 @@ class MemoryStream:
     def __init__(self, stream: layout.Stream, now: Callable[[], float]) -> None:
         self._layout = stream
         self._last = 0
-        self._stored: dict[int, Message] = {}
+        self._now = now
+        self._stored: dict[int, StoredMessage] = {}
         self._by_subject: defaultdict[str, list[int]] = defaultdict(list)
         self._ids = MessageIds(stream.duplicate_window_s, now)
 
@@ -64,7 +65,7 @@ class MemoryStream:
             raise BusError(f"store {subject}: message size exceeds maximum allowed")
         self._last += 1
         all_headers = dict(headers) | ({"Nats-Msg-Id": message_id} if message_id else {})
-        self._stored[self._last] = Message(subject, data, all_headers)
+        self._stored[self._last] = StoredMessage(subject, self._last, all_headers, data, int(self._now() * 1e9))
         same.append(self._last)
         self._ids.note(message_id)
         return True
@@ -77,11 +78,11 @@ class MemoryStream:
 
     def messages(self) -> list[Message]:
         """All, oldest first."""
-        return list(self._stored.values())
+        return [Message(stored.subject, stored.data, stored.headers) for stored in self._stored.values()]
 
-    def items(self) -> list[tuple[int, Message]]:
-        """All with their sequences, oldest first."""
-        return list(self._stored.items())
+    def items(self) -> list[StoredMessage]:
+        """All as they are kept, oldest first."""
+        return list(self._stored.values())
 
     def remove(self, sequence: int) -> None:
         """Forget one; a missing one is no error."""
@@ -110,13 +111,13 @@ class MemoryConsumer:
     def take(self) -> Taken | None:
         """The oldest message that nobody has, or None."""
         now = self._now()
-        for sequence, message in self._stream.items():
-            if not any(subjects.matches(pattern, message.subject) for pattern in self.layout.filter_subjects):
+        for stored in self._stream.items():
+            if not any(subjects.matches(pattern, stored.subject) for pattern in self.layout.filter_subjects):
                 continue
-            out = self._out.setdefault(sequence, _Out(0.0, 0))
+            out = self._out.setdefault(stored.sequence, _Out(0.0, 0))
             if out.again_at <= now:
                 out.again_at, out.attempts = now + self.layout.ack_wait_s, out.attempts + 1
-                return sequence, message, out.attempts
+                return stored, out.attempts
         return None
 
     def acknowledge(self, sequence: int) -> None:

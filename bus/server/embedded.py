@@ -20,7 +20,7 @@ from typing import Self
 import structlog
 
 from attestgate.bus.auth.credentials import SYSTEM, Trust
-from attestgate.bus.auth.permissions import HEADERS
+from attestgate.bus.layout import HEADERS
 from attestgate.schemas.base import MAX_MESSAGE, Refusal
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,7 @@ from attestgate.schemas.base import Reason
 from attestgate.schemas.events import Event
 
 Emit = Callable[..., Awaitable[None]]
-"""Emitter.emit: kind, id and event name, then the event's data by keyword. Raises BusError."""
+"""Emitter.emit: kind, name and event name, then the event's data by keyword. Raises BusError."""
 
 
 def plain(reasons: Iterable[Reason]) -> list[JsonValue]:
@@ -33,11 +33,19 @@ class Emitter:
     now: Callable[[], float] = time.time
     observer: Observer = field(default_factory=Observer)
 
-    async def emit(self, kind: str, id: str, what: str, **data: JsonValue) -> None:
+    async def emit(self, kind: str, name: str, what: str, **data: JsonValue) -> None:
         """Publish one event. Raises BusError."""
+        host, _, id = name.rpartition(".")
         event = Event(
-            id=token_hex(16), kind=kind, subject=id, what=what, at=int(self.now()), source=self.source, data=data
+            id=token_hex(16),
+            kind=kind,
+            subject=id,
+            host=host or None,
+            what=what,
+            at=int(self.now()),
+            source=self.source,
+            data=data,
         )
-        subject = subjects.event(kind, id, what)
+        subject = subjects.event(kind, name, what)
         await self.bus.publish(subject, event.body(), message_id=event.id, headers=event.headers())
         self.observer.published(subject, event.body())

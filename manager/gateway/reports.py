@@ -26,6 +26,8 @@ PublishEvent: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable
 """`publish(kind, id, what, data)`: publish an event. May raise BusError: that event is lost, and logged."""
 
 _MAX_EVENTS = 4096
+_REPORT_S = 0.1
+"""Least time between two reports: half of the rate at which a manager worker takes them (manager/handlers/worker.py)."""
 _log = structlog.get_logger()
 
 
@@ -72,6 +74,7 @@ class Reporter:
             async for attempt in bus_retries("publishing a report failed, retrying"):
                 with attempt:
                     await self._bus.publish(subject, signed, message_id=message_id)
+            await asyncio.sleep(_REPORT_S)
 
     def _next_report(self) -> GatewayReport:
         applied = list(islice(self._unreported.values(), MAX_APPLIED))

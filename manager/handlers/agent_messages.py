@@ -80,7 +80,16 @@ class AgentMessages:
 
     async def host_recheck(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """A host's answer to a recheck's challenge."""
-        channel, plaintext = _open(record, id, "recheck_evidence", data)
+        return await self._host_recheck(record, id, "recheck_evidence", data)
+
+    async def host_recheck_list(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
+        """An answer with a large piece of the measurement list: taken only while it is waited for."""
+        if record.question is None:
+            raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
+        return await self._host_recheck(record, id, "recheck_list", data)
+
+    async def _host_recheck(self, record: HostRecord, id: str, step: str, data: bytes) -> HostRecord:
+        channel, plaintext = _open(record, id, step, data)
         context, evidence = self._context(), unpack(HostRecheckEvidence, plaintext)
         if _late(record, evidence.nonce, context):
             return late_answer(record, context, channel)
@@ -99,7 +108,7 @@ class AgentMessages:
         """First evidence of an application: step 5."""
         context = self._context()
         evidence = unpack(AppEvidence, _open_first(record, id, data, context))
-        enrolled = await self._enrolments.app(id)
+        enrolled = await self._enrolments.app(record.subject)
         host = await self._host_of(record, context)
         result = await self._verifier.app(record, evidence, host, enrolled, context.now)
         return take_application_evidence(
@@ -128,7 +137,7 @@ class AgentMessages:
             return late_answer(record, context, channel)
         host = await trusted_host(self._store, record, context.now)
         try:
-            enrolled = await self._enrolments.app(id)
+            enrolled = await self._enrolments.app(record.subject)
             result = await self._verifier.app_recheck(record, evidence, host, enrolled, context.now)
         except Refusal as refusal:
             return unjudged_answer(record, self._context(), channel, refusal)
@@ -165,12 +174,12 @@ async def trusted_host(store: SessionStore, record: AppRecord, now: int) -> Host
 
 def _owned(record: HostRecord | AppRecord, id: str) -> None:
     # The server lets a credential publish on its own subjects only (bus/auth/permissions.py), so `id` is the sender's.
-    if record.subject != id:
+    if record.name != id:
         raise Refusal.because(
             "message.owner",
             "session",
             expected=f"a session of {id}",
-            found=f"a session of {record.subject}",
+            found=f"a session of {record.name}",
             action="find out who uses this credential",
         )
 

@@ -60,6 +60,7 @@ class Dispatcher:
             ("host", "evidence"): partial(self._opened, HostRecord, Sealed, agents.host_evidence),
             ("host", "key_proof"): partial(self._opened, HostRecord, Frame, agents.host_proof),
             ("host", "recheck_evidence"): partial(self._opened, HostRecord, Frame, agents.host_recheck),
+            ("host", "recheck_list"): partial(self._opened, HostRecord, Frame, agents.host_recheck_list),
             ("host", "key_delivered"): partial(self._opened, HostRecord, Frame, agents.key_delivered),
             ("host", "resume"): partial(agents.resume, HostRecord),
             ("app", "hello"): hello.app,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
+from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_store import SessionStore
@@ -25,7 +26,10 @@ from attestgate.schemas.messages import AppHello, EvidenceKind, HostHello, Refus
 from attestgate.schemas.signing import sign
 
 HELLOS_A_SECOND = 1
-"""New sessions that an id may open per second; a hello above that is dropped."""
+"""New sessions that a name may open per second; a hello above that is dropped."""
+SESSIONS_AT_ONCE, SESSIONS_A_SECOND = 30, 0.1
+"""New sessions that a name may open in a row, and then per second: each leaves a record for an hour, events, and an entry
+of the decision log."""
 
 
 class HelloHandler:
@@ -47,37 +51,37 @@ class HelloHandler:
         self._context = context
         self._suite: SuiteName = suite
         self._last: dict[str, tuple[int, str]] = {}
+        self._sessions = Limiter(SESSIONS_A_SECOND, SESSIONS_AT_ONCE)
 
-    async def host(self, id: str, data: bytes) -> None:
+    async def host(self, name: str, data: bytes) -> None:
         """A host's hello. Raises Refusal."""
         hello = unpack(HostHello, data)
-        _same_id(id, hello.host)
-        session = self._admit(f"host.{id}", "host", id, data)
+        _same_name(name, hello.host)
+        session = self._admit("host", name, name, data)
         try:
-            enrolled = await self._enrolments.host(id)
+            enrolled = await self._enrolments.host(name)
         except Refusal as refusal:
-            await self._refuse("host", id, session, data, refusal)
+            await self._refuse("host", name, session, data, refusal)
             raise
         context = self._context()
         wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
-        await self._current.point(pending_key("host", id, id), session, "replaced")
+        await self._current.point(pending_key("host", name, name), session, "replaced")
 
-    async def app(self, id: str, data: bytes) -> None:
+    async def app(self, name: str, data: bytes) -> None:
         """An application's hello. Raises Refusal."""
         hello = unpack(AppHello, data)
-        _same_id(id, hello.app)
+        _same_name(name, subjects.app_name(hello.host, hello.app))
+        session = self._admit("app", name, hello.app, data)
         try:
-            await self._placed(id, hello.host)
+            await self._placed(hello.app, hello.host)
         except Refusal as refusal:
-            session = self._admit(f"app.{id}", "app", id, data)
-            await self._refuse("app", id, session, data, refusal)
+            await self._refuse("app", name, session, data, refusal)
             raise
-        session = self._admit(f"app.{id}.{hello.host}", "app", id, data)
         record = challenge_application(session, hello, data, self._context(), self._suite)
         await self._store.create(record)
-        await self._current.point(pending_key("app", id, hello.host), session, "replaced")
+        await self._current.point(pending_key("app", hello.app, hello.host), session, "replaced")
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
@@ -91,38 +95,46 @@ class HelloHandler:
                 action=f"enrol it for this host: attestgate enrol app {id} --host {host}",
             )
 
-    def _admit(self, key: str, role: Role, id: str, data: bytes) -> str:
-        """The session id of a hello within the rate limit; a repeated delivery of the last hello does not count again.
+    def _admit(self, role: Role, name: str, id: str, data: bytes) -> str:
+        """The session id of a hello within the rate limits; a repeated delivery of the last hello does not count again.
 
-        `key` names a credential, and for an application also a host that it is enrolled for: a sender cannot invent
-        keys to get round the limit or to fill the table.
+        The limits are of a credential's name, so a sender cannot invent keys to get round them or to fill the tables.
         """
-        session, now = session_id(role, id, data), self._context().now
+        key, session, now = f"{role}.{name}", session_id(role, id, data), self._context().now
         when, which = self._last.get(key, (0, session))
-        if which != session and 0 <= now - when < HELLOS_A_SECOND:  # negative: the clock was set back
-            raise Refusal.because(
-                "hello.rate",
-                f"{role} id",
-                expected=f"at most {HELLOS_A_SECOND} hello per second",
-                found=f"another from {id}",
-                action="nothing, if the agent was restarted; otherwise find out who else uses its credential",
-            )
+        if which == session and key in self._last:
+            return session
+        if 0 <= now - when < HELLOS_A_SECOND:  # negative: the clock was set back
+            raise _too_often(role, name, f"at most {HELLOS_A_SECOND} hello per second")
+        if not self._sessions.take(key, now):
+            expected = f"at most {SESSIONS_AT_ONCE} sessions at once, then one every {1 / SESSIONS_A_SECOND:g} seconds"
+            raise _too_often(role, name, expected)
         self._last[key] = (now, session)
         return session
 
-    async def _refuse(self, role: Role, id: str, session: str, data: bytes, refusal: Refusal) -> None:
+    async def _refuse(self, role: Role, name: str, session: str, data: bytes, refusal: Refusal) -> None:
         """Notify the sender why no session was opened."""
         notice = Refused(session=session, hello=hello_hash(data), step="hello", reasons=list(refusal.reasons))
         signed = sign(self._context().identity, "refused", notice)
-        await self._bus.send(subjects.outbound(role, id, "refused"), pack(signed))
+        await self._bus.send(subjects.outbound(role, name, "refused"), pack(signed))
 
 
-def _same_id(subject: str, claimed: str) -> None:
+def _too_often(role: Role, name: str, expected: str) -> Refusal:
+    return Refusal.because(
+        "hello.rate",
+        f"{role} name",
+        expected=expected,
+        found=f"another from {name}",
+        action="nothing, if the agent was restarted; otherwise find out who else uses its credential",
+    )
+
+
+def _same_name(subject: str, claimed: str) -> None:
     if subject != claimed:
         raise Refusal.because(
             "hello.id",
             "id",
-            expected=f"{subject}, the id of the subject and the credential",
+            expected=f"{subject}, the name in the subject and the credential",
             found=claimed,
-            action="give the agent the credential of its own id",
+            action="give the agent the credential of its own name",
         )

@@ -17,7 +17,7 @@ from contextlib import aclosing
 
 import structlog
 
-from attestgate.bus import subjects
+from attestgate.bus import layout, subjects
 from attestgate.bus.api import Bus, BusError, Delivery
 from attestgate.bus.crypto.channel import Duplicate, OutOfOrder, Replayed
 from attestgate.manager.events.emitter import Emit, plain
@@ -27,24 +27,29 @@ from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.sessions.recheck import TooEarly
 from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.schemas.base import Reason, Refusal
-from attestgate.schemas.event_data import BY_NAME
 
 log = structlog.get_logger(__name__)
-AT_ONCE = 64
-"""Messages in progress at the same time, per consumer."""
 ATTEMPTS = 5
 """Deliveries of a message on which a worker fails, before it is quarantined."""
+TOO_OFTEN = 10
+"""Deliveries of a message from outside after which it is quarantined before it is parsed: whatever became of the workers
+that had it, they did not settle it. Long before, its sender has sent it again or given up."""
 RATE, BURST = 20.0, 60
 """Messages per second, and at once, that a worker accepts from one sender. A host with 50 applications that start at
 once answers 50 `deliver_key`s; a recheck is one message every few seconds."""
-PATIENT = (f"{subjects.OPERATOR}.", f"{subjects.IN}.gateway.")
-"""Senders that are slowed down, not dropped: one enrols a fleet, the other reports for it. The stream bounds both."""
+BATCH = 16
+"""Most messages that one request to the bus asks for."""
 TOO_FAST = "message.rate"
 Handler = Callable[[str, bytes], Awaitable[None]]
 """Takes a subject and a message's bytes.
 
 Raises Refusal, InvalidTransition, Duplicate, OutOfOrder, TooEarly, BusError.
 """
+
+
+class TooFast(Exception):
+    """A sender is over its rate. Its message stays in the stream for a moment: meanwhile its subject is full there, so
+    that the server refuses its sender, and nobody else waits, since no consumer limits what is delivered."""
 
 
 class Worker:
@@ -74,27 +79,26 @@ class Worker:
     async def run(self) -> None:
         """Take messages until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow("managers", self._from_outside))
-            group.create_task(self._follow("workers", self._take))
+            group.create_task(self._follow(layout.WORKERS, self._take))
+            for consumer in layout.OUTSIDE:
+                group.create_task(self._follow(consumer, self._from_outside))
             for task in self._background:
                 group.create_task(_run(task))
 
-    async def _follow(self, consumer: str, handle: Handler) -> None:
-        room = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as group, aclosing(self._bus.consume(consumer)) as deliveries:  # type: ignore[type-var]
+    async def _follow(self, consumer: layout.Consumer, handle: Handler) -> None:
+        room = asyncio.Semaphore(consumer.at_once)
+        deliveries = self._bus.consume(consumer.name, batch=min(consumer.at_once, BATCH))
+        async with asyncio.TaskGroup() as group, aclosing(deliveries):  # type: ignore[type-var]
             async for delivery in deliveries:
                 await room.acquire()
                 task = group.create_task(self._one(delivery, handle))
                 task.add_done_callback(lambda _: room.release())
 
     async def _from_outside(self, subject: str, data: bytes) -> None:
-        # The subject names the sender: the server lets a credential publish below its own id only
+        # The subject names the sender: the server lets a credential publish below its own name only
         # (bus/auth/permissions.py).
-        sender = subject.rsplit(".", 1)[0]
-        if not self._limiter.take(sender, time.monotonic()):
-            if sender.startswith(PATIENT):
-                raise BusError(f"more than {RATE:g} messages per second from {sender}")
-            raise Refusal(_too_fast(sender))
+        if not self._limiter.take(subject.rsplit(".", 1)[0], time.monotonic()):
+            raise TooFast
         await self._take(subject, data)
 
     async def _one(self, delivery: Delivery, handle: Handler) -> None:
@@ -110,11 +114,20 @@ class Worker:
         """The result: handled, repeated, dropped, again or fault."""
         subject, result = delivery.subject, "dropped"
         try:
+            if delivery.attempt > TOO_OFTEN and not subjects.is_internal(subject):
+                await self._put_aside(subject, delivery.data, delivery.attempt, _often(delivery.attempt))
+                await delivery.done()
+                return "fault"
             await handle(subject, delivery.data)
         except Refusal as refusal:
             await self._dropped(subject, delivery.data, refusal.reasons)
         except (InvalidTransition, Duplicate) as unfit:
             result = await self._unfit(delivery, unfit)
+        except TooFast:
+            if delivery.attempt <= ATTEMPTS:
+                await delivery.again(0.05 * 2 ** (delivery.attempt - 1))
+                return "again"
+            await self._dropped(subject, delivery.data, (_too_fast(subject),))
         except TooEarly as early:
             await delivery.again(early.delay_s)
             return "again"
@@ -155,19 +168,19 @@ class Worker:
         """Quarantine a message, with an event that names it."""
         name = await self._quarantine.put(subject, data, attempts, reason, int(self._now()))
         self.counts["quarantined"] += 1
-        kind, id, what = _who(subject)
-        await self._emit(kind, id, "quarantined", step=what, message=name, reasons=plain((reason,)))
+        kind, name_of, what = _who(subject)
+        await self._emit(kind, name_of, "quarantined", step=what, message=name, reasons=plain((reason,)))
 
     async def _dropped(self, subject: str, data: bytes, reasons: tuple[Reason, ...]) -> None:
         """Count and report a message that changed nothing."""
         self.counts[f"dropped {reasons[0].code}"] += 1
         if reasons[0].code == TOO_FAST and not self._first_refusal(subject):
             return
-        kind, id, what = _who(subject)
+        kind, name, what = _who(subject)
         log.warning("dropped", subject=subject, reasons=[reason.code for reason in reasons])
         await self._emit(
             kind,
-            id,
+            name,
             "dropped",
             step=what,
             size=len(data),
@@ -184,21 +197,34 @@ async def _run(task: Callable[[], Awaitable[None]]) -> None:
     await task()
 
 
-def _too_fast(sender: str) -> Reason:
+def _too_fast(subject: str) -> Reason:
     return Reason(
         code=TOO_FAST,
         field="rate",
         expected=f"at most {RATE:g} messages per second from one sender, {BURST} at once",
-        found=f"more from {sender}",
+        found=f"more from {subject.rsplit('.', 1)[0]}",
         action="find out what its credential is used for",
     )
 
 
+def _often(attempts: int) -> Reason:
+    return Reason(
+        code="message.often",
+        field="deliveries",
+        expected=f"a message that is settled within {TOO_OFTEN} deliveries",
+        found=f"delivery {attempts}",
+        action="look for workers that ended or lost the bus while they had it; retry or drop it",
+    )
+
+
 def _who(subject: str) -> tuple[str, str, str]:
-    """Kind, id and step of the sender, for the event: the last three tokens, if each is valid in a subject."""
-    tokens = ["unknown", "unknown", *subject.split(".")[2:]]
-    kind, id, what = (token if subjects.is_token(token) else "unknown" for token in tokens[-3:])
-    return kind if (kind, "dropped") in BY_NAME else "unknown", id, what
+    """Kind, name and step of the sender, for the event; `unknown` where the subject does not say."""
+    try:
+        if subject.startswith(f"{subjects.OPERATOR}."):
+            return "op", *subjects.parse_operator(subject)
+        return subjects.parse_inbound(subject)
+    except Refusal:
+        return "unknown", "unknown", "unknown"
 
 
 def _no_move(none: InvalidTransition) -> Reason:

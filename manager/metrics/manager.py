@@ -121,7 +121,7 @@ class ManagerMetrics(Observer):
         """See Observer."""
         if not subject.startswith(f"{subjects.EVENTS}."):
             return
-        kind, what = subject.split(".")[3], subject.split(".")[5]
+        kind, _, what = subjects.parse_event(subject)
         self._events.labels(kind, what).inc()
         if kind not in ("host", "app"):
             return

@@ -38,7 +38,7 @@ class Outbox:
     async def resend(self, record: HostRecord | AppRecord) -> None:
         """Resend what the agent has not acknowledged, with the same bytes."""
         for message in record.unacknowledged:
-            await self._bus.send(subjects.outbound(record.role, record.subject, message.step), message.data)
+            await self._bus.send(subjects.outbound(record.role, record.name, message.step), message.data)
 
     async def forget(self, record: HostRecord | AppRecord) -> None:
         """Delete what is stored beside a record. (Its admissions were withdrawn when it ended.)"""

@@ -83,7 +83,7 @@ class Draft(Generic[R]):
 
     def send(self, step: str, data: bytes, counter: int = 0) -> None:
         """Send the agent a message, and keep it until it is acknowledged."""
-        subject = subjects.outbound(self.record.role, self.record.subject, step)
+        subject = subjects.outbound(self.record.role, self.record.name, step)
         kept = [*self.record.unacknowledged, Unacknowledged(counter=counter, step=step, data=data)]
         self.set(unacknowledged=kept)
         self._put(how="send", subject=subject, data=data)
@@ -99,7 +99,7 @@ class Draft(Generic[R]):
 
     def say_signed(self, step: str, label: str, model: BaseModel) -> None:
         """Send the agent a signed message, where there is no channel."""
-        subject = subjects.outbound(self.record.role, self.record.subject, step)
+        subject = subjects.outbound(self.record.role, self.record.name, step)
         self._put(how="send", subject=subject, data=pack(sign(self.context.identity, label, model)))
 
     def event(self, what: SessionWhat, **data: JsonValue) -> None:
@@ -109,16 +109,19 @@ class Draft(Generic[R]):
             id=self.context.token(16).hex(),
             kind=record.role,
             subject=record.subject,
+            host=record.host if record.role == "app" else None,
             what=what,
             at=self.context.now,
             session=record.session,
+            number=record.events + 1,
             state=record.state,
             before=self.before if self.before != record.state else None,
             simulated=record.outcome.simulated if record.outcome else None,
             source=self.context.source,
             data=data,
         )
-        subject = subjects.event(record.role, record.subject, what)
+        self.set(events=record.events + 1)
+        subject = subjects.event(record.role, record.name, what)
         self._put(how="publish", subject=subject, data=event.body(), headers=event.headers(), id=event.id)
 
     def ear(self, result: AppraisalResult) -> dict[str, JsonValue]:

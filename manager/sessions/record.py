@@ -12,6 +12,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.crypto.envelope import SuiteName
+from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.states import ENDS, State
 from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
@@ -122,6 +123,8 @@ class SessionRecord(Model):
     """Why it ended."""
     decisions: int = 0
     """Entries of the decision log so far."""
+    events: int = 0
+    """Events so far."""
     outbox: list[Outgoing] = []
     unacknowledged: list[Unacknowledged] = []
 
@@ -169,6 +172,11 @@ class HostRecord(SessionRecord):
         in_time = self.lease_end is not None and now < self.lease_end
         return in_time and self.state in (State.TRUSTED, State.RECHECKING)
 
+    @property
+    def name(self) -> str:
+        """Its name on the bus."""
+        return self.subject
+
 
 class Retiring(Model):
     """The previous certificate: leased beside the current one for one more period, so that no request is refused."""
@@ -198,6 +206,11 @@ class AppRecord(SessionRecord):
     retiring: Retiring | None = None
     proxy: bool = False
     manager_key: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name on the bus: one for each host."""
+        return app_name(self.host, self.subject)
 
 
 ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppRecord: "app"}

@@ -64,7 +64,7 @@ async def answer(server: MemoryServer, *messages: tuple[str, bytes]) -> None:
     while not server.stored("ATTEST_IN"):
         await asyncio.sleep(0)
     for step, data in messages:
-        await server.connect().send(subjects.outbound("app", "a1", step), data)
+        await server.connect().send(subjects.outbound("app", "h1.a1", step), data)
 
 
 def signed(label: str, model: Any, key: Ed25519PrivateKey = MANAGER) -> bytes:
@@ -133,7 +133,7 @@ async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
     link = Link(server.connect(), "app", "a1")
     await link.listen()
     for number in range(INBOX + 10):
-        await server.connect().send(subjects.outbound("app", "a1", "x"), b"%d" % number)
+        await server.connect().send(subjects.outbound("app", "h1.a1", "x"), b"%d" % number)
     await asyncio.sleep(0.01)
     assert await link.next(1.0) == ("x", b"10")
 
@@ -189,7 +189,7 @@ async def test_what_was_not_heard_is_said_again_byte_for_byte_and_what_was_heard
     manager, _ = manager.open("recheck_evidence", first)
     manager, data = manager.seal("accepted", b"x")
     await asyncio.sleep(0.002)
-    await bus.send(subjects.outbound("app", "a1", "accepted"), data)
+    await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
     assert await session.hear(5.0) == ("accepted", b"x")
     assert [message.data for message in server.stored("ATTEST_IN")] == [first, second, second]
 
@@ -202,6 +202,6 @@ async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
     manager, _ = manager.seal("accepted", b"lost")
     for _ in range(20):
         manager, data = manager.seal("accepted", b"x")
-        await bus.send(subjects.outbound("app", "a1", "accepted"), data)
+        await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
     assert await session.hear(0.05) is None
     assert len(server.stored("ATTEST_IN")) == 1

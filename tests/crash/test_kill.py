@@ -130,9 +130,10 @@ class Killable:
         async with contextlib.AsyncExitStack() as stack:
             tasks = []
             for role, id in (("host", host), ("app", app)):
-                bus = await connect([self.server.url], self.credentials(role, id))
+                name = id if role == "host" else subjects.app_name(host, app)
+                bus = await connect([self.server.url], self.credentials(role, name))
                 stack.push_async_callback(bus.close)
-                link = Link(bus, "host" if role == "host" else "app", id)
+                link = Link(bus, "host", id) if role == "host" else Link(bus, "app", id, host)
                 await link.listen()
                 agent: HostAgent | AppAgent
                 if role == "host":

@@ -16,7 +16,7 @@ from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
 from attestgate.schemas.events import Event
 from attestgate.schemas.signing import Signed, sign
-from tests.support.manager.deployment import Deployment
+from tests.support.manager.deployment import Deployment, order_subject
 from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR
 from tests.support.reasons import event_code
 
@@ -184,7 +184,7 @@ async def test_an_id_that_begins_like_another_is_another(site: Deployment) -> No
 
 async def test_a_session_on_its_way_is_revoked_too(site: Deployment) -> None:
     """Proven, its certificate under way: the order reaches it, and enrolment is read again before it gets anything."""
-    held = site.wire.hold(subjects.inbound("app", "a1", "colocation_proof"))
+    held = site.wire.hold(subjects.inbound("app", "h1.a1", "colocation_proof"))
     path = asyncio.create_task(site.admitted())
     subject, proof = await held
     await site.order(Revoke(kind="app", id="a1", reason="test"))
@@ -224,7 +224,7 @@ async def test_ready_is_not_said_to_who_was_revoked_meanwhile(site: Deployment) 
     assert site.dropped_codes() == ["enrolment.revoked"]
     path.cancel()
     await asyncio.wait([path])
-    assert site.wire.said(subjects.outbound("app", "a1", "ready")) == []
+    assert site.wire.said(subjects.outbound("app", "h1.a1", "ready")) == []
 
 
 async def test_a_placement_taken_away_ends_trust_at_the_next_recheck(site: Deployment) -> None:
@@ -293,7 +293,7 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
 
     monkeypatch.setattr(MemoryBucket, "put", slow)
     given = pack(sign(site.world.operator, "command", command(site, older)))
-    await site.bus.publish(subjects.operator(OPERATOR, "command"), given)
+    await site.bus.publish(order_subject(OPERATOR, given), given)
     await held.wait()
     newer = command(site, put(site, version=3), sequence=int(site.clock() * 1e6) + 2000)
     assert (await give(site, newer)).what == "applied"

@@ -33,7 +33,7 @@ class Lists:
 
     def worker(self, name: str = "manager-1") -> Certificates:
         bus = self.server.connect()
-        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate())
+        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), set())
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
 
     async def revoke(self, worker: Certificates, serial: str) -> None:

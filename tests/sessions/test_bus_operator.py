@@ -46,6 +46,8 @@ DOWN = [
     ("app", "recheck"),
 ]
 IDS = {"host": "h1", "app": "a1"}
+NAMES = {"host": "h1", "app": "h1.a1"}
+"""On the bus."""
 
 
 def flips(data: bytes) -> Iterator[bytes]:
@@ -131,7 +133,7 @@ async def test_neighbours_swapped(site: Deployment, nth: int) -> None:
 
 @pytest.mark.parametrize(("role", "step"), UP)
 async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment, role: str, step: str) -> None:
-    held = site.wire.hold(subjects.inbound(role, IDS[role], step))
+    held = site.wire.hold(subjects.inbound(role, NAMES[role], step))
     async with site.passing():
         path = asyncio.create_task(whole_path(site))
         subject, data = await held
@@ -151,7 +153,7 @@ async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment,
 
 @pytest.mark.parametrize(("role", "step"), DOWN)
 async def test_every_field_of_a_message_to_an_agent_changed(site: Deployment, role: str, step: str) -> None:
-    subject = subjects.outbound(role, IDS[role], step)
+    subject = subjects.outbound(role, NAMES[role], step)
     site.wire.meddle = lambda s, d: [(s, wrong) for wrong in flips(d)] + [(s, d)] if s == subject else [(s, d)]
     async with site.passing():
         await whole_path(site)
@@ -160,7 +162,7 @@ async def test_every_field_of_a_message_to_an_agent_changed(site: Deployment, ro
 
 @pytest.mark.parametrize(("role", "step"), [("host", "evidence"), ("app", "evidence")])
 async def test_first_evidence_past_its_window_is_worth_nothing(site: Deployment, role: str, step: str) -> None:
-    held = site.wire.hold(subjects.inbound(role, IDS[role], step))
+    held = site.wire.hold(subjects.inbound(role, NAMES[role], step))
     path = asyncio.create_task(site.admitted())
     subject, data = await held
     site.clock.at += site.timing.evidence_window_s + site.timing.skew_s + 1
@@ -178,7 +180,7 @@ async def test_a_rechecks_evidence_past_its_window_renews_nothing(site: Deployme
     await site.admitted()
     kind: type[HostRecord] | type[AppRecord] = HostRecord if role == "host" else AppRecord
     (before,) = await site.records(kind)  # type: ignore[type-var]
-    held = site.wire.hold(subjects.inbound(role, IDS[role], step))
+    held = site.wire.hold(subjects.inbound(role, NAMES[role], step))
     await site.order(RecheckNow(kind=role, id=IDS[role]))  # type: ignore[arg-type]
     subject, data = await held
     site.clock.at += site.timing.evidence_window_s + site.timing.skew_s + 1
@@ -192,7 +194,7 @@ async def test_a_rechecks_evidence_past_its_window_renews_nothing(site: Deployme
 @pytest.mark.parametrize(("role", "step"), [(role, step) for role in IDS for step in subjects.STEPS[role]])
 async def test_garbage_on_every_subject_changes_nothing(site: Deployment, role: str, step: str) -> None:
     await site.admitted()
-    subject = subjects.inbound(role, IDS[role], step)
+    subject = subjects.inbound(role, NAMES[role], step)
     garbage = [b"", b"\xc1", b"\x80", b"\x93\x01\x02\x03", bytes(1000), b"\xdf\xff\xff\xff\xff", b"\x91" * 5000]
     for count, data in enumerate(garbage, 1):
         site.wire.inject(subject, data)

@@ -112,14 +112,14 @@ async def test_a_host_quote_over_another_field_is_rejected_and_the_honest_one_ta
 async def test_an_application_quote_over_another_field_is_rejected_and_the_honest_one_taken(
     site: Deployment, field: str, swap: Callable[[Question], Question]
 ) -> None:
-    held = site.wire.hold(subjects.inbound("app", "a1", "evidence"))
+    held = site.wire.hold(subjects.inbound("app", "h1.a1", "evidence"))
     admitted = asyncio.create_task(site.admitted())
     honest = await held
     asked = question(site, "app", "a1")
     said = replace(swap(asked), role="host") if field == "role" else swap(asked)
     quote = site.world.enclave("machine-a", APP_ENCLAVE).quote(said.report_data())
     evidence = AppEvidence(enclave_key=asked.enclave_key, quote=quote, certificate_request=REQUEST)
-    site.wire.inject(subjects.inbound("app", "a1", "evidence"), asked.seal(evidence))
+    site.wire.inject(subjects.inbound("app", "h1.a1", "evidence"), asked.seal(evidence))
     assert event_code(await site.until("app", "a1", "evidence-rejected")) == "sgx.report_data"
     site.wire.inject(*honest)
     await admitted

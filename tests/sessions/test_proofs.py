@@ -57,7 +57,7 @@ async def granted_host(site: Deployment) -> HostRecord:
 async def granted_app(site: Deployment) -> tuple[HostRecord, AppRecord, bytes]:
     """An application that has n2 and has not proven co-location yet; and its honest proof."""
     await site.trusted()
-    held = site.wire.hold(subjects.inbound("app", "a1", "colocation_proof"))
+    held = site.wire.hold(subjects.inbound("app", "h1.a1", "colocation_proof"))
     await site.app()
     _, honest = await held
     (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
@@ -98,7 +98,7 @@ async def test_a_wrong_co_location_proof_ends_the_session(site: Deployment, wron
         "other session's key": colocation_proof(application_key(host.k, "ab" * 16), n2, t3),
         "other nonce": colocation_proof(k_app, bytes(32), t3),
     }[wrong]
-    site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), message(record, proof))
+    site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), message(record, proof))
     assert event_code(await site.until("app", "a1", "refused")) == "proof.hmac"
     await site.quiet()
     assert not site.gateway.passes("a1")
@@ -108,7 +108,7 @@ async def test_the_control_the_right_proof_made_here_is_taken(site: Deployment) 
     host, record, _ = await granted_app(site)
     assert host.k is not None
     proof = colocation_proof(application_key(host.k, record.session), *_n(record))
-    site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), message(record, proof))
+    site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), message(record, proof))
     await site.until("app", "a1", "proven")
 
 
@@ -136,10 +136,10 @@ async def test_a_proof_in_another_frame_does_not_open_and_the_honest_one_is_take
         changed = pack(unpack_frame(frame, ack=1))
     else:
         changed = message(record, proof, **changes)
-    site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), changed)
+    site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), changed)
     await site.dropped(1)
     assert site.dropped_codes() == ["proof.counter" if "counter" in changes else "channel.open"]
-    site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), honest)
+    site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), honest)
     await site.until("app", "a1", "admitted")
 
 
@@ -334,7 +334,7 @@ def test_the_key_is_bound_to_its_session_and_transcript(volume: Volume) -> None:
 
 async def test_state_after_a_refused_proof_has_no_secret_left(site: Deployment) -> None:
     host, record, _ = await granted_app(site)
-    site.wire.inject(subjects.inbound("app", "a1", "colocation_proof"), message(record, bytes(64)))
+    site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), message(record, bytes(64)))
     await site.until("app", "a1", "refused")
     await site.quiet()
     after = await site.record(AppRecord, record.session)

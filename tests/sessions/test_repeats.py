@@ -50,7 +50,7 @@ async def test_what_was_handled_and_not_acknowledged_comes_again_and_is_not_told
         await site.until("app", "a1", "admitted")
         await site.recheck("host", "h1")
         await site.recheck("app", "a1")
-        site.clock.at += layout.MANAGERS.ack_wait_s + 1
+        site.clock.at += layout.WORKERS.ack_wait_s + 1
         site.wire.tick()
         await site.settled()
         assert lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attestgate.bus import subjects
+from attestgate.bus import layout, subjects
 from attestgate.bus.crypto.channel import Frame
 from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
@@ -33,7 +33,7 @@ def watched(site: Deployment, bucket: str) -> list[BucketState]:
 async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
     """Every message that was ever sent to a manager, once more."""
     for subject, data in said:
-        if site.wire.streams["ATTEST_IN"].takes(subject) or site.wire.streams["ATTEST_WORK"].takes(subject):
+        if any(site.wire.streams[stream.name].takes(subject) for stream in (*layout.INBOUND, layout.WORK)):
             site.wire.inject(subject, data)
             await site.quiet()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.bus import subjects
+from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.rate_limit import Limiter
@@ -21,7 +21,7 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
-from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.deployment import Deployment, deployed, order_subject
 from tests.support.manager.witness import PATIENCE_S
 from tests.support.manager.world import OPERATOR, World
 from tests.support.reasons import event_code
@@ -179,11 +179,11 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     worker._limiter = Limiter(rate=0.0, burst=2)
     commands = [site.command(Enrol(subject=_host(f"h{number}"))) for number in range(4)]
     for command in commands:
-        await site.bus.publish(subjects.operator(OPERATOR, "command"), command)
+        await site.bus.publish(order_subject(OPERATOR, command), command)
     await site.told("op", OPERATOR, "applied", 2 + BEGUN)
     await site.quiet()
     assert site.what("op", OPERATOR).count("applied") == 2 + BEGUN
-    assert len(site.wire.stored("ATTEST_IN")) == 2, "the others wait where they are"
+    assert len(site.wire.stored(layout.OPERATOR.name)) == 2, "the others wait where they are"
     worker._limiter = Limiter(rate=0.0, burst=1000)
     await site.settled()
     await site.told("op", OPERATOR, "applied", 4 + BEGUN)

@@ -36,7 +36,7 @@ class Doomed:
             self._loop.finish(self._start())
             self._next(coming)
             # What the dead one had in hand is offered again.
-            self.site.clock.at += layout.MANAGERS.ack_wait_s + 1
+            self.site.clock.at += layout.WORKERS.ack_wait_s + 1
             self.site.wire.tick()
             self._loop.run_forever()
         self.counter.die_in(None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from attestgate.manager.assembly import assemble
 from attestgate.manager.handlers.rate_limit import Limiter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.policy.signers import Signers
-from attestgate.schemas.base import pack
+from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
     Action,
@@ -41,7 +41,7 @@ from attestgate.schemas.enrolment import (
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Signed, sign
 from tests.support.manager.gateway import Gateway
 from tests.support.manager.wire import Clock, Held, Wire
 from tests.support.manager.witness import PATIENCE_S, Witness
@@ -200,7 +200,7 @@ class Deployment(Witness):
             tpm=tpm,
         ).model_copy(update={"retry_s": retry_s})
         enclave, measured = self.world.enclave(machine, identity), self.world.measured
-        return await self._start("host", id, lambda link: HostAgent(enclave, link, settings, measured))
+        return await self._start("host", id, None, lambda link: HostAgent(enclave, link, settings, measured))
 
     async def app(
         self,
@@ -222,7 +222,7 @@ class Deployment(Witness):
             volume=self.volume,
         )
         enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
-        return await self._start("app", id, lambda link: AppAgent(enclave, link, settings, read))
+        return await self._start("app", id, host, lambda link: AppAgent(enclave, link, settings, read))
 
     async def trusted(self) -> Agent:
         """h1 trusted and a1 enrolled on it, from nothing."""
@@ -260,7 +260,7 @@ class Deployment(Witness):
     async def send_command(self, data: bytes, name: str = OPERATOR) -> Event:
         """Publish a command and wait for its answer."""
         since = len(self.events)
-        await self.bus.publish(subjects.operator(name, "command"), data)
+        await self.bus.publish(order_subject(name, data), data)
         return await self.seen(lambda e: e.kind == "op" and e.what in ("applied", "refused"), since=since)
 
     async def recheck(self, kind: Role, id: str) -> None:
@@ -342,17 +342,19 @@ class Deployment(Witness):
         """Whether a consumer's messages are in hand or due `now`, put back for `later`, or none."""
         found = None
         now = self.clock()
-        for sequence, message in consumer._stream.items():
-            if any(subjects.matches(pattern, message.subject) for pattern in consumer.layout.filter_subjects):
-                out = consumer._out.get(sequence)
+        for stored in consumer._stream.items():
+            if any(subjects.matches(pattern, stored.subject) for pattern in consumer.layout.filter_subjects):
+                out = consumer._out.get(stored.sequence)
                 if out is None or out.again_at <= now or out.again_at >= now + consumer.layout.ack_wait_s - 1:
                     return "now"
                 found = "later"
         return found
 
-    async def _start(self, role: Role, id: str, agent: Callable[[Link], HostAgent | AppAgent]) -> Agent:
+    async def _start(
+        self, role: Role, id: str, host: str | None, agent: Callable[[Link], HostAgent | AppAgent]
+    ) -> Agent:
         bus = self.wire.connect()
-        link = Link(bus, role, id)
+        link = Link(bus, role, id, host)
         await link.listen()
         started = Agent(asyncio.create_task(agent(link).run()), bus)
         self.agents.append(started)
@@ -367,6 +369,14 @@ class Deployment(Witness):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bus.close()
+
+
+def order_subject(name: str, data: bytes) -> str:
+    """Where an operator publishes a command; one that cannot be read goes with the small ones."""
+    do = "enrol"
+    with suppress(Refusal):
+        do = unpack(Command, unpack(Signed, data).payload).action.do
+    return subjects.operator(name, do)
 
 
 @asynccontextmanager

@@ -181,7 +181,7 @@ class Fleet:
             volume=self._volume(host),
             retry_s=RETRY_S,
         )
-        link = Link(await self.join("app", id), "app", id)
+        link = Link(await self.join("app", subjects.app_name(host, id)), "app", id, host)
         await link.listen()
         enclave = self.world.enclave(MACHINE, APP_ENCLAVE)
         self.spawn(AppAgent(enclave, link, settings, self.world.measured).run())

@@ -115,7 +115,7 @@ class Chaos(RuleBasedStateMachine):
     def _order(self, action: Action) -> None:
         async def publish() -> None:
             try:
-                await self.site.bus.publish(subjects.operator(OPERATOR, "command"), self.site.command(action))
+                await self.site.bus.publish(subjects.operator(OPERATOR, action.do), self.site.command(action))
             except BusError:
                 return
 
