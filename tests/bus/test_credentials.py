@@ -32,6 +32,7 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
+from tests.support.bus.everything import name_of
 from tests.support.reasons import refusal_code
 
 
@@ -83,11 +84,11 @@ def test_jetstream_is_the_managers_and_bounded_with_the_viewers(keys: Path) -> N
 def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
     role: str, keys: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "x.creds"
-    issue(keys, role, "name-1", path)
-    issue(keys, role, "name-1", path)  # a new one replaces the old
+    path, name = tmp_path / "x.creds", name_of(role, "name-1")
+    issue(keys, role, name, path)
+    issue(keys, role, name, path)  # a new one replaces the old
     assert path.stat().st_mode & 0o777 == 0o600
-    assert holder(path) == Holder(role, "name-1")
+    assert holder(path) == Holder(role, name)
     nats = claims(path.read_text().split("\n")[1])["nats"]
     assert isinstance(nats, dict)
     assert set(nats) == {"type", "issuer_account", "tags", "version"}
