@@ -35,7 +35,7 @@ async def every_event(stack: Stack) -> AsyncIterator[tuple[Message, Event]]:
 
 async def test_every_event_is_where_it_says_and_what_it_says(stack: Stack) -> None:
     async for message, event in every_event(stack):
-        assert message.subject == subjects.event(event.kind, event.subject, event.what)
+        assert message.subject == subjects.event(event.kind, event.name, event.what)
         assert event.source.startswith("attestgate/")
         assert BY_NAME[event.kind, event.what].data.model_validate_json(json.dumps(event.data)) is not None
 
