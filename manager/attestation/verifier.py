@@ -7,15 +7,14 @@ verifies, carries this session's report data, and names the enrolled platform an
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import replace
-from functools import partial
 from typing import TypeAlias
 
 from attestgate.manager.attestation.integrity import judge_integrity, tried
 from attestgate.manager.attestation.service import AttestationService, Wanted
 from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.slices import Slices
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
 from attestgate.manager.policy.enrolments import Enrolments
@@ -38,8 +37,6 @@ from attestgate.schemas.messages import (
 from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
-IN_PLACE = 32 * 1024
-"""A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
 NOTHING = "00" * 32
 """In the place of a hash, where there is nothing to hash."""
 Verdict: TypeAlias = SgxVerdict | IasVerdict
@@ -55,7 +52,9 @@ class Verifier:
         service: AttestationService,
         authority: Authority,
         high_water: HighWater,
+        slices: Slices,
     ) -> None:
+        self._slices = slices
         self._enrolments = enrolments
         self._policies = policies
         self._high_water = high_water
@@ -116,8 +115,7 @@ class Verifier:
             )
         tpm = enrolled.enrolled_tpm
         try:
-            judge = partial(judge_integrity, record, evidence, tpm, policies, now)
-            found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
+            found = await self._slices.finish(judge_integrity(record, evidence, tpm, policies, now))
             if tpm is not None and found.clock is not None:
                 # Only now, when the enrolled AK has signed the clock: else whatever answers in the TPM's place could
                 # raise the high-water mark and lock the host out.

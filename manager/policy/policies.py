@@ -11,6 +11,7 @@ import structlog
 from attestgate.bus.api import Bus
 from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR, HighWater
+from attestgate.manager.local.slices import Slices
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
@@ -59,12 +60,18 @@ class Policies:
     """Reads policies; remembers how new they were, so that the bus cannot roll them back."""
 
     def __init__(
-        self, bus: Bus, signers: Signers, high_water: HighWater, policy_keys: Sequence[PolicyKey] = ()
+        self,
+        bus: Bus,
+        signers: Signers,
+        high_water: HighWater,
+        slices: Slices,
+        policy_keys: Sequence[PolicyKey] = (),
     ) -> None:
         self._bucket = bus.bucket("policies")
         self._newest = {key: CachedKey(self._bucket, key) for key in (MANIFEST, TRIAL)}
         self._signers = signers
         self._high_water = high_water
+        self._slices = slices
         self._policy_keys = policy_keys
         self._in_force: InForce | None = None
         self._manifests: dict[bytes, PolicyManifest] = {}

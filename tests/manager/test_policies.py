@@ -10,6 +10,7 @@ import pytest
 
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.slices import Slices
 from attestgate.manager.policy import policies as module
 from attestgate.manager.policy.policies import MANIFEST, REMEMBERED, Policies
 from attestgate.manager.policy.signers import Signers
@@ -36,7 +37,7 @@ async def made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "verify", counted)
     monkeypatch.setattr("attestgate.bus.client.cached_key.KEPT_S", 0.0)  # read each time
     author = OperatorSettings(name=AUTHOR, role="policy-author", identity=world.public["policy_authors"][AUTHOR])
-    policies = Policies(bus, Signers([author]), HighWater(tmp_path / "high-water.json"))
+    policies = Policies(bus, Signers([author]), HighWater(tmp_path / "high-water.json"), Slices())
 
     async def put(what: PutPolicy | bytes) -> None:
         bucket = bus.bucket("policies")
