@@ -14,7 +14,7 @@ from typing import TypeAlias
 from attestgate.manager.attestation.integrity import judge_integrity, tried
 from attestgate.manager.attestation.service import AttestationService, Wanted
 from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.local.slices import Slices
+from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
 from attestgate.manager.policy.enrolments import Enrolments
@@ -63,14 +63,12 @@ class Verifier:
 
     async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> AppraisalResult:
         """First evidence of a host. Raises Refusal where nothing can be judged (enrolment, policy, service)."""
-        expected = self._first_report_data(
-            record, evidence.enclave_key, host_evidence_hash(evidence.measurements, evidence.tpm)
-        )
+        expected = self._first_report_data(record, evidence.enclave_key, await _evidence_hash(evidence))
         return await self._host(record, evidence, expected, now)
 
     async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> AppraisalResult:
         """Evidence for a recheck, with what the list grew by. Raises Refusal where nothing can be judged."""
-        expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements, evidence.tpm))
+        expected = self._recheck_report_data(record, await _evidence_hash(evidence))
         return await self._host(record, evidence, expected, now)
 
     async def app(
@@ -208,6 +206,11 @@ class Verifier:
         return recheck_report_data(
             role, record.session, record.subject, question.nonce, question.chain, record.enclave_key_hash, evidence
         )
+
+
+async def _evidence_hash(evidence: HostEvidence | HostRecheckEvidence) -> bytes:
+    listed = evidence.measurements
+    return await aside(len(listed.zlib), host_evidence_hash, listed, evidence.tpm)
 
 
 def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
 
 import pytest
 
-from attestgate.manager.local.slices import Slices
+from attestgate.manager.local.slices import IN_PLACE, Slices, aside
 
 
 def work(name: str, slices: int, done: list[str]) -> Generator[None, None, str]:
@@ -61,3 +62,14 @@ async def test_work_that_fails_or_is_given_up_lets_the_next_one_go_on() -> None:
         await endless
     assert closed.is_set()
     assert await slices.finish(work("a", 3, done)) == "A"
+
+
+async def test_what_is_long_is_hashed_in_a_thread_and_what_is_short_in_place() -> None:
+    here = threading.get_ident()
+    assert await aside(IN_PLACE, threading.get_ident) == here
+    assert await aside(IN_PLACE + 1, threading.get_ident) != here
+
+
+async def test_what_fails_in_a_thread_fails_here() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        await aside(IN_PLACE + 1, int, "x")
