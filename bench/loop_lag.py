@@ -39,11 +39,13 @@ from tests.support.manager.world import World
 ROOM = 192 * 1024
 """Bytes of a message left for what travels beside the list."""
 TICK_S = 0.001
+BOOT = entry("boot_aggregate", bytes(31) + b"\1")[0]
+"""How every list begins."""
 
 
 def dense(size: int = MAX_MESSAGE - ROOM) -> bytes:
     """A list of distinct entries, as many as fit into one message when compressed."""
-    some, made, found = random.Random(1), [entry("boot_aggregate", bytes(31) + b"\1")[0]], 0
+    some, made, found = random.Random(1), [BOOT], 0
     deflate = zlib.compressobj(6)
     while found < size:
         block = b"".join(entry(f"/opt/{len(made) + n}", some.randbytes(32))[0] for n in range(1000))
@@ -54,7 +56,7 @@ def dense(size: int = MAX_MESSAGE - ROOM) -> bytes:
 
 def long(size: int = MAX_LIST) -> bytes:
     """A list of the largest size: runs of 150 entries, repeated within the reach of the compression."""
-    some, made, length = random.Random(2), [entry("boot_aggregate", bytes(31) + b"\1")[0]], 0
+    some, made, length = random.Random(2), [BOOT], 0
     while length < size:
         block = b"".join(entry(f"/usr/lib/{length + n}/module.py", some.randbytes(32))[0] for n in range(150)) * 20
         made.append(block)
@@ -111,21 +113,31 @@ async def measured(work: Awaitable[object]) -> Figures:
 
 @asynccontextmanager
 async def site(folder: Path, world: World, by: LearnedPolicies) -> AsyncIterator[Deployment]:
-    """A deployment under these policies, with host h1 enrolled."""
+    """A deployment under these policies, with host h1 enrolled; its worker has attested another, so it has collateral."""
     async with deployed(world, folder) as deployment:
+        await deployment.enrol_host("h2", "machine-b")
+        other = await deployment.host("h2", "machine-b")
+        await deployment.until("host", "h2", "trusted")
+        await other.stop()
         await deployment.order(by.command(world.author, version=2))
         await deployment.enrol_host()
         yield deployment
 
 
 async def evidence(folder: Path, world: World, by: LearnedPolicies, data: bytes) -> Figures:
-    """A host's first evidence with this list."""
+    """A host's first evidence with this list; the policy was read for its last session, whose list was short."""
     async with site(folder, world, by) as deployment:
+        deployment.measurement_list.write_bytes(BOOT)
+        other = await deployment.host()
+        await deployment.until("host", "h1", "trusted")
+        await other.stop()
+        await deployment.advance(2)
+        since = len(deployment.events)
         deployment.measurement_list.write_bytes(data)
         kept = deployment.wire.hold(subjects.inbound("host", "h1", "evidence"))
         await deployment.host()
         held = await kept
-        granted = deployment.until("host", "h1", "granted")
+        granted = deployment.until("host", "h1", "granted", since=since)
         deployment.wire.inject(*held)
         return await measured(granted)
 
@@ -133,7 +145,7 @@ async def evidence(folder: Path, world: World, by: LearnedPolicies, data: bytes)
 async def recheck(folder: Path, world: World, by: LearnedPolicies, data: bytes) -> Figures:
     """A recheck's evidence, the list having grown from its first entry to this."""
     async with site(folder, world, by) as deployment:
-        deployment.measurement_list.write_bytes(entry("boot_aggregate", bytes(31) + b"\1")[0])
+        deployment.measurement_list.write_bytes(BOOT)
         await deployment.host()
         await deployment.until("host", "h1", "trusted")
         deployment.measurement_list.write_bytes(data)

@@ -147,16 +147,16 @@ class Operators:
     async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
         signed = pack(action.manifest)
         manifest = self._policies.read_manifest(signed)
-        names = {policy_name(document) for document in action.documents}
-        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
+        documents = {policy_name(document): document for document in action.documents}
+        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - documents.keys()
         if missing:
             raise _refused("policy", "every document of the manifest", f"{sorted(missing)} missing", "send them too")
         while True:
             # Read before the check: a manifest put in force from here on is seen by the check, or makes a conflict.
             entry = await self._documents.get(key)
             await self._check_newer(manifest)
-            for document in action.documents:
-                await self._documents.put(policy_name(document), document)
+            for name, document in documents.items():
+                await self._documents.put(name, document)
             try:
                 if entry is None:
                     await self._documents.create(key, signed)
