@@ -147,7 +147,7 @@ class Operators:
     async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
         signed = pack(action.manifest)
         manifest = self._policies.read_manifest(signed)
-        documents = {policy_name(document): document for document in action.documents}
+        documents = await aside(sum(map(len, action.documents)), _by_name, action.documents)
         missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - documents.keys()
         if missing:
             raise _refused("policy", "every document of the manifest", f"{sorted(missing)} missing", "send them too")
@@ -186,6 +186,10 @@ class Operators:
                 order = Order(reasons=[reason] if reason else [])
                 once = f"{command.operator}-{command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
+
+
+def _by_name(documents: list[bytes]) -> dict[str, bytes]:
+    return {policy_name(document): document for document in documents}
 
 
 def _name(data: bytes) -> str:

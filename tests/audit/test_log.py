@@ -20,6 +20,7 @@ from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.head import HEAD, open_head, tile_key
 from attestgate.manager.audit.merkle import Frontier, consistency_proof, goes_on, leaf_hash
 from attestgate.schemas.audit import Decision
+from attestgate.schemas.audit import open_decision as verified_decision
 from attestgate.schemas.base import Refusal
 from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
 from tests.support.bus.fixtures import Join
@@ -263,11 +264,11 @@ async def test_few_entries_are_verified_and_taken_over_before_others_have_their_
     server, turn = MemoryServer(), 0
     verified: list[int] = []
     hashed: list[int] = []
-    open_decision, extended = log.open_decision, Frontier.extended
+    extended = Frontier.extended
 
     def opened(data: bytes, signers: set[bytes]) -> Decision:
         verified.append(turn)
-        return open_decision(data, signers)
+        return verified_decision(data, signers)
 
     def grown(frontier: Frontier, leaves: Iterable[bytes]) -> Frontier:
         leaves = list(leaves)
