@@ -36,6 +36,7 @@ from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
+from attestgate.manager.local.slices import Slices
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.manager.pki.authority import expiries, load_authority
 from attestgate.manager.policy.enrolments import Enrolments
@@ -74,7 +75,8 @@ def assemble(
     policy_keys = [read_policy_key(path) for path in settings.runtime_policy_keys]
     signers = Signers(settings.operators)
     enrolments = Enrolments(bus, signers, high_water)
-    policies = Policies(bus, signers, high_water, policy_keys)
+    slices = Slices()
+    policies = Policies(bus, signers, high_water, slices, policy_keys)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     root = root_of(settings.attestation)
     collateral = _collateral(settings.attestation, bus, http, high_water, root)
@@ -100,7 +102,7 @@ def assemble(
     current = CurrentSessions(bus, cipher, messages)
     store = SessionStore(bus, cipher, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
-    verifier = Verifier(enrolments, policies, service, authority, high_water)
+    verifier = Verifier(enrolments, policies, service, authority, high_water, slices)
     certificates = Certificates(
         bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now
     )

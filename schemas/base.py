@@ -210,21 +210,31 @@ def parse_json(kind: type[M], text: str | bytes, *, source: str) -> M:
         json.loads(text, object_pairs_hook=_unique_keys)
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise Refusal.because(
-            "file.fields",
-            f"{source}: {where(error)}",
-            expected=f"a valid {kind.__name__}",
-            found=first_message(error),
-            action="correct the key in that file",
-        ) from None
+        raise not_valid(error, f"{source}: {where(error)}", kind.__name__) from None
     except (ValueError, RecursionError) as error:
-        raise Refusal.because(
-            "file.json",
-            source,
-            expected="a JSON document without repeated keys",
-            found=re.sub(r"\s+", " ", str(error)),
-            action="correct the file",
-        ) from None
+        raise not_json(error, source) from None
+
+
+def not_valid(error: ValidationError, field: str, what: str) -> Refusal:
+    """The refusal of a document whose fields are not those of `what`."""
+    return Refusal.because(
+        "file.fields",
+        field,
+        expected=f"a valid {what}",
+        found=first_message(error),
+        action="correct the key in that file",
+    )
+
+
+def not_json(error: Exception, source: str) -> Refusal:
+    """The refusal of a text that is no JSON document."""
+    return Refusal.because(
+        "file.json",
+        source,
+        expected="a JSON document without repeated keys",
+        found=re.sub(r"\s+", " ", str(error)),
+        action="correct the file",
+    )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

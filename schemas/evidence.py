@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterator
 
 from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.binding import evidence_hash
 from attestgate.schemas.messages import MAX_LIST, MeasurementList
 from attestgate.schemas.tpm import TpmQuote
+
+PIECE = 64 * 1024
+"""Most bytes of a list that are decompressed at a time: some 400 entries."""
+SLICE = 16 * 1024
+"""Compressed bytes given to zlib at a time."""
 
 
 def host_evidence_hash(measurements: MeasurementList, tpm: TpmQuote | None) -> bytes:
@@ -36,19 +42,40 @@ def pack_measurements(whole: bytes, offset: int) -> MeasurementList:
     )
 
 
-def unpack_measurements(measurements: MeasurementList) -> bytes:
-    """The piece of the list. Raises Refusal `evidence.list`; never inflates to more than `MAX_LIST` bytes."""
-    inflate = zlib.decompressobj()
+def measured_pieces(measurements: MeasurementList) -> Iterator[bytes]:
+    """The piece of the list, decompressed at most `PIECE` bytes at a time. Raises Refusal `evidence.list`.
+
+    It never decompresses further than the size that the evidence states. Size and hash are known to be right only when
+    the last bytes have come: nothing may be concluded from the bytes before.
+    """
+    inflate, whole, size = zlib.decompressobj(), hashlib.sha256(), 0
+    most = min(measurements.size, MAX_LIST)
+    # In slices, since zlib copies what it has not consumed each time.
+    for start in range(0, len(measurements.zlib), SLICE):
+        if inflate.eof:
+            raise _bad("zlib data", "more bytes after its end")
+        rest = measurements.zlib[start : start + SLICE]
+        while True:
+            data = _inflated(inflate, rest)
+            size += len(data)
+            if size > most:
+                raise _bad(f"{measurements.size} bytes", f"{size} bytes, or more")
+            whole.update(data)
+            yield data  # also where it is empty: compressed bytes can be many and say nothing
+            rest = inflate.unconsumed_tail
+            if not rest and len(data) < PIECE:
+                break
+    if not inflate.eof or inflate.unused_data or size != measurements.size:
+        raise _bad(f"{measurements.size} bytes", f"{size} bytes, or more")
+    if measurements.offset == 0 and whole.digest() != measurements.whole:
+        raise _bad("the list that its hash names", "another list")
+
+
+def _inflated(inflate: zlib._Decompress, data: bytes) -> bytes:
     try:
-        data = inflate.decompress(measurements.zlib, MAX_LIST)
+        return inflate.decompress(data, PIECE)
     except zlib.error:
         raise _bad("zlib data", "bytes that do not decompress") from None
-    if inflate.unconsumed_tail or not inflate.eof or inflate.unused_data or len(data) != measurements.size:
-        raise _bad(f"{measurements.size} bytes", f"{len(data)} bytes, or more")
-    whole = measurements.offset == 0
-    if whole and hashlib.sha256(data).digest() != measurements.whole:
-        raise _bad("the list that its hash names", "another list")
-    return data
 
 
 def _bad(expected: str, found: str) -> Refusal:

@@ -7,15 +7,14 @@ verifies, carries this session's report data, and names the enrolled platform an
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import replace
-from functools import partial
 from typing import TypeAlias
 
 from attestgate.manager.attestation.integrity import judge_integrity, tried
 from attestgate.manager.attestation.service import AttestationService, Wanted
 from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
 from attestgate.manager.policy.enrolments import Enrolments
@@ -38,8 +37,6 @@ from attestgate.schemas.messages import (
 from attestgate.schemas.sgx import IasVerdict, PlatformIdentity, SgxVerdict
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment
 
-IN_PLACE = 32 * 1024
-"""A longer piece of a measurement list, in bytes, is judged in a thread: other sessions do not wait for it."""
 NOTHING = "00" * 32
 """In the place of a hash, where there is nothing to hash."""
 Verdict: TypeAlias = SgxVerdict | IasVerdict
@@ -55,7 +52,9 @@ class Verifier:
         service: AttestationService,
         authority: Authority,
         high_water: HighWater,
+        slices: Slices,
     ) -> None:
+        self._slices = slices
         self._enrolments = enrolments
         self._policies = policies
         self._high_water = high_water
@@ -64,14 +63,12 @@ class Verifier:
 
     async def host(self, record: HostRecord, evidence: HostEvidence, now: int) -> AppraisalResult:
         """First evidence of a host. Raises Refusal where nothing can be judged (enrolment, policy, service)."""
-        expected = self._first_report_data(
-            record, evidence.enclave_key, host_evidence_hash(evidence.measurements, evidence.tpm)
-        )
+        expected = self._first_report_data(record, evidence.enclave_key, await _evidence_hash(evidence))
         return await self._host(record, evidence, expected, now)
 
     async def host_recheck(self, record: HostRecord, evidence: HostRecheckEvidence, now: int) -> AppraisalResult:
         """Evidence for a recheck, with what the list grew by. Raises Refusal where nothing can be judged."""
-        expected = self._recheck_report_data(record, host_evidence_hash(evidence.measurements, evidence.tpm))
+        expected = self._recheck_report_data(record, await _evidence_hash(evidence))
         return await self._host(record, evidence, expected, now)
 
     async def app(
@@ -116,8 +113,7 @@ class Verifier:
             )
         tpm = enrolled.enrolled_tpm
         try:
-            judge = partial(judge_integrity, record, evidence, tpm, policies, now)
-            found = judge() if evidence.measurements.size <= IN_PLACE else await asyncio.to_thread(judge)
+            found = await self._slices.finish(judge_integrity(record, evidence, tpm, policies, now))
             if tpm is not None and found.clock is not None:
                 # Only now, when the enrolled AK has signed the clock: else whatever answers in the TPM's place could
                 # raise the high-water mark and lock the host out.
@@ -210,6 +206,11 @@ class Verifier:
         return recheck_report_data(
             role, record.session, record.subject, question.nonce, question.chain, record.enclave_key_hash, evidence
         )
+
+
+async def _evidence_hash(evidence: HostEvidence | HostRecheckEvidence) -> bytes:
+    listed = evidence.measurements
+    return await aside(len(listed.zlib), host_evidence_hash, listed, evidence.tpm)
 
 
 def _tied(verdict: Verdict, mrenclaves: list[str], expected: bytes, platform: str | None) -> bool:

@@ -9,7 +9,7 @@ is reported, and never built upon.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from secrets import randbelow
 
@@ -35,6 +35,8 @@ LOOK_S = 2.0
 """How often a worker without entries of its own looks: another may have died before it took in its last."""
 CERTAIN = 2
 """Consecutive looks that must find the same problem: a cluster between two leaders may show an older head once."""
+VERIFIED_AT_ONCE, HASHED_AT_ONCE = 16, 2000
+"""Entries whose signatures are verified, and leaf hashes that are taken over, before the sessions have their turn."""
 TELL_EVERY = 30
 """Looks after which a problem that lasts is reported again."""
 
@@ -153,7 +155,9 @@ class DecisionLog:
         head, checkpoint = open_head(entry.value, self._signers)
         self._check_newer(checkpoint)
         leaves = await leaves_from(self._bus, seen.size, head, checkpoint.size)
-        frontier = seen.frontier.extended(leaves)
+        frontier = seen.frontier
+        async for part in _in_parts(leaves):
+            frontier = frontier.extended(part)
         # The leaf hashes on the bus are signed by nobody: they count because they lead from the tree seen before to the
         # signed root.
         if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
@@ -197,14 +201,17 @@ class DecisionLog:
 
     async def _keep(self, head: Head, frontier: Frontier, cursor: int, leaves: list[bytes]) -> None:
         self._head = head
-        self._intake.taken(leaves, cursor)
+        async for part in _in_parts(leaves):
+            self._intake.taken(part, cursor)
         await self._memory.keep(head.note, frontier, cursor)
 
     async def _entries(self, page: list[StoredMessage]) -> list[bytes]:
         """The leaf hashes of a page's entries: what no manager signed, and what came twice, is left out."""
         known = set(self._head.hashes)
         leaves: list[bytes] = []
-        for stored in page:
+        for number, stored in enumerate(page):
+            if number % VERIFIED_AT_ONCE == VERIFIED_AT_ONCE - 1:
+                await asyncio.sleep(0)
             try:
                 decision = open_decision(stored.data, self._signers)
                 # Stops a true entry under another subject, where it would pass for a decision about somebody else.
@@ -218,6 +225,14 @@ class DecisionLog:
                 known.add(leaf)
                 leaves.append(leaf)
         return leaves
+
+
+async def _in_parts(leaves: list[bytes]) -> AsyncIterator[list[bytes]]:
+    """Leaf hashes, few at a time, at least once: a worker that is new may have millions to take over."""
+    for start in range(0, max(len(leaves), 1), HASHED_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        yield leaves[start : start + HASHED_AT_ONCE]
 
 
 def _went_back(what: str, seen: int, found: str) -> Refusal:

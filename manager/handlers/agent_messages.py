@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.attestation.verifier import Verifier
+from attestgate.manager.handlers.large_messages import LargeMessages
+from attestgate.manager.local.slices import aside
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
@@ -65,13 +67,15 @@ class AgentMessages:
         self._context = context
         self._trust_domain = trust_domain
         self._certificates = certificates
+        self._large = LargeMessages()
 
     async def host_evidence(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """First evidence of a host: step 3."""
-        context = self._context()
-        evidence = unpack(HostEvidence, _open_first(record, id, data, context))
-        result = await self._verifier.host(record, evidence, context.now)
-        return take_host_evidence(record, self._context(), data, evidence, result)
+        async with self._large.room(id, len(data)):
+            context = self._context()
+            evidence = unpack(HostEvidence, await aside(len(data), _open_first, record, id, data, context))
+            result = await self._verifier.host(record, evidence, context.now)
+            return await aside(len(data), take_host_evidence, record, self._context(), data, evidence, result)
 
     async def host_proof(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """The host's HMAC over n1: step 4."""
@@ -89,15 +93,16 @@ class AgentMessages:
         return await self._host_recheck(record, id, "recheck_list", data)
 
     async def _host_recheck(self, record: HostRecord, id: str, step: str, data: bytes) -> HostRecord:
-        channel, plaintext = _open(record, id, step, data)
-        context, evidence = self._context(), unpack(HostRecheckEvidence, plaintext)
-        if _late(record, evidence.nonce, context):
-            return late_answer(record, context, channel)
-        try:
-            result = await self._verifier.host_recheck(record, evidence, context.now)
-        except Refusal as refusal:
-            return unjudged_answer(record, self._context(), channel, refusal)
-        return take_host_recheck(record, self._context(), channel, result)
+        async with self._large.room(id, len(data)):
+            channel, plaintext = await aside(len(data), _open, record, id, step, data)
+            context, evidence = self._context(), unpack(HostRecheckEvidence, plaintext)
+            if _late(record, evidence.nonce, context):
+                return late_answer(record, context, channel)
+            try:
+                result = await self._verifier.host_recheck(record, evidence, context.now)
+            except Refusal as refusal:
+                return unjudged_answer(record, self._context(), channel, refusal)
+            return take_host_recheck(record, self._context(), channel, result)
 
     async def key_delivered(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """The host has written an application's key to its volume, or could not: step 6."""

@@ -14,6 +14,7 @@ from attestgate.manager.audit.orders import Orders
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.slices import aside
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.policies import MANIFEST, TRIAL, Policies
 from attestgate.manager.policy.signers import Signers
@@ -92,20 +93,20 @@ class Operators:
 
         Raises Refusal (`command.*`, `signature.*`), BusError.
         """
-        message = hashlib.sha256(data).hexdigest()
+        message = await aside(len(data), _name, data)
         try:
-            command = await self._take(name, data)
+            command = await self._take(name, data, message)
         except Refusal as refusal:
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
             raise
         await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
 
-    async def _take(self, name: str, data: bytes) -> Command:
+    async def _take(self, name: str, data: bytes, message: str) -> Command:
         signed = unpack(Signed, data)
-        command = self._signers.read_command(signed)
+        command = await aside(len(data), self._signers.read_command, signed)
         entry = await self._sequences.get(command.operator)
         applied = unpack(NewestCommand, entry.value) if entry and entry.value is not None else NewestCommand(sequence=0)
-        mark, message = f"operator.{command.operator}", hashlib.sha256(data).hexdigest()
+        mark = f"operator.{command.operator}"
         highest = max(applied.sequence, self._high_water.get(mark))
         _check(command, name, highest, int(self._now()))
         if signed.signer not in self._signers.identities(MAY[type(command.action)]):
@@ -146,16 +147,16 @@ class Operators:
     async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
         signed = pack(action.manifest)
         manifest = self._policies.read_manifest(signed)
-        names = {policy_name(document) for document in action.documents}
-        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - names
+        documents = await aside(sum(map(len, action.documents)), _by_name, action.documents)
+        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - documents.keys()
         if missing:
             raise _refused("policy", "every document of the manifest", f"{sorted(missing)} missing", "send them too")
         while True:
             # Read before the check: a manifest put in force from here on is seen by the check, or makes a conflict.
             entry = await self._documents.get(key)
             await self._check_newer(manifest)
-            for document in action.documents:
-                await self._documents.put(policy_name(document), document)
+            for name, document in documents.items():
+                await self._documents.put(name, document)
             try:
                 if entry is None:
                     await self._documents.create(key, signed)
@@ -185,6 +186,14 @@ class Operators:
                 order = Order(reasons=[reason] if reason else [])
                 once = f"{command.operator}-{command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
+
+
+def _by_name(documents: list[bytes]) -> dict[str, bytes]:
+    return {policy_name(document): document for document in documents}
+
+
+def _name(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _check(command: Command, name: str, applied: int, now: int) -> None:

@@ -11,10 +11,10 @@ import structlog
 from attestgate.bus.api import Bus
 from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR, HighWater
+from attestgate.manager.local.slices import Slices
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
-from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy
-from attestgate.manager.verification.ima.runtime_policy import load as load_runtime_policy
+from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, load_in_slices
 from attestgate.schemas.base import Refusal, pack, parse_json, unpack
 from attestgate.schemas.enrolment import PolicyManifest
 from attestgate.schemas.host_policy import HostPolicy
@@ -59,13 +59,20 @@ class Policies:
     """Reads policies; remembers how new they were, so that the bus cannot roll them back."""
 
     def __init__(
-        self, bus: Bus, signers: Signers, high_water: HighWater, policy_keys: Sequence[PolicyKey] = ()
+        self,
+        bus: Bus,
+        signers: Signers,
+        high_water: HighWater,
+        slices: Slices,
+        policy_keys: Sequence[PolicyKey] = (),
     ) -> None:
         self._bucket = bus.bucket("policies")
         self._newest = {key: CachedKey(self._bucket, key) for key in (MANIFEST, TRIAL)}
         self._signers = signers
         self._high_water = high_water
+        self._slices = slices
         self._policy_keys = policy_keys
+        self._reading = asyncio.Lock()
         self._in_force: InForce | None = None
         self._manifests: dict[bytes, PolicyManifest] = {}
         self._trial: InForce | None = None
@@ -76,6 +83,14 @@ class Policies:
 
     async def in_force(self) -> InForce:
         """The policies in force by the newest manifest. Raises Refusal (`policy.*`, `rollback`)."""
+        while True:
+            manifest = await self._manifest_in_force()
+            held = self._in_force
+            if held is not None and held.manifest == manifest:
+                return replace(held, trial=await self._on_trial(manifest))
+            await self._put_in_force(manifest)  # takes its time: a newer one may be in force by then
+
+    async def _manifest_in_force(self) -> PolicyManifest:
         entry = await self._newest[MANIFEST].get()
         if entry is None or entry.value is None:
             raise Refusal.because(
@@ -87,11 +102,14 @@ class Policies:
             )
         manifest = self.read_manifest(entry.value)
         self._high_water.check("policy", manifest.version)
-        if self._in_force is None or self._in_force.manifest != manifest:
-            self._in_force = await self._read(manifest)
-            self._high_water.raise_to(EVALUATION_FLOOR, manifest.min_tcb_evaluation)
-            self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
-        return replace(self._in_force, trial=await self._on_trial(manifest))
+        return manifest
+
+    async def _put_in_force(self, manifest: PolicyManifest) -> None:
+        async with self._reading:  # by one for all that wait for it
+            if self._in_force is None or self._in_force.manifest != manifest:
+                self._in_force = await self._read(manifest)
+                self._high_water.raise_to(EVALUATION_FLOOR, manifest.min_tcb_evaluation)
+                self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
 
     def read_manifest(self, signed: bytes) -> PolicyManifest:
         """A manifest, believed for its author's signature. The same bytes are checked once. Raises Refusal."""
@@ -111,12 +129,13 @@ class Policies:
             manifest = self.read_manifest(entry.value)
             if manifest.version <= in_force.version:
                 return None
-            if self._trial is None or self._trial.manifest != manifest:
-                self._trial = await self._read(manifest)
+            async with self._reading:
+                if self._trial is None or self._trial.manifest != manifest:
+                    self._trial = await self._read(manifest)
+                return self._trial
         except Refusal as refusal:
             log.warning("policies on trial ignored", reasons=[reason.sentence() for reason in refusal.reasons])
             return None
-        return self._trial
 
     async def _read(self, manifest: PolicyManifest) -> InForce:
         host_document = await self._document(manifest.host_policy)
@@ -129,12 +148,10 @@ class Policies:
                 found=host.runtime_policy,
                 action="sign a manifest whose documents belong together",
             )
-        return InForce(
-            manifest=manifest,
-            sgx=read_policy(await self._document(manifest.sgx_policy), source="SGX policy"),
-            host=host,
-            runtime=load_runtime_policy(await self._document(manifest.runtime_policy), authors=self._policy_keys),
-        )
+        sgx = read_policy(await self._document(manifest.sgx_policy), source="SGX policy")
+        document = await self._document(manifest.runtime_policy)
+        runtime = await self._slices.finish(load_in_slices(document, authors=self._policy_keys))
+        return InForce(manifest=manifest, sgx=sgx, host=host, runtime=runtime)
 
     async def _document(self, name: str) -> bytes:
         entry = await self._bucket.get(name)

@@ -22,7 +22,7 @@ from attestgate.schemas.messages import Recheck
 
 
 class TooEarly(Exception):
-    """A timer that fired early: to be delivered again after `delay_s` seconds."""
+    """A timer that fired early, or a message that has to wait for another: to be delivered again after `delay_s`."""
 
     def __init__(self, delay_s: int) -> None:
         super().__init__(f"{delay_s} s early")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counted
+from collections.abc import Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.api import ONCE, BusError, Conflict
 from attestgate.bus.layout import LOG, TREE
 from attestgate.bus.memory.server import MemoryServer
-from attestgate.manager.audit import head
+from attestgate.manager.audit import head, log
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.head import HEAD, open_head, tile_key
-from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash
+from attestgate.manager.audit.merkle import Frontier, consistency_proof, goes_on, leaf_hash
+from attestgate.schemas.audit import Decision
+from attestgate.schemas.audit import open_decision as verified_decision
 from attestgate.schemas.base import Refusal
 from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
 from tests.support.bus.fixtures import Join
@@ -249,3 +253,42 @@ async def test_what_waits_for_more_than_a_minute_is_found(tmp_path: Path) -> Non
     assert await findings(keeper.bus, at=NOW + 61) == ["log.overdue"]
     keeper.at += 61
     assert keeper.log.status().pending_s == 61
+
+
+async def test_few_entries_are_verified_and_taken_over_before_others_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of the stream by the worker that appends it, the whole tree by one that is new."""
+    monkeypatch.setattr(log, "VERIFIED_AT_ONCE", 4)
+    monkeypatch.setattr(log, "HASHED_AT_ONCE", 3)
+    server, turn = MemoryServer(), 0
+    verified: list[int] = []
+    hashed: list[int] = []
+    extended = Frontier.extended
+
+    def opened(data: bytes, signers: set[bytes]) -> Decision:
+        verified.append(turn)
+        return verified_decision(data, signers)
+
+    def grown(frontier: Frontier, leaves: Iterable[bytes]) -> Frontier:
+        leaves = list(leaves)
+        hashed.append(len(leaves))
+        return extended(frontier, leaves)
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(log, "open_decision", opened)
+    one, two = Keeper(server.connect(), tmp_path / "one"), Keeper(server.connect(), tmp_path / "two")
+    await one.decide(1, 30)
+    counting = asyncio.create_task(count())
+    await one.grow()
+    monkeypatch.setattr(Frontier, "extended", grown)
+    await two.grow()
+    counting.cancel()
+    assert one.head == two.head and one.head.size == 30
+    assert max(Counted(verified).values()) <= 4 and len(verified) == 30
+    assert max(hashed) <= 3 and sum(hashed) == 30

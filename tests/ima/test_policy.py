@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.manager.verification.ima.appraisal import appraise_list
-from attestgate.manager.verification.ima.keyrings import is_key, key_id, read_keys, signed
+from attestgate.manager.verification.ima.keyrings import is_key, key_id, read_keys_in_slices, signed
 from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.manager.verification.ima.policy_lint import lint
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, RuntimePolicy, learn, load, read
+from attestgate.manager.verification.ima.slices import finish
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import GoldenPcrs, ListVerdict, Replay
 from tests.support.ima.lists import NOW, boot_aggregate, document, frame, host, loaded, ng, recorded
@@ -212,7 +213,7 @@ def test_a_file_signed_with_a_key_of_the_policy_is_known(key: Private) -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_signatures_that_are_not_quite_right_are_none(key: Private) -> None:
     digest = b"\x11" * 32
-    keys = read_keys(verification_keys(*KEYS), source="keys")
+    keys = finish(read_keys_in_slices(verification_keys(*KEYS), source="keys"))
     good = signature(key, digest)
     assert signed(keys, good, "sha256", digest)
     bad = [
@@ -226,12 +227,13 @@ def test_signatures_that_are_not_quite_right_are_none(key: Private) -> None:
 
 def test_key_ids_may_be_given_or_computed() -> None:
     for keyids in ([7], [7, 0]):
-        keys = read_keys(verification_keys(*KEYS, keyids=keyids), source="keys")
+        keys = finish(read_keys_in_slices(verification_keys(*KEYS, keyids=keyids), source="keys"))
         assert list(keys) == [7, key_id(KEYS[1].public_key())]
     edwards = ed25519.Ed25519PrivateKey.generate().public_key()
     der = edwards.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    unfit = {"keyids": [], "pubkeys": [base64.b64encode(der).decode()]}
     with pytest.raises(Refusal, match=r"policy\.key"):
-        read_keys(json.dumps({"keyids": [], "pubkeys": [base64.b64encode(der).decode()]}), source="keys")
+        finish(read_keys_in_slices(json.dumps(unfit), source="keys"))
 
 
 def test_measured_keys_and_buffers_are_judged_by_their_own_lists() -> None:

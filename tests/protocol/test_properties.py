@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import traceback
+import tracemalloc
+import zlib
 from typing import Any
 
 import msgpack
@@ -21,7 +23,7 @@ from attestgate.schemas import messages
 from attestgate.schemas.base import Model, Refusal, Secret, pack, unpack
 from attestgate.schemas.binding import canonical
 from attestgate.schemas.enrolment import Command
-from attestgate.schemas.evidence import pack_measurements, unpack_measurements
+from attestgate.schemas.evidence import PIECE, SLICE, measured_pieces, pack_measurements
 from attestgate.schemas.messages import MeasurementList
 from attestgate.schemas.signing import Signed
 
@@ -283,7 +285,7 @@ def test_an_all_zero_x25519_key_is_refused_not_a_crash() -> None:
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_a_piece_of_a_list_travels_whole(whole: bytes, offset: int) -> None:
     packed = pack_measurements(whole, offset)
-    assert unpack_measurements(packed) == whole[packed.offset :]
+    assert b"".join(measured_pieces(packed)) == whole[packed.offset :]
     assert packed.offset == (offset if offset <= len(whole) else 0)
 
 
@@ -291,13 +293,13 @@ def test_a_piece_of_a_list_travels_whole(whole: bytes, offset: int) -> None:
 def test_bytes_that_do_not_decompress_are_refused(data: bytes) -> None:
     honest = pack_measurements(b"list", 0)
     with pytest.raises(Refusal, match=r"evidence\.list"):
-        unpack_measurements(honest.model_copy(update={"zlib": data}))
+        list(measured_pieces(honest.model_copy(update={"zlib": data})))
 
 
 @pytest.mark.parametrize("change", [{"size": 3}, {"size": 5}, {"whole": bytes(32)}])
 def test_a_list_that_is_not_what_it_says_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match=r"evidence\.list"):
-        unpack_measurements(pack_measurements(b"list", 0).model_copy(update=change))
+        list(measured_pieces(pack_measurements(b"list", 0).model_copy(update=change)))
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,4 +307,48 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = pack_measurements(bytes(100_000), 0)
     assert len(bomb.zlib) < 1000
     with pytest.raises(Refusal, match=r"evidence\.list"):
-        unpack_measurements(MeasurementList.model_construct(**bomb.model_dump()))
+        list(measured_pieces(MeasurementList.model_construct(**bomb.model_dump())))
+
+
+@given(st.binary(max_size=50), st.integers(0, 3 * PIECE), st.integers(0, 9))
+@settings(max_examples=25)
+def test_a_list_is_decompressed_in_pieces(unit: bytes, size: int, level: int) -> None:
+    whole = (unit * size)[:size]
+    packed = pack_measurements(whole, 0).model_copy(update={"zlib": zlib.compress(whole, level)})
+    pieces = list(measured_pieces(packed))
+    assert b"".join(pieces) == whole
+    assert all(len(piece) <= PIECE for piece in pieces)
+
+
+def test_a_bomb_takes_little_memory() -> None:
+    """2 GiB of zeros in 2 MiB, said to be a list of 1 MiB."""
+    deflate = zlib.compressobj(9)
+    data = b"".join(deflate.compress(bytes(2**24)) for _ in range(128)) + deflate.flush()
+    bomb = MeasurementList(offset=0, size=2**20, prefix=bytes(32), whole=bytes(32), zlib=data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal, match=r"evidence\.list"):
+            for _ in measured_pieces(bomb):
+                pass
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 16 * PIECE
+
+
+@pytest.mark.parametrize("more", [b"\0", bytes(SLICE), zlib.compress(b"more")])
+def test_bytes_after_the_compressed_list_are_refused(more: bytes) -> None:
+    honest = pack_measurements(b"list", 0)
+    with pytest.raises(Refusal, match=r"evidence\.list"):
+        list(measured_pieces(honest.model_copy(update={"zlib": honest.zlib + more})))
+
+
+def test_compressed_bytes_that_hold_nothing_come_in_slices_too() -> None:
+    """Empty blocks of deflate: no output keeps nobody busy for long."""
+    deflate = zlib.compressobj()
+    data = deflate.compress(b"list") + b"".join(deflate.flush(zlib.Z_FULL_FLUSH) for _ in range(5)) + deflate.flush()
+    empty = b"\0\0\0\xff\xff" * SLICE  # stored blocks of length 0, RFC 1951, section 3.2.4
+    packed = pack_measurements(b"list", 0).model_copy(update={"zlib": data[:2] + empty + data[2:]})
+    pieces = list(measured_pieces(packed))
+    assert b"".join(pieces) == b"list"
+    assert len(pieces) > 5

@@ -10,7 +10,7 @@ end, and the entries after that point (the unanchored tail) are judged like the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from attestgate.manager.verification.ima.cache import VerdictCache
 from attestgate.manager.verification.ima.measurement_list import ListEntry
@@ -19,6 +19,46 @@ from attestgate.manager.verification.ima.runtime_policy import Judgement, Known,
 from attestgate.manager.verification.tpm.quote import QuotedPcrs
 from attestgate.schemas.base import Reason, shown
 from attestgate.schemas.host_policy import Bank, BootState, GoldenPcrs, HostPolicy, ListVerdict, Replay
+
+
+class ListAppraisal:
+    """The appraisal of a list that comes in pieces: what a worker does in slices, between which others have their turn.
+
+    `quoted` is a verified quote taken before the list was read; `golden` are the enrolled values of PCR 0-9, any of
+    which will do. `at` is the time of judging, Unix seconds. `room` bounds the unknown entries that the verdict names.
+    """
+
+    def __init__(
+        self,
+        policy: LoadedPolicy,
+        host: HostPolicy,
+        *,
+        before: Replay,
+        quoted: QuotedPcrs | None = None,
+        golden: Sequence[GoldenPcrs] = (),
+        at: int,
+        room: int = MAX_SHOWN,
+    ) -> None:
+        self._reading = ReplayPass(policy, before, quoted, room)
+        self._policy = policy.sha256
+        self._host = host
+        self._golden = golden
+        self._at = at
+
+    def take(self, piece: bytes, *, last: bool = False) -> Iterator[None]:
+        """Judge the next piece. Yields wherever it has taken long enough; nothing happens until it is iterated."""
+        return self._reading.take(piece, last=last)
+
+    def verdict(self) -> ListVerdict:
+        """The verdict, after the last piece. Bad evidence gives one with reasons, never an exception."""
+        reading, host, quoted = self._reading, self._host, self._reading.quoted
+        reading.finish()
+        if host.runtime_policy != self._policy:
+            reading.fault("policy.hash", "host policy", host.runtime_policy, self._policy, "load the policy it names")
+        if quoted is not None and host.bank not in quoted.banks:
+            found = ", ".join(quoted.banks)
+            reading.fault("tpm.bank", "TPM quote, bank", host.bank, found, "quote the bank that was asked for")
+        return _conclude(reading, host, self._golden, policy=self._policy, at=self._at)
 
 
 def appraise_list(
@@ -32,21 +72,13 @@ def appraise_list(
     at: int,
     room: int = MAX_SHOWN,
 ) -> ListVerdict:
-    """Judge a binary list, or what it grew by since `before` (`Replay.start()` for a whole one).
+    """Judge a binary list, or what it grew by since `before` (`Replay.start()` for a whole one), in one go.
 
-    Bad evidence gives a verdict with reasons, never an exception. `quoted` is a verified quote taken before the list
-    was read; `golden` are the enrolled values of PCR 0-9, any of which will do. `at` is the time of judging, Unix
-    seconds. `room` bounds the unknown entries that the verdict names. Under a new policy the whole list must be judged
-    again, from `Replay.start()`.
+    The rest is as for ListAppraisal. Under a new policy the whole list must be judged again, from `Replay.start()`.
     """
-    reading = ReplayPass(policy, before, quoted, room)
-    reading.read(data)
-    if host.runtime_policy != policy.sha256:
-        reading.fault("policy.hash", "host policy", host.runtime_policy, policy.sha256, "load the policy it names")
-    if quoted is not None and host.bank not in quoted.banks:
-        found = ", ".join(quoted.banks)
-        reading.fault("tpm.bank", "TPM quote, bank", host.bank, found, "quote the bank that was asked for")
-    return _conclude(reading, host, golden, policy=policy.sha256, at=at)
+    appraisal = ListAppraisal(policy, host, before=before, quoted=quoted, golden=golden, at=at, room=room)
+    _exhaust(appraisal.take(data, last=True))
+    return appraisal.verdict()
 
 
 def inspect_list(
@@ -59,8 +91,14 @@ def inspect_list(
     """
     host = HostPolicy(version=1, runtime_policy="00" * 32, accept_unjudged_boot=True, violations="accept")
     reading = ReplayPass(_Anything(), before, quoted)
-    reading.read(data)
+    _exhaust(reading.take(data, last=True))
+    reading.finish()
     return _conclude(reading, host, golden, policy=None, at=at)
+
+
+def _exhaust(steps: Iterator[None]) -> None:
+    for _ in steps:
+        pass
 
 
 class _Anything:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import struct
+from collections.abc import Generator
 from contextlib import suppress
 from typing import Annotated
 
@@ -48,8 +49,11 @@ class KeyringDocument(Model):
     pubkeys: list[str]
 
 
-def read_keys(text: str, *, source: str) -> Keys:
-    """The keys of `verification-keys`, a JSON document in a string; none if it is empty. Raises Refusal."""
+def read_keys_in_slices(text: str, *, source: str) -> Generator[None, None, Keys]:
+    """The keys of `verification-keys`, a JSON document in a string; none if it is empty. Raises Refusal.
+
+    Yields after each key.
+    """
     if not text:
         return {}
     field = f"{source}: verification-keys"
@@ -70,6 +74,7 @@ def read_keys(text: str, *, source: str) -> Keys:
             )
         named = document.keyids[number] if number < len(document.keyids) else 0
         keys[named or key_id(key)] = key
+        yield
     return keys
 
 

@@ -101,6 +101,15 @@ class ListEntry(NamedTuple):
         return b"\xff" * hashed.digest_size if self.violation else hashed.digest()
 
 
+class Truncated(Refusal):
+    """A list that ends within an entry; in a piece of a list, the entry that goes on in the next one.
+
+    `start` is where it begins in the bytes that were read.
+    """
+
+    start = 0
+
+
 def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
     """The byte order of a list, by the first template name's length (1 to 255). Raises Refusal (`ima.header`)."""
     length = data[24:HEADER]
@@ -116,7 +125,7 @@ def byte_order(data: bytes, *, first: int = 0) -> ByteOrder:
 def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
     """The entries of a binary list as they are, one after another; `first` is the index of the first one.
 
-    Raises Refusal: `ima.size` for a list or entry beyond its bound, `ima.truncated` for one cut short.
+    Raises Refusal: `ima.size` for a list or entry beyond its bound, and Truncated (`ima.truncated`) for one cut short.
     """
     end = len(data)
     if end > MAX_LIST:
@@ -125,7 +134,7 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
     start, index = 0, first
     while start < end:
         if end - start < HEADER:
-            raise malformed("ima.truncated", index, f"a header of {HEADER} bytes", f"{end - start} bytes")
+            raise _truncated(start, index, f"a header of {HEADER} bytes", f"{end - start} bytes")
         (name,) = u32(data, start + 24)
         if not 0 < name <= MAX_NAME:
             raise malformed("ima.size", index, f"a template name of 1 to {MAX_NAME} bytes", f"{name} bytes")
@@ -133,13 +142,13 @@ def frames(data: bytes, order: ByteOrder, *, first: int = 0) -> Iterator[bytes]:
         if name == 3 and data[place - 3 : place] == b"ima":
             place += 20
         if end - place < 4:
-            raise malformed("ima.truncated", index, "a template name and the length of its data", "the end of the list")
+            raise _truncated(start, index, "a template name and the length of its data", "the end of the list")
         (length,) = u32(data, place)
         if length > MAX_DATA:
             raise malformed("ima.size", index, f"template data of at most {MAX_DATA} bytes", f"{length} bytes")
         stop = place + 4 + length
         if stop > end:
-            raise malformed("ima.truncated", index, f"{length} bytes of template data", f"{end - place - 4} bytes")
+            raise _truncated(start, index, f"{length} bytes of template data", f"{end - place - 4} bytes")
         yield data[start:stop]
         start = stop
         index += 1
@@ -283,6 +292,12 @@ def _bare_head(digest: bytes) -> bytes:
 
 def _cut(raw: bytes) -> str:
     return f"{len(raw)} bytes, {readable(raw[:80])}"
+
+
+def _truncated(start: int, index: int, expected: str, found: str) -> Truncated:
+    cut = Truncated(*malformed("ima.truncated", index, expected, found).reasons)
+    cut.start = start
+    return cut
 
 
 def malformed(code: str, index: int, expected: str, found: str) -> Refusal:

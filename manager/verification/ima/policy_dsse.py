@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import Field
 
+from attestgate.manager.verification.ima.slices import finish
 from attestgate.schemas.base import Model, Refusal, parse_json
 
 PAYLOAD_TYPE = "application/vnd.keylime+json"
-_STANDARD = str.maketrans("-_", "+/")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 PolicyKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -49,6 +50,8 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
 def is_envelope(raw: bytes) -> bool:
     """True if a document is an envelope rather than a policy."""
+    if b'"payload"' not in raw or b'"signatures"' not in raw:
+        return False  # a long policy is not read for it
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):
@@ -62,6 +65,11 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
     Raises Refusal (`policy.unsigned`, `policy.signature`, `file.*`). An envelope is refused
     too where no key is configured: its author meant it to be verified.
     """
+    return finish(opened_in_slices(raw, keys, source=source))
+
+
+def opened_in_slices(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> Generator[None, None, bytes]:
+    """The same, as a generator that yields after each slice."""
     if not is_envelope(raw):
         if not keys:
             return raw
@@ -74,21 +82,25 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
             "no key",
             "configure its author's key, or use the bare policy",
         )
+    yield
     envelope = parse_json(Envelope, raw, source=source)
     # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(
             "policy.signature", f"{source}: payloadType", PAYLOAD_TYPE, envelope.payload_type, "sign a policy"
         )
+    yield
     payload = _bytes(envelope.payload, f"{source}: payload")
+    yield
     signed = pae(envelope.payload_type, payload)
     made = [_bytes(signature.sig, f"{source}: sig") for signature in envelope.signatures]
     # Each key brings its own algorithm; nothing in the envelope chooses one.
-    if not any(_verifies(key, signature, signed) for key in keys for signature in made):
-        raise _refused(
-            "policy.signature", source, "a signature by a configured key", "none that verifies", "sign it again"
-        )
-    return payload
+    for key in keys:
+        for signature in made:
+            if _verifies(key, signature, signed):
+                return payload
+            yield
+    raise _refused("policy.signature", source, "a signature by a configured key", "none that verifies", "sign it again")
 
 
 def sign(payload: bytes, key: SigningKey) -> bytes:
@@ -143,7 +155,7 @@ def _verifies(key: PolicyKey, signature: bytes, message: bytes) -> bool:
 
 def _bytes(text: str, field: str) -> bytes:
     try:
-        return base64.b64decode(text.translate(_STANDARD), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(_STANDARD), validate=True)
     except (binascii.Error, ValueError):
         raise _refused("policy.signature", field, "base64", "invalid base64", "sign the policy again") from None
 

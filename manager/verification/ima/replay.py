@@ -6,7 +6,7 @@ up by its bytes and only replayed; a new one is parsed, its template hash comput
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha1 as _sha1
 from itertools import islice
 from typing import Protocol
@@ -15,7 +15,10 @@ from attestgate.manager.verification.ima.cache import MAX_KEPT, TRIM_EVERY, Verd
 from attestgate.manager.verification.ima.fast_path import reader
 from attestgate.manager.verification.ima.measurement_list import (
     BANK_HASHES,
+    HEADER,
+    ByteOrder,
     ListEntry,
+    Truncated,
     byte_order,
     entries,
     frames,
@@ -29,6 +32,12 @@ from attestgate.schemas.host_policy import IMA_PCR, Bank, Replay, UnknownEntry
 
 MAX_SHOWN = 256 * 1024
 """Bytes, about, in which a verdict names unknown entries, well below the size of a message; the rest are counted."""
+
+MAX_COST = 256
+"""Between two pauses within one piece of a list. An entry whose digest is known for its path (4 µs) counts nothing."""
+_JUDGED, _BUFFER, _SIGNATURE, _NAMED = 1, 16, 32, 16
+"""What others count, in units of some 10 µs: judged by the rules; a measured buffer, which may be a key in four forms;
+a signature to be verified; an unknown one that the verdict names, in addition."""
 
 _ROOM_OF_ONE = 250
 """Bytes that an unknown entry takes beside its path."""
@@ -78,19 +87,64 @@ class ReplayPass:
         self._hash = BANK_HASHES[self._bank]
         self._memory = rules.memory(self._bank)
         self._known, self._excluded = self._memory.known, self._memory.excluded
+        self._value = bytes.fromhex(before.pcr10[self._bank])
+        if self._value == self._target:
+            self.anchored = before.entries
+        self._order: ByteOrder | None = None
+        self._rest = b""
+        """The beginning of an entry that goes on in the next piece."""
+        self._kept: list[bytes] | None = [] if len(before.pcr10) > 1 else None
+        """The list, where other banks are to be replayed."""
+        self._ended = False
+        self._cost = 0
 
-    def read(self, data: bytes) -> None:
-        """Read every entry; a malformed one ends the reading."""
-        first = index = self.entries
-        value = bytes.fromhex(self._before.pcr10[self._bank])
-        extend, target, recall = self._hash, self._target, self._known.get
-        if value == target:
-            self.anchored = first
+    def take(self, piece: bytes, *, last: bool) -> Iterator[None]:
+        """Read the entries of the next piece of the list; a malformed one ends the reading.
+
+        An entry may go on in the next piece. Yields after so many entries as cost much more than others.
+        """
+        if self._ended:
+            return
+        if self._kept is not None:
+            self._kept.append(piece)
+        data = self._rest + piece
+        if not (last or self._order or len(data) >= HEADER):
+            self._rest = data
+            return
+        self._rest = b""
         try:
-            order = byte_order(data, first=first)
-            parse = reader(order)
-            for frame in frames(data, order, first=first):
-                template = recall(frame) or self._first_time(frame, index, parse)
+            yield from self._read(data)
+        except Truncated as cut:
+            if last:
+                self._end(cut)
+            else:
+                self._rest = data[cut.start :]
+        except Refusal as refusal:
+            self._end(refusal)
+        self._memory.trim()
+
+    def finish(self) -> None:
+        """Conclude, after the last piece, what only shows there."""
+        self._finish(b"".join(self._kept or ()), self._value)
+
+    def _end(self, refusal: Refusal) -> None:
+        self.faults.update({reason.code: reason for reason in refusal.reasons})
+        self._ended = True
+
+    def _read(self, data: bytes) -> Iterator[None]:
+        first = index = self.entries
+        value = self._value
+        extend, target, recall = self._hash, self._target, self._known.get
+        try:
+            self._order = self._order or byte_order(data, first=first)
+            parse = reader(self._order)
+            for frame in frames(data, self._order, first=first):
+                template = recall(frame)
+                if template is None:
+                    template = self._first_time(frame, index, parse)
+                    if self._cost >= MAX_COST:
+                        self._cost = 0
+                        yield
                 if template:
                     value = extend(value + template).digest()
                 index += 1
@@ -98,11 +152,8 @@ class ReplayPass:
                     self.anchored = index
                 if not index % TRIM_EVERY:
                     self._memory.trim()
-        except Refusal as refusal:
-            self.faults.update({reason.code: reason for reason in refusal.reasons})
-        self._memory.trim()
-        self.entries = index
-        self._finish(data, value)
+        finally:
+            self.entries, self._value = index, value
 
     def fault(self, code: str, field: str, expected: str, found: str, action: str) -> None:
         """Note that the evidence does not hold together; the first of each kind is kept."""
@@ -131,7 +182,8 @@ class ReplayPass:
         entry = parse(frame, index)
         # Only PCR 10 is replayed against the quote, so an entry of another PCR would be vouched for by nothing.
         if entry.pcr != IMA_PCR:
-            self.fault("ima.pcr", _where(entry), f"PCR {IMA_PCR}", f"PCR {entry.pcr}", "measure into PCR 10 only")
+            if "ima.pcr" not in self.faults:
+                self.fault("ima.pcr", _where(entry), f"PCR {IMA_PCR}", f"PCR {entry.pcr}", "measure into PCR 10 only")
             return b""
         hashed, path = entry.hashed, entry.path
         template = self._hash(hashed).digest()
@@ -155,6 +207,8 @@ class ReplayPass:
         return entry.extends(self._bank)
 
     def _misfit(self, entry: ListEntry, template: bytes) -> bytes:
+        if "ima.template_hash" in self.faults:
+            return template
         recomputed = entry.extends("sha1").hex()
         action = "the list was changed in transit: send the kernel's own"
         self.fault("ima.template_hash", _where(entry), entry.template_hash.hex(), recomputed, action)
@@ -162,7 +216,7 @@ class ReplayPass:
 
     def _judge(self, frame: bytes, entry: ListEntry, template: bytes) -> None:
         """By the rules; what they accept is remembered."""
-        judgement = self._rules.judge(entry)
+        judgement = self._by_rules(entry)
         if judgement == "unknown":
             self._note_unknown(entry)
             return
@@ -171,15 +225,19 @@ class ReplayPass:
             kept = self._known if judgement == "known" else self._excluded
             kept[frame] = template
 
+    def _by_rules(self, entry: ListEntry) -> Judgement:
+        self._cost += _BUFFER if entry.buffer is not None else _SIGNATURE if entry.signature else _JUDGED
+        return self._rules.judge(entry)
+
     def _judge_boot_aggregate(self, entry: ListEntry) -> None:
         """By the quoted PCR 0-9 where the quote has them in the entry's bank, else like any entry; never remembered."""
         self._started = self._started or entry.number == 0
         quoted = self.quoted.boot_aggregate(entry.algorithm) if self.quoted else None
         if quoted is None:
-            if self._rules.judge(entry) == "unknown":
+            if self._by_rules(entry) == "unknown":
                 self._note_unknown(entry)
         # Stops a good boot's list with whose digests another kernel has extended PCR 10: PCR 0-9 are not that boot's.
-        elif quoted != entry.digest:
+        elif quoted != entry.digest and "ima.boot_aggregate" not in self.faults:
             action = "send the list and the quote of one host and one boot"
             self.fault("ima.boot_aggregate", _where(entry), quoted.hex(), entry.digest.hex(), action)
 
@@ -187,6 +245,7 @@ class ReplayPass:
         self.unknown_entries += 1
         if self._room <= 0:
             return
+        self._cost += _NAMED
         path, digest = readable(entry.path), f"{entry.algorithm}:{entry.digest.hex()}"
         self._room -= len(path) + _ROOM_OF_ONE
         nearest = self._rules.nearest(entry.path, len(entry.digest))

@@ -10,28 +10,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 import re2
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from attestgate.manager.verification.ima.cache import VerdictCache
-from attestgate.manager.verification.ima.keyrings import Keys, is_key, read_keys, signed
+from attestgate.manager.verification.ima.keyrings import Keys, is_key, read_keys_in_slices, signed
 from attestgate.manager.verification.ima.measurement_list import ListEntry
-from attestgate.manager.verification.ima.policy_dsse import PolicyKey, opened
-from attestgate.schemas.base import Model, Refusal, parse_json
+from attestgate.manager.verification.ima.policy_dsse import PolicyKey, opened, opened_in_slices
+from attestgate.manager.verification.ima.policy_json import members
+from attestgate.manager.verification.ima.slices import finish
+from attestgate.schemas.base import Model, Refusal, not_json, not_valid, parse_json, where
 from attestgate.schemas.host_policy import Bank
 
 MAX_POLICY = 64 * 1024 * 1024
 """Largest runtime policy read, in bytes."""
+
+MAX_REST = 1024 * 1024
+"""Of which all but the digests: patterns and keys."""
+
+DIGESTS_A_SLICE = 400
+"""Checked at a time while a policy is read in slices."""
 
 BOOT_AGGREGATE = b"boot_aggregate"
 """The name of the entry that holds the hash of PCR 0-9."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$")]
 Digests = dict[str, Annotated[list[Digest], Field(min_length=1)]]
+_DIGESTS = TypeAdapter(Digests)
 
 
 class Meta(Model):
@@ -73,10 +82,20 @@ class RuntimePolicy(Model):
 class Pattern(Protocol):
     """A compiled RE2 pattern."""
 
+    @property
+    def programsize(self) -> int:
+        """Its length in RE2's instructions."""
+        ...
+
     def match(self, text: bytes) -> Any:
         """A match at the start of `text`, or None."""
         ...
 
+
+PATTERN_MEMORY = 1024 * 1024
+"""Bytes that RE2 may use for a pattern: about 80,000 instructions, which take it some 15 ms to compile."""
+PROGRAM, MAX_PROGRAM = 8192, 320_000
+"""Instructions that patterns are compiled together up to; and of all patterns, since each entry is matched by all."""
 
 Known = dict[bytes, frozenset[bytes]]
 """Digests by path, keyring or buffer name."""
@@ -96,7 +115,8 @@ class LoadedPolicy:
     keyrings: Known
     buffers: Known
     ignored_keyrings: frozenset[bytes]
-    excludes: Pattern | None
+    excludes: tuple[Pattern, ...]
+    """Alternations of the exclude patterns: several of them where there are many patterns."""
     keys: Keys
     _memories: dict[Bank, VerdictCache] = field(default_factory=dict)
 
@@ -132,7 +152,7 @@ class LoadedPolicy:
 
     def excluded(self, path: bytes) -> bool:
         """True if an exclude pattern matches at the start of the path."""
-        return self.excludes is not None and self.excludes.match(path) is not None
+        return any(some.match(path) is not None for some in self.excludes)
 
     def nearest(self, path: bytes, size: int) -> str | None:
         """A digest known for the same path, of `size` bytes if there is one, in hexadecimal."""
@@ -142,8 +162,7 @@ class LoadedPolicy:
 
 def read(raw: bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> RuntimePolicy:
     """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.*`)."""
-    if len(raw) > MAX_POLICY:
-        raise _refused("policy.size", source, f"at most {MAX_POLICY} bytes", f"{len(raw)} bytes", "split the policy")
+    _check_size(raw, source)
     return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source)
 
 
@@ -154,9 +173,21 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
     envelope and all.
     """
     raw = text.encode() if isinstance(text, str) else text
-    policy = read(raw, source=source, authors=authors)
-    keys = read_keys(policy.verification_keys, source=source)
-    if not policy.digests and not keys:
+    return finish(load_in_slices(raw, source=source, authors=authors))
+
+
+def load_in_slices(
+    raw: bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()
+) -> Generator[None, None, LoadedPolicy]:
+    """The same, as a generator that yields after each slice."""
+    _check_size(raw, source)
+    name = hashlib.sha256(raw).hexdigest()
+    yield
+    policy = yield from opened_in_slices(raw, authors, source=source)
+    known: dict[str, Known] = {"digests": {}, "keyrings": {}, "ima-buf": {}}
+    rest = yield from _read_sections(policy, known, source)
+    keys = yield from read_keys_in_slices(rest.verification_keys, source=source)
+    if not known["digests"] and not keys:
         raise _refused(
             "policy.empty",
             f"{source}: digests",
@@ -164,15 +195,59 @@ def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence
             "neither",
             "learn a policy from a known-good host",
         )
+    excludes = yield from _patterns(rest.excludes, policy, source)
     return LoadedPolicy(
-        sha256=hashlib.sha256(raw).hexdigest(),
-        digests=_known(policy.digests),
-        keyrings=_known(policy.keyrings),
-        buffers=_known(policy.ima_buf),
-        ignored_keyrings=frozenset(_path(name) for name in policy.ima.ignored_keyrings),
-        excludes=_patterns(policy.excludes, raw, source),
+        sha256=name,
+        digests=known["digests"],
+        keyrings=known["keyrings"],
+        buffers=known["ima-buf"],
+        ignored_keyrings=frozenset(_path(name) for name in rest.ima.ignored_keyrings),
+        excludes=excludes,
         keys=keys,
     )
+
+
+def _check_size(raw: bytes, source: str) -> None:
+    if len(raw) > MAX_POLICY:
+        raise _refused("policy.size", source, f"at most {MAX_POLICY} bytes", f"{len(raw)} bytes", "split the policy")
+
+
+def _read_sections(raw: bytes, known: dict[str, Known], source: str) -> Generator[None, None, RuntimePolicy]:
+    """Read the digests into `known`, by section. Returns the policy without them."""
+    rest: dict[str, Any] = {}
+    part: dict[str, Any] = {}
+    within, count = "", 0
+    try:
+        for section, key, value in members(raw, known):
+            if part and (section != within or count >= DIGESTS_A_SLICE):
+                yield from _check_digests(part, known[within], f"{source}: {within}")
+                part, count = {}, 0
+            within = section
+            if section:
+                part[key] = value
+                count += len(value) if isinstance(value, list) else 1
+            else:
+                rest[key] = value
+        if part:
+            yield from _check_digests(part, known[within], f"{source}: {within}")
+        text = json.dumps(rest)
+    except (ValueError, RecursionError) as error:
+        raise not_json(error, source) from None
+    if len(text) > MAX_REST:
+        found = f"{len(text)} bytes"
+        raise _refused("policy.size", f"{source}: all but digests", f"at most {MAX_REST} bytes", found, "use fewer")
+    return parse_json(RuntimePolicy, text, source=source)
+
+
+def _check_digests(part: dict[str, Any], known: Known, field: str) -> Generator[None, None, None]:
+    """Some digests, which are known from now on if they are well-formed."""
+    yield
+    try:
+        digests = _DIGESTS.validate_python(part, strict=True)
+    except ValidationError as error:
+        raise not_valid(error, f"{field}.{where(error)}", "list of digests") from None
+    yield
+    known |= _known(digests)
 
 
 def learn(
@@ -224,6 +299,7 @@ def compiled(pattern: str) -> Pattern:
     """One pattern in linear time, on bytes. Raises ValueError in RE2's words."""
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = PATTERN_MEMORY
     try:
         made: Pattern = re2.compile(pattern.encode(), options)
     except re2.error as error:
@@ -232,19 +308,37 @@ def compiled(pattern: str) -> Pattern:
     return made
 
 
-def _patterns(excludes: list[str], raw: bytes, source: str) -> Pattern | None:
-    """All patterns as one alternation; the one that RE2 refuses is named by its line."""
+def _patterns(excludes: list[str], raw: bytes, source: str) -> Generator[None, None, tuple[Pattern, ...]]:
+    """All patterns as few alternations; the one that RE2 refuses is named by its line.
+
+    One alternation of all would take RE2 seconds where they are many, with nothing else done in between.
+    """
+    groups: list[list[str]] = []
+    size = total = 0
     for number, pattern in enumerate(excludes):
         try:
-            compiled(pattern)
+            length = compiled(pattern).programsize
         except ValueError as error:
             raise _bad_pattern(f"{source}, line {line_of(pattern, raw)}: excludes[{number}]", pattern, error) from None
-    if not excludes:
-        return None
-    try:
-        return compiled("|".join(f"(?:{pattern})" for pattern in excludes))
-    except ValueError as error:
-        raise _bad_pattern(f"{source}: excludes", f"{len(excludes)} patterns together", error) from None
+        total += length
+        size += length
+        if not groups or size > PROGRAM:
+            groups.append([])
+            size = length
+        groups[-1].append(f"(?:{pattern})")
+        yield
+    if total > MAX_PROGRAM:
+        found = f"{len(excludes)} patterns with {total}"
+        expected = f"patterns that RE2 compiles to at most {MAX_PROGRAM} instructions in all"
+        raise _refused("policy.pattern", f"{source}: excludes", expected, found, "use fewer or simpler patterns")
+    made = []
+    for group in groups:
+        try:
+            made.append(compiled("|".join(group)))
+        except ValueError as error:
+            raise _bad_pattern(f"{source}: excludes", f"{len(excludes)} patterns together", error) from None
+        yield
+    return tuple(made)
 
 
 def _bad_pattern(field: str, pattern: str, error: ValueError) -> Refusal:
