@@ -15,18 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attestgate.bus.api import BusError
+from attestgate.bus.auth.account_claims import SYSTEM
 from attestgate.bus.auth.credentials import (
-    SYSTEM,
     Holder,
-    _new_seed,
-    _public,
-    _sign,
     create,
     holder,
     issue,
     load,
-    write_private,
 )
+from attestgate.bus.auth.nats_jwt import new_seed, public, sign, write_private
 from attestgate.bus.auth.permissions import ROLES
 from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
@@ -43,7 +40,7 @@ def claims(token: str) -> dict[str, object]:
 
 def test_every_secret_file_is_private_and_trust_holds_none(keys: Path) -> None:
     seeds = sorted(path.name for path in keys.glob("*.seed"))
-    assert seeds == sorted([*(f"{role}.seed" for role in ROLES), "bus-operator.seed"])
+    assert seeds == sorted([*(f"{role}.seed" for role in (SYSTEM, *ROLES)), "bus-operator.seed"])
     text = (keys / "trust.json").read_text()
     for name in seeds:
         assert (keys / name).stat().st_mode & 0o777 == 0o600
@@ -84,10 +81,11 @@ def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
     role: str, keys: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.creds"
-    issue(keys, role, "name-1", path)
-    issue(keys, role, "name-1", path)  # a new one replaces the old
+    name = "host-1.app-1" if role == "app" else "name-1"
+    issue(keys, role, name, path)
+    issue(keys, role, name, path)  # a new one replaces the old
     assert path.stat().st_mode & 0o777 == 0o600
-    assert holder(path) == Holder(role, "name-1")
+    assert holder(path) == Holder(role, name)
     nats = claims(path.read_text().split("\n")[1])["nats"]
     assert isinstance(nats, dict)
     assert set(nats) == {"type", "issuer_account", "tags", "version"}
@@ -175,29 +173,29 @@ def user_claims(keys: Path, role: str, **more: object) -> dict[str, object]:
 @pytest.mark.stack
 async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """One signed by another role's key, one by itself, one with permissions added, one with a changed name."""
-    user, path = _new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
+    user, path = new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
     host = (keys / "host.seed").read_bytes()
     everything = {"allow": [">"]}
     forgeries = [
-        _sign(host, "m", _public(user), user_claims(keys, "manager")),
-        _sign(_new_seed(nkeys.PREFIX_BYTE_ACCOUNT), "m", _public(user), user_claims(keys, "manager")),
-        _sign(host, "m", _public(user), user_claims(keys, "host", pub=everything, sub=everything)),
+        sign(host, "m", public(user), user_claims(keys, "manager")),
+        sign(new_seed(nkeys.PREFIX_BYTE_ACCOUNT), "m", public(user), user_claims(keys, "manager")),
+        sign(host, "m", public(user), user_claims(keys, "host", pub=everything, sub=everything)),
     ]
     for token in forgeries:
         await cannot_connect(server, credential(path, token, user))
-    good = _sign(host, "h1", _public(user), user_claims(keys, "host"))
+    good = sign(host, "h1", public(user), user_claims(keys, "host"))
     bus = await connect([server.url], credential(path, good, user))
     await bus.close()
-    other_key = _new_seed(nkeys.PREFIX_BYTE_USER)
+    other_key = new_seed(nkeys.PREFIX_BYTE_USER)
     await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
 
 
 @pytest.mark.stack
 async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """The tag only tells the client what to ask for; what it gets is by the key that signed."""
-    user = _new_seed(nkeys.PREFIX_BYTE_USER)
-    token = _sign(
-        (keys / "host.seed").read_bytes(), "h1", _public(user), user_claims(keys, "host", tags=["role:manager"])
+    user = new_seed(nkeys.PREFIX_BYTE_USER)
+    token = sign(
+        (keys / "host.seed").read_bytes(), "h1", public(user), user_claims(keys, "host", tags=["role:manager"])
     )
     bus = await connect([server.url], credential(tmp_path / "x.creds", token, user))
     with pytest.raises(BusError):
