@@ -160,7 +160,7 @@ def upgrade(folder: KeysFolder, bus: RunningBus = None) -> None:
         say(f"nats-server does not know yet: {how}")
     if done.roles:
         say(WRITE_AGAIN)
-    if "app" in done.roles and not ledger.read(keys).complete:
+    if done.roles and not ledger.read(keys).complete:
         say(f"next: issue an application's credential for each host: attestgate keys credentials {folder} app HOST.ID")
     _say_issue_again(folder)
     if problems:
@@ -175,9 +175,7 @@ def revoke_credential(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The credentials file itself, in place of role and name.")
     ] = None,
-    everybody: Annotated[
-        bool, typer.Option("--all", help="Revoke all that were issued in the role.")
-    ] = False,
+    everybody: Annotated[bool, typer.Option("--all", help="Revoke all that were issued in the role.")] = False,
     bus: RunningBus = None,
 ) -> None:
     """Revoke a bus credential: nats-server disconnects it at once and refuses it from then on.

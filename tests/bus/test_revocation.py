@@ -26,6 +26,7 @@ from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.cluster import EmbeddedCluster
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
+from tests.support.bus.older import make_older
 from tests.support.reasons import refusal_code
 
 WITHIN_S = 30.0
@@ -317,17 +318,8 @@ async def test_an_upgrade_gives_credentials_the_new_rights_and_keeps_revocations
 
 @pytest.mark.stack
 async def test_a_folder_that_could_tell_no_server_can_after_one_restart(own: Path, tmp_path: Path) -> None:
-    """The folder as versions before made it: no key for the system account, no ledger, one role less."""
-    trust, operator = load(own), read_seed(own / OPERATOR_FILE)
-    system = trust.account(SYSTEM)
-    claims = {k: v for k, v in system.claims()["nats"].items() if k != "signing_keys"}
-    plain = system.model_copy(update={"jwt": sign(operator, SYSTEM, system.key, claims)})
-    rest = [account for account in trust.accounts if account.role not in (SYSTEM, "viewer")]
-    (own / "trust.json").write_text(Trust(operator=trust.operator, accounts=[plain, *rest]).model_dump_json())
-    for name in ("system.seed", "viewer.seed", ledger.LEDGER_FILE):
-        (own / name).unlink()
+    before = make_older(own)
     host = credential(own, "h1")
-    before = load(own)
     done = accounts.upgrade(own)
     assert (set(done.made), done.tellable) == ({"system.seed", "viewer.seed"}, False)
     assert {SYSTEM, "viewer"} <= set(done.roles)
