@@ -1,7 +1,7 @@
 """Export of events to a SIEM, as JSON lines: in order, each at least once, resuming where an earlier run stopped.
 
-They are read from the stream that keeps them, so a lost connection loses none; once the receiver has an event, its
-stream sequence is saved in a file.
+They are read from the streams that keep them, routine and alarms, so a lost connection loses none; once the receiver
+has an event, its stream's sequence is saved in a file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,33 +87,37 @@ class Syslog:
 
 
 class Position:
-    """The sequence of the last exported event. Without a file it is lost at exit."""
+    """The sequence of the last exported event of each stream. Without a file it is lost at exit."""
 
     def __init__(self, path: Path | None) -> None:
         """Raises Refusal `file.position` for a file that holds something else."""
         self._path = path
-        self.last = 0
+        self.last = dict.fromkeys(layout.TOLD, 0)
         if path is None:
             return
         try:
-            self.last = int(path.read_text(encoding="ascii"))
+            numbers = [int(number) for number in path.read_text(encoding="ascii").split()]
+            # One number is a file of before alarms had a stream of their own.
+            if not 1 <= len(numbers) <= len(layout.TOLD) or min(numbers) < 0:
+                raise ValueError
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
             raise Refusal.because(
                 "file.position",
                 str(path),
-                expected="a number: the sequence of the last exported event",
-                found=getattr(error, "strerror", None) or "not a number",
+                expected="a number for each stream of events: the sequence of the last one exported",
+                found=getattr(error, "strerror", None) or "something else",
                 action="correct that file, or remove it to start at the oldest retained event",
             ) from None
+        self.last.update(zip(layout.TOLD, numbers, strict=False))
 
-    def reached(self, sequence: int) -> None:
-        """Save that everything up to this sequence has been exported."""
-        self.last = sequence
+    def reached(self, last: Mapping[str, int]) -> None:
+        """Save that of each stream everything up to this sequence has been exported."""
+        self.last.update(last)
         if self._path is not None:
             new = self._path.with_name(f"{self._path.name}.new")
-            new.write_text(f"{sequence}\n", encoding="ascii")
+            new.write_text(" ".join(map(str, self.last.values())) + "\n", encoding="ascii")
             new.replace(self._path)
 
 
@@ -146,28 +150,37 @@ async def follow(bus: Bus, sink: Sink, position: Position) -> None:
 
 
 async def _one_page(bus: Bus, sink: Sink, position: Position) -> bool:
-    """Export one page; whether there is more."""
-    page, more = await bus.page(layout.EVENTS.name, position.last, PATTERN)
-    if page:
-        handing = asyncio.ensure_future(asyncio.to_thread(_hand_on, page, sink, position))
+    """Export one page of each stream, in the order in which they were stored; whether there is more."""
+    pages = {name: await bus.page(name, position.last[name], PATTERN) for name in layout.TOLD}
+    # What is stored later than the end of a page with a next one waits for that.
+    until = min((page[-1].stored_ns for page, more in pages.values() if more), default=None)
+    batch = [
+        (name, stored)
+        for name, (page, _) in pages.items()
+        for stored in page
+        if until is None or stored.stored_ns <= until
+    ]
+    batch.sort(key=lambda item: item[1].stored_ns)
+    if batch:
+        handing = asyncio.ensure_future(asyncio.to_thread(_hand_on, batch, sink, position))
         try:
             await asyncio.shield(handing)
         except asyncio.CancelledError:
             await handing  # a later run resumes after what was exported
             raise
-    return more
+    return until is not None
 
 
-def _hand_on(page: list[StoredMessage], sink: Sink, position: Position) -> None:
+def _hand_on(batch: list[tuple[str, StoredMessage]], sink: Sink, position: Position) -> None:
     lines = []
-    for stored in page:
+    for _, stored in batch:
         event = event_of(stored.subject, stored.data)
         if event is None:
             log.warning("skipped: not an event", subject=stored.subject, sequence=stored.sequence)
         else:
             lines.append(event.body())
     sink.write(lines)
-    position.reached(page[-1].sequence)
+    position.reached({name: stored.sequence for name, stored in batch})
 
 
 def event_of(subject: str, data: bytes) -> Event | None:

@@ -118,7 +118,7 @@ def _inbound(name: str, subjects: tuple[str, ...], *, largest: int, in_all: int,
         subjects=subjects,
         # A message leaves when a worker acknowledges it.
         retention="workqueue",
-        # The limit is per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
+        # Per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
         discard="new",
         max_msgs_per_subject=waiting,
         # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
@@ -133,7 +133,7 @@ _SMALL = tuple(step for step in subjects.STEPS["host"] if step not in subjects.L
 HOSTS = _inbound("ATTEST_HOST", _from("host", *_SMALL), largest=64 * KIB, in_all=128 * MIB)
 """What hosts send, but for measurement lists."""
 
-LISTS = _inbound("ATTEST_LISTS", _from("host", *subjects.LISTS), largest=MAX_MESSAGE, in_all=768 * MIB, waiting=1)
+LISTS = _inbound("ATTEST_LISTS", _from("host", *subjects.LISTS), largest=MAX_MESSAGE, in_all=768 * MIB, waiting=2)
 """Measurement lists: the only large messages of agents."""
 
 APPS = _inbound("ATTEST_APP", _from("app", *subjects.STEPS["app"]), largest=64 * KIB, in_all=128 * MIB)
@@ -145,7 +145,7 @@ GATEWAYS = _inbound("ATTEST_GATEWAY", _from("gateway", *subjects.STEPS["gateway"
 OPERATOR = _inbound("ATTEST_OPERATOR", _orders(subjects.COMMANDS), largest=64 * KIB, in_all=32 * MIB)
 """Operators' signed commands, but for policies."""
 
-POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=128 * MIB, waiting=1)
+POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=128 * MIB, waiting=2)
 """Operators' commands that carry policies."""
 
 INBOUND = (HOSTS, LISTS, APPS, GATEWAYS, OPERATOR, POLICY)
@@ -229,7 +229,7 @@ OUTSIDE = (
     Consumer("host-evidence", LISTS.name, _from("host", "evidence"), at_once=2),
     Consumer("host-hellos", HOSTS.name, _from("host", "hello"), at_once=8),
     Consumer("app-hellos", APPS.name, _from("app", "hello"), at_once=8),
-    Consumer("operator-policies", POLICY.name, POLICY.subjects, at_once=1),
+    Consumer("operator-policies", POLICY.name, POLICY.subjects, at_once=2),
 )
 """What comes from outside, by role and class of step, in the order in which a worker serves them: trust that is held
 comes before trust that is asked for."""

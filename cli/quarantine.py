@@ -90,4 +90,8 @@ async def _read(operator: Path) -> dict[str, Quarantined]:
     async with await join(settings.bus) as bus:
         bucket = bus.bucket(BUCKET)
         entries = [await bucket.get(key) for key in await bucket.keys()]
-        return {e.key.rpartition(".")[2]: unpack(Quarantined, e.value, limit=LIMIT) for e in entries if e and e.value is not None}
+        return {
+            e.key.rpartition(".")[2]: unpack(Quarantined, e.value, limit=LIMIT)
+            for e in entries
+            if e and e.value is not None
+        }

@@ -37,9 +37,9 @@ VIEWER_API = "$JS.viewer.API"
 class BusRole:
     """What a credential may do. `publish` and `subscribe` are subjects, `calls` are JetStream API calls.
 
-    Of the roles outside, `publish` has no wildcard: a credential that could name fresh subjects at will would have
-    room without end in the streams, which limit the messages on each subject. `copies` are subjects within its own account: what it may do with the copies there. `max_payload` is in bytes,
-    `max_subscriptions` a number at once.
+    Of the roles outside, `publish` has no wildcard: the streams limit the messages on each subject, so a credential
+    that could name fresh subjects at will would have room without end. `copies` are subjects within its own account:
+    what it may do with the copies there. `max_payload` is in bytes, `max_subscriptions` a number at once.
     """
 
     name: str

@@ -17,6 +17,7 @@ from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import Holder, holder
 from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES
 from attestgate.bus.client.nats import addresses
+from attestgate.bus.subjects import app_name
 
 OTHER = "another-name"
 UNSTORED = {"Nats-Expected-Stream": "none"}
@@ -88,10 +89,10 @@ def _publishable(who: Holder) -> list[str]:
     Managers also watch the buckets, so those are tried only for the other roles, which must not be let pass.
     """
     said = [f"{subjects.IN}.{role}.{{}}.{step}" for role, steps in subjects.STEPS.items() for step in steps]
-    said.append(f"{subjects.OPERATOR}.{{}}.recheck")
+    said += [f"{subjects.OPERATOR}.{{}}.{command}" for command in (*subjects.COMMANDS, *subjects.POLICY_COMMANDS)]
     kept = [bucket.subject("doctor") for bucket in layout.BUCKETS.values()] if who.role != MANAGER else []
     return [
-        *(s.format(name) for s in said for name in (who.name, OTHER)),
+        *(s.format(name) for s in said for name in (who.name, OTHER, app_name(OTHER, OTHER))),
         f"{subjects.WORK}.doctor.doctor.doctor",
         *kept,
     ]

@@ -33,7 +33,8 @@ class MemoryServer:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
-        self.streams = {name: MemoryStream(stream, now) for name, stream in layout.STREAMS.items()}
+        self._stored_ns = 0
+        self.streams = {name: MemoryStream(stream, now, self._stamp) for name, stream in layout.STREAMS.items()}
         self.consumers = {
             name: MemoryConsumer(consumer, self.streams[consumer.stream], now)
             for name, consumer in layout.CONSUMERS.items()
@@ -42,6 +43,11 @@ class MemoryServer:
         self.listeners: list[MemorySubscription] = []
         self._schedules: dict[str, _Scheduled] = {}
         self._changed = asyncio.Event()
+
+    def _stamp(self) -> int:
+        """When a message is stored, in Unix nanoseconds: no two at the same time, so that streams have one order."""
+        self._stored_ns = max(self._stored_ns + 1, int(self.now() * 1_000_000_000))
+        return self._stored_ns
 
     def connect(self) -> MemoryBus:
         """A new connection."""

@@ -37,10 +37,10 @@ class MessageIds:
 class MemoryStream:
     """Messages by sequence; one that is no longer here was acknowledged, or discarded at a limit."""
 
-    def __init__(self, stream: layout.Stream, now: Callable[[], float]) -> None:
+    def __init__(self, stream: layout.Stream, now: Callable[[], float], stamp: Callable[[], int]) -> None:
         self._layout = stream
         self._last = 0
-        self._now = now
+        self._stamp = stamp
         self._stored: dict[int, StoredMessage] = {}
         self._by_subject: defaultdict[str, list[int]] = defaultdict(list)
         self._ids = MessageIds(stream.duplicate_window_s, now)
@@ -65,7 +65,7 @@ class MemoryStream:
             raise BusError(f"store {subject}: message size exceeds maximum allowed")
         self._last += 1
         all_headers = dict(headers) | ({"Nats-Msg-Id": message_id} if message_id else {})
-        self._stored[self._last] = StoredMessage(subject, self._last, all_headers, data, int(self._now() * 1e9))
+        self._stored[self._last] = StoredMessage(subject, self._last, all_headers, data, self._stamp())
         same.append(self._last)
         self._ids.note(message_id)
         return True

@@ -123,16 +123,17 @@ async def replayed_proof(stack: Stack, narrator: Narrator) -> None:
     """A proof recorded on the wire and replayed with the application's stolen credentials."""
     narrator.scene("A co-location proof recorded off the wire is replayed, with the application's stolen credentials")
     await stack.enrol_app("app-4", "host-1", 1)
+    name = subjects.app_name("host-1", "app-4")
     async with Wiretap(stack.server.url) as tap:
         mark = stack.events.mark
         child = await stack.start_app("app-4", "host-1", "machine-a", volume=stack.plan.volume("app-2"), bus=tap.url)
         await stack.until("app", "app-4", "admitted", since=mark)
         await child.stop()
-        subject = subjects.inbound("app", "app-4", "colocation_proof")
+        subject = subjects.inbound("app", name, "colocation_proof")
         recorded = tap.published(subject)
     narrator.check("the proof was recorded", len(recorded) == 1, found=len(recorded))
     mark = stack.events.mark
-    thief = await connect([stack.server.url], stack.plan.credentials("app", "app-4"))
+    thief = await connect([stack.server.url], stack.plan.credentials("app", name))
     try:
         for proof in recorded:
             await thief.publish(subject, proof)

@@ -21,6 +21,7 @@ import tomli_w
 
 from attestgate.bus.auth import credentials
 from attestgate.bus.server.embedded import configuration
+from attestgate.bus.subjects import app_name
 from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.enclave.simulated import authority, platform, signer
@@ -52,7 +53,7 @@ def prepare(folder: Path) -> None:
     keys = folder / "keys"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     deployment.init(keys, trust_domain=TRUST_DOMAIN, operator=OPERATOR, policy_author=POLICY_AUTHOR, gateway=GATEWAY)
-    for role, name in (("host", HOST), *(("app", app) for app in APPS)):
+    for role, name in (("host", HOST), *(("app", app_name(HOST, app)) for app in APPS)):
         credentials.issue(keys / "bus", role, name, keys / "credentials" / f"{role}-{name}.creds")
     _simulated(folder / "simulated")
     _nats(folder / "nats", keys)

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from attestgate.bus.auth import credentials
+from attestgate.bus.subjects import app_name
 from attestgate.compose.nginx.process import free_port
 from attestgate.manager.local.keyfiles import read_secret, write_private
 from attestgate.manager.pki.authority import load_authority
@@ -186,7 +187,7 @@ class Plan:
                 "volume": str(volume),
                 "status_file": str(status),
                 "retry_s": 1,
-                "bus": self._bus(bus, "app", id),
+                "bus": self._bus(bus, "app", app_name(host, id)),
                 "platform": {"kind": "simulated", "socket": str(self.socket(machine))},
             },
         )

@@ -24,7 +24,7 @@ MANAGERS = "managers"
 
 
 class Orders:
-    """Hands such entries in. `identity` is the manager's key, `operators` are those in the settings, 32 raw bytes each."""
+    """Hands such entries in. `identity` is the manager's key, `operators` the public keys of those in the settings."""
 
     def __init__(self, intake: Intake, identity: Ed25519PrivateKey, operators: set[bytes]) -> None:
         self._intake = intake

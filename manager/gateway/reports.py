@@ -27,7 +27,7 @@ PublishEvent: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable
 
 _MAX_EVENTS = 4096
 _REPORT_S = 0.1
-"""Least time between two reports: half of the rate at which a manager worker takes them (manager/handlers/worker.py)."""
+"""Least time between two reports: half of the rate that a manager worker takes (manager/handlers/worker.py)."""
 _log = structlog.get_logger()
 
 

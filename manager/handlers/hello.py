@@ -28,8 +28,8 @@ from attestgate.schemas.signing import sign
 HELLOS_A_SECOND = 1
 """New sessions that a name may open per second; a hello above that is dropped."""
 SESSIONS_AT_ONCE, SESSIONS_A_SECOND = 30, 0.1
-"""New sessions that a name may open in a row, and then per second: each leaves a record for an hour, events, and an entry
-of the decision log."""
+"""New sessions that a name may open in a row, and then per second: each leaves a record for an hour, events, and an
+entry of the decision log."""
 
 
 class HelloHandler:

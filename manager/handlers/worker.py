@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 ATTEMPTS = 5
 """Deliveries of a message on which a worker fails, before it is quarantined."""
 TOO_OFTEN = 10
-"""Deliveries of a message from outside after which it is quarantined before it is parsed: whatever became of the workers
-that had it, they did not settle it. Long before, its sender has sent it again or given up."""
+"""Deliveries of a message from outside after which it is quarantined before it is parsed: whatever became of the
+workers that had it, they did not settle it. Long before, its sender has sent it again or given up."""
 RATE, BURST = 20.0, 60
 """Messages per second, and at once, that a worker accepts from one sender. A host with 50 applications that start at
 once answers 50 `deliver_key`s; a recheck is one message every few seconds."""

@@ -30,7 +30,7 @@ REASON = Reason(code="x", field="x", expected="x", found="x", action="x")
 
 async def agent(bus: MemoryBus, retry_s: float = 0.01) -> AgentSession:
     """An agent's session before its hello."""
-    link = Link(bus, "app", "a1")
+    link = Link(bus, "app", "a1", "h1")
     await link.listen()
     return AgentSession(link, MANAGERS, ["x25519"], retry_s)
 
@@ -61,7 +61,7 @@ def challenge(**changes: Any) -> Challenge:
 
 async def answer(server: MemoryServer, *messages: tuple[str, bytes]) -> None:
     """What the bus delivers once the hello is there."""
-    while not server.stored("ATTEST_IN"):
+    while not server.stored("ATTEST_APP"):
         await asyncio.sleep(0)
     for step, data in messages:
         await server.connect().send(subjects.outbound("app", "h1.a1", step), data)
@@ -130,7 +130,7 @@ async def test_a_silent_manager_is_given_up() -> None:
 
 async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
     server = MemoryServer()
-    link = Link(server.connect(), "app", "a1")
+    link = Link(server.connect(), "app", "a1", "h1")
     await link.listen()
     for number in range(INBOX + 10):
         await server.connect().send(subjects.outbound("app", "h1.a1", "x"), b"%d" % number)
@@ -140,7 +140,7 @@ async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
 
 async def test_an_agent_stops_when_told_even_if_a_message_comes_at_that_moment() -> None:
     """`asyncio.wait_for` of Python 3.11 returns the message and forgets the cancellation."""
-    link = Link(MemoryServer().connect(), "app", "a1")
+    link = Link(MemoryServer().connect(), "app", "a1", "h1")
     for turns in range(4):
         waiting = asyncio.create_task(link.next(60.0))
         await asyncio.sleep(0.001)
@@ -172,9 +172,9 @@ async def test_what_a_busy_bus_does_not_take_is_said_later_in_order() -> None:
     session, manager = await granted(bus)
     bus.refuses = 1
     await session.say("recheck_evidence", HELLO)
-    assert server.stored("ATTEST_IN") == []
+    assert server.stored("ATTEST_APP") == []
     await session.say("recheck_evidence", HELLO)
-    for message in server.stored("ATTEST_IN"):
+    for message in server.stored("ATTEST_APP"):
         manager, _ = manager.open("recheck_evidence", message.data)
     assert manager.opened == 2
 
@@ -185,13 +185,13 @@ async def test_what_was_not_heard_is_said_again_byte_for_byte_and_what_was_heard
     session, manager = await granted(bus)
     await session.say("recheck_evidence", HELLO)
     await session.say("recheck_evidence", HELLO)
-    first, second = (message.data for message in server.stored("ATTEST_IN"))
+    first, second = (message.data for message in server.stored("ATTEST_APP"))
     manager, _ = manager.open("recheck_evidence", first)
     manager, data = manager.seal("accepted", b"x")
     await asyncio.sleep(0.002)
     await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
     assert await session.hear(5.0) == ("accepted", b"x")
-    assert [message.data for message in server.stored("ATTEST_IN")] == [first, second, second]
+    assert [message.data for message in server.stored("ATTEST_APP")] == [first, second, second]
 
 
 async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
@@ -204,4 +204,4 @@ async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
         manager, data = manager.seal("accepted", b"x")
         await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
     assert await session.hear(0.05) is None
-    assert len(server.stored("ATTEST_IN")) == 1
+    assert len(server.stored("ATTEST_APP")) == 1

@@ -132,7 +132,7 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
 
 async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
-    operator = Ed25519PrivateKey.generate()
+    operator, stranger = site.world.operator, Ed25519PrivateKey.generate()
     glass = BreakGlass(
         operator="ann",
         gateways="gateways",
@@ -146,12 +146,14 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
     )
     signed = sign(operator, LABEL, glass)
     forged = signed.model_copy(update={"payload": signed.payload[:-1] + b"!"})
+    no_operators = sign(stranger, LABEL, glass)
     subject = subjects.inbound("gateway", GATEWAY, "report")
-    for said_by in ([signed], [signed], [forged]):
+    for said_by in ([signed], [signed], [forged], [no_operators]):
         report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
         await site.bus.publish(subject, sign_report(site.world.gateway, report))
-    await site.until("gateway", GATEWAY, "dropped")
+    await site.told("gateway", GATEWAY, "dropped", 2)
     await site.quiet()
+    assert site.dropped_codes() == ["signature.invalid", "signature.signer"]
     (broken,) = facts(await log_of(site), audit.BreakGlassFact)
     public = operator.public_key().public_bytes_raw().hex()
     assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")

@@ -84,12 +84,14 @@ async def nothing_waits(bus: Bus, consumer: str, mark: str) -> None:
     await delivery.done()
 
 
+TOLD = ["trusted", "untrusted", "rechecked", "revoked"]
+"""Events of a host: two of routine, and two alarms, which another stream keeps."""
 MARK_WORK = subjects.work("test", SESSION, "mark")
 
 
 async def test_a_published_message_is_delivered_with_its_headers(sides: Sides) -> None:
     await sides.host.publish(HELLO, b"hi", headers={"ce-id": "7"})
-    (delivery,) = await take(sides.manager, "managers")
+    (delivery,) = await take(sides.manager, "host-hellos")
     assert (delivery.subject, delivery.data, delivery.attempt) == (HELLO, b"hi", 1)
     assert delivery.headers["ce-id"] == "7"
 
@@ -107,7 +109,7 @@ async def test_a_repeated_id_is_stored_once(sides: Sides) -> None:
 async def test_the_same_data_without_an_id_is_stored_twice(sides: Sides) -> None:
     for _ in range(2):
         await sides.host.publish(HELLO, b"hi")
-    assert [delivery.data for delivery in await take(sides.manager, "managers", 2)] == [b"hi", b"hi"]
+    assert [delivery.data for delivery in await take(sides.manager, "host-hellos", 2)] == [b"hi", b"hi"]
 
 
 async def test_what_is_given_back_comes_again_and_says_so(sides: Sides) -> None:
@@ -145,15 +147,34 @@ async def test_messages_come_in_order(sides: Sides) -> None:
 
 
 async def test_a_full_subject_refuses_its_own_sender_only(sides: Sides) -> None:
-    for _ in range(layout.IN.max_msgs_per_subject):
+    for _ in range(layout.HOSTS.max_msgs_per_subject):
         await sides.host.publish(HELLO, b"hi")
     with pytest.raises(BusError, match="maximum messages per subject exceeded"):
         await sides.host.publish(HELLO, b"one too many")
     await sides.host.publish(subjects.inbound("host", "h1", "evidence"), b"another subject")
-    (delivery,) = await take(sides.manager, "managers")
+    (delivery,) = await take(sides.manager, "host-hellos")
     await delivery.done()
     await sides.manager.flush()
     await sides.host.publish(HELLO, b"room again")
+
+
+async def test_what_is_put_back_keeps_nobody_else_waiting(sides: Sides) -> None:
+    """However much of it: a consumer has no limit of what was delivered and is not acknowledged."""
+    for number in range(3000):
+        await sides.manager.publish(subjects.work("test", SESSION, f"n{number}"), b"later")
+    async with aclosing(generator(sides.manager.consume("workers"))) as deliveries:
+        for _ in range(3000):
+            await (await anext(deliveries)).again(600)
+    await nothing_waits(sides.manager, "workers", MARK_WORK)
+
+
+async def test_classes_of_steps_do_not_wait_for_each_other(sides: Sides) -> None:
+    await sides.host.publish(HELLO, b"first")
+    await sides.host.publish(subjects.inbound("host", "h1", "recheck_evidence"), b"second")
+    (delivery,) = await take(sides.manager, "host-rechecks")
+    assert delivery.data == b"second"
+    (delivery,) = await take(sides.manager, "host-hellos")
+    assert delivery.data == b"first"
 
 
 async def test_a_subject_that_no_stream_takes_is_an_error() -> None:
@@ -334,12 +355,13 @@ async def test_a_large_bucket_is_read_whole(sides: Sides) -> None:
 
 async def test_events_can_be_read_back(sides: Sides) -> None:
     for number in range(300):
-        await sides.manager.publish(subjects.event("host", "h1", f"n{number}"), b"%d" % number, headers={"ce-id": "1"})
-    await sides.manager.publish(subjects.event("host", "h2", "other"), b"x")
+        what = TOLD[number % len(TOLD)]
+        await sides.manager.publish(subjects.event("host", "h1", what), b"%d" % number, headers={"ce-id": "1"})
+    await sides.manager.publish(subjects.event("host", "h2", "trusted"), b"x")
     pattern = f"{subjects.EVENTS}.host.h1.*"
     told = [message async for message in sides.manager.history(pattern)]
     assert [message.data for message in told] == [b"%d" % n for n in range(300)]
-    assert told[0].subject == subjects.event("host", "h1", "n0") and told[0].headers["ce-id"] == "1"
+    assert told[0].subject == subjects.event("host", "h1", TOLD[0]) and told[0].headers["ce-id"] == "1"
     assert [m async for m in sides.manager.history(f"{subjects.EVENTS}.app.>")] == []
 
 
@@ -389,7 +411,7 @@ async def test_after_the_close_everything_is_an_error(sides: Sides) -> None:
 
 
 async def test_a_consumer_ends_with_its_connection(sides: Sides) -> None:
-    waiting = asyncio.create_task(take(sides.manager, "managers"))
+    waiting = asyncio.create_task(take(sides.manager, "host-hellos"))
     await sides.manager.flush()
     await sides.manager.close()
     with pytest.raises(BusError, match="closed"):
@@ -402,12 +424,13 @@ async def _ignore(_message: Message) -> None:
 
 async def test_a_message_is_stored_once_on_its_subject_and_read_back_in_pages(sides: Sides) -> None:
     """Whatever its id; and the pages of a stream go on after any sequence."""
-    subject, other = subjects.event("host", "h1", "trusted"), subjects.event("host", "h2", "trusted")
+    subject = subjects.event("host", "h1", "trusted")
     await sides.manager.publish(subject, b"first", headers=ONCE)
     for message_id in (None, "another"):
         with pytest.raises(Conflict):
             await sides.manager.publish(subject, b"second", message_id=message_id, headers=ONCE)
     for number in range(300):
+        other = subjects.event("host", f"h{2 + number % 2}", "trusted")
         await sides.manager.publish(other, str(number).encode())
     page, more = await sides.manager.page(layout.EVENTS.name, 0)
     assert (page[0].data, page[0].sequence, more) == (b"first", 1, True)

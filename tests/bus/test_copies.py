@@ -114,7 +114,7 @@ async def test_wherever_a_viewers_consumers_deliver_it_stays_in_the_viewers_acco
     await furnish(manager, join)
     command = {"stream_name": "ATTEST_EVENTS", "config": {"name": "evil", "deliver_subject": "$KV.sessions.record"}}
     for body in (json.dumps(command).encode(), b"{}", b""):  # an accomplice: its own events hold what it likes
-        await gateway.publish(subjects.event("gateway", "thief", "applied"), body)
+        await gateway.publish(subjects.event("gateway", "thief", "admitted"), body)
     heard: asyncio.Queue[Msg] = asyncio.Queue()
     for bucket in layout.BUCKETS.values():
         await manager.client.subscribe(bucket.subject(">"), cb=heard.put)
@@ -130,15 +130,14 @@ async def test_wherever_a_viewers_consumers_deliver_it_stays_in_the_viewers_acco
         await viewer.client.request(f"{API}.CONSUMER.DELETE.{layout.EVENTS.name}.pull", b"", timeout=5)
     await viewer.flush()
     await ensure(manager)
-    await manager.publish(subjects.event("host", "h", "settled"), b"{}")
-    await until(lambda: newest(viewer, layout.EVENTS.name, subjects.event("host", "h", "settled")), b"{}")
+    await manager.publish(subjects.event("host", "h", "superseded"), b"{}")
+    await until(lambda: newest(viewer, layout.EVENTS.name, subjects.event("host", "h", "superseded")), b"{}")
     after = await look(manager, ".thief.")
-    del after.counts[layout.EVENTS.name][subjects.event("host", "h", "settled")]
+    del after.counts[layout.EVENTS.name][subjects.event("host", "h", "superseded")]
     assert after == before
-    consumers = await manager.client.request(
-        f"{API}.CONSUMER.INFO.{layout.IN.name}.{layout.MANAGERS.name}", b"", timeout=5
-    )
-    assert json.loads(consumers.data)["num_ack_pending"] == 0
+    for consumer in layout.CONSUMERS.values():
+        info = await manager.jetstream.consumer_info(consumer.stream, consumer.name)
+        assert info.num_ack_pending == 0
     await manager.flush()
     assert heard.empty()
 
@@ -173,7 +172,7 @@ async def test_copies_are_read_only(viewer: NatsBus) -> None:
         "$KV.summaries.k",
         subjects.event("host", "h1", "trusted"),
         f"{API}.STREAM.CREATE.mine",
-        f"{API}.CONSUMER.CREATE.ATTEST_IN.mine",
+        f"{API}.CONSUMER.CREATE.ATTEST_HOST.mine",
         f"{API}.CONSUMER.DURABLE.CREATE.ATTEST_EVENTS.mine",
         f"{EDGE_API}.CONSUMER.RESET.ATTEST_EVENTS.{layout.COPIER}",
     ):

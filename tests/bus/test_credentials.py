@@ -29,6 +29,7 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
+from tests.support.bus.everything import name_of
 from tests.support.reasons import refusal_code
 
 
@@ -80,8 +81,7 @@ def test_jetstream_is_the_managers_and_bounded_with_the_viewers(keys: Path) -> N
 def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
     role: str, keys: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "x.creds"
-    name = "host-1.app-1" if role == "app" else "name-1"
+    path, name = tmp_path / "x.creds", name_of(role, "name-1")
     issue(keys, role, name, path)
     issue(keys, role, name, path)  # a new one replaces the old
     assert path.stat().st_mode & 0o777 == 0o600

@@ -20,7 +20,7 @@ from attestgate.bus import layout, subjects
 from attestgate.bus.api import Conflict, Message
 from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES
 from attestgate.bus.client.nats import NatsBus
-from tests.support.bus.everything import OTHER, SESSION, TARGETS, THIEF, furnish, look
+from tests.support.bus.everything import OTHER, SESSION, TARGETS, THIEF, furnish, look, name_of
 from tests.support.bus.fixtures import Join
 
 pytestmark = pytest.mark.stack
@@ -54,18 +54,18 @@ async def settle(manager: NatsBus, thief: NatsBus, role: str) -> None:
     for bucket in layout.BUCKETS:
         await manager.bucket(bucket).put(f"settle.{THIEF}.x", b"")
     await manager.publish(subjects.work("test", THIEF, "x"), b"")
-    await manager.publish(subjects.event("test", THIEF, "x"), b"")
+    await manager.publish(subjects.event("host", THIEF, "trusted"), b"")
     for subject in places(role):
         if subject.startswith((subjects.IN, subjects.OPERATOR, subjects.EVENTS)):
             await thief.publish(subject, b"")
     for bucket in layout.BUCKETS:
         await manager.bucket(bucket).put(f"settle.{THIEF}.x", b"")
-    await manager.publish(subjects.event("test", THIEF, "x"), b"")
+    await manager.publish(subjects.event("host", THIEF, "trusted"), b"")
 
 
 def places(role: str) -> list[str]:
     """Where a role's credential may publish, with the thief's name."""
-    return [s.replace(NAME, THIEF).replace("*", "revoke") for s in ROLES[role].may_publish()]
+    return [s.replace(NAME, name_of(role, THIEF)) for s in ROLES[role].may_publish()]
 
 
 THIEVES = [role for role in ROLES if role != MANAGER]
@@ -73,7 +73,7 @@ THIEVES = [role for role in ROLES if role != MANAGER]
 
 @pytest.mark.parametrize("role", THIEVES)
 async def test_no_header_reaches_beyond_its_own_message(role: str, join: Join) -> None:
-    manager, thief = await join(MANAGER, "m"), await join(role, THIEF)
+    manager, thief = await join(MANAGER, "m"), await join(role, name_of(role, THIEF))
     await furnish(manager, join)
     before = await look(manager, f".{THIEF}.")
     for subject in places(role):
@@ -87,7 +87,7 @@ async def test_no_header_reaches_beyond_its_own_message(role: str, join: Join) -
 @pytest.mark.parametrize("role", THIEVES)
 async def test_no_reply_subject_reaches_beyond_the_roles_own_account(role: str, join: Join) -> None:
     """The server answers to any reply subject that it is given; it must not do so in the manager's account."""
-    manager, thief = await join(MANAGER, "m"), await join(role, THIEF)
+    manager, thief = await join(MANAGER, "m"), await join(role, name_of(role, THIEF))
     await furnish(manager, join)
     before = await look(manager, f".{THIEF}.")
     for subject in places(role):
@@ -103,7 +103,7 @@ async def test_within_one_account_the_same_trick_would_work(join: Join) -> None:
     manager = await join(MANAGER, "m")
     await furnish(manager, join)
     before = await look(manager, f".{THIEF}.")
-    await manager.client.publish(subjects.event("host", "h", "x"), b"{}", reply="$KV.sessions.record")
+    await manager.client.publish(subjects.event("host", "h", "rechecked"), b"{}", reply="$KV.sessions.record")
     await manager.flush()
     after = await look(manager, f".{THIEF}.")
     assert before.values["sessions"] == b"honest"
@@ -120,17 +120,18 @@ async def test_what_reaches_another_agent_of_the_role_is_never_the_thiefs_words(
 
     It is neither signed nor sealed: the sibling drops it like any garbage.
     """
-    thief, sibling = await join(role, THIEF), await join(role, OTHER)
+    thief, sibling = await join(role, name_of(role, THIEF)), await join(role, name_of(role, OTHER))
+    own, others = name_of(role, THIEF), name_of(role, OTHER)
     heard: asyncio.Queue[Message] = asyncio.Queue()
-    await sibling.listen(subjects.outbound_all(role, OTHER), heard.put)
-    await sibling.listen(f"_INBOX.{role}.{OTHER}.>", heard.put)
+    await sibling.listen(subjects.outbound_all(role, others), heard.put)
+    await sibling.listen(f"_INBOX.{role}.{others}.>", heard.put)
     await sibling.flush()
-    subject = subjects.inbound(role, THIEF, "hello")
-    for target in (subjects.outbound(role, OTHER, "challenge"), f"_INBOX.{role}.{OTHER}.x"):
+    subject = subjects.inbound(role, own, "hello")
+    for target in (subjects.outbound(role, others, "challenge"), f"_INBOX.{role}.{others}.x"):
         await thief.client.publish(subject, b"the thief's words", reply=target)
         await thief.client.publish(subject, b"the thief's words", headers={"Nats-Trace-Dest": target})
     await thief.flush()
-    await sibling.publish(subjects.inbound(role, OTHER, "hello"), b"x")
+    await sibling.publish(subjects.inbound(role, others, "hello"), b"x")
     await sibling.flush()
     while not heard.empty():
         message = heard.get_nowait()
@@ -143,10 +144,10 @@ async def test_an_id_used_elsewhere_suppresses_nothing_of_the_managers(join: Joi
     manager, thief = await join(MANAGER, "m"), await join("host", THIEF)
     await thief.publish(subjects.inbound("host", THIEF, "hello"), b"x", message_id="the-managers-next-id")
     await manager.publish(subjects.work("host", SESSION, "x"), b"work", message_id="the-managers-next-id")
-    await manager.publish(subjects.event("host", "h", "x"), b"{}", message_id="the-managers-next-id")
+    await manager.publish(subjects.event("host", "h", "rechecked"), b"{}", message_id="the-managers-next-id")
     seen = await look(manager, f".{THIEF}.")
     assert seen.counts[layout.WORK.name] == {subjects.work("host", SESSION, "x"): 1}
-    assert seen.counts[layout.EVENTS.name] == {subjects.event("host", "h", "x"): 1}
+    assert seen.counts[layout.EVENTS.name] == {subjects.event("host", "h", "rechecked"): 1}
 
 
 async def test_every_id_that_the_bus_makes_is_new_and_long(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:

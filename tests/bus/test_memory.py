@@ -72,7 +72,7 @@ async def test_an_id_is_new_again_after_the_window() -> None:
 async def test_old_events_give_way() -> None:
     server = MemoryServer(Clock())
     bus = server.connect()
-    subject = subjects.event("host", "h1", "x")
+    subject = subjects.event("host", "h1", "trusted")
     for number in range(layout.EVENTS.max_msgs_per_subject + 2):
         await bus.publish(subject, b"%d" % number)
     stored = server.stored(layout.EVENTS.name)

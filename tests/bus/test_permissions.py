@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from nats.aio.client import Client
@@ -16,21 +17,27 @@ from attestgate.bus.auth.credentials import issue
 from attestgate.bus.auth.permissions import (
     API,
     EDGE_API,
-    HEADERS,
     MANAGER,
     NAME,
+    REPORTS,
     ROLES,
     VIEWER,
     BusRole,
     exports,
     imports,
 )
+from attestgate.bus.client.nats import connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.layout import HEADERS
 from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.schemas.enrolment import Action
+from tests.support.bus.everything import name_of
 from tests.support.bus.fixtures import Join
 
 pytestmark = pytest.mark.stack
 
 ME, OTHER = "me", "other"
+"""Names; of an application twice, with a dot between."""
 SESSION = "ab" * 16
 
 
@@ -47,7 +54,7 @@ def every_subject() -> list[str]:
         *(stream_subject for stream in layout.STREAMS.values() for stream_subject in stream.subjects),
         f"{API}.INFO",
         f"{API}.STREAM.NAMES",
-        f"{API}.CONSUMER.DELETE.{layout.IN.name}.{layout.MANAGERS.name}",
+        *(f"{API}.CONSUMER.DELETE.{consumer.stream}.{consumer.name}" for consumer in layout.CONSUMERS.values()),
         f"{subjects.IN}.host.{NAME}.hello.deeper",
         f"{subjects.IN}.host.{NAME}.unknown",
         f"{subjects.DUE}.{SESSION}",
@@ -55,7 +62,8 @@ def every_subject() -> list[str]:
         "_INBOX.other",
         "anything",
     }
-    return sorted({p.replace(NAME, name) for p in patterns for name in (ME, OTHER)})
+    names = [name_of(role, name) for role in ("host", "app") for name in (ME, OTHER)]
+    return sorted({p.replace(NAME, name) for p in patterns for name in names})
 
 
 STREAM_VERBS = ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.INFO", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE")
@@ -70,8 +78,10 @@ def concrete(subject: str) -> str:
     return ".".join("x" if token in ("*", ">") else token for token in subject.split("."))
 
 
-def allowed(patterns: list[str], subject: str) -> bool:
-    return any(subjects.matches(pattern.replace(NAME, ME), subject) for pattern in patterns)
+def allowed(role: BusRole, subject: str) -> bool:
+    """Whether the table lets a role's credential publish there."""
+    patterns = (pattern.replace(NAME, name_of(role.name, ME)) for pattern in role.may_publish())
+    return any(subjects.matches(pattern, subject) for pattern in patterns)
 
 
 @dataclass
@@ -99,7 +109,8 @@ async def nothing() -> None:
 async def raw(
     server: EmbeddedServer, keys: Path, path: Path, role: str, closed: Callable[[], Awaitable[None]] = nothing
 ) -> Raw:
-    issue(keys, role, ME, path)
+    me = name_of(role, ME)
+    issue(keys, role, me, path)
     result = Raw(Client())
     await result.client.connect(
         server.url,
@@ -107,7 +118,7 @@ async def raw(
         error_cb=result.problem,
         closed_cb=closed,
         allow_reconnect=False,
-        inbox_prefix=f"_INBOX.{role}.{ME}",
+        inbox_prefix=f"_INBOX.{role}.{me}",
     )
     return result
 
@@ -122,7 +133,7 @@ async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwi
         await connection.client.publish(subject, b"")
     await connection.settle()
     await connection.client.close()
-    expected = [subject for subject in tried if not allowed(role.may_publish(), subject)]
+    expected = [subject for subject in tried if not allowed(role, subject)]
     assert sorted(connection.refused) == sorted(subject.lower() for subject in expected)
 
 
@@ -131,7 +142,7 @@ async def test_subscribe_is_allowed_by_the_table_and_refused_by_the_server_other
     role: BusRole, server: EmbeddedServer, keys: Path, tmp_path: Path
 ) -> None:
     tried = sorted({">", "*", "attest.>", "$KV.>", "_INBOX.>", f"_INBOX.{role.name}.*", *every_subject()})
-    own = [subject.replace(NAME, ME) for subject in role.may_subscribe()]
+    own = [subject.replace(NAME, name_of(role.name, ME)) for subject in role.may_subscribe()]
     connection = await raw(server, keys, tmp_path / "creds", role.name)
     for subject in tried:
         subscription = await connection.client.subscribe(subject)
@@ -151,8 +162,13 @@ def within(subject: str, pattern: str) -> bool:
 
 
 NEVER = {
-    "host": ["attest.v1.in.host.other.hello", "attest.v1.in.app.me.hello", "attest.v1.op.me.revoke", "$KV.sessions.x"],
-    "app": ["attest.v1.in.app.other.hello", "attest.v1.in.host.me.hello", "attest.v1.out.app.me.ready"],
+    "host": [
+        "attest.v1.in.host.other.hello",
+        "attest.v1.in.app.me.me.hello",
+        "attest.v1.op.me.revoke",
+        "$KV.sessions.x",
+    ],
+    "app": ["attest.v1.in.app.me.other.hello", "attest.v1.in.app.other.me.hello", "attest.v1.out.app.me.me.ready"],
     "gateway": ["$KV.admissions.x", "attest.v1.in.gateway.other.report", "attest.v1.in.host.me.hello"],
     "operator": ["attest.v1.op.other.revoke", "$KV.enrolment.x", "attest.v1.events.host.me.x"],
     "viewer": ["attest.v1.op.me.revoke", "$KV.summaries.x", "attest.v1.in.host.me.hello"],
@@ -163,15 +179,45 @@ NEVER = {
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
 def test_the_table_itself_gives_nobody_what_is_not_theirs(role: BusRole) -> None:
     for subject in NEVER[role.name]:
-        assert not allowed(role.may_publish(), subject)
+        assert not allowed(role, subject)
     for call in role.calls if role.name != MANAGER else ():
         assert call.split(".")[:2] not in (["CONSUMER", "CREATE"], ["STREAM", "CREATE"], ["STREAM", "UPDATE"])
     for call in role.calls:
-        assert not any(word in call for word in ("DELETE", "PURGE", "SNAPSHOT", "RESTORE")), call
+        retires = role.name == MANAGER and call.removeprefix("STREAM.DELETE.") in layout.RETIRED
+        assert retires or not any(word in call for word in ("DELETE", "PURGE", "SNAPSHOT", "RESTORE")), call
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES.values() if role.name not in (MANAGER, VIEWER)], ids=str)
+def test_no_credential_outside_can_name_a_fresh_subject_at_will(role: BusRole) -> None:
+    """Streams limit the messages on a subject: a wildcard would be room without end. A viewer's are copies."""
+    assert not [subject for subject in role.may_publish() if "*" in subject or ">" in subject]
+
+
+@pytest.mark.parametrize("stream", layout.INBOUND, ids=lambda stream: str(stream.name))
+def test_what_a_stream_holds_has_one_consumer_and_the_stream_a_limit_for_each_sender(stream: layout.Stream) -> None:
+    taken = [s for consumer in layout.OUTSIDE if consumer.stream == stream.name for s in consumer.filter_subjects]
+    assert sorted(taken) == sorted(stream.subjects)
+    assert stream.discard == "new" and 0 < stream.max_msgs_per_subject <= 4
+    assert stream.max_msg_size > 0 and stream.max_bytes > 0
+
+
+def test_the_commands_that_are_enumerated_are_those_there_are() -> None:
+    models = get_args(get_args(Action)[0])
+    assert {model.model_fields["do"].default for model in models} == {*subjects.COMMANDS, *subjects.POLICY_COMMANDS}
+
+
+async def test_a_stream_of_an_earlier_version_gives_way(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
+    """Its subjects would overlap with those of the streams that took its place."""
+    issue(keys, MANAGER, "m", tmp_path / "m.creds")
+    async with await connect([server.url], tmp_path / "m.creds") as manager:
+        manager_may = (f"{API}.STREAM.CREATE.{name}" for name in layout.RETIRED)
+        assert not any(allowed(ROLES[MANAGER], call) for call in manager_may), "nobody makes one again"
+        await ensure(manager)
+        await ensure(manager)
 
 
 def test_no_account_but_the_managers_sees_sessions_work_or_due() -> None:
-    hidden = ("sessions", "enrolment", "policies", "collateral", "operators", subjects.WORK, subjects.SCHEDULE)
+    hidden = ("sessions", "collateral", "operators", subjects.WORK, subjects.SCHEDULE)
     for subject in exports(MANAGER):
         assert not any(word in subject for word in hidden), subject
     for role in ROLES.values():
@@ -217,11 +263,16 @@ def test_a_viewer_makes_consumers_of_copies_only() -> None:
 
 async def test_the_same_name_in_another_role_shares_nothing(join: Join) -> None:
     """An application called like a host, a manager or an operator hears and reaches nothing of theirs."""
-    manager, host, app = await join(MANAGER, "same"), await join("host", "same"), await join("app", "same")
+    manager, host, app = await join(MANAGER, "same"), await join("host", "same"), await join("app", "same.same")
     heard: asyncio.Queue[Message] = asyncio.Queue()
     await host.listen(subjects.outbound_all("host", "same"), heard.put)
     await host.flush()
-    for refused in ("_INBOX.manager.same.>", "_INBOX.host.same.>", subjects.outbound_all("host", "same")):
+    for refused in (
+        "_INBOX.manager.same.>",
+        "_INBOX.host.same.>",
+        "_INBOX.app.same.>",
+        subjects.outbound_all("host", "same"),
+    ):
         await app.listen(refused, heard.put)
     await app.flush()
     await manager.send(subjects.outbound("host", "same", "challenge"), b"for the host")
@@ -245,8 +296,12 @@ async def test_each_role_can_do_its_work(join: Join) -> None:
     await operator.publish(subjects.operator("alice", "revoke"), b"command")
     await manager.bucket("summaries").put("s", b"1")
     await manager.bucket("admissions").put("a", b"2")
+    await manager.bucket("enrolment").put("e", b"3")
+    await manager.bucket("policies").put("p", b"4")
     for reader, bucket, value in (
         (operator, "summaries", b"1"),
+        (operator, "enrolment", b"3"),
+        (operator, "policies", b"4"),
         (viewer, "summaries", b"1"),
         (viewer, "admissions", b"2"),
         (gateway, "admissions", b"2"),
@@ -255,8 +310,8 @@ async def test_each_role_can_do_its_work(join: Join) -> None:
         entry = await reader.bucket(bucket).get(key)
         assert entry is not None and entry.value == value
         assert await reader.bucket(bucket).keys() == [key]
-    info = await viewer.jetstream.stream_info(layout.IN.name)
-    assert info.state.messages == 2
+    for stream in (layout.GATEWAYS, layout.OPERATOR):
+        assert (await viewer.jetstream.stream_info(stream.name)).state.messages == 1
 
 
 async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join: Join) -> None:
@@ -264,14 +319,16 @@ async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join
     gateway, other = await join("gateway", "g1"), await join("gateway", "g2")
     heard: dict[str, asyncio.Queue[Message]] = {}
     for role in ("operator", VIEWER, MANAGER, "host", "app"):
-        heard[role], watcher = asyncio.Queue(), await join(role, "w")
-        for subject in (f"{subjects.EVENTS}.>", f"{subjects.EVENTS}.gateway.g1.*", "attest.v1.in.gateway.>"):
+        heard[role], watcher = asyncio.Queue(), await join(role, name_of(role, "w"))
+        for subject in (f"{subjects.EVENTS}.>", f"{subjects.EVENTS}.gateway.g1.*", REPORTS, "attest.v1.in.gateway.>"):
             await watcher.listen(subject, heard[role].put)
         await watcher.flush()
     heard["gateway"] = asyncio.Queue()
     await other.listen(f"{subjects.EVENTS}.>", heard["gateway"].put)
     await other.flush()
-    await gateway.publish(subjects.inbound("gateway", "g1", "report"), b"a report is the manager's alone")
+    await gateway.publish(subjects.inbound("gateway", "g1", "report"), b"a report")
+    async with asyncio.timeout(5):
+        assert (await heard["operator"].get()).data == b"a report", "nobody else hears it"
     await gateway.publish(subjects.event("gateway", "g1", "admitted"), b"{}")
     await gateway.send(subjects.event("gateway", "g2", "admitted"), b"another's name is refused")
     async with asyncio.timeout(5):
@@ -304,24 +361,24 @@ async def test_an_agents_payload_and_subscriptions_are_bounded(
     connection, role = await raw(server, keys, tmp_path / "creds", "app", ended), ROLES["app"]
     client = connection.client
     if what == "payload":
-        await client.publish("attest.v1.in.app.me.hello", bytes(role.max_payload))
+        await client.publish("attest.v1.in.app.me.me.hello", bytes(role.max_payload))
         await connection.settle()
         assert not closed.is_set()
-        await client.publish("attest.v1.in.app.me.hello", bytes(role.max_payload + HEADERS + 1))
+        await client.publish("attest.v1.in.app.me.me.hello", bytes(role.max_payload + HEADERS + 1))
     else:
         for number in range(role.max_subscriptions):
-            await client.subscribe(f"_INBOX.app.me.{number}")
+            await client.subscribe(f"_INBOX.app.me.me.{number}")
         await connection.settle()
         assert not closed.is_set()
-        await client.subscribe("_INBOX.app.me.more")
+        await client.subscribe("_INBOX.app.me.me.more")
     async with asyncio.timeout(10):
         await closed.wait()
 
 
 async def test_a_message_too_large_is_not_sent(join: Join) -> None:
-    app = await join("app", "a1")
+    app = await join("app", "h1.a1")
     with pytest.raises(BusError, match="may send"):
-        await app.publish("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload + 1))
+        await app.publish("attest.v1.in.app.h1.a1.hello", bytes(ROLES["app"].max_payload + 1))
     with pytest.raises(BusError, match="may send"):
-        await app.send("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload + 1))
-    await app.publish("attest.v1.in.app.a1.hello", bytes(ROLES["app"].max_payload), headers={"h": "x" * 1000})
+        await app.send("attest.v1.in.app.h1.a1.hello", bytes(ROLES["app"].max_payload + 1))
+    await app.publish("attest.v1.in.app.h1.a1.hello", bytes(ROLES["app"].max_payload), headers={"h": "x" * 1000})

@@ -16,6 +16,7 @@ from attestgate.bus.client.rights import try_rights
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.manager.diagnosis import doctor
 from attestgate.schemas.settings import BusSettings
+from tests.support.bus.everything import name_of
 from tests.support.bus.fixtures import Join
 
 
@@ -32,7 +33,7 @@ async def test_every_role_may_what_its_table_says_and_trying_leaves_no_trace(
     before = await stored()
     for role in ROLES:
         path = tmp_path / f"{role}.creds"
-        issue(keys, role, "me", path)
+        issue(keys, role, name_of(role, "me"), path)
         found = await try_rights(server.url, path)
         assert (found.missing, found.excess) == ([], []), role
         assert found.tried > 25

@@ -216,22 +216,23 @@ async def test_what_a_worker_did_not_hand_out_goes_to_another(join: Join) -> Non
 @pytest.mark.stack
 async def test_setting_up_again_puts_back_what_was_changed(join: Join) -> None:
     manager = await join("manager", "m")
-    info = await manager.jetstream.stream_info(layout.IN.name)
+    info = await manager.jetstream.stream_info(layout.HOSTS.name)
     info.config.max_msgs_per_subject = 7
     await manager.jetstream.update_stream(info.config)
     await manager.bucket("sessions").put("kept", b"1")
     await ensure(manager)
-    info = await manager.jetstream.stream_info(layout.IN.name)
-    assert info.config.max_msgs_per_subject == layout.IN.max_msgs_per_subject
+    info = await manager.jetstream.stream_info(layout.HOSTS.name)
+    assert info.config.max_msgs_per_subject == layout.HOSTS.max_msgs_per_subject
     assert await manager.bucket("sessions").keys() == ["kept"]
 
 
 @pytest.mark.stack
 async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(join: Join) -> None:
     manager = await join("manager", "m")
-    config = (await manager.jetstream.stream_info(layout.IN.name)).config
     features = ("allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules", "allow_atomic", "allow_msg_counter")
-    assert not any(getattr(config, feature) for feature in features)
+    for stream in layout.INBOUND:
+        config = (await manager.jetstream.stream_info(stream.name)).config
+        assert not any(getattr(config, feature) for feature in features)
 
 
 PARENT = """

@@ -18,10 +18,20 @@ sessions = st.binary(min_size=16, max_size=16).map(bytes.hex)
 roles_steps = st.sampled_from([(role, step) for role, steps in STEPS.items() for step in steps])
 
 
-@given(roles_steps, ids)
-def test_inbound_there_and_back(role_step: tuple[str, str], id: str) -> None:
+@given(roles_steps, ids, ids)
+def test_inbound_there_and_back(role_step: tuple[str, str], id: str, host: str) -> None:
     role, step = role_step
-    assert subjects.parse_inbound(subjects.inbound(role, id, step)) == Address(role, id, step)
+    name = subjects.app_name(host, id) if role == "app" else id
+    assert subjects.parse_inbound(subjects.inbound(role, name, step)) == Address(role, name, step)
+
+
+@pytest.mark.parametrize(("role", "name"), [("host", "h1.a1"), ("app", "a1"), ("app", "h1.a1.x"), ("gateway", "g.1")])
+def test_a_name_has_as_many_tokens_as_its_role(role: str, name: str) -> None:
+    for build in (subjects.inbound, subjects.outbound, subjects.event):
+        with pytest.raises(ValueError, match="token"):
+            build(role, name, subjects.STEPS[role][0])
+    with pytest.raises(Refusal):
+        subjects.parse_inbound(f"{subjects.IN}.{role}.{name}.{subjects.STEPS[role][0]}")
 
 
 @given(ids, ids)

@@ -137,7 +137,7 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
         heard: dict[bytes, set[str]] = {}
 
         async def reports() -> None:
-            async for delivery in manager.consume("managers"):
+            async for delivery in manager.consume("gateway-reports"):
                 for identity in (one.identity, two.identity):
                     public = identity.public_key().public_bytes_raw()
                     if public in delivery.data:

@@ -313,7 +313,7 @@ async def test_a_bucket_rolled_back_gains_nothing(deployment: GatewayDeployment)
     now = int(time.time())
 
     async def take_reports() -> None:
-        async for delivery in bus.consume("managers"):
+        async for delivery in bus.consume("gateway-reports"):
             deployment.bus.published.append((delivery.subject, delivery.data))
             deployment.bus.heard.set()
             await delivery.done()

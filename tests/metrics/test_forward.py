@@ -25,7 +25,7 @@ from tests.support.cli.fixtures import Run
 
 def event(number: int, what: str = "trusted", **data: str) -> Event:
     id, at = f"{number:032x}", 1_700_000_000 + number
-    return Event(id=id, kind="host", subject="h1", what=what, at=at, source="test", data=dict(data))
+    return Event(id=id, kind="host", subject=f"h{number % 4}", what=what, at=at, source="test", data=dict(data))
 
 
 async def publish(bus: NatsBus, *events: Event) -> None:
@@ -92,6 +92,17 @@ async def test_all_that_is_kept_comes_first_and_then_what_happens(buses: tuple[N
     await publish(manager, *map(event, range(300, 303)))
     await task
     assert sink.ids == list(range(303))
+
+
+@pytest.mark.stack
+async def test_routine_and_alarms_come_in_the_order_in_which_they_were_stored(buses: tuple[NatsBus, NatsBus]) -> None:
+    """They are in two streams, and each is read in pages."""
+    manager, operator = buses
+    for number in range(600):
+        await publish(manager, event(number, what="untrusted" if number % 7 == 3 else "trusted"))
+    sink = Kept(600)
+    await follow_until_enough(operator, sink, Position(None))
+    assert sink.ids == list(range(600))
 
 
 @pytest.mark.stack

@@ -58,7 +58,7 @@ REQUEST = token_bytes(100)
 
 def question(site: Deployment, role: Role, id: str) -> Question:
     """The newest challenge of a subject."""
-    signed = site.wire.said(subjects.outbound(role, id, "challenge"))[-1]
+    signed = site.wire.said(subjects.outbound(role, id if role == "host" else f"h1.{id}", "challenge"))[-1]
     statement = unpack(Signed, signed)
     challenge = unpack(Challenge, statement.payload)
     t0 = first_transcript(challenge.suite, role, challenge.session, id, statement.signer)
@@ -249,7 +249,7 @@ async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: 
         if role == "host"
         else AppHello(app="a2", host="h1", random=bytes(32), agent_version="x")
     )
-    site.wire.inject(subjects.inbound(role, "h1" if role == "host" else "a1", "hello"), pack(hello))
+    site.wire.inject(subjects.inbound(role, "h1" if role == "host" else "h1.a1", "hello"), pack(hello))
     await site.dropped(1)
     assert site.dropped_codes() == ["hello.id"]
 
@@ -257,12 +257,12 @@ async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: 
 async def test_one_subject_cannot_speak_in_another_subjects_session(site: Deployment) -> None:
     """Every message of h1 and a1, played on the subjects of h2 and a2."""
     await site.admitted()
-    said = [(s, d) for s, d in site.wire.seen if subjects.matches(f"{subjects.IN}.*.*.*", s)]
+    said = [(s, d) for s, d in site.wire.seen if subjects.matches(f"{subjects.IN}.>", s)]
     count = 0
     for subject, data in said:
-        role, id, step = subjects.parse_inbound(subject)
+        role, name, step = subjects.parse_inbound(subject)
         if role != "gateway" and step != "hello":
-            site.wire.inject(subjects.inbound(role, {"h1": "h2", "a1": "a2"}[id], step), data)
+            site.wire.inject(subjects.inbound(role, {"h1": "h2", "h1.a1": "h1.a2"}[name], step), data)
             count += 1
             await site.dropped(count)
     assert set(site.dropped_codes()) == {"message.owner"}

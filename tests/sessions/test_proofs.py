@@ -150,10 +150,10 @@ def unpack_frame(data: bytes, **changes: Any) -> Frame:
 
 async def test_a_proof_is_accepted_once(site: Deployment) -> None:
     await site.admitted()
-    for role, id in (("host", "h1"), ("app", "a1")):
+    for role, name in (("host", "h1"), ("app", "h1.a1")):
         step = PROOF_STEP[role]  # type: ignore[index]
-        (proof,) = site.wire.said(subjects.inbound(role, id, step))
-        site.wire.inject(subjects.inbound(role, id, step), proof)
+        (proof,) = site.wire.said(subjects.inbound(role, name, step))
+        site.wire.inject(subjects.inbound(role, name, step), proof)
     await site.dropped(2)
     assert set(site.dropped_codes()) == {"session.move"}, (
         "in messages of their own: somebody replays them, and it is told"

@@ -38,7 +38,7 @@ async def test_what_was_handled_and_not_acknowledged_comes_again_and_is_not_told
     lost: list[str] = []
 
     async def forget_once(self: MemoryDelivery) -> None:
-        if not lost and self.subject == subjects.inbound(role, "h1" if role == "host" else "a1", step):
+        if not lost and self.subject == subjects.inbound(role, "h1" if role == "host" else "h1.a1", step):
             lost.append(self.subject)
         else:
             await acknowledge(self)

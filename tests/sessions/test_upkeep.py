@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -12,13 +14,13 @@ from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.rate_limit import Limiter
-from attestgate.manager.handlers.worker import ATTEMPTS
+from attestgate.manager.handlers.worker import ATTEMPTS, TOO_OFTEN
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher, epoch_of
 from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from attestgate.manager.sessions.draft import KEPT_S
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.base import Reason, Refusal, unpack
 from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, Retry, Revoke
 from attestgate.schemas.quarantine import LIMIT, Quarantined
 from tests.support.manager.deployment import Deployment, deployed, order_subject
@@ -51,14 +53,17 @@ async def _poisoned(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(put.data["message"])
 
 
+async def _kept(site: Deployment, name: str) -> Quarantined | None:
+    entry = await site.bus.bucket("quarantine").get(f"attest.v1.in.host.h1.{name}")
+    return None if entry is None or entry.value is None else unpack(Quarantined, entry.value, limit=LIMIT)
+
+
 async def test_a_message_that_makes_workers_fail_is_put_aside(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = await _poisoned(site, monkeypatch)
-    entry = await site.bus.bucket("quarantine").get(name)
-    assert entry is not None
-    assert entry.value is not None
-    kept = unpack(Quarantined, entry.value, limit=LIMIT)
+    kept = await _kept(site, name)
+    assert kept is not None
     assert (kept.subject, kept.attempts) == (subjects.inbound("host", "h1", "evidence"), ATTEMPTS)
     assert hashlib.sha256(kept.subject.encode() + b"\0" + kept.data).hexdigest() == name
 
@@ -68,7 +73,7 @@ async def test_a_message_put_aside_can_be_tried_again(site: Deployment, monkeypa
     answer = await site.order(Retry(message=name))
     assert answer.what == "applied"
     await site.until("host", "h1", "trusted")
-    assert await site.bus.bucket("quarantine").get(name) is None
+    assert await _kept(site, name) is None
 
 
 async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +85,13 @@ async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: p
     monkeypatch.setattr(Verifier, "host", fail)
     answer = await site.order(Retry(message=name))
     assert (answer.what, event_code(answer)) == ("refused", "quarantine.again")
-    assert await site.bus.bucket("quarantine").get(name) is not None
+    assert await _kept(site, name) is not None
 
 
 async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     name = await _poisoned(site, monkeypatch)
     assert (await site.order(Drop(message=name))).what == "applied"
-    assert await site.bus.bucket("quarantine").get(name) is None
+    assert await _kept(site, name) is None
     answer = await site.order(Retry(message=name))
     assert (answer.what, event_code(answer)) == ("refused", "quarantine.unknown")
 
@@ -191,16 +196,52 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     assert "refused" not in site.what("op", OPERATOR)
 
 
-async def test_a_host_that_is_too_fast_is_dropped_and_told_of_once(site: Deployment) -> None:
+async def test_a_host_that_is_too_fast_fills_its_own_subject_only_and_is_told_of_once(site: Deployment) -> None:
+    """What is over its rate stays on its subject for a moment: the bus refuses its sender, and nobody else waits."""
     (worker,) = site.workers
     await site.admitted()
     worker._limiter = Limiter(rate=0.0, burst=3)
-    for _ in range(12):
-        site.wire.inject(subjects.inbound("host", "h1", "recheck_evidence"), b"garbage")
+    subject = subjects.inbound("host", "h1", "recheck_evidence")
+    for _ in range(3 + layout.HOSTS.max_msgs_per_subject):
+        site.wire.inject(subject, b"garbage")
         await site.quiet()
+    with pytest.raises(BusError, match="maximum messages per subject"):
+        site.wire.inject(subject, b"garbage")
+    assert site.dropped_codes() == ["message.encoding"] * 3, "the others are not looked at"
+    await site.recheck("app", "a1")
+    for _ in range(8):
+        await site.advance(1)
     assert site.dropped_codes() == ["message.encoding"] * 3 + ["message.rate"]
-    assert worker.counts["dropped message.rate"] == 9
+    assert worker.counts["dropped message.rate"] == layout.HOSTS.max_msgs_per_subject
+    assert site.wire.stored(layout.HOSTS.name) == []
     assert site.gateway.passes("a1")
+
+
+async def test_a_message_that_no_worker_settled_is_put_aside_before_it_is_parsed(site: Deployment) -> None:
+    """As after workers that ended over it, one after another."""
+    (worker,) = site.workers
+    subject, taken = subjects.inbound("host", "h1", "hello"), AsyncMock()
+    worker._take = taken
+    delivery = SimpleNamespace(subject=subject, data=b"poison", attempt=TOO_OFTEN + 1, done=AsyncMock())
+    await worker._one(delivery, worker._from_outside)
+    put = await site.until("host", "h1", "quarantined")
+    assert event_code(put) == "message.often"
+    assert await _kept(site, str(put.data["message"])) is not None
+    taken.assert_not_awaited()
+    delivery.done.assert_awaited_once()
+
+
+async def test_each_sender_has_its_own_room_in_quarantine(site: Deployment) -> None:
+    (worker,) = site.workers
+    fault = Reason(code="worker.fault", field="-", expected="-", found="-", action="-")
+    names = [
+        await worker._quarantine.put(subjects.inbound("host", host, step), b"%d" % number, 5, fault, int(site.clock()))
+        for host in ("h1", "h2")
+        for number, step in enumerate(("evidence", "hello", "resume", "hello"))
+    ]
+    assert [name is not None for name in names] == [True, True, False, False] * 2
+    again = await worker._quarantine.put(subjects.inbound("host", "h1", "evidence"), b"0", 5, fault, int(site.clock()))
+    assert again == names[0], "what is there already has its place"
 
 
 def _host(id: str) -> HostEnrolment:

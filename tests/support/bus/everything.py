@@ -20,17 +20,17 @@ TARGETS = (
     subjects.deadline(SESSION),
     subjects.due(subjects.deadline(SESSION)),
     subjects.event("host", "h", "trusted"),
-    subjects.event("gateway", OTHER, "applied"),
+    subjects.event("gateway", OTHER, "admitted"),
     subjects.inbound("host", OTHER, "hello"),
-    subjects.inbound("app", OTHER, "hello"),
+    subjects.inbound("app", f"{OTHER}.{OTHER}", "hello"),
     subjects.inbound("gateway", OTHER, "report"),
     subjects.operator(OTHER, "revoke"),
     "$JS.API.STREAM.PURGE.KV_sessions",
-    "$JS.API.STREAM.DELETE.ATTEST_IN",
-    "$JS.API.STREAM.INFO.ATTEST_IN",
-    "$JS.API.CONSUMER.DELETE.ATTEST_IN.managers",
-    f"{EDGE_API}.STREAM.INFO.ATTEST_IN",
-    "$JS.ACK.ATTEST_IN.managers.1.1.1.1.0",
+    "$JS.API.STREAM.DELETE.ATTEST_HOST",
+    "$JS.API.STREAM.INFO.ATTEST_HOST",
+    "$JS.API.CONSUMER.DELETE.ATTEST_HOST.host-hellos",
+    f"{EDGE_API}.STREAM.INFO.ATTEST_HOST",
+    "$JS.ACK.ATTEST_HOST.host-hellos.1.1.1.1.0",
 )
 
 
@@ -55,18 +55,25 @@ async def look(manager: NatsBus, own: str) -> Everything:
     return Everything(counts, values)
 
 
+def name_of(role: str, word: str) -> str:
+    """A name that a role's credential can have."""
+    return ".".join([word] * subjects.name_tokens(role))
+
+
 async def furnish(manager: NatsBus, join: Join) -> None:
     """Something of everybody's in every place; room enough that no attack is refused for want of it."""
-    info = await manager.jetstream.stream_info(layout.IN.name)
-    info.config.max_msgs_per_subject = 10_000
-    await manager.jetstream.update_stream(info.config)
+    for stream in layout.INBOUND:
+        info = await manager.jetstream.stream_info(stream.name)
+        info.config.max_msgs_per_subject = 10_000
+        await manager.jetstream.update_stream(info.config)
     for bucket, key in (("sessions", "record"), ("admissions", "lease"), ("summaries", "readable")):
         await manager.bucket(bucket).put(key, b"honest")
     await manager.publish(subjects.work("host", SESSION, "x"), b"work")
     await manager.schedule(subjects.deadline(SESSION), b"deadline", at=FAR)
     await manager.publish(subjects.event("host", "h", "trusted"), b"{}")
     for role, step in (("host", "hello"), ("app", "hello"), ("gateway", "report")):
-        bus = await join(role, OTHER)
-        await bus.publish(subjects.inbound(role, OTHER, step), b"honest")
+        name = name_of(role, OTHER)
+        bus = await join(role, name)
+        await bus.publish(subjects.inbound(role, name, step), b"honest")
     operator = await join("operator", OTHER)
     await operator.publish(subjects.operator(OTHER, "revoke"), b"honest")
