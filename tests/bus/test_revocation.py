@@ -300,14 +300,16 @@ async def test_an_upgrade_gives_credentials_the_new_rights_and_keeps_revocations
         server = await stack.enter_async_context(EmbeddedServer(tmp_path / "server", load(older)))
         manager = await stack.enter_async_context(await connect([server.url], credential(older, "m", "manager")))
         await ensure(manager)
+        connected = await stack.enter_async_context(await connect([server.url], host))
         assert await differences(server.url, host) and await differences(server.url, gateway)
         done = accounts.upgrade(older)
         assert {"host", "gateway", "manager"} <= set(done.roles) and SYSTEM not in done.roles
         assert done.tellable and done.made == []
         assert await told(server.url, older) == [None]
         assert [await differences(server.url, path) for path in (host, gateway)] == [[], []]
-        connected = await stack.enter_async_context(await connect([server.url], host))
         await connected.publish("attest.v1.in.host.h1.hello", b"x")  # it passes from account to account, and is stored
+        await manager.flush()
+        assert connected.connections == 2 and manager.connections == 1
         assert not await is_let_in(server.url, stolen)
         await server.stop()
         await server.start()  # with the older configuration
