@@ -32,7 +32,10 @@ from tests.stack.containers import WANTED
 from tests.support.commands import commands, run_all
 from tests.support.story import ENDS
 
-pytestmark = pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack")
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack"),
+]
 PAGE = "operations.md"
 UNHURRIED = Timing(lease_s=20, recheck_s=4, evidence_window_s=10, skew_s=4, certificate_s=600)
 """A lease that outlives a restart on a busy machine."""
