@@ -13,8 +13,8 @@ from attestgate.bus.layout import COPIED, HEADERS, KIB, MIB
 SYSTEM = "system"
 """The server's own account (NATS's system account), as a role of `Trust`. It is not one of the table."""
 SYSTEM_INBOX = f"_INBOX.{SYSTEM}"
-UPDATE, LOOKUP = "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
-"""The requests that give a running server an account's JWT, and that ask for the one that it has."""
+UPDATE, LIST, LOOKUP = "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.LIST", "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
+"""The requests that give a running server an account's JWT, that ask which accounts it has, and for the JWT of one."""
 NO_LIMITS = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
 JETSTREAM = {
     MANAGER: {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1},
@@ -31,7 +31,7 @@ def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) ->
 def system_claims(signer: str) -> dict[str, object]:
     """The system account, whose credentials may tell the servers of accounts and ask for them, and nothing else."""
     template = {
-        "pub": {"allow": [UPDATE, LOOKUP.format("*")]},
+        "pub": {"allow": [UPDATE, LIST, LOOKUP.format("*")]},
         "sub": {"allow": [f"{SYSTEM_INBOX}.>"]},
         "subs": 8,
         "data": -1,

@@ -22,12 +22,13 @@ from attestgate.bus.auth.credentials import (
     Account,
     Trust,
     account_claims,
+    claims_in,
     load,
     store,
 )
 from attestgate.bus.auth.keys_folder import locked
 from attestgate.bus.auth.ledger import Issued
-from attestgate.bus.auth.nats_jwt import new_seed, payload_of, public, read_seed, sign, write_private
+from attestgate.bus.auth.nats_jwt import new_seed, public, read_seed, sign, write_private
 from attestgate.bus.auth.permissions import ROLES
 from attestgate.schemas.base import Refusal
 
@@ -68,17 +69,19 @@ def upgrade(folder: Path) -> Upgraded:
 
 def revoke(folder: Path, role: str, credentials: Sequence[Issued]) -> int:
     """Revoke these credentials of a role; how many were not revoked before. Raises Refusal, OSError."""
-    account, now = load(folder).account(role), int(time.time())
-    new = [credential for credential in credentials if not is_revoked(account, credential)]
-    if new:
-        _revoke(folder, role, {credential.key: max(now, credential.at) for credential in new})
-    return len(new)
+    with locked(folder):
+        trust, now = load(folder), int(time.time())
+        new = [credential for credential in credentials if not is_revoked(trust.account(role), credential)]
+        if new:
+            _revoke(folder, trust, role, {credential.key: max(now, credential.at) for credential in new})
+        return len(new)
 
 
 def revoke_all(folder: Path, role: str) -> None:
     """Revoke every credential of a role that was issued until now. Raises Refusal, OSError."""
-    issued = [credential.at for credential in ledger.read(folder).of(role)]
-    _revoke(folder, role, {EVERYBODY: max(int(time.time()), *issued, 0)})
+    with locked(folder):
+        issued = [credential.at for credential in ledger.read(folder).of(role)]
+        _revoke(folder, load(folder), role, {EVERYBODY: max(int(time.time()), *issued, 0)})
 
 
 def is_revoked(account: Account, credential: Issued) -> bool:
@@ -87,15 +90,12 @@ def is_revoked(account: Account, credential: Issued) -> bool:
     return any(revoked.get(key, -1) >= credential.at for key in (credential.key, EVERYBODY))
 
 
-def _revoke(folder: Path, role: str, until: Mapping[str, int]) -> None:
-    with locked(folder):
-        trust = load(folder)
-        operator = _operator(folder, trust)
-        account = trust.account(role)
-        claims = _without_revocations(account) | {"revocations": {**account.revocations(), **until}}
-        signed = _signed(operator, role, account.key, claims, account)
-        accounts = [signed if other.role == role else other for other in trust.accounts]
-        store(folder, Trust(operator=trust.operator, accounts=accounts))
+def _revoke(folder: Path, trust: Trust, role: str, until: Mapping[str, int]) -> None:
+    operator, account = _operator(folder, trust), trust.account(role)
+    claims = _without_revocations(account) | {"revocations": {**account.revocations(), **until}}
+    signed = _signed(operator, role, account.key, claims, account)
+    accounts = [signed if other.role == role else other for other in trust.accounts]
+    store(folder, Trust(operator=trust.operator, accounts=accounts))
 
 
 def _signed(operator: bytes, role: str, key: str, claims: Mapping[str, object], before: Account | None) -> Account:
@@ -133,7 +133,7 @@ def _make_signer(folder: Path, role: str, made: list[str]) -> str:
 def _operator(folder: Path, trust: Trust) -> bytes:
     """The operator's seed, which signed this trust.json. Raises Refusal (`credentials.*`)."""
     seed = read_seed(folder / OPERATOR_FILE)
-    signer = payload_of(trust.operator)["sub"]
+    signer = str(claims_in(trust.operator, "the operator").get("sub"))
     if signer != public(seed):
         raise Refusal.because(
             "credentials.operator",

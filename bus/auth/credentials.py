@@ -40,17 +40,8 @@ class Account(Model):
     jwt: str
 
     def claims(self) -> dict[str, Any]:
-        """What the JWT says, by the folder that it is in. Raises Refusal (`credentials.trust`)."""
-        try:
-            return payload_of(self.jwt)
-        except (ValueError, InvalidTokenError) as error:
-            raise Refusal.because(
-                "credentials.trust",
-                f"the account {self.role} in {TRUST_FILE}",
-                expected="a JWT that `keys init` or `keys upgrade` signed",
-                found=f"something else ({type(error).__name__})",
-                action="put the folder's backup in place",
-            ) from None
+        """What the JWT says. Raises Refusal (`credentials.trust`)."""
+        return claims_in(self.jwt, f"the account {self.role}")
 
     def revocations(self) -> dict[str, int]:
         """Until which second of issue credentials are revoked: by their public keys, or by `EVERYBODY` all."""
@@ -64,8 +55,35 @@ class Trust(Model):
     accounts: list[Account]
 
     def account(self, role: str) -> Account:
-        """The account of a role (or `SYSTEM`)."""
-        return next(account for account in self.accounts if account.role == role)
+        """The account of a role (or `SYSTEM`). Raises Refusal (`credentials.account`)."""
+        for account in self.accounts:
+            if account.role == role:
+                return account
+        raise Refusal.because(
+            "credentials.account",
+            TRUST_FILE,
+            expected=f"an account of role {role}",
+            found=", ".join(account.role for account in self.accounts),
+            action="attestgate keys upgrade FOLDER",
+        )
+
+
+def claims_in(token: str, whose: str) -> dict[str, Any]:
+    """What a JWT in trust.json says. Raises Refusal (`credentials.trust`)."""
+    try:
+        claims = payload_of(token)
+        if isinstance(claims.get("iat"), int) and isinstance(claims.get("nats"), dict):
+            return claims
+        found = "a JWT of another kind"
+    except (ValueError, InvalidTokenError) as error:
+        found = f"something else ({type(error).__name__})"
+    raise Refusal.because(
+        "credentials.trust",
+        f"{whose} in {TRUST_FILE}",
+        expected="a JWT that `keys init` or `keys upgrade` signed",
+        found=found,
+        action="put the folder's backup in place",
+    )
 
 
 class Holder(NamedTuple):

@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
@@ -24,7 +25,7 @@ from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.client.rights import try_rights
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.cluster import EmbeddedCluster
-from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.bus.server.embedded import EmbeddedServer, configuration
 from attestgate.schemas.base import Refusal
 from tests.support.bus.older import make_older
 from tests.support.reasons import refusal_code
@@ -139,6 +140,26 @@ def test_a_credential_of_another_bus_is_not_taken_for_one_of_this(own: Path, tmp
         assert refusal_code(refusal) == "credentials.operator"
 
 
+@pytest.mark.parametrize("jwt", ["", "nonsense", "eyJhbGciOiJlZDI1NTE5LW5rZXkifQ.e30.x"])
+def test_a_trust_file_that_was_damaged_is_named(own: Path, jwt: str) -> None:
+    trust = load(own)
+    damaged = [account.model_copy(update={"jwt": jwt}) for account in trust.accounts]
+    for bad in (Trust(operator=jwt, accounts=trust.accounts), Trust(operator=trust.operator, accounts=damaged)):
+        (own / "trust.json").write_text(bad.model_dump_json())
+        for change in (lambda: accounts.upgrade(own), lambda: accounts.revoke_all(own, "host")):
+            with pytest.raises(Refusal) as refusal:
+                change()
+            assert refusal_code(refusal) == "credentials.trust"
+        assert load(own) == bad
+
+
+def test_an_account_that_an_older_folder_lacks_is_named(own: Path) -> None:
+    make_older(own)
+    with pytest.raises(Refusal) as refusal:
+        accounts.revoke_all(own, "viewer")
+    assert refusal_code(refusal) == "credentials.account"
+
+
 # On the server
 
 
@@ -201,6 +222,14 @@ async def test_an_older_copy_of_the_folder_cannot_take_a_revocation_back(own: Pa
         revoke(own, "h1")
         assert await told(server.url, own) == [None]
         assert await told(server.url, tmp_path / "copy") == ["bus.accounts.newer"]
+        other = credential(tmp_path / "copy", "h2")
+        for _ in range(3):  # newer than the server's, by its time
+            accounts.revoke(tmp_path / "copy", "host", [issued(other, load(tmp_path / "copy"))])
+            other = credential(tmp_path / "copy", "h2")
+        assert await told(server.url, tmp_path / "copy") == ["bus.accounts.newer"]
+        assert not await is_let_in(server.url, stolen)
+        accounts.revoke_all(tmp_path / "copy", "host")  # which loses nothing
+        assert await told(server.url, tmp_path / "copy") == [None]
         assert not await is_let_in(server.url, stolen)
 
 
@@ -219,6 +248,20 @@ async def test_what_keeps_a_server_from_knowing_is_named(own: Path, tmp_path: Pa
 
 
 @pytest.mark.stack
+async def test_a_server_with_accounts_in_its_configuration_alone_is_named(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that an earlier version's configuration started."""
+
+    def older(*arguments: Any) -> dict[str, object]:
+        return configuration(*arguments) | {"resolver": "MEMORY"}
+
+    monkeypatch.setattr("attestgate.bus.server.embedded.configuration", older)
+    async with EmbeddedServer(tmp_path / "server", load(own)) as server:
+        assert await told(server.url, own) == ["bus.accounts.configuration"]
+
+
+@pytest.mark.stack
 async def test_the_credential_that_tells_may_do_nothing_else(own: Path, tmp_path: Path) -> None:
     """The system account could otherwise read who is connected, and stop the server or its streams."""
     user = new_seed(nkeys.PREFIX_BYTE_USER)
@@ -232,7 +275,7 @@ async def test_the_credential_that_tells_may_do_nothing_else(own: Path, tmp_path
     async with EmbeddedServer(tmp_path / "server", load(own)) as server:
         client = Client()
         await client.connect(server.url, user_credentials=RawCredentials(text), error_cb=problem)
-        refused = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.CLAIMS.DELETE", "$SYS.REQ.CLAIMS.LIST", "$SYS.REQ.SERVER.X.RELOAD"]
+        refused = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.CLAIMS.DELETE", "$SYS.REQ.SERVER.X.RELOAD"]
         for subject in refused:
             await client.publish(subject, b"")
         for subject in ("$SYS.>", ">", "_INBOX.>"):
