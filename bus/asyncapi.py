@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from attestgate.bus import subjects
-from attestgate.bus.layout import EVENTS as STREAM
 from attestgate.bus.layout import SUMMARIES
 from attestgate.schemas.base import Model
 from attestgate.schemas.event_data import EVENTS, Told
@@ -21,9 +20,9 @@ from attestgate.schemas.summary import Summary
 VERSION = "3.0.0"
 SCHEMAS = "#/components/schemas"
 ABOUT = """What can be observed of attestgate on its bus (NATS). Events are JSON in CloudEvents 1.0 binary mode, kept in
-the stream ATTEST_EVENTS; every session also has a readable line in the key-value bucket `summaries`. No decision
-depends on either, and neither holds a secret. Agents, gateways and managers exchange sealed or signed msgpack:
-docs/how-it-works.md."""
+the streams ATTEST_EVENTS and ATTEST_ALARMS; every session also has a readable line in the key-value bucket `summaries`.
+No decision depends on either, and neither holds a secret. Agents, gateways and managers exchange sealed or signed
+msgpack: docs/how-it-works.md."""
 
 
 def document() -> dict[str, Any]:
@@ -33,9 +32,10 @@ def document() -> dict[str, Any]:
     for kind in sorted({kind for event in EVENTS for kind in event.kinds}):
         events = [event for event in EVENTS if kind in event.kinds]
         channels[f"events-{kind}"] = {
-            "address": f"{subjects.EVENTS}.{kind}.{{id}}.{{what}}",
+            "address": subjects.EVENTS + f".{kind}." + ("{host}.{id}" if kind == "app" else "{id}") + ".{what}",
             "title": f"Events of kind {kind}",
             "parameters": {
+                **({"host": {"description": "The id of the host that it runs on."}} if kind == "app" else {}),
                 "id": {"description": "The id of the event's subject."},
                 "what": {"description": "What happened.", "enum": sorted(event.what for event in events)},
             },
@@ -103,7 +103,7 @@ def _add_headers(schemas: dict[str, Any]) -> str:
     properties: dict[str, Any] = {f"ce-{name}": {"type": "string"} for name in (*always, "correlationid")}
     properties["ce-specversion"]["const"] = "1.0"
     properties["ce-time"]["format"] = "date-time"
-    properties["Nats-Msg-Id"] = {"type": "string", "description": f"Makes a repeat in {STREAM.name} a no-op."}
+    properties["Nats-Msg-Id"] = {"type": "string", "description": "Makes a repeat in its stream a no-op."}
     schemas["EventHeaders"] = {
         "type": "object",
         "properties": properties,

@@ -145,7 +145,7 @@ GATEWAYS = _inbound("ATTEST_GATEWAY", _from("gateway", *subjects.STEPS["gateway"
 OPERATOR = _inbound("ATTEST_OPERATOR", _orders(subjects.COMMANDS), largest=64 * KIB, in_all=32 * MIB)
 """Operators' signed commands, but for policies."""
 
-POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=128 * MIB, waiting=2)
+POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=256 * MIB, waiting=2)
 """Operators' commands that carry policies."""
 
 INBOUND = (HOSTS, LISTS, APPS, GATEWAYS, OPERATOR, POLICY)

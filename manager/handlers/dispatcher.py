@@ -1,8 +1,8 @@
 """Which handler takes which message: one table by role and step for agents' messages, one for inter-session messages.
 
-Agents and gateways publish on `attest.v1.in.<role>.<id>.<step>`, sessions on `attest.v1.work.<role>.<session>.<what>`.
-Neither can be taken for the other: a credential may publish on its own subjects only, and inter-session messages are
-encrypted under the storage key.
+Agents and gateways publish on `attest.v1.in.<role>.<name>.<step>`, sessions on
+`attest.v1.work.<role>.<session>.<what>`. Neither can be taken for the other: a credential may publish on its own subjects
+only, and inter-session messages are encrypted under the storage key.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from attestgate.host_agent import tpm_service
 from attestgate.host_agent.main import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
+from tests.support.bus.everything import name_of
 from tests.support.cli.command import NOBODY
 from tests.support.cli.fixtures import Run
 from tests.support.ima.lists import VECTORS, document, recorded
@@ -127,7 +128,7 @@ def test_an_agents_credential_of_another_role_is_named(
 def with_credential_of(deployed: Plan, settings: str, role: str, folder: Path) -> tuple[Path, Path]:
     """A process's settings with a credential of another role, and that credential."""
     other = folder / "other.creds"
-    credentials.issue(deployed.keys / "bus", role, "x1", other)
+    credentials.issue(deployed.keys / "bus", role, name_of(role, "x1"), other)
     files = deployed.settings("operator").parent.glob(f"{settings}*.toml")
     path = next(file for file in files if "measured" not in file.name)
     table = tomllib.loads(path.read_text(encoding="utf-8"))

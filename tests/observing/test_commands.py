@@ -71,10 +71,10 @@ class Observed:
         await self.bus.bucket("summaries").put(f"{summary.role}.{summary.id}.{summary.session}", summary.body())
 
     async def tell(self, kind: str, id: str, what: str, at: int, **fields: object) -> None:
-        event = Event.model_validate(
-            {"id": f"{kind}-{what}-{at}", "kind": kind, "subject": id, "what": what, "at": at, "source": "t", **fields}
-        )
-        await self.bus.publish(subjects.event(kind, id, what), event.body(), headers=event.headers())
+        place = {"host": "h1"} if kind == "app" else {}
+        common = {"id": f"{kind}-{what}-{at}", "kind": kind, "subject": id, "what": what, "at": at, "source": "t"}
+        event = Event.model_validate(common | place | fields)
+        await self.bus.publish(subjects.event(kind, event.name, what), event.body(), headers=event.headers())
 
 
 @pytest.fixture

@@ -36,15 +36,20 @@ FOLLOWS = re.compile(r"nats (sub (?!--stream)|kv watch|stream view)")
 PATIENCE_S = 20
 
 SHOWS = {
-    "nats sub 'attest.v1.events.>'": ["attest.v1.events.app.app-1.admitted", "ce-id: ", '"what":"untrusted"'],
+    "nats sub 'attest.v1.events.>'": ["attest.v1.events.app.host-1.app-1.admitted", "ce-id: ", '"what":"untrusted"'],
     "nats sub 'attest.v1.events.host.host-1.*'": ["attest.v1.events.host.host-1.untrusted"],
-    "nats sub 'attest.v1.events.*.*.untrusted'": ["attest.v1.events.host.host-1.untrusted"],
-    "nats stream ls": ["ATTEST_EVENTS"],
+    "nats sub 'attest.v1.events.app.host-1.>'": ["attest.v1.events.app.host-1.app-1.admitted"],
+    "nats sub 'attest.v1.events.host.*.untrusted'": ["attest.v1.events.host.host-1.untrusted"],
+    "nats sub 'attest.v1.events.app.*.*.untrusted'": ["attest.v1.events.app.host-1.app-1.untrusted"],
+    "nats stream ls": ["ATTEST_EVENTS", "ATTEST_ALARMS"],
     "nats stream info ATTEST_EVENTS": [r"Messages: \d", "Discard Policy: Old"],
     "nats stream subjects ATTEST_EVENTS": ["attest.v1.events.host.host-1.trusted"],
-    "nats sub --stream ATTEST_EVENTS --all --terminate-at-end 'attest.v1.events.app.app-1.*'": ['"what":"admitted"'],
+    "nats sub --stream ATTEST_EVENTS --all --terminate-at-end 'attest.v1.events.app.host-1.app-1.*'": [
+        '"what":"admitted"'
+    ],
     "nats stream get ATTEST_EVENTS --last-for attest.v1.events.host.host-1.trusted": ['"what":"trusted"'],
     "nats stream view ATTEST_EVENTS": ['"what":"trusted"', '"what":"admitted"'],
+    "nats stream view ATTEST_ALARMS": ['"what":"revoked"'],
     "nats consumer ls ATTEST_EVENTS": ["[Cc]onsumers"],
     "nats kv ls": ["summaries", "admissions"],
     "nats kv ls summaries": [f"host.host-1.{HOST}", f"app.app-1.{APP}"],
@@ -53,9 +58,11 @@ SHOWS = {
     "nats kv watch summaries": ['"state":"TRUSTED"', '"state":"ADMITTED"'],
     "nats kv watch summaries 'app.>'": ['"state":"ADMITTED"'],
     "nats kv ls admissions": ["cert.0a"],
-    "nats --js-domain attest stream info ATTEST_IN": ["Retention: WorkQueue"],
+    "nats --js-domain attest stream ls": ["ATTEST_HOST", "ATTEST_LISTS", "ATTEST_WORK"],
+    "nats --js-domain attest stream info ATTEST_HOST": ["Retention: WorkQueue"],
     "nats --js-domain attest stream info ATTEST_WORK": ["Allows Schedules: true"],
-    "nats --js-domain attest consumer info ATTEST_IN managers": ["Outstanding Acks", "Unprocessed Messages: 1"],
+    "nats --js-domain attest consumer ls ATTEST_HOST": ["host-rechecks", "host-hellos"],
+    "nats --js-domain attest consumer info ATTEST_HOST host-hellos": ["Outstanding Acks", "Unprocessed Messages: 1"],
     "nats --js-domain attest consumer info ATTEST_WORK workers": ["Unprocessed Messages: 0"],
 }
 """What each recipe has to show, as regular expressions."""
@@ -72,6 +79,13 @@ def test_the_page_lists_every_event() -> None:
         assert f"| `{told.what}` | {', '.join(told.kinds)} | {told.means} |" in PAGE
 
 
+def test_the_page_names_what_is_an_alarm() -> None:
+    named = {"untrusted", "revoked", "failed"}
+    assert all(f"`{what}`" in PAGE.split("ATTEST_ALARMS` has", 1)[1].split(";", 1)[0] for what in named)
+    for told in EVENTS:
+        assert told.alarm is (told.what in named or told.means.startswith("ALARM:")), told
+
+
 @dataclass
 class Viewed:
     """A bus with something on it, and the environment of a viewer."""
@@ -80,15 +94,24 @@ class Viewed:
     environment: dict[str, str]
 
     async def tell(self, kind: str, id: str, what: str, session: str) -> None:
+        host = "host-1" if kind == "app" else None
         event = Event(
-            id=f"{id}-{what}", kind=kind, subject=id, what=what, at=1_700_000_000, session=session, source="t"
+            id=f"{id}-{what}",
+            kind=kind,
+            subject=id,
+            host=host,
+            what=what,
+            at=1_700_000_000,
+            session=session,
+            source="t",
         )
-        await self.manager.publish(subjects.event(kind, id, what), event.body(), headers=event.headers())
+        await self.manager.publish(subjects.event(kind, event.name, what), event.body(), headers=event.headers())
 
 
 async def furnish(viewed: Viewed) -> None:
     await viewed.tell("host", "host-1", "trusted", HOST)
     await viewed.tell("app", "app-1", "admitted", APP)
+    await viewed.tell("host", "host-1", "revoked", HOST)
     host = Summary(role="host", id="host-1", host="host-1", session=HOST, state="TRUSTED", created_at=1)
     app = Summary(role="app", id="app-1", host="host-1", session=APP, state="ADMITTED", created_at=1)
     for line in (host, app):
@@ -184,6 +207,7 @@ async def _watch(viewed: Viewed, terminal: Terminal, wanted: list[str]) -> None:
         if "Subscribing" in terminal.text and not told:
             told = True
             await viewed.tell("host", "host-1", "untrusted", HOST)
+            await viewed.tell("app", "app-1", "untrusted", APP)
             await viewed.tell("app", "app-1", "admitted", APP)
 
 
@@ -217,8 +241,8 @@ async def test_each_recipe_shows_what_it_is_for(viewed: Viewed) -> None:
         "nats pub attest.v1.events.host.host-1.trusted forged",
         "nats stream purge ATTEST_EVENTS --force",
         "nats stream rm KV_admissions --force",
-        "nats --js-domain attest consumer rm ATTEST_IN managers --force",
-        "nats --js-domain attest stream rmm ATTEST_IN 1 --force",
+        "nats --js-domain attest consumer rm ATTEST_HOST host-hellos --force",
+        "nats --js-domain attest stream rmm ATTEST_HOST 1 --force",
         "nats stream add MINE --subjects mine --defaults",
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.crypto import envelope
+from attestgate.manager.handlers.hello import SESSIONS_A_SECOND, SESSIONS_AT_ONCE
 from attestgate.manager.sessions.handshake import MAX_VERIFICATIONS
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
@@ -289,6 +290,19 @@ async def test_hellos_come_too_fast(site: Deployment) -> None:
         await site.quiet()
     assert site.dropped_codes() == ["hello.rate"] * 3
     assert len(await site.records(HostRecord)) == 1
+
+
+async def test_sessions_are_opened_without_end(site: Deployment) -> None:
+    """One a second is not too fast, but a session leaves a record, events and, judged, an entry of the decision log."""
+    await site.enrol_host()
+    for number in range(SESSIONS_AT_ONCE + 9):
+        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
+        await site.quiet()
+        site.clock.at += 1
+    opened = SESSIONS_AT_ONCE + int((SESSIONS_AT_ONCE + 8) * SESSIONS_A_SECOND)
+    assert len(await site.records(HostRecord)) == opened
+    assert site.dropped_codes() == ["hello.rate"] * (SESSIONS_AT_ONCE + 9 - opened)
 
 
 async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Deployment) -> None:
