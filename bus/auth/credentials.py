@@ -8,8 +8,6 @@ Formats: NATS JWT v2 (ADR-14), nkeys, `.creds` files.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +15,21 @@ from typing import Any, NamedTuple
 
 import nkeys
 from jwt import InvalidTokenError
-from jwt.algorithms import Algorithm
-from jwt.api_jws import PyJWS
 from pydantic import TypeAdapter, ValidationError
 
-from attestgate.bus.auth.permissions import MANAGER, ROLES, VIEWER, BusRole, exports, imports
-from attestgate.bus.layout import COPIED, HEADERS, MIB
+from attestgate.bus.auth import ledger
+from attestgate.bus.auth.account_claims import SYSTEM, role_claims, system_claims
+from attestgate.bus.auth.keys_folder import locked, replace
+from attestgate.bus.auth.nats_jwt import new_seed, payload_of, public, read_seed, sign, write_private
+from attestgate.bus.auth.permissions import ROLES
 from attestgate.bus.subjects import name_tokens
 from attestgate.schemas.base import Id, Model, Refusal, read_json
 
-ALGORITHM = "ed25519-nkey"
-SYSTEM = "system"
 TRUST_FILE = "trust.json"
 OPERATOR_FILE = "bus-operator.seed"
 ROLE_TAG = "role:"
+EVERYBODY = "*"
+JWT_BEGINS = "-----BEGIN NATS USER JWT-----\n"
 
 
 class Account(Model):
@@ -40,6 +39,14 @@ class Account(Model):
     key: str
     jwt: str
 
+    def claims(self) -> dict[str, Any]:
+        """What the JWT says. Raises Refusal (`credentials.trust`)."""
+        return claims_in(self.jwt, f"the account {self.role}")
+
+    def revocations(self) -> dict[str, int]:
+        """Until which second of issue credentials are revoked: by their public keys, or by `EVERYBODY` all."""
+        return dict(self.claims()["nats"].get("revocations", {}))
+
 
 class Trust(Model):
     """All that a server of this bus needs. Nothing in it is secret."""
@@ -48,8 +55,35 @@ class Trust(Model):
     accounts: list[Account]
 
     def account(self, role: str) -> Account:
-        """The account of a role (or `SYSTEM`)."""
-        return next(account for account in self.accounts if account.role == role)
+        """The account of a role (or `SYSTEM`). Raises Refusal (`credentials.account`)."""
+        for account in self.accounts:
+            if account.role == role:
+                return account
+        raise Refusal.because(
+            "credentials.account",
+            TRUST_FILE,
+            expected=f"an account of role {role}",
+            found=", ".join(account.role for account in self.accounts),
+            action="attestgate keys upgrade FOLDER",
+        )
+
+
+def claims_in(token: str, whose: str) -> dict[str, Any]:
+    """What a JWT in trust.json says. Raises Refusal (`credentials.trust`)."""
+    try:
+        claims = payload_of(token)
+        if isinstance(claims.get("iat"), int) and isinstance(claims.get("nats"), dict):
+            return claims
+        found = "a JWT of another kind"
+    except (ValueError, InvalidTokenError) as error:
+        found = f"something else ({type(error).__name__})"
+    raise Refusal.because(
+        "credentials.trust",
+        f"{whose} in {TRUST_FILE}",
+        expected="a JWT that `keys init` or `keys upgrade` signed",
+        found=found,
+        action="put the folder's backup in place",
+    )
 
 
 class Holder(NamedTuple):
@@ -64,56 +98,38 @@ class Holder(NamedTuple):
         return f"_INBOX.{self.role}.{self.name}"
 
 
-class _NkeyAlgorithm(Algorithm):
-    """Ed25519 with keys in NATS's encoding, for PyJWT. Only signs: the server verifies."""
-
-    def prepare_key(self, key: bytes) -> Any:
-        return nkeys.from_seed(key)
-
-    def sign(self, msg: bytes, key: Any) -> bytes:
-        return bytes(key.sign(msg))
-
-    def verify(self, msg: bytes, key: Any, sig: bytes) -> bool:
-        try:
-            return bool(key.verify(msg, sig))
-        except nkeys.ErrInvalidSignature:
-            return False
-
-    @staticmethod
-    def to_jwk(key_obj: Any, as_dict: bool = False) -> Any:
-        raise InvalidTokenError("nkeys have no JWK form")
-
-    @staticmethod
-    def from_jwk(jwk: Any) -> Any:
-        raise InvalidTokenError("nkeys have no JWK form")
-
-
-_jws = PyJWS()
-_jws.register_algorithm(ALGORITHM, _NkeyAlgorithm())
-
-
 def create(folder: Path) -> Trust:
     """Generate a bus's operator, accounts and signing keys in `folder`. Raises Refusal if it already has them.
 
-    Leaves `bus-operator.seed` (signs accounts), `<role>.seed` (signs credentials of that role) and `trust.json` (for
-    the server). The accounts' own seeds are discarded: they could sign a credential without a template.
+    Leaves `bus-operator.seed` (signs accounts), `<role>.seed` (signs credentials of that role; `system.seed` those by
+    which the server is told of accounts), `trust.json` (for the server) and `issued.json` (which credentials there
+    are). The accounts' own seeds are discarded: they could sign a credential without a template.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    operator = _new_seed(nkeys.PREFIX_BYTE_OPERATOR)
+    operator = new_seed(nkeys.PREFIX_BYTE_OPERATOR)
     write_private(folder / OPERATOR_FILE, operator)
-    keys = {role: _public(_new_seed(nkeys.PREFIX_BYTE_ACCOUNT)) for role in (SYSTEM, *ROLES)}
-    accounts = [Account(role=SYSTEM, key=keys[SYSTEM], jwt=_sign(operator, SYSTEM, keys[SYSTEM], _account_claims()))]
-    for role in ROLES.values():
-        signer = _new_seed(nkeys.PREFIX_BYTE_ACCOUNT)
-        write_private(folder / f"{role.name}.seed", signer)
-        claims = _role_claims(role, _public(signer), keys)
-        accounts.append(
-            Account(role=role.name, key=keys[role.name], jwt=_sign(operator, role.name, keys[role.name], claims))
-        )
+    keys = {role: public(new_seed(nkeys.PREFIX_BYTE_ACCOUNT)) for role in (SYSTEM, *ROLES)}
+    accounts = []
+    for role, key in keys.items():
+        signer = new_seed(nkeys.PREFIX_BYTE_ACCOUNT)
+        write_private(folder / f"{role}.seed", signer)
+        claims = account_claims(role, public(signer), keys)
+        accounts.append(Account(role=role, key=key, jwt=sign(operator, role, key, claims)))
     claims = {"type": "operator", "system_account": keys[SYSTEM]}
-    trust = Trust(operator=_sign(operator, "attestgate", _public(operator), claims), accounts=accounts)
-    (folder / TRUST_FILE).write_text(trust.model_dump_json(indent=2), encoding="utf-8")
+    trust = Trust(operator=sign(operator, "attestgate", public(operator), claims), accounts=accounts)
+    store(folder, trust)
+    ledger.begin(folder)
     return trust
+
+
+def account_claims(role: str, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
+    """What the account of a role (or `SYSTEM`) has in its JWT, by the present table; `accounts` are all public keys."""
+    return system_claims(signer) if role == SYSTEM else role_claims(ROLES[role], signer, accounts)
+
+
+def store(folder: Path, trust: Trust) -> None:
+    """Replace what the server gets. Raises OSError."""
+    replace(folder / TRUST_FILE, trust.model_dump_json(indent=2), mode=0o644)
 
 
 def load(folder: Path) -> Trust:
@@ -122,25 +138,36 @@ def load(folder: Path) -> Trust:
 
 
 def issue(folder: Path, role: str, name: str, path: Path) -> None:
-    """Write a new `.creds` file (0600) for `name` in `role`, replacing one at `path`. Raises Refusal."""
+    """Write a new `.creds` file (0600) for `name` in `role`, replacing one at `path`. Raises Refusal, OSError.
+
+    The ledger has it before the file is there: a credential that nobody can name could not be revoked by name.
+    """
     check_holder(role, name)
-    signer = _read_seed(folder / f"{role}.seed")
-    user = _new_seed(nkeys.PREFIX_BYTE_USER)
-    claims = {"type": "user", "issuer_account": load(folder).account(role).key, "tags": [f"{ROLE_TAG}{role}"]}
-    token = _sign(signer, name, _public(user), claims)
+    signer = read_seed(folder / f"{role}.seed")
+    user = new_seed(nkeys.PREFIX_BYTE_USER)
+    with locked(folder):
+        account = load(folder).account(role)
+        # One issued in the very second of a revocation of all would be revoked with them.
+        at = max(int(time.time()), account.revocations().get(EVERYBODY, 0) + 1)
+        ledger.add(folder, ledger.Issued(role=role, name=name, key=public(user), at=at))
+    claims = {"type": "user", "issuer_account": account.key, "tags": [f"{ROLE_TAG}{role}"]}
+    token = sign(signer, name, public(user), claims, at=at)
     path.unlink(missing_ok=True)
-    write_private(
-        path,
-        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{user.decode()}\n------END USER NKEY SEED------\n".encode(),
+    write_private(path, credentials_text(token, user).encode())
+
+
+def credentials_text(token: str, seed: bytes) -> str:
+    """The contents of a `.creds` file: a user's JWT and its seed."""
+    return (
+        f"{JWT_BEGINS}{token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed.decode()}\n------END USER NKEY SEED------\n"
     )
 
 
 def holder(path: Path) -> Holder:
     """Whose credential a `.creds` file is. Raises Refusal (`credentials.file`)."""
     try:
-        token = path.read_text(encoding="ascii").split("-----BEGIN NATS USER JWT-----\n", 1)[1].split("\n", 1)[0]
-        claims = json.loads(_jws.decode(token, options={"verify_signature": False}))
+        claims = _payload(path)
         role = next(t.removeprefix(ROLE_TAG) for t in claims["nats"]["tags"] if t.startswith(ROLE_TAG))
         name = claims["name"]
         check_holder(role, name)
@@ -149,6 +176,32 @@ def holder(path: Path) -> Holder:
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, InvalidTokenError, Refusal) as error:
         raise _bad_file(path, f"something else ({type(error).__name__})") from None
     return Holder(role, name)
+
+
+def issued(path: Path, trust: Trust) -> ledger.Issued:
+    """The ledger's entry of a `.creds` file of this bus, whatever its name. Raises Refusal (`credentials.*`)."""
+    try:
+        claims = _payload(path)
+        found = claims["nats"]["issuer_account"]
+        role = next((account.role for account in trust.accounts if account.key == found), None)
+        entry = ledger.Issued(role=str(role), name=claims["name"], key=claims["sub"], at=claims["iat"])
+    except OSError as error:
+        raise _bad_file(path, error.strerror or type(error).__name__) from None
+    except (ValueError, LookupError, TypeError, InvalidTokenError) as error:
+        raise _bad_file(path, f"something else ({type(error).__name__})") from None
+    if role is None:
+        raise Refusal.because(
+            "credentials.bus",
+            str(path),
+            expected="a credential of an account in this folder's trust.json",
+            found=f"one of the account {found}",
+            action="give the folder of the keys that issued it",
+        )
+    return entry
+
+
+def _payload(path: Path) -> dict[str, Any]:
+    return payload_of(path.read_text(encoding="ascii").split(JWT_BEGINS, 1)[1].split("\n", 1)[0])
 
 
 def require(path: Path, *roles: str) -> None:
@@ -179,123 +232,29 @@ def write_context(path: Path, url: str, credentials: Path) -> None:
     path.write_text(json.dumps(context, indent=2) + "\n", encoding="utf-8")
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner reads. Raises Refusal if it exists: a key is never overwritten."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise Refusal.because(
-            "file.write",
-            str(path),
-            expected="a new file",
-            found=error.strerror or type(error).__name__,
-            action="choose another folder, or move the old one away",
-        ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-
-
-NO_LIMITS = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
-JETSTREAM = {
-    MANAGER: {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1},
-    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 256},
-}
-"""An account has JetStream only if these limits are in it; -1 is "no limit". What viewers make is bounded."""
-
-
-def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) -> dict[str, object]:
-    """An account in which a credential without a template is permitted nothing."""
-    return {"type": "account", "limits": limits, "default_permissions": {"pub": {"deny": [">"]}}, **more}
-
-
-def _role_claims(role: BusRole, signer: str, accounts: Mapping[str, str]) -> dict[str, object]:
-    """An account with one scoped signing key, JetStream where the role has one, and what it shares with others."""
-    template = {
-        "pub": {"allow": role.may_publish()},
-        "sub": {"allow": role.may_subscribe()},
-        "subs": role.max_subscriptions,
-        "data": -1,
-        "payload": role.max_payload + HEADERS,
-    }
-    return _account_claims(
-        NO_LIMITS | JETSTREAM.get(role.name, {}),
-        signing_keys=[{"kind": "user_scope", "key": signer, "role": role.name, "template": template}],
-        exports=_exports(role),
-        imports=_imports(role, accounts),
-    )
-
-
-def _imports(role: BusRole, accounts: Mapping[str, str]) -> list[dict[str, str]]:
-    return [
-        {
-            "name": item.local,
-            "subject": item.subject,
-            "local_subject": item.local,
-            "account": accounts[item.role],
-            "type": item.kind,
-        }
-        for item in imports(role)
-    ]
-
-
-def _exports(role: BusRole) -> list[dict[str, str]]:
-    """A page of a bucket is many replies to one request: those services have the response type Stream."""
-    return [
-        {"name": subject, "subject": subject, "type": kind}
-        | ({"response_type": "Stream"} if ".DIRECT.GET." in subject else {})
-        for subject, kind in exports(role.name).items()
-    ]
-
-
-def _sign(seed: bytes, name: str, subject: str, claims: Mapping[str, object]) -> str:
-    payload = {
-        "jti": secrets.token_hex(16),
-        "iat": int(time.time()),
-        "iss": _public(seed),
-        "name": name,
-        "sub": subject,
-        "nats": {**claims, "version": 2},
-    }
-    return _jws.encode(json.dumps(payload).encode(), seed, algorithm=ALGORITHM, headers={"typ": "JWT"})
-
-
-def _new_seed(prefix: int) -> bytes:
-    return bytes(nkeys.encode_seed(secrets.token_bytes(32), prefix))
-
-
-def _public(seed: bytes) -> str:
-    return bytes(nkeys.from_seed(seed).public_key).decode()
-
-
-def _read_seed(path: Path) -> bytes:
-    try:
-        seed = path.read_bytes()
-        nkeys.from_seed(seed)
-    except (OSError, nkeys.NkeysError, ValueError) as error:
-        raise Refusal.because(
-            "credentials.seed",
-            str(path),
-            expected="a signing key that `keys init` created",
-            found=getattr(error, "strerror", None) or "not an nkey seed",
-            action="give the folder of the bus keys",
-        ) from None
-    return seed
-
-
-def check_holder(role: str, name: str) -> None:
-    """Raises Refusal (`credentials.*`) for an unknown role, or a name that its subjects cannot have."""
+def check_role(role: str) -> None:
+    """Raises Refusal (`credentials.role`) for an unknown role."""
     if role not in ROLES:
         raise Refusal.because(
             "credentials.role", "role", expected=", ".join(ROLES), found=role, action="choose one of these roles"
         )
+
+
+def fits(role: str, name: str) -> bool:
+    """Whether the subjects of a role can have a name."""
     tokens = name.split(".")
     try:
         for token in tokens:
             TypeAdapter(Id).validate_python(token)
-        good = len(tokens) == name_tokens(role)
     except ValidationError:
-        good = False
-    if not good:
+        return False
+    return len(tokens) == name_tokens(role)
+
+
+def check_holder(role: str, name: str) -> None:
+    """Raises Refusal (`credentials.*`) for an unknown role, or a name that its subjects cannot have."""
+    check_role(role)
+    if not fits(role, name):
         named = (
             "HOST.ID, each a DNS label: an application has a credential for each host"
             if role == "app"

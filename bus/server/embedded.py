@@ -19,7 +19,8 @@ from typing import Self
 
 import structlog
 
-from attestgate.bus.auth.credentials import SYSTEM, Trust
+from attestgate.bus.auth.account_claims import SYSTEM
+from attestgate.bus.auth.credentials import Trust
 from attestgate.bus.layout import HEADERS
 from attestgate.schemas.base import MAX_MESSAGE, Refusal
 
@@ -29,6 +30,8 @@ READY_S = 30.0
 STOP_S = 10.0
 LINE = 16 * 1024 * 1024
 """Longest line of the server's log: more than its largest message."""
+SYNC = "5s"
+"""How often servers of a cluster compare JWTs: until then one that was down may let in who was revoked meanwhile."""
 _LISTENING = re.compile(r"Listening for client connections on \S+:(\d+)$")
 _READY = "Server is ready"
 _UNREACHED = "Error trying to connect to route"
@@ -56,15 +59,20 @@ class Routes:
         }
 
 
-def configuration(trust: Trust, name: str, store: Path, sync_interval: str) -> dict[str, object]:
-    """The configuration of any nats-server of this bus, but for addresses; its format is a superset of JSON."""
+def configuration(trust: Trust, name: str, store: Path, accounts: Path, sync_interval: str) -> dict[str, object]:
+    """The configuration of any nats-server of this bus, but for addresses; its format is a superset of JSON.
+
+    `store` holds the streams. `accounts` holds the accounts' JWTs that a running server was told of: it is no part of
+    `store`, so that a restored backup of the streams brings back no revoked credential. Of a JWT there and one in the
+    configuration the server takes the newer (`iat`), at each start.
+    """
     return {
         "server_name": name,
         "max_payload": MAX_MESSAGE + HEADERS,
         "max_pending": 8 * (MAX_MESSAGE + HEADERS),
         "operator": trust.operator,
         "system_account": trust.account(SYSTEM).key,
-        "resolver": "MEMORY",
+        "resolver": {"type": "full", "dir": str(accounts), "allow_delete": False, "interval": SYNC},
         "resolver_preload": {account.key: account.jwt for account in trust.accounts},
         "jetstream": {"store_dir": str(store), "sync_interval": sync_interval, "strict": True},
     }
@@ -189,9 +197,9 @@ class EmbeddedServer:
             ready.set_result(False)
 
     def _configuration(self) -> dict[str, object]:
-        store = self._folder / "jetstream"
+        store, accounts = self._folder / "jetstream", self._folder / "accounts"
         return {
-            **configuration(self._trust, self.name, store, self._sync_interval),
+            **configuration(self._trust, self.name, store, accounts, self._sync_interval),
             "host": "127.0.0.1",
             "port": self._port or -1,
             **({"cluster": self._routes.configuration()} if self._routes else {}),

@@ -41,7 +41,8 @@ MACHINE, NGINX, CONTROLLER = "/run/machine/sgx.sock", "/run/nginx", "/run/contro
 NATS_PORT, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 8222, 8081, 8443, "0.0.0.0:9464"
 TIMING = {"lease_s": 10, "recheck_s": 3, "evidence_window_s": 6, "skew_s": 2, "certificate_s": 600}
 CLUSTER = ("nats", "nats-2", "nats-3")
-STORE = Path("/data")
+STORE, ACCOUNTS = Path("/data"), Path("/data/accounts")
+"""On the volume: JetStream makes /data/jetstream, beside which the accounts' JWTs are."""
 
 
 def prepare(folder: Path) -> None:
@@ -86,10 +87,10 @@ def _nats(folder: Path, keys: Path) -> None:
         "routes": [f"nats-route://route:{password}@{name}:6222" for name in CLUSTER],
     }
     folder.mkdir(mode=0o700)
-    single = ports | configuration(trust, "nats", STORE, "always")
+    single = ports | configuration(trust, "nats", STORE, ACCOUNTS, "always")
     write_private(folder / "single.conf", json.dumps(single, indent=2).encode())
     for name in CLUSTER:
-        table = ports | configuration(trust, name, STORE, "2m") | {"cluster": cluster}
+        table = ports | configuration(trust, name, STORE, ACCOUNTS, "2m") | {"cluster": cluster}
         write_private(folder / f"{name}.conf", json.dumps(table, indent=2).encode())
 
 

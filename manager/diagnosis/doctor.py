@@ -82,9 +82,12 @@ async def bus(settings: BusSettings, role: str) -> list[Finding]:
 
 def _rights(rights: Rights) -> Finding:
     differ = [f"may not {what}" for what in rights.missing] + [f"may {what}" for what in rights.excess]
-    action = "start nats-server with the trust.json of these keys; if it is, issue the credential again"
+    action = "attestgate keys upgrade FOLDER --bus URL; if it still may not then, issue the credential again"
     if rights.excess:
-        action = "stop using the bus: an account or a credential with more rights has been signed; create new bus keys"
+        action = (
+            "attestgate keys upgrade FOLDER --bus URL; if it still may then, stop using the bus: somebody has signed "
+            "an account or a credential with more rights; create new bus keys"
+        )
     found = "; ".join(differ) or f"{rights.tried} subjects tried: allowed and refused as the role's table says"
     return Finding(check="bus rights", good=not differ, found=found, action=action)
 

@@ -28,7 +28,9 @@ Everything here was made by `attestgate keys init`. Nothing here is on the bus. 
 | operators/*.pem | signs commands: enrol, revoke, recheck | that operator |
 | policy-authors/*.pem | signs policy manifests; keep it off every server | that author |
 | gateways/*.pem | signs a gateway's reports | that gateway |
-| bus/ | makes credentials for the bus (operator and account seeds) | the bus's operator |
+| bus/*.seed | make credentials for the bus; bus-operator.seed signs the accounts, system.seed tells nats-server of them | the bus's operator |
+| bus/trust.json | the accounts with their permissions and revocations, for nats-server: back it up after each change | the bus's operator; it is not secret |
+| bus/issued.json | which credentials were issued, by which one is revoked by its name | the bus's operator; it is not secret |
 | credentials/*.creds | a role's way onto the bus | that process or person |
 | viewer/ | context of the nats CLI, to look at the bus: set XDG_CONFIG_HOME to this folder (docs/observing.md) | viewers |
 | public.json | the public halves, for settings files | anybody |

@@ -15,18 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attestgate.bus.api import BusError
+from attestgate.bus.auth.account_claims import SYSTEM
 from attestgate.bus.auth.credentials import (
-    SYSTEM,
     Holder,
-    _new_seed,
-    _public,
-    _sign,
     create,
     holder,
     issue,
     load,
-    write_private,
 )
+from attestgate.bus.auth.nats_jwt import new_seed, public, sign, write_private
 from attestgate.bus.auth.permissions import ROLES
 from attestgate.bus.client.nats import connect
 from attestgate.bus.layout import COPIED
@@ -44,7 +41,7 @@ def claims(token: str) -> dict[str, object]:
 
 def test_every_secret_file_is_private_and_trust_holds_none(keys: Path) -> None:
     seeds = sorted(path.name for path in keys.glob("*.seed"))
-    assert seeds == sorted([*(f"{role}.seed" for role in ROLES), "bus-operator.seed"])
+    assert seeds == sorted([*(f"{role}.seed" for role in (SYSTEM, *ROLES)), "bus-operator.seed"])
     text = (keys / "trust.json").read_text()
     for name in seeds:
         assert (keys / name).stat().st_mode & 0o777 == 0o600
@@ -176,29 +173,29 @@ def user_claims(keys: Path, role: str, **more: object) -> dict[str, object]:
 @pytest.mark.stack
 async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """One signed by another role's key, one by itself, one with permissions added, one with a changed name."""
-    user, path = _new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
+    user, path = new_seed(nkeys.PREFIX_BYTE_USER), tmp_path / "x.creds"
     host = (keys / "host.seed").read_bytes()
     everything = {"allow": [">"]}
     forgeries = [
-        _sign(host, "m", _public(user), user_claims(keys, "manager")),
-        _sign(_new_seed(nkeys.PREFIX_BYTE_ACCOUNT), "m", _public(user), user_claims(keys, "manager")),
-        _sign(host, "m", _public(user), user_claims(keys, "host", pub=everything, sub=everything)),
+        sign(host, "m", public(user), user_claims(keys, "manager")),
+        sign(new_seed(nkeys.PREFIX_BYTE_ACCOUNT), "m", public(user), user_claims(keys, "manager")),
+        sign(host, "m", public(user), user_claims(keys, "host", pub=everything, sub=everything)),
     ]
     for token in forgeries:
         await cannot_connect(server, credential(path, token, user))
-    good = _sign(host, "h1", _public(user), user_claims(keys, "host"))
+    good = sign(host, "h1", public(user), user_claims(keys, "host"))
     bus = await connect([server.url], credential(path, good, user))
     await bus.close()
-    other_key = _new_seed(nkeys.PREFIX_BYTE_USER)
+    other_key = new_seed(nkeys.PREFIX_BYTE_USER)
     await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
 
 
 @pytest.mark.stack
 async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """The tag only tells the client what to ask for; what it gets is by the key that signed."""
-    user = _new_seed(nkeys.PREFIX_BYTE_USER)
-    token = _sign(
-        (keys / "host.seed").read_bytes(), "h1", _public(user), user_claims(keys, "host", tags=["role:manager"])
+    user = new_seed(nkeys.PREFIX_BYTE_USER)
+    token = sign(
+        (keys / "host.seed").read_bytes(), "h1", public(user), user_claims(keys, "host", tags=["role:manager"])
     )
     bus = await connect([server.url], credential(tmp_path / "x.creds", token, user))
     with pytest.raises(BusError):

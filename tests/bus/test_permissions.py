@@ -59,6 +59,7 @@ def every_subject() -> list[str]:
         f"{subjects.IN}.host.{NAME}.unknown",
         f"{subjects.DUE}.{SESSION}",
         "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.CLAIMS.UPDATE",
         "_INBOX.other",
         "anything",
     }

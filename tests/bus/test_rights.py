@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import layout
+from attestgate.bus.auth import accounts
 from attestgate.bus.auth.credentials import create, issue, load
 from attestgate.bus.auth.permissions import MANAGER, ROLES
+from attestgate.bus.client.accounts import tell
 from attestgate.bus.client.rights import try_rights
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.manager.diagnosis import doctor
@@ -57,7 +59,12 @@ async def test_a_server_with_other_accounts_is_found(tmp_path: Path, monkeypatch
             assert taken.good and not found.good
             if role == "gateway":
                 assert "may publish attest.v1.in.host.g1.hello; may publish attest.v1.in.host.another" in found.found
-                assert "new bus keys" in found.action
+                assert found.action.startswith("attestgate keys upgrade FOLDER") and "new bus keys" in found.action
             else:
                 assert "may not subscribe attest.v1.out.host.g1.>" in found.found
-                assert "trust.json" in found.action
+                assert found.action.startswith("attestgate keys upgrade FOLDER")
+        accounts.upgrade(tmp_path / "keys")
+        assert [told.problem for told in await tell(server.url, tmp_path / "keys")] == [None]
+        for role in other:
+            settings = BusSettings(url=server.url, credentials=tmp_path / f"{role}.creds")
+            assert [finding.good for finding in await doctor.bus(settings, role)] == [True, True]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from attestgate.bus.api import BusError
 from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import connect
 from attestgate.bus.server.embedded import EmbeddedServer
@@ -31,7 +32,10 @@ from tests.stack.containers import WANTED
 from tests.support.commands import commands, run_all
 from tests.support.story import ENDS
 
-pytestmark = pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack")
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.skipif(WANTED not in os.environ, reason="takes minutes: make test-stack"),
+]
 PAGE = "operations.md"
 UNHURRIED = Timing(lease_s=20, recheck_s=4, evidence_window_s=10, skew_s=4, certificate_s=600)
 """A lease that outlives a restart on a busy machine."""
@@ -328,6 +332,33 @@ async def test_a_credential_is_replaced(operated: OperatedStack) -> None:
     await operated.stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
     await operated.stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
     await operated.through(again)
+
+
+async def test_a_stolen_credential_is_revoked_and_the_host_gets_another(operated: OperatedStack) -> None:
+    stack = operated.stack
+    stolen = operated.desk / "stolen.creds"
+    shutil.copy(operated.plan.credentials("host", "host-1"), stolen)
+    thief = await connect([stack.url], stolen)
+    said = await operated.type(section="A stolen credential", BUS=stack.url)
+    assert f"1 of host host-1\n{stack.url} knows\n" in said
+    async with asyncio.timeout(PATIENCE_S):
+        while not thief.client.is_closed:
+            await asyncio.sleep(0.1)
+    with pytest.raises(BusError, match="rejects the credential"):
+        await connect([stack.url], stolen)
+    await stack.agent("host-1").stop()
+    mark, again = stack.events.mark, time.time()
+    await operated.start("host-1")
+    await stack.until("host", "host-1", "trusted", since=mark, within_s=PATIENCE_S)
+    await operated.through(again)
+
+
+async def test_the_accounts_are_upgraded_and_nobody_notices(operated: OperatedStack) -> None:
+    stack, mark = operated.stack, operated.stack.events.mark
+    said = await operated.type(section="After an upgrade", BUS=stack.url)
+    assert said.startswith("nothing to do: ") and f"{stack.url} knows\n" in said
+    await operated.rechecked(stack.events.mark)
+    assert operated.undisturbed(mark)
 
 
 async def test_the_buss_seeds_are_replaced_and_everything_is_put_again(operated: OperatedStack) -> None:

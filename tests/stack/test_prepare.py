@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from attestgate.cli.config import MODELS, detect
 from attestgate.compose.images import health
 from attestgate.compose.images.inside import ALLOWED
-from attestgate.compose.images.prepare import APPS, HOST, prepare
+from attestgate.compose.images.prepare import APPS, CLUSTER, HOST, prepare
 from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import AppSettings, HostSettings, ProcessSettings, load_measured, load_settings
@@ -104,6 +105,14 @@ def test_the_root_ca_key_and_the_bus_seeds_are_in_no_container(folder: Path) -> 
     given = [path for name in named for path in ((folder / name), *(folder / name).rglob("*")) if path.is_file()]
     assert given
     assert [path for path in given if path.suffix == ".seed" or path.name == "root-ca.key.pem"] == []
+
+
+@pytest.mark.parametrize("name", ["single", *CLUSTER])
+def test_what_a_server_is_told_of_accounts_is_on_its_volume_and_not_among_the_streams(folder: Path, name: str) -> None:
+    """It outlives the container, and a backup of the streams (/data/jetstream) brings back no revoked credential."""
+    table = json.loads((folder / "nats" / f"{name}.conf").read_text(encoding="utf-8"))
+    assert (table["jetstream"]["store_dir"], table["resolver"]["dir"]) == ("/data", "/data/accounts")
+    assert table["resolver"]["type"] == "full" and not table["resolver"]["allow_delete"]
 
 
 def test_nobody_else_can_read_a_secret(folder: Path) -> None:
