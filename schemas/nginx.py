@@ -82,9 +82,9 @@ class NginxConfig(Part):
     requests_per_application: Annotated[int, Field(ge=1, le=100_000)] = 128
     """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
     uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8
-    """Most of them with a body."""
+    """Most of them with a body that is chunked, or of 10,000 bytes or more."""
     uploads: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Most requests with a body at once. nginx holds up to `body` in memory for each."""
+    """Most such requests of all applications at once. nginx holds up to `body` in memory for each."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Worker processes."""
     forwarded: tuple[HeaderName, ...] = FORWARDED

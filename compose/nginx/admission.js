@@ -56,7 +56,7 @@ function whyEnd(r, v) {
     return judge(r, v) === 'admitted' ? undefined : 'cut: no longer admitted';
 }
 
-// Under which certificate the body of a request counts: nobody's, if the request is not admitted.
+// The certificate under which a request with a large body counts: none, if the request is not admitted.
 function uploader(r) {
     try {
         return judge(r, r.variables) === 'admitted' ? r.variables.ssl_client_serial : '';

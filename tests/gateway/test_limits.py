@@ -28,6 +28,8 @@ SMALL = {
     "uploads_per_application": 4,
     "uploads": 8,
 }
+LARGE = b"y" * 10_000
+"""The smallest body that counts."""
 ENDS_S = 60
 """When a test gives up waiting for an end. The longest documented one is 20 s after the connection's first byte."""
 
@@ -208,28 +210,35 @@ async def test_a_kept_connection_ends_by_itself(gate: Gate) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_an_application_has_its_share_of_bodies_and_requests(tmp_path: Path) -> None:
-    limits = {"requests_per_application": 2, "uploads_per_application": 1}
-    async with running(Gate(tmp_path, time.time, **limits)) as gate:
+async def test_an_application_has_its_share_of_large_bodies(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time, uploads_per_application=1)) as gate:
         client, other = gate.client(), gate.client(app="a2")
         await gate.admit(client, other)
         (holding,) = slow(gate, "slow body", client.context, 1)
-        one = await holding.connect()
+        stream = await holding.connect()
 
         async def post() -> int:
-            return (await client.http.post("/x", content=b"y")).status_code
+            return (await client.http.post("/x", content=LARGE)).status_code
 
         await until(post, lambda status: status == 503)
-        busy = await client.http.post("/x", content=b"y")
+        busy = await client.http.post("/x", content=LARGE)
         assert (busy.status_code, busy.text) == (503, "too many requests at once\n")
+        assert (await client.http.post("/x", content=LARGE[1:])).status_code == 200
         assert (await client.http.get("/x")).status_code == 200
-        assert (await other.http.post("/x", content=b"y")).status_code == 200
+        assert (await other.http.post("/x", content=LARGE)).status_code == 200
+        stream[1].transport.abort()
+        await until(post, lambda status: status == 200)
+        assert "too many at once" in {line["verdict"] for line in await logged(gate, 6)}
+
+
+async def test_an_application_has_its_share_of_requests(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time, requests_per_application=1)) as gate:
+        client, other = gate.client(), gate.client(app="a2")
+        await gate.admit(client, other)
         async with client.http.stream("GET", "/stream") as streamed:
             assert streamed.status_code == 200
             assert (await client.http.get("/x")).status_code == 503
             assert (await other.http.get("/x")).status_code == 200
-        one[1].transport.abort()
-        assert "too many at once" in {line["verdict"] for line in await logged(gate, 5)}
 
 
 async def test_refused_bodies_take_no_share(tmp_path: Path) -> None:
@@ -238,7 +247,7 @@ async def test_refused_bodies_take_no_share(tmp_path: Path) -> None:
         await gate.admit(honest)
 
         async def check() -> None:
-            assert (await honest.http.post("/x", content=b"y")).status_code == 200
+            assert (await honest.http.post("/x", content=LARGE)).status_code == 200
 
         async with asyncio.timeout(ENDS_S):
             answers = await all_held(slow(gate, "slow body", withdrawn.context, 8), check)

@@ -16,10 +16,11 @@ UPGRADE = (
     b"GET /x HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a2V5\r\n\r\n"
 )
-PLAIN = frozenset({"says nothing"})
-"""Kinds that do not speak TLS."""
+PLAIN = frozenset({"says nothing", "slow handshake"})
+"""Kinds that do not come to TLS."""
 SAYS: dict[str, tuple[bytes, bytes]] = {
     "says nothing": (b"", b""),
+    "slow handshake": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"x"),
     "no request": (b"", b""),
     "slow header": (HEAD + b"X: ", b"x"),
     "slow body": (LENGTH, b"x"),
