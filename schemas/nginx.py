@@ -83,8 +83,8 @@ class NginxConfig(Part):
     """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
     uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Most of them with a body that is chunked, or of 10,000 bytes or more."""
-    uploads: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Most such requests of all applications at once. nginx holds up to `body` in memory for each."""
+    uploads: Annotated[int, Field(ge=1, le=100_000)] = 32
+    """Most such requests of all applications at once. nginx needs up to twice `body` in memory for each."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Worker processes."""
     forwarded: tuple[HeaderName, ...] = FORWARDED
