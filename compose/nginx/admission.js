@@ -23,12 +23,12 @@ function access(r) {
     const watching = {};
     watch(r, watching);
     return r.readRequestArrayBuffer().then(() => {
-        clearTimeout(watching.timer);
         if (watching.over) {
             r.return(403);
-        } else {
-            pass(r);
+            return;
         }
+        clearTimeout(watching.timer);
+        pass(r);
     });
 }
 

@@ -201,6 +201,7 @@ async def test_a_body_that_is_complete_after_its_end_goes_nowhere(tmp_path: Path
         writer.transport.abort()
         assert (await client.http.get("/x")).status_code == 200
         assert [request.method for request in gate.upstream.requests] == ["GET"]
+        assert "unhandled rejection" not in (gate.config.folder / "error.log").read_text()
 
 
 async def test_a_kept_connection_ends_by_itself(gate: Gate) -> None:
