@@ -203,17 +203,10 @@ async def attacked(
 
 @dataclass
 class Bench:
-    """A gateway with its worker, and who uses it."""
+    """A gateway with its worker."""
 
     deployment: GatewayDeployment
-    good: Client
-    admitted: Client
-    withdrawn: Client
     sequence: Iterator[int] = field(default_factory=lambda: count(1))
-
-    async def renew(self) -> None:
-        """Nobody's lease ends during a row."""
-        await self.deployment.admit(self.good, self.admitted, sequence=next(self.sequence))
 
     async def withdrawals(self, times: int) -> list[float]:
         """Milliseconds from a withdrawal on the bus to the worker's report that nginx holds it, and to a 403."""
@@ -231,20 +224,18 @@ class Bench:
             where.close()
         return found
 
-    def certificate(self, kind: str) -> Path | None:
-        """What the slow clients of this kind show."""
-        gate = self.deployment.gate
-        whose = {"nobody's": None, "admitted": self.admitted, "withdrawn": self.withdrawn}[KINDS[kind]]
-        return None if whose is None else gate.folder / f"client-{gate.clients.index(whose)}.pem"
-
     async def row(self, kind: str, clients: int, addresses: int, seconds: float) -> bool:
         """Measure one kind and print it; whether the goals were met."""
         gate = self.deployment.gate
-        await self.renew()
-        quiet = await asyncio.to_thread(honest, gate, self.good, seconds)
-        async with attacked(gate, kind, self.certificate(kind), clients, addresses):
-            await self.renew()
-            found = await asyncio.to_thread(honest, gate, self.good, seconds)
+        # New certificates for each row, which last longer than it does.
+        good, admitted, withdrawn = (gate.client(app=name) for name in ("good", "admitted", "withdrawn"))
+        await self.deployment.admit(good, admitted, sequence=next(self.sequence))
+        quiet = await asyncio.to_thread(honest, gate, good, seconds)
+        whose = {"nobody's": None, "admitted": admitted, "withdrawn": withdrawn}[KINDS[kind]]
+        certificate = None if whose is None else gate.folder / f"client-{gate.clients.index(whose)}.pem"
+        async with attacked(gate, kind, certificate, clients, addresses):
+            await self.deployment.admit(good, admitted, sequence=next(self.sequence))
+            found = await asyncio.to_thread(honest, gate, good, seconds)
             taken, mib = await self.withdrawals(10), memory_mib(gate)
         ratios = [found.p99(which) / quiet.p99(which) for which in ("kept", "new")]
         print(
@@ -266,7 +257,7 @@ async def measured(folder: Path, clients: int, seconds: float, only: str) -> Non
         deployment = GatewayDeployment(gate)
         relay = {"socket": gate.config.relay, "controller": folder / "switch.sock"}
         async with at_work(deployment.worker(relay=relay)):
-            bench = Bench(deployment, *(gate.client(app=f"a{number}") for number in range(3)))
+            bench = Bench(deployment)
             print(f"{clients} slow clients; 99th percentiles, and how many times the quiet gateway's")
             rows = [(kind, addresses) for kind in KINDS if only in kind for addresses in (1, 40)]
             met = [await bench.row(kind, clients, addresses, seconds) for kind, addresses in rows]
