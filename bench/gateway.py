@@ -65,8 +65,10 @@ def unchecked(text: str) -> str:
 EMPTY = """
 function access(r) { r.variables.attestgate_verdict = 'admitted'; }
 function bound(r, data, flags) { r.sendBuffer(data, flags); }
-function refused(r) { r.return(403); }
-export default { access, bound, refused };
+function busy() { return ''; }
+function refused() { return ''; }
+function uploader() { return ''; }
+export default { access, bound, busy, refused, uploader };
 """
 
 
@@ -74,7 +76,8 @@ def with_empty_script(folder: Path) -> Change:
     """njs in the request path, doing nothing: its cost before the first line of ours."""
     folder.mkdir()
     (folder / "admission.js").write_text(EMPTY)
-    shutil.copy(rendering._FILES / "admin.js", folder)
+    for name in ("admin.js", "rejected.js"):
+        shutil.copy(rendering._FILES / name, folder)
     return lambda text: text.replace(f'js_path "{rendering._FILES}"', f'js_path "{folder}"')
 
 

@@ -71,8 +71,20 @@ class NginxConfig(Part):
     """Shared memory for admissions."""
     body: Size = "1m"
     """Largest request body."""
+    body_s: Annotated[int, Field(ge=1, le=3600)] = 10
+    """Longest time from a request's first byte to its body's last, in seconds (checked every second)."""
     response_s: Annotated[int, Field(ge=1, le=3600)] = 30
     """Longest time from a request's first byte to its response's last, in seconds (checked at each chunk)."""
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 3500
+    """Most connections from outside at once. Each nginx process needs twice as many open files, and 768 more."""
+    connections_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Most connections from one address. Behind a load balancer that hides addresses: as many as `connections`."""
+    requests_per_application: Annotated[int, Field(ge=1, le=100_000)] = 128
+    """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
+    uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """Most of them with a body that is chunked, or of 10,000 bytes or more."""
+    uploads: Annotated[int, Field(ge=1, le=100_000)] = 32
+    """Most such requests of all applications at once. nginx needs up to twice `body` in memory for each."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Worker processes."""
     forwarded: tuple[HeaderName, ...] = FORWARDED
@@ -98,6 +110,16 @@ class NginxConfig(Part):
     def admin(self) -> Path:
         """The unix socket on which the gateway worker talks to nginx."""
         return self.folder / "admin.sock"
+
+    @property
+    def tls_socket(self) -> Path:
+        """The unix socket of the server for applications: nginx passes a connection to it once it has been counted."""
+        return self.folder / "tls.sock"
+
+    @property
+    def public_socket(self) -> Path:
+        """The same for `public_port`."""
+        return self.folder / "http.sock"
 
     @property
     def map(self) -> Path:

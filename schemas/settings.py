@@ -219,6 +219,8 @@ class RelaySettings(Part):
     """The SDN controller, as nginx's settings have it."""
     longest_s: Annotated[int, Field(ge=1, le=86400)] = 3600
     """Longest lifetime of a WebSocket."""
+    connections_per_application: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Most WebSockets of one application at once, of 1,000 in all."""
 
 
 class GatewaySettings(ProcessSettings):

@@ -26,10 +26,10 @@ function health(r) {
     answer(r, 200, { epoch: epoch(), entries: zone.size(), free: zone.freeSpace() });
 }
 
-// For a load balancer: 200 while a gateway worker keeps this dictionary, 503 otherwise.
-function outside(r) {
-    const kept = ngx.shared.worker.has(KEPT);
-    answer(r, kept ? 200 : 503, { gateway: kept ? 'ready' : 'its worker is silent' });
+// For the public health check: whether a gateway worker keeps this dictionary. A variable, since js_content would read the
+// request's body before it answers.
+function kept() {
+    return ngx.shared.worker.has(KEPT) ? '1' : '';
 }
 
 // What was refused since the last request.
@@ -126,4 +126,4 @@ function forget(key) {
     ngx.shared.admissions.delete(key);
 }
 
-export default { health, outside, entries, refusals };
+export default { health, kept, entries, refusals };

@@ -9,9 +9,8 @@
 
 import hash from 'crypto';
 
-// A request with a body is judged twice: before its body is read, and again when all of it is in, since a body may take
-// its time and the admission may have ended meanwhile. The body of a refused request is read too, up to
-// client_max_body_size, before the answer goes out: njs reads it before it runs `refused`. Nothing of it goes upstream.
+// A request with a body is judged before its body is read, every second meanwhile, and again when all of it is in.
+// Nothing of it goes upstream before that. A refused request has its answer before any of its body is read.
 // The server speaks HTTP/1 only, where no request has a body without one of these two headers.
 function access(r) {
     if (!pass(r)) {
@@ -21,7 +20,50 @@ function access(r) {
     if (!r.headersIn['Transfer-Encoding'] && (length === undefined || length === '0')) {
         return undefined;
     }
-    return r.readRequestArrayBuffer().then(() => { pass(r); });
+    const watching = {};
+    watch(r, watching);
+    return r.readRequestArrayBuffer().then(() => {
+        if (watching.over) {
+            r.return(403);
+            return;
+        }
+        clearTimeout(watching.timer);
+        pass(r);
+    });
+}
+
+const WATCH_MS = 1000;
+
+// Look every second whether the request may go on. nginx closes the connection of one that throws here, with the next byte
+// of its body or after client_body_timeout.
+function watch(r, watching) {
+    watching.timer = setTimeout(() => {
+        const end = whyEnd(r, r.variables);
+        if (end !== undefined) {
+            watching.over = true;
+            refuse(r, end);
+            throw new Error(end);
+        }
+        watch(r, watching);
+    }, WATCH_MS);
+}
+
+// Why a request whose body is still on its way ends here, or undefined.
+function whyEnd(r, v) {
+    if (+v.request_time > +v.attestgate_body_s) {
+        return 'cut: body took too long';
+    }
+    return judge(r, v) === 'admitted' ? undefined : 'cut: no longer admitted';
+}
+
+// The certificate under which a request with a large body counts: none, if the request is not admitted.
+function uploader(r) {
+    try {
+        return judge(r, r.variables) === 'admitted' ? r.variables.ssl_client_serial : '';
+    } catch (e) {
+        r.error(`admission: ${e.message}`);
+        return '';
+    }
 }
 
 function pass(r) {
@@ -31,11 +73,11 @@ function pass(r) {
     } catch (e) {
         r.error(`admission: ${e.message}`);
     }
-    r.variables.attestgate_verdict = verdict;
     if (verdict === 'admitted') {
+        r.variables.attestgate_verdict = verdict;
         return true;
     }
-    count(r, verdict);
+    refuse(r, verdict);
     r.return(403);
     return false;
 }
@@ -181,11 +223,20 @@ function bound(r, data, flags) {
 // counted it.
 function refused(r) {
     if (r.variables.attestgate_verdict === 'not judged') {
-        const verdict = unjudged(r.variables.ssl_client_verify);
-        r.variables.attestgate_verdict = verdict;
-        count(r, verdict);
+        refuse(r, unjudged(r.variables.ssl_client_verify));
     }
-    r.return(403, 'refused\n');
+    return 'refused\n';
+}
+
+// The answer to a client who has too many requests in progress, or whose body would be one too many.
+function busy(r) {
+    refuse(r, 'too many at once');
+    return 'too many requests at once\n';
+}
+
+function refuse(r, verdict) {
+    r.variables.attestgate_verdict = verdict;
+    count(r, verdict);
 }
 
 // Why nginx itself refused; on a connection without TLS there is no certificate to name.
@@ -196,4 +247,4 @@ function unjudged(verified) {
     return verified && verified !== 'NONE' ? 'certificate not valid' : 'no certificate';
 }
 
-export default { access, bound, refused };
+export default { access, bound, busy, refused, uploader };

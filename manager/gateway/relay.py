@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,11 +24,13 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import RelaySettings
 
 MOST = 1000
-"""Most WebSockets at a time; further ones are refused."""
+"""Most WebSockets at a time; further ones are refused with 503, as are those beyond an application's share."""
 _MAX_HEAD = 64 * 1024
 _HEAD_S = 10.0
 _PIECE = 64 * 1024
 _NAMED = re.compile(rb"\r\nX-Attestgate-Admission: ([^\r]*)(?=\r\n)")
+_IDENTITY = re.compile(rb"\r\nX-Attestgate-Identity: ([^\r]+)(?=\r\n)")
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _KEYS = re.compile(r"(cert\.[0-9a-f]{2,40}) (host\.[0-9a-f]{32})")
 _log = structlog.get_logger(__name__)
 AdmissionEnd: TypeAlias = Callable[[str], float]
@@ -54,6 +56,7 @@ class Relay:
         self._clock = clock
         self._carried: dict[str, set[_Carried]] = defaultdict(set)
         self._open = 0
+        self._by_identity: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return self._open
@@ -98,16 +101,35 @@ class Relay:
         try:
             async with asyncio.timeout(_HEAD_S):
                 head = await nginx[0].readuntil(b"\r\n\r\n")
-            # Exactly one such header: nginx sets it, and passes none of the client's headers that it does not name.
-            named = _NAMED.findall(head)
+            # Exactly one of each: nginx sets them, and passes none of the client's headers that it does not name.
+            named, identities = _NAMED.findall(head), _IDENTITY.findall(head)
             keys = _KEYS.fullmatch(named[0].decode("latin-1")) if len(named) == 1 else None
-            if keys is not None and self._open <= MOST:
-                await self._carry(nginx, head, (keys[1], keys[2]))
+            if keys is not None and len(identities) == 1:
+                with self._share(identities[0]) as granted:
+                    if granted:
+                        await self._carry(nginx, head, (keys[1], keys[2]))
+                    else:
+                        nginx[1].write(_BUSY)
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:
             _log.warning("WebSocket not carried", problem=str(error) or type(error).__name__)
         finally:
             self._open -= 1
             nginx[1].transport.abort()
+
+    @contextmanager
+    def _share(self, identity: bytes) -> Iterator[bool]:
+        """Whether there is room for one more of this identity, whichever of its certificates it uses."""
+        if self._open > MOST or self._by_identity[identity] >= self._settings.connections_per_application:
+            _log.warning("WebSocket refused: too many", identity=identity.decode("latin-1"), open=self._open)
+            yield False
+            return
+        self._by_identity[identity] += 1
+        try:
+            yield True
+        finally:
+            self._by_identity[identity] -= 1
+            if not self._by_identity[identity]:
+                del self._by_identity[identity]
 
     async def _carry(self, nginx: _Stream, head: bytes, keys: tuple[str, str]) -> None:
         begun = asyncio.get_running_loop().time()

@@ -65,7 +65,12 @@ async def test_a_small_limit_on_files_is_not_that_of_nginx(tmp_path: Path) -> No
         await gate.nginx.start()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1024), hard))
-    silent = [socket.create_connection(("127.0.0.1", gate.config.port)) for _ in range(600)]
+    address = ("127.0.0.1", gate.config.port)
+    silent = [
+        socket.create_connection(address, source_address=(source, 0))
+        for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+        for _ in range(200)
+    ]
     try:
         client = gate.client()
         await gate.admit(client)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,30 @@ async def test_an_end_of_the_controllers_ends_it(here: Relayed) -> None:
     stream[1].transport.abort()
 
 
+async def test_an_application_has_no_more_than_its_share(tmp_path: Path) -> None:
+    """Whichever of its certificates it uses; what it closes it may open again."""
+    async with (
+        relayed(tmp_path) as here,
+        at_work(here.deployment.worker(relay={**here.relay, "connections_per_application": 2})),
+    ):
+        await until(socket_there(here), bool)
+        client, renewed, other = here.gate.client(), here.gate.client(), here.gate.client(app="a2")
+        await here.deployment.admit(client, renewed, other)
+        streams = [await here.websocket(client), await here.websocket(renewed)]
+
+        async def status(who: Client) -> bytes:
+            streams.append(await here.open(who))
+            return (await streams[-1][0].readline()).split()[1]
+
+        assert [await status(client), await status(renewed)] == [b"503", b"503"]
+        others = await here.websocket(other)
+        streams[0][1].transport.abort()
+        await until(partial(status, client), lambda code: code == b"101")
+        await here.echoes(others)
+        for stream in [*streams, others]:
+            stream[1].transport.abort()
+
+
 NOT_WEBSOCKETS = {
     "no rule": f"GET /other HTTP/1.1\r\nHost: g\r\n{UPGRADE}\r\n",
     "post": f"POST /events HTTP/1.1\r\nHost: g\r\nContent-Length: 0\r\n{UPGRADE}\r\n",
@@ -248,11 +273,14 @@ async def test_ordinary_requests_go_by_the_relay_no_more_than_before(here: Relay
 
 
 NAMED = b"\r\nX-Attestgate-Admission: %(key)s %(host)s"
+WHO = b"\r\nX-Attestgate-Identity: spiffe://sdn.example.org/host/h1/app/a1"
 NOT_HANDED_OVER = {
     "unnamed": b"GET / HTTP/1.1\r\nHost: g\r\n\r\n",
-    "no host": b"GET / HTTP/1.1\r\nX-Attestgate-Admission: %(key)s host.00\r\n\r\n",
-    "two": b"GET / HTTP/1.1" + NAMED + NAMED + b"\r\n\r\n",
-    "not admitted": b"GET / HTTP/1.1\r\nX-Attestgate-Admission: cert.aa %(host)s\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\nX-Attestgate-Admission: %(key)s host.00" + WHO + b"\r\n\r\n",
+    "two": b"GET / HTTP/1.1" + NAMED + NAMED + WHO + b"\r\n\r\n",
+    "nobody's": b"GET / HTTP/1.1" + NAMED + b"\r\n\r\n",
+    "two identities": b"GET / HTTP/1.1" + NAMED + WHO + WHO + b"\r\n\r\n",
+    "not admitted": b"GET / HTTP/1.1\r\nX-Attestgate-Admission: cert.aa %(host)s" + WHO + b"\r\n\r\n",
     "too long": b"GET / HTTP/1.1" + NAMED + b"\r\nX-Filler: " + b"x" * 70_000 + b"\r\n\r\n",
     "not whole": b"GET / HTTP/1.1" + NAMED + b"\r\n",
 }

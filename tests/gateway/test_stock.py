@@ -1,10 +1,12 @@
 """The way without njs: a map file and reloads, on the same nginx with its njs left alone."""
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -15,6 +17,7 @@ from attestgate.schemas.admission import Withdrawal
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
 from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
+from tests.support.gateway.slow import SAYS, Slow, all_held
 
 
 @pytest.fixture
@@ -98,6 +101,31 @@ async def test_a_lapsed_lease_goes_and_a_new_worker_goes_on(stock: GatewayDeploy
         await stock.told("admitted", lambda data: data["key"] == client.key)
         assert await status(client) == 200
     assert set((await MapFile(path).contents()).entries) == before
+
+
+@pytest.mark.stack
+async def test_slow_clients_without_a_certificate_keep_nobody_out_and_end(tmp_path: Path) -> None:
+    """All kinds at once, each from an address of its own."""
+    limits = {"connections": 80, "connections_per_address": 8}
+    async with running(Gate(tmp_path, time.time, mode="stock", **limits)) as gate:
+        stock, client = GatewayDeployment(gate), gate.client()
+        async with at_work(stock.worker(nginx_map=gate.config.map)):
+            await admit(stock, client, allow=("GET /x",))
+
+            async def check() -> None:
+                async with httpx.AsyncClient(base_url=gate.url, verify=client.context) as http:
+                    assert (await http.get("/x")).status_code == 200
+
+            clients = [
+                Slow(kind, gate.config.port, f"127.0.0.{2 + number}", gate.context())
+                for number, kind in enumerate(SAYS)
+                for _ in range(20)
+            ]
+            async with asyncio.timeout(60):
+                answers = await all_held(clients, check)
+        refused = {c.kind for c, answer in zip(clients, answers, strict=True) if answer.endswith(b"\r\n\r\nrefused\n")}
+        assert refused == {"slow body", "slow chunks", "websocket"}
+        assert len(gate.upstream.requests) == 1
 
 
 @pytest.mark.parametrize("rule", ["GET /a+b$c", "* /a.b/**", "GET,PUT /"])

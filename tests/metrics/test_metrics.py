@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
 from attestgate.manager.assembly import assemble
 from attestgate.manager.gateway.metrics import GatewayMetrics
-from attestgate.manager.metrics.http import served
+from attestgate.manager.metrics.http import DEADLINE_S, MOST, served
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import Revoke
@@ -210,3 +212,55 @@ def test_a_busy_port_is_one_refusal_that_names_it() -> None:
 def test_an_address_that_cannot_be_is_refused(address: str) -> None:
     with pytest.raises(Refusal, match=r"metrics\.address"), served(address, CollectorRegistry()):
         pass
+
+
+def ask(address: tuple[str, int], request: bytes) -> bytes:
+    """The whole answer on a connection of its own."""
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.fixture
+def scraped() -> Iterator[tuple[str, int]]:
+    with served("127.0.0.1:0", GatewayMetrics().registry) as url:
+        assert url is not None
+        host, _, port = url.removeprefix("http://").removesuffix("/metrics").partition(":")
+        yield host, int(port)
+
+
+def test_silent_connections_take_no_thread_and_lock_nobody_out(scraped: tuple[str, int]) -> None:
+    """More than the address serves at once: the oldest are closed, and a scrape among them has its answer."""
+    threads = threading.active_count()
+    silent = [socket.create_connection(scraped, timeout=30) for _ in range(3 * MOST)]
+    assert ask(scraped, SCRAPE).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert threading.active_count() == threads
+    for connection in silent[:MOST]:
+        assert ended(connection)
+    for connection in silent:
+        connection.close()
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 70_000])
+def test_a_connection_without_a_whole_request_ends_at_its_deadline(scraped: tuple[str, int], sent: bytes) -> None:
+    with socket.create_connection(scraped, timeout=DEADLINE_S + 25) as connection:
+        connection.sendall(sent)
+        assert ended(connection)
+
+
+SCRAPE = b"GET /metrics?x=1 HTTP/1.1\r\nHost: m\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n"
+
+
+def test_prometheus_gets_the_format_that_it_asks_for_and_nothing_else_is_served(scraped: tuple[str, int]) -> None:
+    head, _, body = ask(scraped, SCRAPE).partition(b"\r\n\r\n")
+    assert b"Content-Type: application/openmetrics-text; version=1.0.0" in head
+    assert body.endswith(b"# EOF\n")
+    for request, status in ((b"GET / HTTP/1.1\r\n\r\n", b"404"), (b"POST /metrics HTTP/1.1\r\n\r\n", b"405")):
+        assert ask(scraped, request).split(b" ")[1] == status
