@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attestgate.schemas.admission import Integrity
-from attestgate.schemas.base import Id, Model, Reason, Seconds, SessionId
+from attestgate.schemas.base import Id, Label, Model, Reasons, Seconds, SessionId
 from attestgate.schemas.binding import Role
 
 
@@ -14,17 +14,17 @@ class Summary(Model):
     id: Id
     host: Id
     session: SessionId
-    state: str
+    state: Label
     created_at: Seconds
     lease_end: Seconds | None = None
     next_recheck: Seconds | None = None
     simulated: bool | None = None
     integrity: Integrity | None = None
-    serial: str | None = None
+    serial: Label | None = None
     """An application's certificate, if it has one."""
     host_session: SessionId | None = None
     """The session of its host that an application depends on."""
-    reasons: list[Reason] = []
+    reasons: Reasons = []
     """Why it ended."""
 
     def body(self) -> bytes:

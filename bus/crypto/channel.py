@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
-from attestgate.schemas.base import Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
+from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
 from attestgate.schemas.binding import Direction, canonical, derive, first_chain, next_chain
 
 Counter = Annotated[int, Field(ge=0, lt=2**48)]
@@ -33,7 +33,7 @@ class Frame(Model):
     counter: Counter
     ack: Counter
     salt: Bytes32
-    ciphertext: bytes
+    ciphertext: Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
 class Duplicate(Exception):

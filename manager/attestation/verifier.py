@@ -309,7 +309,7 @@ def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = N
         observe_only=listed is not None and listed.admitted and not listed.accepted,
         quote_id=verdict.quote_id or NOTHING,
         mrenclave=verdict.mrenclave or NOTHING,
-        tcb_status=verdict.status or "none",
+        tcb_status=(verdict.status or "none")[:64],
         policy=policies.names,
     )
 

@@ -21,7 +21,7 @@ from attestgate.manager.verification.ima.cache import VerdictCache
 from attestgate.manager.verification.ima.keyrings import Keys, is_key, read_keys, signed
 from attestgate.manager.verification.ima.measurement_list import ListEntry
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey, opened
-from attestgate.schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Count, Label, Model, Refusal, parse_json
 from attestgate.schemas.host_policy import Bank
 
 MAX_POLICY = 64 * 1024 * 1024
@@ -30,8 +30,13 @@ MAX_POLICY = 64 * 1024 * 1024
 BOOT_AGGREGATE = b"boot_aggregate"
 """The name of the entry that holds the hash of PCR 0-9."""
 
-Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$")]
-Digests = dict[str, Annotated[list[Digest], Field(min_length=1)]]
+Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$", max_length=128)]
+Name = Annotated[str, StringConstraints(max_length=4096)]
+"""A path, a keyring, a buffer, a pattern."""
+MAX_NAMES = 1_000_000
+Digests = Annotated[
+    dict[Name, Annotated[list[Digest], Field(min_length=1, max_length=MAX_NAMES)]], Field(max_length=MAX_NAMES)
+]
 
 
 class Meta(Model):
@@ -39,13 +44,13 @@ class Meta(Model):
 
     version: Literal[1]
     generator: Annotated[int, Field(ge=0, le=3)] = 0
-    timestamp: str | None = None
+    timestamp: Label | None = None
 
 
 class ImaSection(Model):
     """Keylime's `ima`. The kernel writes SHA-1 template hashes; device-mapper policies are not supported."""
 
-    ignored_keyrings: list[str] = []
+    ignored_keyrings: Annotated[list[Name], Field(max_length=1024)] = []
     log_hash_alg: Literal["sha1"] = "sha1"
     dm_policy: None = None
 
@@ -54,13 +59,13 @@ class RuntimePolicy(Model):
     """Keylime's runtime policy document, version 1."""
 
     meta: Meta
-    release: Annotated[int, Field(ge=0)] = 0
+    release: Count = 0
     digests: Digests
-    excludes: list[str] = []
+    excludes: Annotated[list[Name], Field(max_length=MAX_NAMES)] = []
     keyrings: Digests = {}
     ima: ImaSection = ImaSection()
     ima_buf: Annotated[Digests, Field(alias="ima-buf")] = {}
-    verification_keys: Annotated[str, Field(alias="verification-keys")] = ""
+    verification_keys: Annotated[str, Field(alias="verification-keys", max_length=1024 * 1024)] = ""
 
     def text(self) -> str:
         """The document as Keylime reads it."""
