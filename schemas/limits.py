@@ -80,8 +80,8 @@ _WITH_DOCUMENTS = ("put-policy", "try-policy")
 
 
 def check_inbound(role: str, step: str, data: bytes) -> None:
-    """Raises Refusal `message.size` for a message above its step's maximum; a step that is unknown may have none."""
-    check_size(f"{role} {step}", data, INBOUND.get((role, step), 0))
+    """Raises Refusal `message.size` for a message above the maximum of its step, one of bus.subjects.STEPS."""
+    check_size(f"{role} {step}", data, INBOUND[role, step])
 
 
 def check_command(command: str, data: bytes) -> None:

@@ -102,7 +102,7 @@ class Link:
         except Refusal:
             return
         # Before anything of it is read or kept: the bus can send what it likes, as fast as it likes.
-        if len(message.data) > OUTBOUND.get((self.role, step), 0):
+        if len(message.data) > OUTBOUND.get((self.role, step), -1):
             self._drop(step)
             return
         self._inbox.append((step, message.data))
