@@ -42,8 +42,10 @@ SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", max_leng
 
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 Bytes64 = Annotated[bytes, Field(min_length=64, max_length=64)]
-Seconds = Annotated[int, Field(ge=0, le=253_402_300_799)]
-"""Unix time, or a span, in whole seconds; at most the last second of the year 9999, which is datetime's."""
+MAX_TIME = 253_402_300_799
+"""The last second of the year 9999, and of datetime."""
+Seconds = Annotated[int, Field(ge=0, le=MAX_TIME)]
+"""Unix time, or a span, in whole seconds."""
 Instant = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A Unix second of any age, as a verdict repeats it."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -66,10 +68,8 @@ def _fail_fast(schema: Any) -> None:
             _fail_fast(part)
 
 
-class Model(BaseModel):
-    """A value at a boundary: strict types, unknown keys are errors, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
+class FirstFault(BaseModel):
+    """A model whose lists and maps are read up to their first wrong item."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -77,6 +77,12 @@ class Model(BaseModel):
         schema = handler(source)
         _fail_fast(schema)
         return schema
+
+
+class Model(FirstFault):
+    """A value at a boundary: strict types, unknown keys are errors, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
 
 
 class Secret:
@@ -147,7 +153,11 @@ def printable(text: str) -> str:
 
 
 def _cut(text: object) -> object:
-    return text[: SHOWN - 3] + "..." if isinstance(text, str) and len(text) > SHOWN else text
+    """A text of a reason as it may be sent: not too long, and in UTF-8 (a path may have bytes that are none)."""
+    if not isinstance(text, str):
+        return text
+    text = text[: SHOWN + 1].encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 ReasonText = Annotated[str, StringConstraints(max_length=SHOWN), BeforeValidator(_cut)]
