@@ -78,7 +78,7 @@ def opened(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> bytes:
             "no key",
             "configure its author's key, or use the bare policy",
         )
-    envelope = parse_json(Envelope, raw, source=source)
+    envelope = parse_json(Envelope, raw, source=source, limit=2 * MAX_PAYLOAD)
     # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(

@@ -149,7 +149,7 @@ def read(raw: bytes, *, source: str = "runtime policy", authors: Sequence[Policy
     """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.*`)."""
     if len(raw) > MAX_POLICY:
         raise _refused("policy.size", source, f"at most {MAX_POLICY} bytes", f"{len(raw)} bytes", "split the policy")
-    return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source)
+    return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source, limit=MAX_POLICY)
 
 
 def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> LoadedPolicy:
