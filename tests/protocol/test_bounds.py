@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgpack
@@ -16,12 +18,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from attestgate.bus import subjects
+from attestgate.bus.agent.link import INBOX, INBOX_BYTES
 from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.channel import Frame
 from attestgate.bus.crypto.envelope import SUITES
+from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
 from attestgate.manager.records.record_cipher import SealedRecord
 from attestgate.schemas import base, limits, messages
-from attestgate.schemas.admission import MAX_REPORT, GatewayReport, Posted
+from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, MAX_REPORT, GatewayReport, Posted
 from attestgate.schemas.audit import MAX_ENTRY, Decision
 from attestgate.schemas.base import (
     MAX_MESSAGE,
@@ -44,6 +48,7 @@ from attestgate.schemas.signing import Signed
 from bench.hostile_messages import costliest, costliest_events, first_read, shapes, size_of
 from tests.support.reasons import refusal_code
 
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "bus", "manager", "enclave", "host_agent", "app_agent", "compose", "cli")
 OWN = "written and read by this deployment's managers, encrypted under the storage key"
 LOCAL = "a file of this machine's, read at start"
@@ -170,6 +175,22 @@ def test_every_step_has_a_maximum_and_only_what_holds_lists_or_policies_the_buse
     large = {key for key in STEPS if size_of(*key) > 256 * 1024}
     assert large == {("host", "evidence"), ("host", "recheck_evidence")}
     assert all(size_of(role, "hello") <= 1024 for role in ("host", "app"))
+
+
+def test_the_page_has_the_maximum_of_every_step() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    listed = {
+        (role, step): int(size)
+        for step, *sizes in re.findall(r"^\| `(\w+)` \| (\d*) ?\| (\d*) ?\| (\d*) ?\|$", page, re.MULTILINE)
+        for role, size in zip(("host", "app", "gateway"), sizes, strict=True)
+        if size
+    }
+    assert listed == dict(limits.INBOUND)
+    assert f"at most {limits.COMMAND} bytes, or {MAX_MESSAGE} with policies" in page
+    assert f"at most {MAX_APPLIED} changes and {MAX_GLASS}" in page.replace("\n", " ")
+    assert f"than {MAX_STRANGE} others is refused" in page.replace("\n", " ")
+    assert f"at most {base.SHOWN} characters" in page and f"at most {base.MAX_REASONS} reasons" in page
+    assert f"at most {INBOX} messages or {INBOX_BYTES // 2**20} MiB" in page.replace("\n  ", "")
 
 
 def test_what_encryption_and_signatures_add_is_counted() -> None:
