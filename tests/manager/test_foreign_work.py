@@ -13,7 +13,7 @@ from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.schemas.admission import MAX_APPLIED, AppliedStatement, GatewayReport, sign_report
 from attestgate.schemas.events import reasons_of
 from attestgate.schemas.limits import COMMAND, INBOUND
-from bench.hostile_messages import costliest
+from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, OPERATOR
 

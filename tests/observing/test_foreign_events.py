@@ -22,7 +22,7 @@ from attestgate.compose.local.events import EventWatch
 from attestgate.schemas.base import MAX_REASONS, Reason, Refusal
 from attestgate.schemas.events import MAX_EVENT, MAX_GATEWAY_EVENT, Event, read_event, reason_of, reasons_of
 from attestgate.schemas.summary import Summary, summary_of
-from bench.hostile_messages import costliest_events
+from tests.support.hostile_messages import costliest_events
 
 KINDS = ("gateway", "host")
 STORED = [(kind, name, data) for kind in KINDS for name, data in costliest_events(kind)]

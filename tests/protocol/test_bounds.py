@@ -45,7 +45,7 @@ from attestgate.schemas.bounds import Unbounded, bounds_of
 from attestgate.schemas.break_glass import MAX_FILE, BreakGlass
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, Revoke
 from attestgate.schemas.signing import Signed
-from bench.hostile_messages import costliest, costliest_events, first_read, shapes, size_of
+from tests.support.hostile_messages import costliest, costliest_events, first_read, shapes, size_of
 from tests.support.reasons import refusal_code
 
 ROOT = Path(__file__).parents[2]
