@@ -343,7 +343,8 @@ def _not_waiting(path: str, flags: int) -> int:
 def read_json(kind: type[M], path: Path, *, limit: int = MAX_DOCUMENT) -> M:
     """Read a JSON document. Raises Refusal (`file.*`) that names the file and the key."""
     try:
-        text = read_at_most(path, limit).decode("utf-8")
+        with path.open("rb") as file:
+            text = file.read(limit + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or type(error).__name__
         raise Refusal.because(

@@ -38,6 +38,7 @@ from attestgate.schemas.base import (
     check_size,
     pack,
     parse_json,
+    read_json,
     shown,
     unpack,
 )
@@ -379,3 +380,13 @@ def test_the_size_is_checked_before_anything_is_read() -> None:
     with pytest.raises(Refusal) as refused:
         check_size("x", bytes(10), 9)
     assert refusal_code(refused) == "message.size"
+
+
+def test_of_a_file_no_more_is_read_than_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "resume.json"
+    path.write_text(json.dumps({"session": "ab" * 16}), encoding="utf-8")
+    size = path.stat().st_size
+    assert read_json(messages.Resume, path, limit=size).session == "ab" * 16
+    with pytest.raises(Refusal) as refused:
+        read_json(messages.Resume, path, limit=size - 1)
+    assert refusal_code(refused) == "file.size"
