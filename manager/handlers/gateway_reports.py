@@ -43,16 +43,16 @@ class GatewayReports:
             # Only what a manager leased is passed on, to the session that it was leased to: else each name that a
             # gateway makes up would cost a message.
             session = await self._session(key)
-            if session is not None:
+            if session:
                 message = AppliedAtGateway(gateway=id, serial=key.removeprefix("cert."))
                 await self._messages.send("app", session, "applied", message)
-            elif (strange := strange + 1) > MAX_STRANGE:
+            elif session is None and (strange := strange + 1) > MAX_STRANGE:
                 raise _made_up(key)
         for signed in report.glass:
             await self._orders.broken_glass(id, signed)
 
     async def _session(self, key: str) -> str | None:
-        """The application session that a certificate is leased to; None if it is not, or no longer."""
+        """The application session that a certificate is leased to: "" if not any more, None if it never was."""
         known = self._sessions.get(key)
         if known is not None:
             return known
@@ -61,10 +61,10 @@ class GatewayReports:
             return None
         try:
             statement = open_posted(key, entry.value, {self._manager})
-        except Refusal:
-            return None
+        except Refusal:  # of the identity before this one, until the lease is renewed: a gateway cannot write here
+            return ""
         if not isinstance(statement, Lease):
-            return None
+            return ""
         self._sessions[key] = statement.app_session
         if len(self._sessions) > REMEMBERED:
             del self._sessions[next(iter(self._sessions))]

@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
+from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.records.session_messages import SessionMessages
-from attestgate.schemas.admission import MAX_APPLIED, AppliedStatement, GatewayReport, sign_report
+from attestgate.schemas.admission import (
+    BUCKET,
+    MAX_APPLIED,
+    AppliedStatement,
+    GatewayReport,
+    Withdrawal,
+    post,
+    sign_report,
+)
 from attestgate.schemas.events import reasons_of
 from attestgate.schemas.limits import COMMAND, INBOUND
 from tests.support.hostile_messages import costliest
@@ -92,6 +102,23 @@ async def test_sessions_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deploy
     code, _ = await dropped(site, subject, sign_report(site.world.gateway, report))
     assert code == "gateway.applied"
     assert work == {"looked up": MAX_STRANGE + 1, "sent": 0}
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_certificates_withdrawn_meanwhile_are_not_made_up(
+    site: Deployment, work: dict[str, int], own: bool
+) -> None:
+    """As many as are on their way when many sessions end at once; or when another identity has signed the leases."""
+    signer = read_identity(site.world.keys / "manager" / "identity.pem") if own else Ed25519PrivateKey.generate()
+    gone = [applied(number) for number in range(MAX_APPLIED)]
+    for item in gone:
+        withdrawal = Withdrawal(key=item.key, issued_at=1, until=2, sequence=2, reason="x")
+        await site.bus.bucket(BUCKET).put(item.key, post(signer, withdrawal))
+    report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=gone, at=1)
+    await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, report))
+    await site.quiet()
+    assert work == {"looked up": MAX_APPLIED, "sent": 0}
+    assert "dropped" not in [event.what for event in site.events]
 
 
 async def test_a_few_certificates_that_are_gone_hold_up_no_other(site: Deployment, work: dict[str, int]) -> None:
