@@ -142,7 +142,10 @@ SHOWN = 300
 def shown(value: object) -> str:
     """A value as a reason shows it: bytes in hexadecimal, control characters escaped, at most `SHOWN` characters."""
     # Cut before it is formatted too: what is shown may be a stranger's, and of any size.
-    text = value[:SHOWN].hex() if isinstance(value, bytes) else str(value)
+    try:
+        text = value[:SHOWN].hex() if isinstance(value, bytes) else str(value)
+    except (ValueError, RecursionError):  # an integer of too many digits, a list that is too deep
+        text = f"{type(value).__name__} too large to show"
     text = printable(text[: SHOWN + 1])
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
@@ -275,20 +278,20 @@ def _limits(bounds: Bounds) -> dict[str, Any]:
     Its own limits hold for each container before it is built; the hooks, called for each one that is complete, hold for
     all of them together: containers in containers multiply.
     """
-    left = bounds.items
+    left = bounds.items - 1  # the outermost value
 
-    def count(items: list[Any]) -> list[Any]:
+    def spend(count: int) -> None:
         nonlocal left
-        left -= 1 + len(items)
+        left -= count
         if left < 0:
             raise ValueError("more values than the largest message has")
+
+    def complete_list(items: list[Any]) -> list[Any]:
+        spend(len(items))
         return items
 
-    def count_pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        nonlocal left
-        left -= 1 + len(pairs)
-        if left < 0:
-            raise ValueError("more values than the largest message has")
+    def complete_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        spend(2 * len(pairs))
         return dict(pairs)
 
     return {
@@ -297,8 +300,8 @@ def _limits(bounds: Bounds) -> dict[str, Any]:
         "max_str_len": bounds.text,
         "max_bin_len": bounds.data,
         "max_ext_len": 0,
-        "list_hook": count,
-        "object_pairs_hook": count_pairs,
+        "list_hook": complete_list,
+        "object_pairs_hook": complete_map,
     }
 
 

@@ -286,6 +286,18 @@ def test_a_list_is_read_up_to_its_first_wrong_item(field: str, monkeypatch: pyte
     assert built == [1, 1]
 
 
+class Grid(Model):
+    """Lists in a list."""
+
+    rows: Annotated[list[Annotated[list[bool], Field(max_length=3)]], Field(max_length=50)]
+
+
+@pytest.mark.parametrize("row", [[], [True] * 3])
+def test_the_largest_of_a_kind_with_lists_in_lists_is_read(row: list[bool]) -> None:
+    assert unpack(Grid, pack(Grid(rows=[row] * 50))).rows == [row] * 50
+    assert bounds_of(Grid).items == 1 + 1 + 1 + 50 + 150
+
+
 def test_lists_in_lists_count_together() -> None:
     """Each within its own maximum, all of them more than the model has."""
     inner = [[0] * 9] * 9
@@ -306,6 +318,18 @@ def test_a_reason_shows_a_value_of_any_size_in_little_room(value: Any) -> None:
     assert len(shown(value)) <= base.SHOWN
     reason = Reason(**dict.fromkeys(Reason.model_fields, str(value)))
     assert all(len(text) <= base.SHOWN for text in reason.model_dump().values())
+
+
+@pytest.mark.parametrize("value", [10**5000, json.loads("[" * 900 + "]" * 900)], ids=["int", "list"])
+def test_a_reason_shows_what_python_cannot_write(value: Any) -> None:
+    assert len(shown([value] if isinstance(value, int) else nested(value, 5000))) <= base.SHOWN
+    assert shown(10**5000) == "int too large to show"
+
+
+def nested(value: Any, times: int) -> Any:
+    for _ in range(times):
+        value = [value]
+    return value
 
 
 def test_a_reason_takes_a_text_that_is_no_utf_8() -> None:
