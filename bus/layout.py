@@ -10,6 +10,7 @@ from attestgate.bus import subjects
 from attestgate.schemas.base import MAX_MESSAGE
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import MAX_EVENT
+from attestgate.schemas.limits import COMMAND, largest
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -106,16 +107,16 @@ def _orders(commands: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{subjects.OPERATOR}.*.{command}" for command in commands)
 
 
-def _inbound(name: str, subjects: tuple[str, ...], *, largest: int, in_all: int, waiting: int = 4) -> Stream:
+def _inbound(name: str, taken: tuple[str, ...], *, payload: int, in_all: int, waiting: int = 4) -> Stream:
     """A stream in which messages from outside wait for a worker: of one role, so that it fills its own only.
 
-    `largest` is the payload in bytes that one may have, `in_all` bytes what the stream may hold, `waiting` how many
+    `payload` is what one message may have in bytes, `in_all` bytes what the stream may hold, `waiting` how many
     messages may wait on one subject. A credential enumerates its subjects (bus/auth/permissions.py), so what one sender
-    can have stored is their number * `waiting` * `largest`.
+    can have stored is their number * `waiting` * `payload`.
     """
     return Stream(
         name=name,
-        subjects=subjects,
+        subjects=taken,
         # A message leaves when a worker acknowledges it.
         retention="workqueue",
         # Per subject: when a sender's own subject is full, only that sender is refused; nothing is dropped.
@@ -124,28 +125,29 @@ def _inbound(name: str, subjects: tuple[str, ...], *, largest: int, in_all: int,
         # Evidence older than its window is refused anyway; an operator's command has an expiry of its own.
         max_age_s=HOUR_S,
         max_bytes=in_all,
-        max_msg_size=largest + HEADERS,
+        max_msg_size=payload + HEADERS,
     )
 
 
 _SMALL = tuple(step for step in subjects.STEPS["host"] if step not in subjects.LISTS)
+_OF_APPS = subjects.STEPS["app"]
 
-HOSTS = _inbound("ATTEST_HOST", _from("host", *_SMALL), largest=64 * KIB, in_all=128 * MIB)
+HOSTS = _inbound("ATTEST_HOST", _from("host", *_SMALL), payload=largest("host", *_SMALL), in_all=128 * MIB)
 """What hosts send, but for measurement lists."""
 
-LISTS = _inbound("ATTEST_LISTS", _from("host", *subjects.LISTS), largest=MAX_MESSAGE, in_all=768 * MIB, waiting=2)
+LISTS = _inbound("ATTEST_LISTS", _from("host", *subjects.LISTS), payload=MAX_MESSAGE, in_all=768 * MIB, waiting=2)
 """Measurement lists: the only large messages of agents."""
 
-APPS = _inbound("ATTEST_APP", _from("app", *subjects.STEPS["app"]), largest=64 * KIB, in_all=128 * MIB)
+APPS = _inbound("ATTEST_APP", _from("app", *_OF_APPS), payload=largest("app", *_OF_APPS), in_all=128 * MIB)
 """What applications send."""
 
-GATEWAYS = _inbound("ATTEST_GATEWAY", _from("gateway", *subjects.STEPS["gateway"]), largest=256 * KIB, in_all=32 * MIB)
+GATEWAYS = _inbound("ATTEST_GATEWAY", _from("gateway", "report"), payload=largest("gateway", "report"), in_all=32 * MIB)
 """Gateways' signed reports."""
 
-OPERATOR = _inbound("ATTEST_OPERATOR", _orders(subjects.COMMANDS), largest=64 * KIB, in_all=32 * MIB)
+OPERATOR = _inbound("ATTEST_OPERATOR", _orders(subjects.COMMANDS), payload=COMMAND, in_all=64 * MIB)
 """Operators' signed commands, but for policies."""
 
-POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), largest=MAX_MESSAGE, in_all=256 * MIB, waiting=2)
+POLICY = _inbound("ATTEST_POLICY", _orders(subjects.POLICY_COMMANDS), payload=MAX_MESSAGE, in_all=256 * MIB, waiting=2)
 """Operators' commands that carry policies."""
 
 INBOUND = (HOSTS, LISTS, APPS, GATEWAYS, OPERATOR, POLICY)

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError, Message
-from attestgate.schemas.base import Reason, Refusal, pack, parse_json
+from attestgate.bus.forward import event_of
+from attestgate.schemas.base import Refusal, pack
 from attestgate.schemas.enrolment import Action, Command
-from attestgate.schemas.events import Event
+from attestgate.schemas.events import Event, reasons_of
 from attestgate.schemas.signing import sign
 
 VALID_S = 60
@@ -31,8 +32,8 @@ async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, ans
     answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
     async def hear(message: Message) -> None:
-        event = parse_json(Event, message.data, source=message.subject)
-        if event.data.get("message") == wanted and not answer.done():
+        event = event_of(message.subject, message.data)
+        if event is not None and event.data.get("message") == wanted and not answer.done():
             answer.set_result(event)
 
     subscription = await bus.listen(subjects.events_of("op", name), hear)
@@ -52,8 +53,7 @@ async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, ans
     finally:
         await subscription.close()
     if event.what == "refused":
-        reasons = event.data.get("reasons")
-        found = [Reason.model_validate(reason) for reason in reasons] if isinstance(reasons, list) else []
+        found = reasons_of(event)
         if not found:
             raise BusError("a refusal without reasons")
         raise Refusal(*found)

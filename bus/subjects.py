@@ -20,6 +20,7 @@ import re
 from typing import NamedTuple
 
 from attestgate.schemas.base import Refusal
+from attestgate.schemas.limits import SMALL
 
 ROOT = "attest.v1"
 IN = f"{ROOT}.in"
@@ -42,8 +43,6 @@ per subject, that bounds what one sender can queue there."""
 
 LISTS = ("evidence", "recheck_list")
 """The steps of a host that are large: first evidence, and a recheck that does not fit into `recheck_evidence`."""
-SMALL = 48 * 1024
-"""Packed bytes up to which a recheck's answer is `recheck_evidence`: sealed, it fits its stream (bus/layout.py)."""
 
 COMMANDS = ("enrol", "revoke", "recheck", "retry", "drop")
 POLICY_COMMANDS = ("put-policy", "try-policy")

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from attestgate.manager.verification.ear import look
-from attestgate.schemas.base import Reason, printable
+from attestgate.schemas.base import MAX_TIME, Refusal, first_message, printable, where
 from attestgate.schemas.ear import tier
 from attestgate.schemas.event_data import BY_NAME
-from attestgate.schemas.events import Event
+from attestgate.schemas.events import Event, reason_of
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.summary import Summary
 
@@ -67,7 +67,7 @@ def _event(event: Event) -> Iterator[str]:
         yield f"{INDENT}{told.means}"
     for key, value in event.data.items():
         if key == "outcome" and value is not None:
-            yield from _outcome(Outcome.model_validate(value))
+            yield from _outcome(value)
         elif key in ("reasons", "reason", "problem") and value:
             yield from _reasons(value if isinstance(value, list) else [value])
         elif key == "ear":
@@ -76,7 +76,12 @@ def _event(event: Event) -> Iterator[str]:
             yield f"{INDENT}{key.replace('_', ' ')}: {_shown(key, value)}"
 
 
-def _outcome(outcome: Outcome) -> Iterator[str]:
+def _outcome(value: JsonValue) -> Iterator[str]:
+    try:
+        outcome = Outcome.model_validate(value)
+    except ValidationError as error:
+        yield f"{INDENT}outcome: not one ({where(error)}: {first_message(error)})"
+        return
     yield f"{INDENT}quote: SHA-256 {outcome.quote_id}"
     yield f"{INDENT}MRENCLAVE: {outcome.mrenclave}"
     yield f"{INDENT}TCB status: {outcome.tcb_status}; host integrity: {outcome.integrity}"
@@ -89,7 +94,12 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
 def _result(token: str) -> Iterator[str]:
     """The signed verdict, decoded only: `attestgate verify ear` verifies its signature with the managers' keys."""
     yield f"{INDENT}signed verdict: EAR, SHA-256 {hashlib.sha256(token.encode()).hexdigest()}"
-    for name, submod in look(token).submods.items():
+    try:
+        submods = look(token).submods
+    except Refusal as refusal:
+        yield f"{INDENT}  {refusal.reasons[0].sentence()}"
+        return
+    for name, submod in submods.items():
         vector = ", ".join(f"{claim} {value} ({tier(value)})" for claim, value in submod.vector.items())
         yield f"{INDENT}  {name}: {submod.status}" + (f": {vector}" if vector else "")
 
@@ -99,7 +109,7 @@ def _reasons(reasons: list[JsonValue]) -> Iterator[str]:
         if not isinstance(value, dict):  # a gateway's withdrawal has the code alone
             yield f"{INDENT}reason: {value}"
             continue
-        reason = Reason.model_validate(value)
+        reason = reason_of(value)
         yield f"{INDENT}{reason.code}: {reason.field}"
         yield f"{INDENT}  expected {reason.expected}"
         yield f"{INDENT}  found    {reason.found}"
@@ -107,7 +117,7 @@ def _reasons(reasons: list[JsonValue]) -> Iterator[str]:
 
 
 def _shown(key: str, value: JsonValue) -> str:
-    if key in TIMES and isinstance(value, int):
+    if key in TIMES and isinstance(value, int) and 0 <= value <= MAX_TIME:
         return clock(value)
     if key == "measurements":
         return f"SHA-256 {value}"

@@ -7,22 +7,27 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from pathlib import Path
 
+import structlog
+from pydantic import ValidationError
+
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Message
 from attestgate.bus.client.nats import join
+from attestgate.bus.forward import event_of
 from attestgate.bus.operator import order
 from attestgate.cli.common import operator_file, wrong
 from attestgate.cli.policy_set import read_bundle
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.policy_trial import Trial
-from attestgate.schemas.base import parse_json, unpack
+from attestgate.schemas.base import unpack, where
 from attestgate.schemas.enrolment import PolicyManifest, PutPolicy, RecheckNow, TryPolicy
 from attestgate.schemas.event_data import PolicyTried
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import OperatorFile
-from attestgate.schemas.summary import Summary
+from attestgate.schemas.summary import summary_of
 
+log = structlog.get_logger(__name__)
 TRUSTED = ("TRUSTED", "RECHECKING")
 SILENT = "no answer in time: see `attestgate hosts`"
 
@@ -64,11 +69,15 @@ class Answers:
 
     async def hear(self, message: Message) -> None:
         """Take an event; most are about something else."""
-        event = parse_json(Event, message.data, source=message.subject)
-        data = event.data.get("trial")
-        if event.kind != "host" or data is None:
+        event = event_of(message.subject, message.data)
+        data = event.data.get("trial") if event is not None else None
+        if event is None or event.kind != "host" or data is None:
             return
-        tried = PolicyTried.model_validate(data)
+        try:
+            tried = PolicyTried.model_validate(data)
+        except ValidationError as error:
+            log.warning("ignored: not the result of a trial", host=event.subject, field=where(error))
+            return
         if tried.manifest == self._manifest:
             self._found[event.subject] = _told(event, tried)
             self._news.set()
@@ -106,6 +115,6 @@ async def _trusted(bus: Bus) -> list[str]:
             if entry is None:
                 break
             if entry.value is not None:
-                summary = parse_json(Summary, entry.value, source=entry.key)
-                hosts |= {summary.id} if summary.state in TRUSTED else set()
+                summary = summary_of(entry.key, entry.value)
+                hosts |= {summary.id} if summary is not None and summary.state in TRUSTED else set()
     return sorted(hosts)

@@ -20,9 +20,9 @@ from attestgate.bus.client.nats import NatsBus, join
 from attestgate.bus.forward import event_of
 from attestgate.cli.common import Json, OperatorOption, operator_file, say, screen
 from attestgate.cli.explain import clock, timeline
-from attestgate.schemas.base import Refusal, parse_json, printable
+from attestgate.schemas.base import Refusal, printable
 from attestgate.schemas.events import Event
-from attestgate.schemas.summary import Summary
+from attestgate.schemas.summary import Summary, summary_of
 
 COLUMNS = ("role", "id", "host", "state", "integrity", "simulated", "lease_end", "session")
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Then show each change, until Ctrl-C.")]
@@ -132,8 +132,8 @@ def _take(rows: Rows, entry: Entry) -> bool:
     before = rows.get(entry.key)
     if entry.value is None:
         rows.pop(entry.key, None)
-    else:
-        rows[entry.key] = parse_json(Summary, entry.value, source=entry.key)
+    elif (summary := summary_of(entry.key, entry.value)) is not None:
+        rows[entry.key] = summary
     return rows.get(entry.key) != before
 
 
@@ -179,7 +179,7 @@ async def _story(operator: Path, session: str) -> tuple[Summary, list[Event]]:
             )
         own = [e async for e in _events(bus, subjects.events_of(found[0].role, found[0].name)) if _is_of(e, found[0])]
         keys = {f"host.{found[0].session}", *(f"cert.{e.data['serial']}" for e in own if "serial" in e.data)}
-        leases = [e async for e in _events(bus, f"{subjects.EVENTS}.gateway.>") if e.data.get("key") in keys]
+        leases = [e async for e in _events(bus, f"{subjects.EVENTS}.gateway.>") if str(e.data.get("key")) in keys]
         own.sort(key=lambda event: event.number or 0)  # they come from two streams
         return found[0], sorted([*own, *leases], key=lambda event: event.at)
 

@@ -117,7 +117,7 @@ def assemble(
         HelloHandler(bus, store, current, enrolments, context, settings.suite),
         AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
         SessionSteps(store, enrolments, policies, context, certificates),
-        GatewayReports(enrolments, messages, orders),
+        GatewayReports(bus, enrolments, messages, orders, identity.public_key().public_bytes_raw()),
         Operators(
             bus,
             signers,

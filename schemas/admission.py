@@ -18,12 +18,15 @@ from attestgate.schemas.signing import Signed, sign, verify
 BUCKET = "admissions"
 CRL = "crl."
 """Prefix of the keys of revocation lists, in the same bucket: CRLs in DER, signed by their CA."""
-MAX_APPLIED = 1000
+MAX_GATEWAYS = 64
+"""Most gateways of one set."""
+MAX_APPLIED = 64
 """Most changes in one report."""
-MAX_GLASS = 16
+MAX_GLASS = 4
 """Most break-glass admissions in one report."""
 _MAX_STATEMENT = 16 * 1024
-_MAX_REPORT = 1024 * 1024
+MAX_REPORT = 128 * 1024
+"""Largest report in bytes."""
 
 Serial = Annotated[
     str, StringConstraints(pattern=r"^(?:0[1-9a-f]|[1-9a-f][0-9a-f])(?:[0-9a-f]{2}){0,19}$", max_length=40)
@@ -33,10 +36,12 @@ Serial = Annotated[
 _ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 TrustDomain = Annotated[str, StringConstraints(pattern=rf"^{_ID}(?:\.{_ID})*$", max_length=255)]
 """The trust domain of every identity (SPIFFE-ID, section 2.1)."""
-SpiffeId = Annotated[str, StringConstraints(pattern=rf"^spiffe://{_ID}(?:\.{_ID})*/host/{_ID}/app/{_ID}$")]
+SpiffeId = Annotated[
+    str, StringConstraints(pattern=rf"^spiffe://{_ID}(?:\.{_ID})*/host/{_ID}/app/{_ID}$", max_length=401)
+]
 """An application on a host: `spiffe://<trust domain>/host/<id>/app/<id>`."""
-Key = Annotated[str, StringConstraints(pattern=r"^(?:cert|host)\.[0-9a-f]{2,40}$")]
-NginxEpoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Key = Annotated[str, StringConstraints(pattern=r"^(?:cert|host)\.[0-9a-f]{2,40}$", max_length=45)]
+NginxEpoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", max_length=32)]
 """One life of nginx's shared memory: 16 random bytes that are lost with it."""
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Increases with every statement about one key."""
@@ -223,4 +228,4 @@ def open_report(data: bytes, gateways: set[bytes]) -> GatewayReport:
 
     Raises Refusal (`message.*`, `signature.*`). The caller compares `gateway` with the subject it came on.
     """
-    return verify(unpack(Signed, data, limit=_MAX_REPORT), GatewayReport, "gateway report", gateways)
+    return verify(unpack(Signed, data, limit=MAX_REPORT), GatewayReport, "gateway report", gateways)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from attestgate.schemas.admission import Serial
-from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId, pack, unpack
+from attestgate.schemas.admission import MAX_GATEWAYS, Serial, SpiffeId
+from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Seconds, SessionId, Text, pack, unpack
 from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.signing import Signed, sign, verify
@@ -39,11 +39,11 @@ class EndedFact(Model):
     """A session is over: refused before it was trusted, or no longer trusted, and its `certificates` withdrawn."""
 
     did: Literal["ended"] = "ended"
-    state: str
-    step: str
+    state: Label
+    step: Label
     reasons: Annotated[list[Reason], Field(max_length=MAX_REASONS)]
     quote: Hex32 | None = None
-    certificates: list[Serial] = []
+    certificates: Annotated[list[Serial], Field(max_length=8)] = []
 
 
 class IssuedFact(Model):
@@ -54,7 +54,7 @@ class IssuedFact(Model):
     certificate: Hex32
     key: Hex32
     key_made_by: Literal["enclave", "manager"]
-    identity: str
+    identity: SpiffeId
     issuer: Hex
     not_after: Seconds
     before: Serial | None = None
@@ -65,7 +65,7 @@ class Admitted(Model):
 
     did: Literal["admitted"] = "admitted"
     serial: Serial
-    gateways: list[Id]
+    gateways: Annotated[list[Id], Field(max_length=MAX_GATEWAYS)]
 
 
 class WithdrawnFact(Model):
@@ -84,10 +84,10 @@ class Ordered(Model):
     did: Literal["ordered"] = "ordered"
     command: Literal["enrol", "revoke", "put-policy", "drop"]
     message: Hex32
-    sequence: int
-    about: str | None = None
+    sequence: Count
+    about: Text | None = None
     manifest: Hex32 | None = None
-    reason: str | None = None
+    reason: Text | None = None
 
 
 class KeyInForce(Model):
@@ -95,8 +95,8 @@ class KeyInForce(Model):
 
     did: Literal["key-in-force"] = "key-in-force"
     key: Literal["issuing-ca", "storage-epoch"]
-    name: str
-    gone: list[str] = []
+    name: Text
+    gone: Annotated[list[Label], Field(max_length=64)] = []
 
 
 class BreakGlassFact(Model):
@@ -110,9 +110,9 @@ class BreakGlassFact(Model):
     signer: Hex32
     statement: Hex32
     serial: Serial
-    identity: str
+    identity: SpiffeId
     expires_at: Seconds
-    reason: str
+    reason: Text
 
 
 Fact: TypeAlias = Annotated[
@@ -130,7 +130,7 @@ class Decision(Model):
     session: SessionId | None = None
     number: Annotated[int, Field(ge=0, lt=2**31)] = 0
     at: Seconds
-    by: str
+    by: Text
     fact: Fact
 
 

@@ -15,9 +15,9 @@ from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
-from attestgate.schemas.base import Bytes32, Model, Refusal, Seconds
+from attestgate.schemas.base import Bytes32, Count, Model, Refusal, Seconds
 
 MAX_NOTE = 16 * 1024
 ED25519 = b"\x01"
@@ -27,13 +27,11 @@ _BODY = re.compile(
 )
 _SIGNATURE = re.compile(r"— (\S{1,300}) ([A-Za-z0-9+/]+={0,2})")
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-
 
 class Checkpoint(Model):
     """The tree's size and root hash. `cursor`: the last sequence of the stream ATTEST_LOG that it includes."""
 
-    origin: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9./-]{0,299}$")]
+    origin: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9./-]{0,299}$", max_length=300)]
     size: Count
     root: Bytes32
     cursor: Count

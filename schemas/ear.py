@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from attestgate.schemas.base import Reason, Seconds
+from attestgate.schemas.base import FirstFault, Reason, Seconds
 
 Profile = Literal["tag:github.com,2023:veraison/ear"]
 PROFILE: Profile = "tag:github.com,2023:veraison/ear"
@@ -58,7 +58,7 @@ def tier(value: int) -> Tier:
     return "warning" if -96 <= value < 96 else "contraindicated"
 
 
-class _Claims(BaseModel):
+class _Claims(FirstFault):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 

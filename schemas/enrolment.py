@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from attestgate.schemas.admission import Rules
-from attestgate.schemas.base import Bytes32, Hex32, Id, Model, Seconds
+from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Hex32, Id, Model, Seconds
 from attestgate.schemas.signing import Signed
 from attestgate.schemas.tpm import TpmEnrolment
 
@@ -122,12 +122,15 @@ class PolicyManifest(Model):
     allow_manager_keys: bool = False
 
 
+Document = Annotated[bytes, Field(max_length=MAX_MESSAGE)]
+
+
 class PutPolicy(Model):
     """Put a manifest in force, with the documents that it names by hash."""
 
     do: Literal["put-policy"] = "put-policy"
     manifest: Signed
-    documents: Annotated[list[bytes], Field(max_length=8)]
+    documents: Annotated[list[Document], Field(max_length=8)]
 
 
 class TryPolicy(Model):
@@ -135,7 +138,7 @@ class TryPolicy(Model):
 
     do: Literal["try-policy"] = "try-policy"
     manifest: Signed
-    documents: Annotated[list[bytes], Field(max_length=8)]
+    documents: Annotated[list[Document], Field(max_length=8)]
 
 
 class Retry(Model):

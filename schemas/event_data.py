@@ -5,12 +5,16 @@ Publishers build `data` as a plain mapping; the tests validate every published e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from attestgate.schemas.base import Hex, Hex32, Id, Model, Reason, Seconds, SessionId
+from pydantic import Field
+
+from attestgate.schemas.admission import MAX_GATEWAYS, SpiffeId
+from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Reasons, Seconds, SessionId, Text
 from attestgate.schemas.host_policy import BootState, UnknownEntry
-from attestgate.schemas.messages import EvidenceKind, Outcome
+from attestgate.schemas.messages import Outcome, Wanted
 
 SessionWhat: TypeAlias = Literal[
     "challenged",
@@ -53,6 +57,15 @@ EventKind: TypeAlias = Literal["host", "app", "gateway", "op", "manager", "unkno
 """The kind of an event's subject; `unknown` where a message does not say."""
 
 
+Token = Annotated[str, Field(max_length=256 * 1024)]
+"""A signed verdict."""
+Unknown = Annotated[list[UnknownEntry], Field(max_length=2048)]
+
+
+MAX_TOLD = 16 * 1024
+"""Bytes in which an event names unknown entries: a quarter of an event (schemas/events.py)."""
+
+
 class Nothing(Model):
     """No data."""
 
@@ -60,23 +73,38 @@ class Nothing(Model):
 class HostChallenged(Model):
     """The evidence that the host was challenged for."""
 
-    wanted: list[EvidenceKind]
-    agent_version: str
+    wanted: Wanted
+    agent_version: Label
 
 
 class AppChallenged(Model):
     """The host that the application says it runs on."""
 
     host: Id
-    agent_version: str
+    agent_version: Label
 
 
 class Rejected(Model):
     """Evidence not bound to the enrolled platform and measurement: anyone could have sent it; it ends nothing."""
 
-    step: str
-    reasons: list[Reason]
-    ear: str | None = None
+    step: Label
+    reasons: Reasons
+    ear: Token | None = None
+
+
+def entries_told(unknown: Iterable[UnknownEntry]) -> list[UnknownEntry]:
+    """Unknown entries that an event names: the first ones, within `MAX_TOLD` bytes. Its reason says how many there are.
+
+    A list can hold far more: whoever needs them all reads the list (`attestgate verify ima`).
+    """
+    told: list[UnknownEntry] = []
+    room = MAX_TOLD
+    for entry in unknown:
+        room -= len(entry.model_dump_json())
+        if room < 0:
+            break
+        told.append(entry)
+    return told
 
 
 class PolicyTried(Model):
@@ -84,8 +112,8 @@ class PolicyTried(Model):
 
     manifest: Hex32
     admitted: bool
-    reasons: list[Reason]
-    unknown: list[UnknownEntry]
+    reasons: Reasons
+    unknown: Unknown
 
 
 class ListJudged(Model):
@@ -94,12 +122,12 @@ class ListJudged(Model):
     A TPM quote vouches for the first `anchored_entries` of them, and for how the machine was booted.
     """
 
-    entries: int
-    anchored_entries: int
+    entries: Count
+    anchored_entries: Count
     boot_state: BootState
     measurements: Hex32
-    pcr10: dict[str, Hex]
-    unknown: list[UnknownEntry]
+    pcr10: Annotated[dict[Label, Hex], Field(max_length=3)]
+    unknown: Unknown
     trial: PolicyTried | None = None
 
 
@@ -107,7 +135,7 @@ class HostGranted(ListJudged):
     """The verdict on which K was granted."""
 
     outcome: Outcome
-    ear: str
+    ear: Token
     """Here and below: the verdict as an EAR, a JWT signed by the manager (schemas/ear.py)."""
 
 
@@ -123,7 +151,7 @@ class HostRechecked(ListJudged):
 
     lease_end: Seconds
     outcome: Outcome
-    ear: str
+    ear: Token
 
 
 class AppRechecked(Model):
@@ -131,14 +159,14 @@ class AppRechecked(Model):
 
     lease_end: Seconds
     outcome: Outcome
-    ear: str
+    ear: Token
 
 
 class WaitingForKey(Model):
     """The application's evidence is accepted; the session of its host delivers the key."""
 
     outcome: Outcome
-    ear: str
+    ear: Token
     host_session: SessionId
 
 
@@ -147,7 +175,7 @@ class DeliveringKey(Model):
 
     app: Id
     app_session: SessionId
-    volume: int
+    volume: Count
 
 
 class KeyDelivered(Model):
@@ -167,154 +195,154 @@ class Proven(Model):
 class Certified(Model):
     """The certificate that was issued, and where its key was generated."""
 
-    serial: str
-    identity: str
+    serial: Label
+    identity: SpiffeId
     not_after: Seconds
-    key: str
+    key: Label
 
 
 class Renewing(Certified):
     """The next certificate, and the one that it is to replace."""
 
-    before_serial: str
+    before_serial: Label
 
 
 class AppAdmitted(Model):
     """The gateways that have confirmed, signed, that they admit the certificate."""
 
-    serial: str
-    gateways: list[Id]
+    serial: Label
+    gateways: Annotated[list[Id], Field(max_length=MAX_GATEWAYS)]
     lease_end: Seconds
 
 
 class Ended(Model):
     """Why a session ended, at which step, and the verdict that it was based on, if any."""
 
-    step: str
-    reasons: list[Reason]
+    step: Label
+    reasons: Reasons
     outcome: Outcome | None = None
-    ear: str | None = None
+    ear: Token | None = None
 
 
 class Dropped(Model):
     """A message that changed nothing: its SHA-256, its size in bytes, and why."""
 
-    step: str
-    size: int
+    step: Label
+    size: Count
     message: Hex32
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class PutAside(Model):
     """A message that a worker failed on at every attempt: its name in quarantine, None if that was full."""
 
-    step: str
+    step: Label
     message: Hex32 | None
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class Applied(Model):
     """A command that was applied: the SHA-256 of its message."""
 
     message: Hex32
-    sequence: int
-    command: str
+    sequence: Count
+    command: Label
 
 
 class CommandRefused(Model):
     """A command that was refused: the SHA-256 of its message."""
 
     message: Hex32
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class LogInconsistent(Model):
     """How the decision log on the bus differs from what this worker has seen of it."""
 
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class LogStranger(Model):
     """A message in the log's stream: its SHA-256, its sequence there, and why it is not an entry."""
 
     message: Hex32
-    sequence: int
-    reasons: list[Reason]
+    sequence: Count
+    reasons: Reasons
 
 
 class LogOverdue(Model):
     """How many of this worker's decisions are not in the tree, and the leaf hashes of the first of them."""
 
-    count: int
-    leaves: list[Hex32]
+    count: Count
+    leaves: Annotated[list[Hex32], Field(max_length=256)]
 
 
 class GatewayAdmitted(Model):
     """nginx admits a key: `cert.<serial>` or `host.<session>`."""
 
-    key: str
-    who: str
-    sequence: int
+    key: Text
+    who: Text
+    sequence: Count
     until: Seconds
 
 
 class Withdrawn(Model):
     """nginx no longer admits a key. `after_s`: seconds since the decision, overstated by at most one."""
 
-    key: str
-    reason: str
+    key: Text
+    reason: Text
     after_s: float | None = None
 
 
 class Lapsed(Model):
     """A lease that expired."""
 
-    key: str
+    key: Text
 
 
 class StatementRefused(Model):
     """A statement in the bucket that is not the manager's, or is older than one seen before."""
 
-    key: str
+    key: Text
     reason: Reason
 
 
 class RequestRefused(Model):
     """Requests that nginx refused for one reason: how many since the last such report."""
 
-    verdict: str
-    identity: str
-    serial: str
-    times: int
+    verdict: Text
+    identity: Text
+    serial: Label
+    times: Count
 
 
 class BrokenGlass(Model):
     """An operator's break-glass admission of a certificate, without the manager."""
 
-    operator: str
-    identity: str
-    serial: str
+    operator: Id
+    identity: SpiffeId
+    serial: Label
     until: Seconds
-    reason: str
+    reason: Text
 
 
 class Reconciled(Model):
     """How many entries of nginx differed from the gateway worker's leases."""
 
-    put: int
-    removed: int
+    put: Count
+    removed: Count
 
 
 class NginxFailed(Model):
     """nginx does not answer, or answers wrongly."""
 
-    problem: str
+    problem: Text
 
 
 class WorkerFailed(Model):
     """Why a worker did not start, or stopped."""
 
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
 """Events, for people to watch with `nats sub 'attest.v1.events.>'`. Readable JSON, CloudEvents headers, no secrets.
 
-No decision depends on an event. schemas/event_data.py lists every event there is, and what it holds.
+No decision depends on an event. schemas/event_data.py lists every event there is, and what it holds. A gateway may
+store anything under its own name, so a reader leaves out what is no event (`read_event`) and shows a reason that is
+none as it stands (`reasons_of`).
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
-from attestgate.schemas.base import Model, Seconds
+from attestgate.schemas.base import Count, Label, Model, Reason, Refusal, Seconds, Text, parse_json, shown
 
 CLOUDEVENTS_TYPE = "attestgate.v1"
-MAX_EVENT = 16 * 1024
-"""Largest event as JSON, in bytes."""
+MAX_EVENT = 64 * 1024
+"""Largest event in bytes. What may be longer, the unknown entries of a verdict, is cut (`entries_told`)."""
+MAX_GATEWAY_EVENT = 16 * 1024
+"""The same of a gateway, which names one certificate or host at a time."""
 _AS_THEY_ARE = "!#$&'()*+,/:;<=>?@[\\]^`{|}"
 """Besides letters, digits and -._~: all of printable ASCII but space, double quote and percent."""
 
@@ -26,18 +31,18 @@ class Event(Model):
     `host` is where an application runs.
     """
 
-    id: str
-    kind: str
-    subject: str
-    host: str | None = None
-    what: str
+    id: Label
+    kind: Label
+    subject: Label
+    host: Label | None = None
+    what: Label
     at: Seconds
-    session: str | None = None
-    number: int | None = None
-    state: str | None = None
-    before: str | None = None
+    session: Label | None = None
+    number: Count | None = None
+    state: Label | None = None
+    before: Label | None = None
     simulated: bool | None = None
-    source: str
+    source: Text
     data: dict[str, JsonValue] = {}
 
     @property
@@ -63,5 +68,49 @@ class Event(Model):
         return {f"ce-{name}": quote(value, safe=_AS_THEY_ARE) for name, value in attributes.items()}
 
     def body(self) -> bytes:
-        """The event as JSON."""
-        return self.model_dump_json(exclude_none=True).encode()
+        """The event as JSON; without its data, but for their size, where it would be longer than an event may be."""
+        body = self.model_dump_json(exclude_none=True).encode()
+        return body if len(body) <= largest(self.kind) else self.cut(len(body)).body()
+
+    def cut(self, size: int) -> Event:
+        """The event without its data, which says how many bytes it had."""
+        return self.model_copy(update={"data": {"cut": size}})
+
+
+def largest(kind: str) -> int:
+    """The largest event of a kind of subject, in bytes."""
+    return MAX_GATEWAY_EVENT if kind == "gateway" else MAX_EVENT
+
+
+def read_event(data: bytes, *, source: str) -> Event:
+    """An event, if it is one. Raises Refusal (`file.*`); `source` is named in it."""
+    event = parse_json(Event, data, source=source, limit=MAX_EVENT)
+    if len(data) > largest(event.kind):
+        raise Refusal.because(
+            "file.size",
+            source,
+            expected=f"at most {largest(event.kind)} bytes",
+            found=f"{len(data)} bytes",
+            action="find out who publishes there",
+        )
+    return event
+
+
+def reasons_of(event: Event, key: str = "reasons") -> list[Reason]:
+    """The reasons in an event; what is none is shown as it stands, in one that says so."""
+    found = event.data.get(key)
+    return [reason_of(value) for value in found] if isinstance(found, list) else []
+
+
+def reason_of(value: Any) -> Reason:
+    """A reason from an event's data; what is none is shown as it stands, in one that says so."""
+    try:
+        return Reason.model_validate(value)
+    except ValidationError:
+        return Reason(
+            code="event.reason",
+            field="reason",
+            expected="a reason: code, field, expected, found, action",
+            found=shown(value),
+            action="find out who publishes there",
+        )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from attestgate.schemas.base import Hex, Hex32, Model, Reason
+from attestgate.schemas.base import Count, Hex, Hex32, Instant, Model, Reasons, Text
 
 Bank = Literal["sha1", "sha256", "sha384"]
 """A PCR bank, by its hash algorithm (TCG Algorithm Registry: TPM_ALG_SHA1, _SHA256, _SHA384)."""
@@ -50,7 +50,7 @@ class GoldenPcrs(Model):
     """One known-good boot: the values of PCR 0-9 in one bank, in order, in hexadecimal."""
 
     bank: Bank
-    values: list[Hex]
+    values: Annotated[list[Hex], Field(max_length=len(BOOT_PCRS))]
 
     @field_validator("values")
     @classmethod
@@ -67,12 +67,16 @@ class Replay(Model):
     """
 
     entries: Annotated[int, Field(ge=0, lt=2**40)]
-    pcr10: dict[Bank, Hex]
+    pcr10: Annotated[dict[Bank, Hex], Field(max_length=len(BANKS))]
 
     @classmethod
     def start(cls, *banks: Bank) -> Replay:
         """Nothing read yet: PCR 10 is zero in each bank (all banks if none is named)."""
         return cls(entries=0, pcr10={bank: "00" * hashlib.new(bank).digest_size for bank in banks or BANKS})
+
+
+MAX_PATH_SHOWN = 4 * 4096
+"""Characters of the longest path, each byte escaped."""
 
 
 class UnknownEntry(Model):
@@ -82,10 +86,10 @@ class UnknownEntry(Model):
     `nearest` is a digest that the policy has for the same path, if it has the path.
     """
 
-    index: int
-    path: str
-    digest: str
-    nearest: str | None
+    index: Count
+    path: Annotated[str, Field(max_length=MAX_PATH_SHOWN)]
+    digest: Text
+    nearest: Text | None
 
 
 class ListVerdict(Model):
@@ -101,16 +105,16 @@ class ListVerdict(Model):
     accepted: bool
     admitted: bool
     mode: Mode
-    at: int
+    at: Instant
     policy: Hex32 | None
     integrity: HostIntegrity
     boot_state: BootState
-    anchored_entries: int
-    violations: int
-    excluded: int
-    unknown_entries: int
-    unknown: list[UnknownEntry]
-    reasons: list[Reason]
+    anchored_entries: Count
+    violations: Count
+    excluded: Count
+    unknown_entries: Count
+    unknown: Annotated[list[UnknownEntry], Field(max_length=2**20)]
+    reasons: Reasons
     replay: Replay
 
     @property

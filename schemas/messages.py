@@ -11,16 +11,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from attestgate.schemas.base import Bytes32, Bytes64, Hex32, Id, Model, Reason, Seconds, Secret, SessionId
+from attestgate.schemas.base import (
+    MAX_MESSAGE,
+    Bytes32,
+    Bytes64,
+    Hex32,
+    Id,
+    Label,
+    Model,
+    Reason,
+    Reasons,
+    Seconds,
+    Secret,
+    SessionId,
+)
 from attestgate.schemas.binding import Role
 from attestgate.schemas.tpm import TpmQuote
 
 Version = Annotated[str, Field(max_length=64)]
 EvidenceKind = Literal["sgx", "ima", "tpm"]
+Wanted = Annotated[list[EvidenceKind], Field(max_length=3)]
 PublicKey = Annotated[bytes, Field(max_length=2048)]
 Quote = Annotated[bytes, Field(max_length=16 * 1024)]
 MAX_LIST = 64 * 1024 * 1024
 """Largest measurement list, uncompressed, in bytes: about 500,000 entries."""
+
+
+Ciphertext = Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
 class HostHello(Model):
@@ -31,7 +48,7 @@ class HostHello(Model):
     random: Bytes32
     boot_id: Annotated[str, Field(max_length=64)]
     agent_version: Version
-    can_give: list[EvidenceKind]
+    can_give: Wanted
 
 
 class AppHello(Model):
@@ -54,15 +71,15 @@ class Challenge(Model):
     issued_at: Seconds
     expires_at: Seconds
     session_key: PublicKey
-    suite: str
-    wanted: list[EvidenceKind]
+    suite: Label
+    wanted: Wanted
 
 
 class Sealed(Model):
     """An HPKE ciphertext for one session."""
 
     session: SessionId
-    ciphertext: bytes
+    ciphertext: Ciphertext
 
 
 class MeasurementList(Model):
@@ -76,7 +93,7 @@ class MeasurementList(Model):
     size: Annotated[int, Field(ge=0, le=MAX_LIST)]
     prefix: Bytes32
     whole: Bytes32
-    zlib: bytes
+    zlib: Ciphertext
 
 
 class HostEvidence(Model):
@@ -162,7 +179,7 @@ class DeliverKey(Model):
     app: Id
     app_session: SessionId
     enclave_key: PublicKey
-    suite: str
+    suite: Label
     t2: Bytes64
     volume: Annotated[int, Field(ge=0, lt=1024)]
 
@@ -178,7 +195,7 @@ class VolumeKey(Model):
     """The content of the sealed file in the volume: HPKE of K_app to the application's enclave session key."""
 
     app_session: SessionId
-    ciphertext: bytes
+    ciphertext: Annotated[bytes, Field(max_length=4096)]
 
 
 class Certificate(Model):
@@ -208,8 +225,8 @@ class Refused(Model):
 
     session: SessionId
     hello: Bytes64
-    step: str
-    reasons: list[Reason]
+    step: Label
+    reasons: Reasons
 
 
 class Rejected(Model):
@@ -221,14 +238,14 @@ class Rejected(Model):
 
     session: SessionId
     evidence: Bytes64
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class Ended(Model):
     """8 (channel): trust has ended, and why: `state` is the final state."""
 
-    state: str
-    reasons: list[Reason]
+    state: Label
+    reasons: Reasons
 
 
 class Resume(Model):
@@ -247,5 +264,5 @@ class Outcome(Model):
     """Admitted by an observe-only host policy: an enforcing one would refuse it."""
     quote_id: Hex32
     mrenclave: Hex32
-    tcb_status: str
-    policy: dict[str, str]
+    tcb_status: Label
+    policy: Annotated[dict[Label, Hex32], Field(max_length=8)]

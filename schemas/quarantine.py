@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from attestgate.schemas.base import MAX_MESSAGE, Id, Model, Reason, Seconds
+from typing import Annotated
+
+from pydantic import Field
+
+from attestgate.schemas.base import MAX_MESSAGE, Count, Id, Model, Reasons, Seconds, Text
 
 BUCKET = "quarantine"
 LIMIT = MAX_MESSAGE + 64 * 1024
@@ -11,9 +15,9 @@ LIMIT = MAX_MESSAGE + 64 * 1024
 class Quarantined(Model):
     """The message as received, and what went wrong with it. Its payload is still sealed, as it was on the bus."""
 
-    subject: str
-    data: bytes
-    attempts: int
+    subject: Text
+    data: Annotated[bytes, Field(max_length=LIMIT)]
+    attempts: Count
     at: Seconds
     worker: Id
-    reasons: list[Reason]
+    reasons: Reasons

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
-from attestgate.schemas.base import Hex, Hex32, Model, Reason, Refusal, Seconds, parse_json
+from attestgate.schemas.base import Count, Hex, Hex32, Model, Reason, Refusal, Seconds, parse_json
 from attestgate.schemas.binding import canonical
 
 TcbStatus = Literal[
@@ -41,8 +41,12 @@ SgxType = Literal["standard", "scalable", "scalable_with_integrity"]
 PlatformPart = Literal["ppid", "pck_leaf", "attestation_key", "qe_id"]
 """The parts of a platform's identity that two quotes may have in common."""
 
-AdvisoryId = Annotated[str, StringConstraints(pattern=r"^INTEL-SA-[0-9]{5}$")]
+AdvisoryId = Annotated[str, StringConstraints(pattern=r"^INTEL-SA-[0-9]{5}$", max_length=14)]
 U16 = Annotated[int, Field(ge=0, le=0xFFFF)]
+
+
+Pins = Annotated[tuple[Hex32, ...], Field(max_length=4096)]
+Advisories = Annotated[tuple[AdvisoryId, ...], Field(max_length=4096)]
 
 
 class Masked(Model):
@@ -74,41 +78,46 @@ class SgxPolicy(Model):
     """
 
     version: Literal[1]
-    mrenclaves: tuple[Hex32, ...] = ()
-    mrsigners: tuple[Hex32, ...] = ()
+    mrenclaves: Pins = ()
+    mrsigners: Pins = ()
     isv_prod_id: U16 | None = None
     min_isv_svn: U16 = 0
-    config_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")] | None = None
+    config_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$", max_length=128)] | None = None
     min_config_svn: U16 = 0
     attributes: Masked | None = None
     """16 bytes: ATTRIBUTES.FLAGS and XFRM as in the report (little-endian; SDM vol. 3D, 38.7.1)."""
     misc_select: Masked | None = None
     """4 bytes, as in the report."""
 
-    tcb_statuses: tuple[TcbStatus, ...] = ("UpToDate", "SWHardeningNeeded")
-    accepted_advisories: tuple[AdvisoryId, ...] | None = None
+    tcb_statuses: Annotated[tuple[TcbStatus, ...], Field(max_length=7)] = ("UpToDate", "SWHardeningNeeded")
+    accepted_advisories: Advisories | None = None
     """If set, every advisory of the TCB level must be in it."""
-    rejected_advisories: tuple[AdvisoryId, ...] = ()
+    rejected_advisories: Advisories = ()
     min_tcb_date: AwareDatetime | None = None
     """The matched TCB level's date (tcbDate) must not be before it."""
     out_of_date_grace_s: Seconds | None = None
     """How long after its TCB level's date an accepted OutOfDate status remains accepted."""
-    min_tcb_evaluation_number: Annotated[int, Field(ge=0)] = 0
+    min_tcb_evaluation_number: Count = 0
     max_collateral_age_s: Seconds | None = None
     """Since the issue date of TCB info, QE identity and both CRLs, in seconds."""
 
-    ias_statuses: tuple[IasStatus, ...] = ("OK", "SW_HARDENING_NEEDED")
+    ias_statuses: Annotated[tuple[IasStatus, ...], Field(max_length=5)] = ("OK", "SW_HARDENING_NEEDED")
     """For evidence by the legacy attestation service (IAS, EPID)."""
     max_report_age_s: Seconds = 30 * 86_400
     """Of an IAS report, since its timestamp: by default the lifetime of Intel's DCAP collateral."""
 
-    sgx_types: tuple[SgxType, ...] = ("standard", "scalable", "scalable_with_integrity")
+    sgx_types: Annotated[tuple[SgxType, ...], Field(max_length=3)] = ("standard", "scalable", "scalable_with_integrity")
     accept_dynamic_platform: bool = True
     accept_cached_keys: bool = True
     accept_smt: bool = True
-    platforms: tuple[Hex32, ...] = ()
+    platforms: Pins = ()
     """Salted PPID hashes (`PlatformIdentity.ppid`); empty: any platform."""
-    same_platform: tuple[PlatformPart, ...] = ("ppid", "pck_leaf", "attestation_key", "qe_id")
+    same_platform: Annotated[tuple[PlatformPart, ...], Field(max_length=4)] = (
+        "ppid",
+        "pck_leaf",
+        "attestation_key",
+        "qe_id",
+    )
     """What the host's and the application's quotes must have in common to be co-located."""
 
     @model_validator(mode="after")

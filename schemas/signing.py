@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from attestgate.schemas.base import Bytes32, Bytes64, Model, Refusal, pack, unpack
+from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Bytes64, Model, Refusal, pack, unpack
 from attestgate.schemas.binding import canonical
 
 M = TypeVar("M", bound=BaseModel)
@@ -17,7 +17,7 @@ M = TypeVar("M", bound=BaseModel)
 class Signed(Model):
     """A payload (a packed model) with its signature and the public key that made it."""
 
-    payload: bytes
+    payload: Annotated[bytes, Field(max_length=MAX_MESSAGE)]
     signer: Bytes32
     signature: Bytes64
 

@@ -14,7 +14,7 @@ from attestgate.schemas.base import Hex32, Model
 from attestgate.schemas.host_policy import GoldenPcrs
 
 MAX_CERTIFICATE = 4096
-HexBytes = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){1,4096}$")]
+HexBytes = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){1,4096}$", max_length=8192)]
 
 
 class TpmQuote(Model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, get_args
 
@@ -31,13 +32,17 @@ from attestgate.schemas.binding import (
     hello_hash,
     next_transcript,
 )
+from attestgate.schemas.limits import OUTBOUND
 from attestgate.schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
 from attestgate.schemas.signing import Signed, verify
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
-INBOX = 1024
-"""Messages queued for the agent; when it is full the oldest is dropped."""
+INBOX, INBOX_BYTES = 256, 4 * 1024 * 1024
+"""Messages, and their bytes, queued for the agent; beyond either the oldest are dropped: what was missed is sent again
+on `resume`."""
+LOGGED = 100
+"""Of the messages dropped, one in so many is logged."""
 
 
 class SessionOver(Exception):
@@ -67,7 +72,11 @@ class Link:
         self.role: Role = role
         self.id = id
         self.name = subjects.app_name(host, id) if host else id
-        self._inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(INBOX)
+        self._inbox: deque[tuple[str, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self.dropped = 0
+        """Messages that this agent did not take: of an unknown step, too long, or more than it keeps."""
 
     async def listen(self) -> None:
         """Start listening to the subjects of this id."""
@@ -82,18 +91,37 @@ class Link:
         """The next message and its step, or None after `wait_s`."""
         try:
             async with asyncio.timeout(max(wait_s, 0.0)):  # wait_for of Python 3.11 can swallow a cancellation
-                return await self._inbox.get()
+                while not self._inbox:
+                    self._arrived.clear()
+                    await self._arrived.wait()
         except TimeoutError:
             return None
+        return self._oldest()
 
     async def _take(self, message: Message) -> None:
         try:
             step = subjects.parse_outbound(message.subject).step
         except Refusal:
             return
-        if self._inbox.full():
-            self._inbox.get_nowait()
-        self._inbox.put_nowait((step, message.data))
+        # Before anything of it is read or kept: the bus can send what it likes, as fast as it likes.
+        if len(message.data) > OUTBOUND.get((self.role, step), -1):
+            self._drop(step)
+            return
+        self._inbox.append((step, message.data))
+        self._waiting_bytes += len(message.data)
+        while len(self._inbox) > INBOX or self._waiting_bytes > INBOX_BYTES:
+            self._drop(self._oldest()[0])
+        self._arrived.set()
+
+    def _oldest(self) -> tuple[str, bytes]:
+        step, data = self._inbox.popleft()
+        self._waiting_bytes -= len(data)
+        return step, data
+
+    def _drop(self, step: str) -> None:
+        self.dropped += 1
+        if self.dropped % LOGGED == 1:
+            log.warning("dropped", step=step, dropped=self.dropped)
 
 
 class AgentSession:

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from attestgate.bus import layout, subjects
 from attestgate.schemas.base import MAX_MESSAGE
 from attestgate.schemas.event_data import GatewayWhat
+from attestgate.schemas.limits import largest
 
 NAME = "{{name()}}"
 """The server puts the credential's name here (NATS scoped signing keys): of an application, two tokens."""
@@ -160,7 +161,7 @@ def _gateway() -> BusRole:
         publish=(*_says(GATEWAY), *events),
         subscribe=_changes(layout.ADMISSIONS),
         calls=_reads(layout.ADMISSIONS),
-        max_payload=256 * layout.KIB,
+        max_payload=largest(GATEWAY, *subjects.STEPS[GATEWAY]),
     )
 
 
@@ -202,7 +203,7 @@ ROLES = {
     for role in (
         _manager(),
         _agent("host", MAX_MESSAGE),
-        _agent("app", 64 * layout.KIB),
+        _agent("app", largest("app", *subjects.STEPS["app"])),
         _gateway(),
         _operator(),
         _viewer(),

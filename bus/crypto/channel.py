@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
-from attestgate.schemas.base import Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
+from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Bytes64, Model, Refusal, Secret, SessionId, pack, unpack
 from attestgate.schemas.binding import Direction, canonical, derive, first_chain, next_chain
 
 Counter = Annotated[int, Field(ge=0, lt=2**48)]
@@ -33,7 +33,7 @@ class Frame(Model):
     counter: Counter
     ack: Counter
     salt: Bytes32
-    ciphertext: bytes
+    ciphertext: Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
 class Duplicate(Exception):
@@ -98,15 +98,19 @@ class Channel(Model):
         chain, acks = next_chain(self.sent_chain, data), [*self.acks, self.opened]
         return self.model_copy(update={"sent": counter, "sent_chain": chain, "acks": acks}), data
 
-    def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
-        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal if it does not decrypt."""
-        frame = unpack(Frame, data)
-        # Decided before decryption, on a counter that is not authenticated yet: both exceptions leave the state as it
+    def check_next(self, frame: Frame, data: bytes) -> None:
+        """Whether a frame, packed as `data`, is the peer's next. Raises Duplicate, Replayed, OutOfOrder."""
+        # Decided before decryption, on a counter that is not authenticated yet: the exceptions leave the state as it
         # was, so a false counter costs a retry or a log line, and nothing else.
         if frame.counter <= self.opened:
             raise Duplicate if hashlib.sha256(data).digest() in self.opened_digests else Replayed
         if frame.counter > self.opened + 1:
             raise OutOfOrder
+
+    def open(self, step: str, data: bytes) -> tuple[Channel, bytes]:
+        """The next state and the plaintext. Raises Duplicate, Replayed, OutOfOrder, Refusal if it does not decrypt."""
+        frame = unpack(Frame, data)
+        self.check_next(frame, data)
         direction: Direction = "down" if self.sends == "up" else "up"
         plaintext = open_frame(
             frame, self.session, self.secret, step, base=self.base, direction=direction, chain=self.opened_chain

@@ -15,7 +15,7 @@ from attestgate.app_agent.step7_certificate import ssl_context
 from attestgate.app_agent.step8_open import client
 from attestgate.bus import subjects
 from attestgate.bus.client.nats import connect
-from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.demo.narrator import Narrator
 from attestgate.compose.demo.wiretap import Wiretap
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from attestgate.compose.local.stack import Stack
@@ -23,6 +23,7 @@ from attestgate.enclave.simulated.measure import CODE_ROOT
 from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.manager.pki.issue import issue
 from attestgate.schemas.base import Secret
+from attestgate.schemas.events import reasons_of
 from attestgate.schemas.settings import Measured, load_measured
 
 PACKAGES = ("schemas", "bus", "enclave", "app_agent")

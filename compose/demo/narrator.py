@@ -66,9 +66,3 @@ class Narrator:
             self.line(f"FAILED: {what}")
         self.line("The SGX platform and its attestation service were simulated; everything else was real.")
         return not failed and bool(self.checks)
-
-
-def reasons_of(event: Event) -> list[Reason]:
-    """The reasons in an event."""
-    found = event.data.get("reasons")
-    return [Reason.model_validate(reason) for reason in found] if isinstance(found, list) else []

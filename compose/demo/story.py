@@ -10,13 +10,13 @@ from pathlib import Path
 
 from attestgate.compose.demo import intruders
 from attestgate.compose.demo.kernel import Kernel, enrolled
-from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.demo.narrator import Narrator
 from attestgate.compose.demo.software_tpm import SoftwareTpm, missing
 from attestgate.compose.local.recorded import CLEAN_ENTRIES
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import Revoke
-from attestgate.schemas.events import Event
+from attestgate.schemas.events import Event, reasons_of
 
 HOST, APPS = "host-1", ("app-1", "app-2")
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Message
-from attestgate.schemas.base import Refusal, parse_json
+from attestgate.bus.forward import event_of
+from attestgate.schemas.base import Refusal
 from attestgate.schemas.events import Event
 
 
@@ -28,8 +29,8 @@ class EventWatch:
         await bus.flush()
 
     async def _take(self, message: Message) -> None:
-        event = parse_json(Event, message.data, source=message.subject)
-        if event.id in self.heard_at:
+        event = event_of(message.subject, message.data)
+        if event is None or event.id in self.heard_at:
             return  # a worker that got no answer publishes an event again, under the same id
         self.heard_at[event.id] = time.time()
         self.seen.append(event)

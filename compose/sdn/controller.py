@@ -20,7 +20,7 @@ from typing import Annotated, Protocol
 
 import structlog
 import uvicorn
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,10 +29,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from attestgate.app_agent.proxy import unix_socket
-from attestgate.schemas.base import Model, first_message, where
+from attestgate.schemas.base import Model, Refusal, parse_json
 
 MAX_FLOWS = 10_000
 """Most flows per switch."""
+MAX_BODY = 64 * 1024
+"""Largest flow in bytes of JSON."""
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _log = structlog.get_logger()
 
@@ -70,9 +72,10 @@ def application(northbound: Northbound) -> Starlette:
 async def read_flow(request: Request) -> Flow:
     """The flow in a request's body. Raises HTTPException (422) for anything else."""
     try:
-        return Flow.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise HTTPException(422, f"{where(error)}: {first_message(error)}") from None
+        return parse_json(Flow, await request.body(), source="flow", limit=MAX_BODY)
+    except Refusal as refusal:
+        reason = refusal.reasons[0]
+        raise HTTPException(422, f"{reason.field}: {reason.found}") from None
 
 
 class Controller:

@@ -12,7 +12,7 @@ from pydantic import Field, RootModel
 
 from attestgate.enclave.api import KeyPolicy
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
-from attestgate.schemas.base import Bytes64, Model, Reason
+from attestgate.schemas.base import Bytes64, Model, Reasons
 
 MAX_FRAME = 128 * 1024
 """Bytes; a quote has about 4,100, a launch is as long as its environment."""
@@ -25,29 +25,32 @@ RELOAD = b"reload"
 """Launcher to daemon: have the enclave reload its settings, by SIGHUP."""
 
 
+FrameText = Annotated[str, Field(max_length=MAX_FRAME)]
+
+
 class Launch(Model):
     """Launcher to daemon, with the descriptors of standard output and error beside it. Paths are absolute."""
 
-    manifest: str
-    code_root: str
-    measured: str | None
-    directory: str
-    arguments: list[str]
-    environment: dict[str, str]
+    manifest: FrameText
+    code_root: FrameText
+    measured: FrameText | None
+    directory: FrameText
+    arguments: Annotated[list[FrameText], Field(max_length=4096)]
+    environment: Annotated[dict[FrameText, FrameText], Field(max_length=4096)]
 
 
 class LaunchAnswer(Model):
     """Daemon to launcher: running as this identity, or why not."""
 
     identity: EnclaveIdentity | None = None
-    refused: list[Reason] = []
+    refused: Reasons = []
 
 
 class Exited(Model):
     """Daemon to launcher: the exit status, as `subprocess` reports it, and why the platform killed it, if it did."""
 
-    status: int
-    refused: list[Reason] = []
+    status: Annotated[int, Field(ge=-(2**31), lt=2**31)]
+    refused: Reasons = []
 
 
 class QuoteRequest(Model):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import Annotated
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import Field
 
 from attestgate.enclave.api import REPORT_DATA_SIZE
 from attestgate.schemas.base import Bytes32, Model
@@ -40,8 +42,8 @@ class Measurement(Model):
     """The measurement of an enclave's code, known before it runs."""
 
     mrenclave: Bytes32
-    isv_prod_id: int
-    isv_svn: int
+    isv_prod_id: Annotated[int, Field(ge=0, lt=2**16)]
+    isv_svn: Annotated[int, Field(ge=0, lt=2**16)]
     debug: bool
 
     @property

@@ -14,7 +14,7 @@ from attestgate.manager.verification.ima.appraisal import ListAppraisal
 from attestgate.manager.verification.tpm.evidence import clock, judge_quote
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.binding import recheck_tpm_nonce, tpm_nonce
-from attestgate.schemas.event_data import PolicyTried
+from attestgate.schemas.event_data import PolicyTried, entries_told
 from attestgate.schemas.evidence import measured_pieces
 from attestgate.schemas.host_policy import ListVerdict, Replay
 from attestgate.schemas.messages import HostEvidence, HostRecheckEvidence, MeasurementList
@@ -92,7 +92,7 @@ def tried(policies: InForce, verdict: ListVerdict) -> JsonValue:
         manifest=manifest_name(policies.trial.manifest),
         admitted=verdict.admitted,
         reasons=verdict.reasons,
-        unknown=verdict.unknown,
+        unknown=entries_told(verdict.unknown),
     ).model_dump(mode="json")
 
 

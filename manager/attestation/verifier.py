@@ -25,6 +25,7 @@ from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Reason, Refusal, pack
 from attestgate.schemas.binding import Role, recheck_report_data, report_data
 from attestgate.schemas.enrolment import AppEnrolment, PolicyManifest
+from attestgate.schemas.event_data import entries_told
 from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash
 from attestgate.schemas.host_policy import ListVerdict
 from attestgate.schemas.messages import (
@@ -141,7 +142,7 @@ class Verifier:
                 "entries": listed.entries,
                 "anchored_entries": listed.anchored_entries,
                 "boot_state": listed.boot_state,
-                "unknown": [entry.model_dump(mode="json") for entry in listed.unknown],
+                "unknown": [entry.model_dump(mode="json") for entry in entries_told(listed.unknown)],
                 "pcr10": {str(bank): value for bank, value in listed.pcr10.items()},
                 **({} if found.trial is None else {"trial": tried(policies, found.trial)}),
             },
@@ -310,7 +311,7 @@ def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = N
         observe_only=listed is not None and listed.admitted and not listed.accepted,
         quote_id=verdict.quote_id or NOTHING,
         mrenclave=verdict.mrenclave or NOTHING,
-        tcb_status=verdict.status or "none",
+        tcb_status=(verdict.status or "none")[:64],
         policy=policies.names,
     )
 

@@ -23,11 +23,15 @@ TILE = 256
 """Leaf hashes of a full tile, as in C2SP tlog-tiles."""
 
 
+MAX_LEAVES = 256 * 1024
+"""Bytes of leaf hashes in a head: the bucket's largest value."""
+
+
 class Head(Model):
     """A signed checkpoint, and the leaf hashes that are in no tile yet, one after another."""
 
     note: Annotated[str, Field(max_length=MAX_NOTE)]
-    leaves: bytes
+    leaves: Annotated[bytes, Field(max_length=MAX_LEAVES)]
 
     @property
     def hashes(self) -> list[bytes]:

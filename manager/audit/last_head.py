@@ -14,16 +14,17 @@ from pydantic import Field
 
 from attestgate.manager.audit.merkle import Frontier
 from attestgate.manager.local.atomic_file import atomic_write
-from attestgate.schemas.base import Hex32, Model, read_json
+from attestgate.schemas.base import Count, Hex32, Model, read_json
+from attestgate.schemas.checkpoint import MAX_NOTE
 
 
 class Seen(Model):
     """The newest head: its note, and the roots of its tree's complete subtrees."""
 
-    note: str = ""
-    size: Annotated[int, Field(ge=0)] = 0
-    cursor: Annotated[int, Field(ge=0)] = 0
-    roots: list[Hex32] = []
+    note: Annotated[str, Field(max_length=MAX_NOTE)] = ""
+    size: Count = 0
+    cursor: Count = 0
+    roots: Annotated[list[Hex32], Field(max_length=63)] = []
 
     @property
     def frontier(self) -> Frontier:

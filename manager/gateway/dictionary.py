@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from attestgate.manager.gateway.entries import DictionaryEntry
 from attestgate.schemas.admission import NginxEpoch
-from attestgate.schemas.base import Model
+from attestgate.schemas.base import Count, Label, Model, Text
 
 MAX_BODY = 1_000_000
 """Bytes in one request: nginx keeps up to 1 MiB in memory, and would write a longer one to disk."""
@@ -39,30 +39,30 @@ class Health(Model):
     """nginx's answer to a health check. `free`: bytes left in whole pages of the zone."""
 
     epoch: NginxEpoch
-    entries: Annotated[int, Field(ge=0)]
-    free: Annotated[int, Field(ge=0)]
+    entries: Count
+    free: Count
 
 
 class RequestRefusal(Model):
     """Requests that were refused for one reason, with one certificate if any."""
 
-    verdict: str
-    identity: str
-    serial: str
-    times: Annotated[int, Field(ge=1)]
+    verdict: Text
+    identity: Annotated[str, Field(max_length=4096)]
+    serial: Text
+    times: Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class RequestRefusals(Model):
     """The requests refused since this was last asked."""
 
-    refusals: list[RequestRefusal]
+    refusals: Annotated[list[RequestRefusal], Field(max_length=65_536)]
 
 
 class DictionaryContents(Model):
     """Everything in the dictionary: JSON text by key, and the epoch that it belongs to."""
 
     epoch: NginxEpoch
-    entries: dict[str, str]
+    entries: Annotated[dict[Label, Annotated[str, Field(max_length=MAX_BODY)]], Field(max_length=1_000_000)]
 
 
 M = TypeVar("M", Health, DictionaryContents, RequestRefusals)

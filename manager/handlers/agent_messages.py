@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attestgate.bus.crypto.channel import Channel
+from attestgate.bus.crypto.channel import Channel, Frame
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.large_messages import LargeMessages
 from attestgate.manager.local.slices import aside
@@ -88,7 +88,10 @@ class AgentMessages:
 
     async def host_recheck_list(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """An answer with a large piece of the measurement list: taken only while it is waited for."""
+        _owned(record, id)
         if record.question is None:
+            if record.channel is not None:
+                record.channel.check_next(unpack(Frame, data), data)
             raise InvalidTransition(record.state, Input.EVIDENCE_GOOD)
         return await self._host_recheck(record, id, "recheck_list", data)
 

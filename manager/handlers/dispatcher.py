@@ -29,7 +29,8 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.manager.sessions.step6_colocation import grant_application, order_delivery
 from attestgate.manager.sessions.termination import replace_unfinished, revoke, supersede
-from attestgate.schemas.base import Model, Refusal, unpack
+from attestgate.schemas.base import Model, Refusal, unpack, unpack_own
+from attestgate.schemas.limits import check_command, check_inbound
 from attestgate.schemas.messages import Sealed
 
 log = structlog.get_logger(__name__)
@@ -101,11 +102,15 @@ class Dispatcher:
                 # longer fits is late, never hostile, so it is no event.
                 log.info("ignored: session has moved on", subject=subject, why=str(moved_on))
         elif subject.startswith(f"{subjects.OPERATOR}."):
-            name, _ = subjects.parse_operator(subject)
+            name, command = subjects.parse_operator(subject)
+            check_command(command, data)
             await self._operators.take(name, data)
         else:
             role, id, step = subjects.parse_inbound(subject)
-            await _known(self._from_agents, role, step, "message.step", "check the sender's version")(id, data)
+            handler = _known(self._from_agents, role, step, "message.step", "check the sender's version")
+            # Before anything of it is read: the largest message that the bus takes would keep this worker busy.
+            check_inbound(role, step, data)
+            await handler(id, data)
 
     async def _internal(self, subject: str, data: bytes) -> None:
         if subject.startswith(f"{subjects.DUE}."):
@@ -130,13 +135,13 @@ class Dispatcher:
         self, kind: type[R], model: type[M], step: Callable[[R, M], Awaitable[R]], session: str, data: bytes
     ) -> None:
         """An inter-session message, taken by a step that needs more than the record."""
-        await self._store.change(kind, session, step, unpack(model, data))
+        await self._store.change(kind, session, step, unpack_own(model, data))
 
     async def _pure(
         self, kind: type[R], model: type[M], step: Callable[[R, Context, M], R], session: str, data: bytes
     ) -> None:
         """An inter-session message, taken by a pure step."""
-        await self._store.apply(kind, session, step, unpack(model, data))
+        await self._store.apply(kind, session, step, unpack_own(model, data))
 
 
 def _known(table: Table, role: str, step: str, code: str, action: str) -> Handler:

@@ -21,7 +21,7 @@ from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
-from attestgate.schemas.base import Model, Reason, Refusal, pack, unpack
+from attestgate.schemas.base import Count, Label, Model, Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
     Action,
@@ -54,8 +54,8 @@ MAY: dict[type, OperatorRole] = {
 class NewestCommand(Model):
     """The newest command applied for one operator: its sequence, and the SHA-256 of the signed message."""
 
-    sequence: int
-    message: str = ""
+    sequence: Count
+    message: Label = ""
 
 
 class Operators:
@@ -102,6 +102,7 @@ class Operators:
         await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
 
     async def _take(self, name: str, data: bytes, message: str) -> Command:
+        self._signers.check_named(name)
         signed = unpack(Signed, data)
         command = await aside(len(data), self._signers.read_command, signed)
         entry = await self._sequences.get(command.operator)

@@ -18,7 +18,7 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
 from attestgate.manager.sessions.termination import lose_host
-from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.base import Refusal, unpack_own
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class SessionSteps:
 
     async def host_lost(self, session: str, data: bytes) -> None:
         """The host's session has ended. It names every application session it knows, also ones deleted since."""
-        lost = unpack(HostLost, data)
+        lost = unpack_own(HostLost, data)
         try:
             await self._store.apply(AppRecord, session, lose_host, lost)
         except Refusal as refusal:
@@ -76,7 +76,7 @@ class SessionSteps:
 
     async def revoked_certificate(self, _: str, data: bytes) -> None:
         """Add a certificate to its issuer's revocation list."""
-        await self._certificates.revoked(unpack(RevokedCertificate, data))
+        await self._certificates.revoked(unpack_own(RevokedCertificate, data))
 
     async def due(self, session: str, data: bytes) -> None:
         """A session's timer: a recheck, its deadline, or its deletion. `data` names the role."""

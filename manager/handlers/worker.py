@@ -24,6 +24,7 @@ from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.rate_limit import Limiter
+from attestgate.manager.local.slices import aside
 from attestgate.manager.sessions.recheck import TooEarly
 from attestgate.manager.sessions.states import InvalidTransition
 from attestgate.schemas.base import Reason, Refusal
@@ -184,13 +185,17 @@ class Worker:
             "dropped",
             step=what,
             size=len(data),
-            message=hashlib.sha256(data).hexdigest(),
+            message=await aside(len(data), _name, data),
             reasons=plain(reasons),
         )
 
     def _first_refusal(self, subject: str) -> bool:
         """Whether to report this rate-limit refusal: one in a hundred is enough."""
         return self.counts[f"dropped {TOO_FAST}"] % 100 == 1
+
+
+def _name(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 async def _run(task: Callable[[], Awaitable[None]]) -> None:

@@ -22,9 +22,9 @@ from attestgate.bus.client.depth import waiting
 from attestgate.bus.client.nats import NatsBus
 from attestgate.manager.audit.log import Status
 from attestgate.manager.events.observer import Observer
-from attestgate.schemas.base import Refusal, parse_json
-from attestgate.schemas.events import Event
-from attestgate.schemas.summary import Summary
+from attestgate.schemas.base import Refusal
+from attestgate.schemas.events import read_event
+from attestgate.schemas.summary import summary_of
 
 log = structlog.get_logger(__name__)
 
@@ -163,8 +163,9 @@ class SessionCount(Collector):
                     if entry.value is None:
                         self._states.pop(entry.key, None)
                     else:
-                        line = parse_json(Summary, entry.value, source=entry.key)
-                        self._states[entry.key] = (line.role, line.state)
+                        line = summary_of(entry.key, entry.value)
+                        if line is not None:
+                            self._states[entry.key] = (line.role, line.state)
             except (BusError, Refusal) as error:
                 log.warning("watch of session summaries failed, retrying", error=str(error))
             await asyncio.sleep(RETRY_S)
@@ -231,7 +232,7 @@ def _step(subject: str) -> tuple[str, str]:
 
 
 def _first_reason(data: bytes) -> str:
-    reasons = parse_json(Event, data, source="event").data.get("reasons")
+    reasons = read_event(data, source="event").data.get("reasons")
     if isinstance(reasons, list) and reasons and isinstance(reasons[0], dict):
         return str(reasons[0].get("code", ""))
     return ""

@@ -14,6 +14,17 @@ class Signers:
     def __init__(self, operators: list[OperatorSettings]) -> None:
         self._operators = [Operator(name=o.name, role=o.role, identity=bytes.fromhex(o.identity)) for o in operators]
 
+    def check_named(self, name: str) -> None:
+        """Raises Refusal `command.subject` for a name that is no operator's: the first check on a command."""
+        if not any(operator.name == name for operator in self._operators):
+            raise Refusal.because(
+                "command.subject",
+                "operator",
+                expected="an operator whom the managers' settings name",
+                found=name,
+                action="add the operator to the managers' settings, or revoke that credential",
+            )
+
     def identities(self, role: OperatorRole) -> set[bytes]:
         """The public keys of everyone with a role."""
         return {operator.identity for operator in self._operators if operator.role == role}

@@ -6,12 +6,16 @@ one that was opened last.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from attestgate.bus.api import Bus, Conflict
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.record import current_key, pending_key
-from attestgate.schemas.base import Model, Reason, SessionId
+from attestgate.schemas.base import Count, Model, Reason, SessionId
 from attestgate.schemas.binding import Role
 
 POINTERS = "sessions"
@@ -23,8 +27,8 @@ class Pointer(Model):
     """The session of a subject. Those in `past` were superseded, and never become current again."""
 
     session: SessionId
-    counter: int
-    past: list[SessionId] = []
+    counter: Count
+    past: Annotated[list[SessionId], Field(max_length=REMEMBERED)] = []
 
 
 class CurrentSessions:

@@ -16,30 +16,34 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, Field, StringConstraints
 
-from attestgate.schemas.base import Bytes32, Hex32, Model, Refusal, Secret, unpack
+from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Count, Hex32, Model, Refusal, Secret, decoded, unpack_own
 from attestgate.schemas.binding import canonical, derive
+from attestgate.schemas.bounds import Bounds
 
 M = TypeVar("M", bound=BaseModel)
 _NONCE = bytes(12)
 """Constant: the salt makes each key single-use."""
 
 
-KeyEpoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
+KeyEpoch = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$", max_length=9)]
 
 
 class StorageKeys(Model):
     """The storage keys file: epoch number to key. Held by manager workers only, mode 0600."""
 
-    epochs: Annotated[dict[KeyEpoch, Hex32], Field(min_length=1)]
+    epochs: Annotated[dict[KeyEpoch, Hex32], Field(min_length=1, max_length=64)]
+
+
+_RECORD = Bounds(size=MAX_MESSAGE, items=5, elements=4, data=MAX_MESSAGE)
 
 
 class SealedRecord(Model):
     """An encrypted record. In the bucket it is an array: names would be a tenth of it."""
 
-    epoch: int
+    epoch: Count
     salt: Bytes32
-    counter: Annotated[int, Field(ge=0)]
-    ciphertext: bytes
+    counter: Count
+    ciphertext: Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
     def body(self) -> bytes:
         """The bytes for the bucket."""
@@ -49,7 +53,7 @@ class SealedRecord(Model):
     def read(cls, data: bytes) -> Self:
         """What `body` made. Raises Refusal `record.open`."""
         try:
-            epoch, salt, counter, ciphertext = msgpack.unpackb(data)
+            epoch, salt, counter, ciphertext = decoded(data, _RECORD)
             return cls(epoch=epoch, salt=salt, counter=counter, ciphertext=ciphertext)
         except Exception as error:  # noqa: BLE001  msgpack raises ValueError, TypeError, UnicodeError and its own kinds
             raise Refusal.because(
@@ -113,7 +117,7 @@ class RecordCipher:
                 found=f"a record of epoch {stored.epoch} that does not decrypt",
                 action="the bus was tampered with, or this worker lacks a storage key",
             ) from None
-        return unpack(kind, plaintext)
+        return unpack_own(kind, plaintext)
 
     def _aead(self, epoch: int, bucket: str, key: str, salt: bytes) -> AESGCM:
         return AESGCM(derive(self._keys[epoch], canonical("record", bucket, key), 32, salt))

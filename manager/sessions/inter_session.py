@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from attestgate.schemas.base import Bytes64, Id, Model, Reason, Seconds, SessionId
+from typing import Annotated
+
+from pydantic import Field
+
+from attestgate.schemas.base import MAX_MESSAGE, Bytes64, Count, Id, Label, Model, Reason, Reasons, Seconds, SessionId
 from attestgate.schemas.messages import PublicKey
 
 WORK = "work"
@@ -12,7 +16,7 @@ WORK = "work"
 class SessionMessage(Model):
     """A message in transit: one of the models below, packed. The subject says which."""
 
-    data: bytes
+    data: Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
 class Deliver(Model):
@@ -21,9 +25,9 @@ class Deliver(Model):
     app: Id
     app_session: SessionId
     enclave_key: PublicKey
-    suite: str
+    suite: Label
     t2: Bytes64
-    volume: int
+    volume: Count
 
 
 class Delivered(Model):
@@ -40,27 +44,27 @@ class Issue(Model):
 class HostLost(Model):
     """Host session to its application sessions: it has ended."""
 
-    state: str
-    reasons: list[Reason]
+    state: Label
+    reasons: Reasons
 
 
 class Order(Model):
     """An operator's order, or a newer session's, to one session."""
 
-    reasons: list[Reason]
+    reasons: Reasons
 
 
 class RevokedCertificate(Model):
     """An ended session, for the revocation list: its certificate, and the CA's subject key identifier."""
 
-    issuer: str
-    serial: str
+    issuer: Label
+    serial: Label
     at: Seconds
-    state: str
+    state: Label
 
 
 class AppliedAtGateway(Model):
     """A gateway's report to one application session: nginx admits this serial."""
 
     gateway: Id
-    serial: str
+    serial: Label

@@ -14,7 +14,7 @@ from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.states import ENDS, State
-from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reason, Seconds, Secret, SessionId
+from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reasons, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
 from attestgate.schemas.messages import EvidenceKind, Outcome
 from attestgate.schemas.sgx import PlatformIdentity
@@ -119,7 +119,7 @@ class SessionRecord(Model):
     outcome: Outcome | None = None
     platform: Platform = None
     """The SGX platform, by salted hashes."""
-    reasons: list[Reason] = []
+    reasons: Reasons = []
     """Why it ended."""
     decisions: int = 0
     """Entries of the decision log so far."""

@@ -194,7 +194,7 @@ def read(token: str, keys: Mapping[str, Any]) -> Ear:
         claims = jwt.decode(token, key, algorithms=[ALGORITHM], options={"verify_iat": False, "verify_aud": False})
     except KeyError:
         raise _bad("key", "a result signed by a key of the set", "a result signed by another key") from None
-    except (jwt.PyJWTError, ValueError, AttributeError) as error:
+    except (jwt.PyJWTError, ValueError, AttributeError, RecursionError) as error:
         raise _bad("signature", "a JWT signed by a key of the set", f"{type(error).__name__}: {error}") from None
     return _result(claims)
 
@@ -203,7 +203,7 @@ def look(token: str) -> Ear:
     """The result in a token, its signature not verified: for display only. Raises Refusal (`ear.*`)."""
     try:
         return _result(jwt.decode(token, options={"verify_signature": False}))
-    except (jwt.PyJWTError, ValueError) as error:
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise _bad("form", "a JWT", f"{type(error).__name__}: {error}") from None
 
 

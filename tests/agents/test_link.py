@@ -11,14 +11,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
-from attestgate.bus.agent.link import INBOX, AgentSession, Link, SessionOver
-from attestgate.bus.api import BusError
+from attestgate.bus.agent.link import INBOX, INBOX_BYTES, AgentSession, Link, SessionOver
+from attestgate.bus.api import BusError, Message
 from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.memory.server import MemoryBus, MemoryServer
 from attestgate.manager.sessions.handshake import session_id
 from attestgate.schemas.base import Reason, Secret, pack
-from attestgate.schemas.binding import hello_hash
+from attestgate.schemas.binding import Role, hello_hash
+from attestgate.schemas.limits import OUTBOUND
 from attestgate.schemas.messages import AppHello, Challenge, Refused
 from attestgate.schemas.signing import sign
 
@@ -133,9 +134,42 @@ async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
     link = Link(server.connect(), "app", "a1", "h1")
     await link.listen()
     for number in range(INBOX + 10):
-        await server.connect().send(subjects.outbound("app", "h1.a1", "x"), b"%d" % number)
+        await server.connect().send(subjects.outbound("app", "h1.a1", "ready"), b"%d" % number)
     await asyncio.sleep(0.01)
-    assert await link.next(1.0) == ("x", b"10")
+    assert await link.next(1.0) == ("ready", b"10")
+    assert link.dropped == 10
+
+
+async def test_what_waits_is_bounded_in_bytes_too() -> None:
+    server = MemoryServer()
+    link = Link(server.connect(), "app", "a1", "h1")
+    await link.listen()
+    longest = OUTBOUND["app", "certificate"]
+    fitting = INBOX_BYTES // longest
+    for number in range(fitting + 3):
+        await server.connect().send(subjects.outbound("app", "h1.a1", "certificate"), bytes([number]) * longest)
+    await asyncio.sleep(0.01)
+    taken = [await link.next(0.0) for _ in range(fitting)]
+    assert [data[0] for _, data in filter(None, taken)] == [*range(3, fitting + 3)]
+    assert await link.next(0.0) is None
+    assert link.dropped == 3
+
+
+@pytest.mark.parametrize("role", ["host", "app"])
+async def test_no_step_is_kept_that_is_longer_than_its_largest_message_or_unknown(role: Role) -> None:
+    server = MemoryServer()
+    link = Link(server.connect(), role, "a1", "h1" if role == "app" else None)
+    await link.listen()
+    steps = {step: size for (whose, step), size in OUTBOUND.items() if whose == role}
+    for step, size in {**steps, "unheard-of": -1}.items():
+        await server.connect().send(subjects.outbound(role, link.name, step), bytes(size + 1))
+    for step, size in steps.items():
+        await server.connect().send(subjects.outbound(role, link.name, step), bytes(size))
+    await asyncio.sleep(0.01)
+    for step, size in steps.items():
+        assert await link.next(0.0) == (step, bytes(size))
+    assert await link.next(0.0) is None
+    assert link.dropped == len(steps) + 1
 
 
 async def test_an_agent_stops_when_told_even_if_a_message_comes_at_that_moment() -> None:
@@ -144,7 +178,7 @@ async def test_an_agent_stops_when_told_even_if_a_message_comes_at_that_moment()
     for turns in range(4):
         waiting = asyncio.create_task(link.next(60.0))
         await asyncio.sleep(0.001)
-        link._inbox.put_nowait(("x", b""))
+        await link._take(Message(subjects.outbound("app", "h1.a1", "ready"), b"", {}))
         for _ in range(turns):
             await asyncio.sleep(0)
         if waiting.done():
@@ -187,10 +221,10 @@ async def test_what_was_not_heard_is_said_again_byte_for_byte_and_what_was_heard
     await session.say("recheck_evidence", HELLO)
     first, second = (message.data for message in server.stored("ATTEST_APP"))
     manager, _ = manager.open("recheck_evidence", first)
-    manager, data = manager.seal("accepted", b"x")
+    manager, data = manager.seal("ready", b"x")
     await asyncio.sleep(0.002)
-    await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
-    assert await session.hear(5.0) == ("accepted", b"x")
+    await bus.send(subjects.outbound("app", "h1.a1", "ready"), data)
+    assert await session.hear(5.0) == ("ready", b"x")
     assert [message.data for message in server.stored("ATTEST_APP")] == [first, second, second]
 
 
@@ -199,9 +233,9 @@ async def test_a_channel_that_does_not_fit_any_more_makes_no_storm() -> None:
     server = MemoryServer()
     bus = server.connect()
     session, manager = await granted(bus, 10.0)
-    manager, _ = manager.seal("accepted", b"lost")
+    manager, _ = manager.seal("ready", b"lost")
     for _ in range(20):
-        manager, data = manager.seal("accepted", b"x")
-        await bus.send(subjects.outbound("app", "h1.a1", "accepted"), data)
+        manager, data = manager.seal("ready", b"x")
+        await bus.send(subjects.outbound("app", "h1.a1", "ready"), data)
     assert await session.hear(0.05) is None
     assert len(server.stored("ATTEST_APP")) == 1

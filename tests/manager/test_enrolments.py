@@ -29,7 +29,7 @@ class Bench:
 
     def signed(self, id: str, sequence: int = 1) -> Signed:
         subject = HostEnrolment(id=id, mrenclaves=["11" * 32], platform="22" * 32)
-        command = Command(operator=OPERATOR, sequence=sequence, expires_at=2**39, action=Enrol(subject=subject))
+        command = Command(operator=OPERATOR, sequence=sequence, expires_at=2**37, action=Enrol(subject=subject))
         return sign(self.world.operator, "command", command)
 
     async def put(self, id: str, signed: Signed) -> None:

@@ -15,7 +15,7 @@ from attestgate.enclave.simulated.authority import OLD_CPUSVN
 from attestgate.manager.verification.sgx.appraisal import LAST_SECOND
 from attestgate.manager.verification.sgx.collateral import Collateral, examine
 from attestgate.manager.verification.sgx.quote import parse
-from attestgate.schemas.base import pack, unpack
+from attestgate.schemas.base import pack, unpack_own
 from attestgate.schemas.sgx import PlatformIdentity, SgxVerdict
 from tests.support.reasons import codes
 from tests.support.sgx.recorded import judge_baseline, load_vector
@@ -32,7 +32,7 @@ def test_a_good_quote(shared: SimulatedSgx) -> None:
     assert verdict.mrenclave == ENCLAVE.mrenclave.hex()
     assert verdict.report_data == REPORT_DATA.hex()
     assert (verdict.tcb_status, verdict.advisories, verdict.tcb_evaluation_number) == ("UpToDate", [], 20)
-    assert unpack(SgxVerdict, pack(verdict)) == verdict
+    assert unpack_own(SgxVerdict, pack(verdict)) == verdict
     assert SgxVerdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 

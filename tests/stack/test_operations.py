@@ -21,12 +21,12 @@ from attestgate.bus.api import BusError
 from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import connect
 from attestgate.bus.server.embedded import EmbeddedServer
-from attestgate.compose.demo.narrator import reasons_of
 from attestgate.compose.local.children import Child
 from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from attestgate.compose.nginx.process import Nginx
+from attestgate.schemas.events import reasons_of
 from attestgate.schemas.settings import Timing
 from tests.stack.containers import WANTED
 from tests.support.commands import commands, run_all

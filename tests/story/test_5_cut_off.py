@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from attestgate.compose.demo.narrator import reasons_of
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from attestgate.compose.local.stack import Stack
+from attestgate.schemas.events import reasons_of
 from tests.support.story import (
     APPS,
     HOST,

@@ -11,10 +11,10 @@ from typing import Any
 
 import tomli_w
 
-from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.demo.narrator import Narrator
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
-from attestgate.schemas.events import Event
+from attestgate.schemas.events import Event, reasons_of
 from tests.support.processes import processes_of
 
 HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")

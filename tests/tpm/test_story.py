@@ -10,11 +10,12 @@ import pytest
 
 from attestgate.compose.demo import story
 from attestgate.compose.demo.kernel import BOOTED, Kernel, with_boot
-from attestgate.compose.demo.narrator import Narrator, reasons_of
+from attestgate.compose.demo.narrator import Narrator
 from attestgate.compose.demo.software_tpm import missing
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.compose.local.stack import Stack
 from attestgate.manager.verification.ima.measurement_list import entries
+from attestgate.schemas.events import reasons_of
 from attestgate.schemas.messages import Outcome
 from tests.support.ima.lists import ENTRIES
 

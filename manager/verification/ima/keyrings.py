@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from pydantic import Field
 
-from attestgate.schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Count, Label, Model, Refusal, parse_json
 
 Key = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 Keys = dict[int, Key]
@@ -41,12 +41,16 @@ _HASHES: dict[int, hashes.HashAlgorithm] = {
 """By the kernel's number (include/uapi/linux/hash_info.h); signatures over SHA-1 and MD5 are not accepted."""
 
 
+MAX_KEYS = 1024
+"""Most keys of a policy."""
+
+
 class KeyringDocument(Model):
     """Keylime's keyring as JSON. `keyids` belong to `pubkeys` in order; one that is missing or 0 is computed."""
 
-    meta: dict[str, int] = {}
-    keyids: list[Annotated[int, Field(ge=0, lt=2**32)]]
-    pubkeys: list[str]
+    meta: Annotated[dict[Label, Count], Field(max_length=16)] = {}
+    keyids: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(max_length=MAX_KEYS)]
+    pubkeys: Annotated[list[Annotated[str, Field(max_length=8192)]], Field(max_length=MAX_KEYS)]
 
 
 def read_keys_in_slices(text: str, *, source: str) -> Generator[None, None, Keys]:

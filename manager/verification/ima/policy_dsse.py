@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import Field
 
 from attestgate.manager.verification.ima.slices import finish
-from attestgate.schemas.base import Model, Refusal, parse_json
+from attestgate.schemas.base import Model, Refusal, Text, parse_json
 
 PAYLOAD_TYPE = "application/vnd.keylime+json"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -27,18 +27,22 @@ PolicyKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
+MAX_PAYLOAD = 64 * 1024 * 1024
+"""Characters of base64: no smaller than the largest document read."""
+
+
 class Signature(Model):
     """One signature; `keyid` is a hint that nothing is decided by."""
 
-    keyid: str = ""
-    sig: str
+    keyid: Text = ""
+    sig: Annotated[str, Field(max_length=4096)]
 
 
 class Envelope(Model):
     """A DSSE envelope: `payload` and `sig` are base64, standard or URL-safe."""
 
-    payload: str
-    payload_type: Annotated[str, Field(alias="payloadType")]
+    payload: Annotated[str, Field(max_length=MAX_PAYLOAD)]
+    payload_type: Annotated[Text, Field(alias="payloadType")]
     signatures: Annotated[list[Signature], Field(min_length=1, max_length=16)]
 
 
@@ -83,7 +87,7 @@ def opened_in_slices(raw: bytes, keys: Sequence[PolicyKey], *, source: str) -> G
             "configure its author's key, or use the bare policy",
         )
     yield
-    envelope = parse_json(Envelope, raw, source=source)
+    envelope = parse_json(Envelope, raw, source=source, limit=2 * MAX_PAYLOAD)
     # The type is signed with the payload (PAE): stops a document that its author signed for another purpose.
     if envelope.payload_type != PAYLOAD_TYPE:
         raise _refused(

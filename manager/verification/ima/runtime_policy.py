@@ -23,7 +23,7 @@ from attestgate.manager.verification.ima.measurement_list import ListEntry
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey, opened, opened_in_slices
 from attestgate.manager.verification.ima.policy_json import members
 from attestgate.manager.verification.ima.slices import finish
-from attestgate.schemas.base import Model, Refusal, not_json, not_valid, parse_json, where
+from attestgate.schemas.base import Count, Label, Model, Refusal, not_json, not_valid, parse_json, where
 from attestgate.schemas.host_policy import Bank
 
 MAX_POLICY = 64 * 1024 * 1024
@@ -38,8 +38,13 @@ DIGESTS_A_SLICE = 400
 BOOT_AGGREGATE = b"boot_aggregate"
 """The name of the entry that holds the hash of PCR 0-9."""
 
-Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$")]
-Digests = dict[str, Annotated[list[Digest], Field(min_length=1)]]
+Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){20,64}$", max_length=128)]
+Name = Annotated[str, StringConstraints(max_length=4096)]
+"""A path, a keyring, a buffer, a pattern."""
+MAX_NAMES = 1_000_000
+Digests = Annotated[
+    dict[Name, Annotated[list[Digest], Field(min_length=1, max_length=MAX_NAMES)]], Field(max_length=MAX_NAMES)
+]
 _DIGESTS = TypeAdapter(Digests)
 
 
@@ -48,13 +53,13 @@ class Meta(Model):
 
     version: Literal[1]
     generator: Annotated[int, Field(ge=0, le=3)] = 0
-    timestamp: str | None = None
+    timestamp: Label | None = None
 
 
 class ImaSection(Model):
     """Keylime's `ima`. The kernel writes SHA-1 template hashes; device-mapper policies are not supported."""
 
-    ignored_keyrings: list[str] = []
+    ignored_keyrings: Annotated[list[Name], Field(max_length=1024)] = []
     log_hash_alg: Literal["sha1"] = "sha1"
     dm_policy: None = None
 
@@ -63,13 +68,13 @@ class RuntimePolicy(Model):
     """Keylime's runtime policy document, version 1."""
 
     meta: Meta
-    release: Annotated[int, Field(ge=0)] = 0
+    release: Count = 0
     digests: Digests
-    excludes: list[str] = []
+    excludes: Annotated[list[Name], Field(max_length=MAX_NAMES)] = []
     keyrings: Digests = {}
     ima: ImaSection = ImaSection()
     ima_buf: Annotated[Digests, Field(alias="ima-buf")] = {}
-    verification_keys: Annotated[str, Field(alias="verification-keys")] = ""
+    verification_keys: Annotated[str, Field(alias="verification-keys", max_length=1024 * 1024)] = ""
 
     def text(self) -> str:
         """The document as Keylime reads it."""
@@ -163,7 +168,7 @@ class LoadedPolicy:
 def read(raw: bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> RuntimePolicy:
     """The document itself, not made ready to judge with. Raises Refusal (`file.*`, `policy.*`)."""
     _check_size(raw, source)
-    return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source)
+    return parse_json(RuntimePolicy, opened(raw, authors, source=source), source=source, limit=MAX_POLICY)
 
 
 def load(text: str | bytes, *, source: str = "runtime policy", authors: Sequence[PolicyKey] = ()) -> LoadedPolicy:
