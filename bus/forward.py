@@ -202,5 +202,5 @@ def syslog_message(line: bytes) -> bytes:
         f"<{AUTHPRIV * 8 + severity}>1 {when} {socket.gethostname()} attestgate - {event.kind}.{event.what} - ".encode()
     )
     if len(head) + len(line) > DATAGRAM:
-        line = event.cut(len(line)).body()
+        line = event.within(DATAGRAM - len(head))
     return head + line

@@ -189,7 +189,7 @@ def _events(name: str, *, alarms: bool, per_subject: int, in_all: int) -> Stream
     )
 
 
-EVENTS = _events("ATTEST_EVENTS", alarms=False, per_subject=200, in_all=256 * MIB)
+EVENTS = _events("ATTEST_EVENTS", alarms=False, per_subject=100, in_all=256 * MIB)
 """Routine."""
 
 ALARMS = _events("ATTEST_ALARMS", alarms=True, per_subject=100, in_all=128 * MIB)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, BinaryIO, Self, TypeVar
 
 import msgpack
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from attestgate.schemas.bounds import Bounds, bounds_of
 
+PIECE = 64 * 1024
 MAX_MESSAGE = 8 * 1024 * 1024
 """Largest payload on the bus, in bytes (nats-server's `max_payload` is set to it)."""
 
@@ -336,7 +337,15 @@ def first_problem(error: ValidationError) -> Any:
 def read_at_most(path: Path, limit: int) -> bytes:
     """A file's bytes to its end, or `limit` + 1 of them. A pipe in its place does not block. Raises OSError."""
     with open(path, "rb", opener=_not_waiting) as file:
-        return file.read(limit + 1) or b""
+        return _in_pieces(file, limit)
+
+
+def _in_pieces(file: BinaryIO, limit: int) -> bytes:
+    """One read of so many bytes would take their memory before it knows how many there are."""
+    pieces = bytearray()
+    while len(pieces) <= limit and (piece := file.read(min(limit + 1 - len(pieces), PIECE))):
+        pieces += piece
+    return bytes(pieces)
 
 
 def _not_waiting(path: str, flags: int) -> int:
@@ -347,7 +356,7 @@ def read_json(kind: type[M], path: Path, *, limit: int = MAX_DOCUMENT) -> M:
     """Read a JSON document. Raises Refusal (`file.*`) that names the file and the key."""
     try:
         with path.open("rb") as file:
-            text = file.read(limit + 1).decode("utf-8")
+            text = _in_pieces(file, limit).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         found = getattr(error, "strerror", None) or type(error).__name__
         raise Refusal.because(

@@ -62,8 +62,8 @@ Token = Annotated[str, Field(max_length=256 * 1024)]
 Unknown = Annotated[list[UnknownEntry], Field(max_length=2048)]
 
 
-MAX_TOLD = 16 * 1024
-"""Bytes in which an event names unknown entries: a quarter of an event (schemas/events.py)."""
+MAX_TOLD = 4 * 1024
+"""Bytes in which an event names unknown entries, some thirty; it does so up to three times (schemas/events.py)."""
 
 
 class Nothing(Model):

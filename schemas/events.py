@@ -16,8 +16,8 @@ from pydantic import JsonValue, ValidationError
 from attestgate.schemas.base import Count, Label, Model, Reason, Refusal, Seconds, Text, parse_json, shown
 
 CLOUDEVENTS_TYPE = "attestgate.v1"
-MAX_EVENT = 64 * 1024
-"""Largest event in bytes. What may be longer, the unknown entries of a verdict, is cut (`entries_told`)."""
+MAX_EVENT = 32 * 1024
+"""Largest event in bytes. What a verdict may have more of, unknown entries, is cut first (event_data.entries_told)."""
 MAX_GATEWAY_EVENT = 16 * 1024
 """The same of a gateway, which names one certificate or host at a time."""
 _AS_THEY_ARE = "!#$&'()*+,/:;<=>?@[\\]^`{|}"
@@ -68,13 +68,17 @@ class Event(Model):
         return {f"ce-{name}": quote(value, safe=_AS_THEY_ARE) for name, value in attributes.items()}
 
     def body(self) -> bytes:
-        """The event as JSON; without its data, but for their size, where it would be longer than an event may be."""
-        body = self.model_dump_json(exclude_none=True).encode()
-        return body if len(body) <= largest(self.kind) else self.cut(len(body)).body()
+        """The event as JSON; of its data without the largest, where it would be longer than an event may be."""
+        return self.within(largest(self.kind))
 
-    def cut(self, size: int) -> Event:
-        """The event without its data, which says how many bytes it had."""
-        return self.model_copy(update={"data": {"cut": size}})
+    def within(self, room: int) -> bytes:
+        """The event as JSON in `room` bytes: its largest data are left out, and `cut` says how many bytes it had."""
+        body = self.model_dump_json(exclude_none=True).encode()
+        size, data = len(body), dict(self.data)
+        while data and len(body) > room:
+            del data[max(data, key=lambda name: len(str(data[name])))]
+            body = self.model_copy(update={"data": {**data, "cut": size}}).model_dump_json(exclude_none=True).encode()
+        return body
 
 
 def largest(kind: str) -> int:

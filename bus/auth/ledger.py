@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from attestgate.bus.auth.keys_folder import replace
-from attestgate.schemas.base import Model, Seconds, read_json
+from attestgate.schemas.base import Label, Model, Seconds, read_json
 
 LEDGER_FILE = "issued.json"
 
@@ -13,9 +16,10 @@ LEDGER_FILE = "issued.json"
 class Issued(Model):
     """A credential: whose, its public key, and when it was issued (Unix seconds, as in its JWT)."""
 
-    role: str
-    name: str
-    key: str
+    role: Label
+    name: Annotated[str, Field(max_length=127)]
+    """As in its subjects: an id, or two with a dot between."""
+    key: Label
     at: Seconds
 
 
@@ -23,7 +27,7 @@ class Ledger(Model):
     """All credentials that were issued since it began. `complete`: it began with the folder."""
 
     complete: bool
-    issued: list[Issued]
+    issued: Annotated[list[Issued], Field(max_length=100_000)]
 
     def of(self, role: str, name: str | None = None) -> list[Issued]:
         """The credentials of a role, or of one name in it."""

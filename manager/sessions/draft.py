@@ -24,8 +24,9 @@ from attestgate.schemas.admission import Statement, Withdrawal, post
 from attestgate.schemas.audit import Decision, Fact, sign_decision
 from attestgate.schemas.base import pack
 from attestgate.schemas.binding import Role
-from attestgate.schemas.event_data import SessionWhat
+from attestgate.schemas.event_data import SessionWhat, entries_told
 from attestgate.schemas.events import Event
+from attestgate.schemas.host_policy import ListVerdict
 from attestgate.schemas.settings import GatewaySet, Timing
 from attestgate.schemas.signing import sign
 
@@ -53,6 +54,11 @@ class Context:
     def manager_identity(self) -> bytes:
         """The public half of the manager's identity."""
         return self.identity.public_key().public_bytes_raw()
+
+
+def _told(listed: ListVerdict) -> ListVerdict:
+    """A list's verdict as an event has room for it."""
+    return listed.model_copy(update={"unknown": entries_told(listed.unknown)})
 
 
 class Draft(Generic[R]):
@@ -135,7 +141,7 @@ class Draft(Generic[R]):
             session=self._asked.session,
             nonce=asked.nonce,
             at=self.context.now,
-            submods=ear.appraised(result.verdict, result.listed, result.reasons),
+            submods=ear.appraised(result.verdict, result.listed and _told(result.listed), result.reasons),
         )
         return {"ear": token}
 

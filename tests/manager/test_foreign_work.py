@@ -27,7 +27,7 @@ from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, OPERATOR
 
-IDS = {"host": "h1", "app": "a1", "gateway": GATEWAY}
+NAMES = {"host": "h1", "app": "h1.a1", "gateway": GATEWAY}
 
 
 async def dropped(site: Deployment, subject: str, data: bytes) -> tuple[str, str]:
@@ -41,7 +41,7 @@ async def dropped(site: Deployment, subject: str, data: bytes) -> tuple[str, str
 
 @pytest.mark.parametrize(("role", "step"), sorted(INBOUND))
 async def test_a_message_longer_than_its_step_allows_is_not_read(site: Deployment, role: str, step: str) -> None:
-    subject, longest = subjects.inbound(role, IDS[role], step), INBOUND[role, step]
+    subject, longest = subjects.inbound(role, NAMES[role], step), INBOUND[role, step]
     assert await dropped(site, subject, bytes(longest + 1)) == ("message.size", f"{role} {step}")
     code, _ = await dropped(site, subject, bytes(longest))
     assert code != "message.size"
@@ -60,7 +60,7 @@ async def test_a_command_of_nobody_is_not_read(site: Deployment) -> None:
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_the_costliest_hellos_change_nothing(site: Deployment, role: str) -> None:
     for _, data in costliest(role, "hello"):
-        code, _ = await dropped(site, subjects.inbound(role, IDS[role], "hello"), data)
+        code, _ = await dropped(site, subjects.inbound(role, NAMES[role], "hello"), data)
         assert code in ("message.encoding", "message.fields")
     assert site.wire.snapshot("sessions").entries == {}
     await site.admitted()

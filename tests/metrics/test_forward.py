@@ -25,7 +25,7 @@ from tests.support.cli.fixtures import Run
 
 def event(number: int, what: str = "trusted", **data: str) -> Event:
     id, at = f"{number:032x}", 1_700_000_000 + number
-    return Event(id=id, kind="host", subject=f"h{number % 4}", what=what, at=at, source="test", data=dict(data))
+    return Event(id=id, kind="host", subject=f"h{number % 8}", what=what, at=at, source="test", data=dict(data))
 
 
 async def publish(bus: NatsBus, *events: Event) -> None:
