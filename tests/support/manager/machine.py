@@ -259,7 +259,7 @@ class Chaos(RuleBasedStateMachine):
     def answer_and_stop(self, id: str, seconds: int) -> None:
         """What a subject said before it went bad is heard only later."""
         self.recheck(id)
-        answer = subjects.inbound(_kind(id), id, "recheck_evidence")
+        answer = subjects.inbound(_kind(id), _name(id), "recheck_evidence")
         for _ in range(30):
             if any(subject == answer for subject, _ in self.held):
                 break
@@ -393,6 +393,11 @@ class Chaos(RuleBasedStateMachine):
 
 def _kind(id: str) -> Literal["host", "app"]:
     return "host" if id in HOSTS else "app"
+
+
+def _name(id: str) -> str:
+    """A subject's name on the bus."""
+    return id if id in HOSTS else subjects.app_name(APPS[id], id)
 
 
 async def _nothing() -> None:
