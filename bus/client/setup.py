@@ -39,7 +39,7 @@ async def ensure(bus: NatsBus, replicas: int = 1) -> None:
 
 
 async def _ensure(bus: NatsBus, replicas: int) -> None:
-    with translated("set up the bus"):
+    with translated("set up the bus (keys of an earlier version: attestgate keys upgrade)"):
         for retired in layout.RETIRED:
             await _retire(bus.jetstream, retired)
         for stream in layout.STREAMS.values():
