@@ -50,8 +50,8 @@ class GatewayReports:
             raise Refusal.because(
                 "gateway.report", "gateway", expected=id, found=report.gateway, action="report on your own subject"
             )
-        # Only what a manager leased is passed on, once for each lease and gateway, to the session that it was leased to:
-        # else each name that a gateway makes up, or names again and again, would cost a message.
+        # Only what a manager leased is passed on, to the session that it was leased to, and once for each lease and
+        # gateway: else each name that a gateway makes up, or repeats, would cost a message.
         admitted = {item.key: item.sequence for item in report.applied if _is_admitted(item)}
         strange = 0
         for key, sequence in sorted(admitted.items()):

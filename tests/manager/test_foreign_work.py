@@ -138,7 +138,7 @@ async def test_a_few_certificates_that_are_gone_hold_up_no_other(site: Deploymen
 async def test_a_lease_that_a_gateway_reports_without_end_is_passed_on_once(
     site: Deployment, work: dict[str, int]
 ) -> None:
-    """Else 64 messages to sessions for each report of a compromised gateway: timers and withdrawals wait behind them."""
+    """Else 64 messages to sessions for each report of a stolen gateway key: timers and withdrawals wait behind."""
     await site.admitted()
     work.update({"looked up": 0, "sent": 0})
     newer = await renewed(site)
