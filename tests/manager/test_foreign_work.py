@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
+from attestgate.manager.handlers.hello import HelloHandler
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.schemas.admission import (
@@ -22,8 +23,10 @@ from attestgate.schemas.admission import (
     post,
     sign_report,
 )
+from attestgate.schemas.base import pack
 from attestgate.schemas.events import reasons_of
 from attestgate.schemas.limits import COMMAND, INBOUND
+from attestgate.schemas.messages import HostHello
 from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, OPERATOR
@@ -65,6 +68,25 @@ async def test_the_costliest_hellos_change_nothing(site: Deployment, role: str) 
         assert code in ("message.encoding", "message.fields")
     assert site.wire.snapshot("sessions").entries == {}
     await site.admitted()
+
+
+async def test_names_that_the_bus_makes_up_fill_no_table(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credential names its sender freely; whoever runs the server can."""
+    monkeypatch.setattr("attestgate.manager.handlers.hello.SENDERS", 4)
+    kept: list[int] = []
+    admit = HelloHandler._admit
+
+    def admitted(handler: HelloHandler, *arguments: Any) -> str:
+        session = admit(handler, *arguments)
+        kept.append(len(handler._last))
+        return session
+
+    monkeypatch.setattr(HelloHandler, "_admit", admitted)
+    for number in range(8):
+        hello = HostHello(host=f"x{number}", random=bytes(32), boot_id="x", agent_version="x", can_give=[])
+        code, _ = await dropped(site, subjects.inbound("host", hello.host, "hello"), pack(hello))
+        assert code == "enrolment.unknown"
+    assert kept == [1, 2, 3, 4, 4, 4, 4, 4]
 
 
 def applied(number: int) -> AppliedStatement:
