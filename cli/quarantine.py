@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
 import typer
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from attestgate.schemas.base import Refusal, printable, unpack
 from attestgate.schemas.enrolment import Drop, Retry
 from attestgate.schemas.quarantine import BUCKET, LIMIT, Quarantined
 
+log = structlog.get_logger(__name__)
 app = typer.Typer(
     help="Inspect, retry and drop messages in quarantine (the dead-letter queue): a worker failed on every attempt.",
     no_args_is_help=True,
@@ -90,8 +92,14 @@ async def _read(operator: Path) -> dict[str, Quarantined]:
     async with await join(settings.bus) as bus:
         bucket = bus.bucket(BUCKET)
         entries = [await bucket.get(key) for key in await bucket.keys()]
-        return {
-            e.key.rpartition(".")[2]: unpack(Quarantined, e.value, limit=LIMIT)
-            for e in entries
-            if e and e.value is not None
-        }
+        found = {e.key: _message(e.key, e.value) for e in entries if e and e.value is not None}
+        return {key.rpartition(".")[2]: message for key, message in found.items() if message is not None}
+
+
+def _message(key: str, value: bytes) -> Quarantined | None:
+    """What is stored under a key, or None, which is logged: nothing that the bus holds there ends the command."""
+    try:
+        return unpack(Quarantined, value, limit=LIMIT)
+    except Refusal as refusal:
+        log.warning("skipped: no message in quarantine", key=key, why=refusal.reasons[0].code)
+        return None

@@ -20,4 +20,4 @@ class Quarantined(Model):
     attempts: Count
     at: Seconds
     worker: Id
-    reasons: Reasons
+    reasons: Annotated[Reasons, Field(min_length=1)]

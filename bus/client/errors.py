@@ -27,14 +27,26 @@ class Unanswered(BusError):
 def translated(what: str) -> Iterator[None]:
     """Turn the client's errors into the bus's, naming what was attempted.
 
-    The client swallows a cancellation that comes while it flushes: it is raised again here, or Ctrl-C would be lost.
+    The client swallows a cancellation that comes while it flushes, or makes an error of it: it is raised again here, or
+    Ctrl-C would be lost.
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
     try:
-        yield
+        with _translated(what):
+            yield
+    except BusError:
         if task and task.cancelling() > cancelled:
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError from None
+        raise
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
     except APIError as error:
         if error.err_code in WRONG_SEQUENCE:
             raise Conflict(f"{what}: lost compare-and-set") from None

@@ -15,6 +15,8 @@ from attestgate.bus.client.errors import translated
 PAGE = 256
 PAGE_BYTES = 4 * 1024 * 1024
 ANSWER_S = 5.0
+SEQUENCE = "Nats-Sequence"
+"""Header of an answer that is a stored message: its sequence."""
 NO_MORE = ("204", "404")
 """Status that ends a page: end of batch, and nothing there."""
 
@@ -41,15 +43,16 @@ async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[Store
     while True:
         message = await answers.get()
         headers = dict(message.headers or {})
-        status = headers.get("Status")
-        if status is None:
-            sequence = int(headers.pop("Nats-Sequence"))
+        # A stored message has the headers of its sender, who may have put a status among them; the server adds the
+        # sequence.
+        if SEQUENCE in headers:
+            sequence = int(headers.pop(SEQUENCE))
             stored_ns = nanoseconds(headers.pop("Nats-Time-Stamp"))
             page.append(StoredMessage(headers.pop("Nats-Subject"), sequence, headers, message.data, stored_ns))
-        elif status in NO_MORE:
+        elif headers.get("Status") in NO_MORE:
             return page, headers.get("Nats-Num-Pending", "0") != "0"
         else:
-            raise BusError(f"read {stream}: status {status}")
+            raise BusError(f"read {stream}: status {headers.get('Status')}")
 
 
 def nanoseconds(text: str) -> int:

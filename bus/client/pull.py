@@ -21,6 +21,8 @@ HEARTBEAT_S = 2
 """Heartbeat interval of an idle request: when a server of a cluster is killed, its requests are lost."""
 ALIVE = "100"
 """Status of a heartbeat."""
+ACKNOWLEDGE = "$JS.ACK."
+"""Beginning of the reply subject of a message that a consumer delivers."""
 SECOND = 1_000_000_000
 PAUSE_S = 0.2
 """Pause before the next request to a server that could not answer."""
@@ -92,7 +94,7 @@ async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
                 message = await arrived.get()
         except TimeoutError:
             return None
-        status = message and (message.headers or {}).get("Status")
+        status = _status(message) if message else None
         if status != ALIVE:
             break
     if not status:
@@ -100,6 +102,12 @@ async def _answer(arrived: asyncio.Queue[Msg | None]) -> Msg | None:
     if status not in USED_UP:
         await asyncio.sleep(PAUSE_S)
     return None
+
+
+def _status(message: Msg) -> str | None:
+    """What the server says of a request; None for a message of the stream, whose sender may have put a status into its
+    headers: only a message of the stream is to be acknowledged."""
+    return None if message.reply.startswith(ACKNOWLEDGE) else (message.headers or {}).get("Status")
 
 
 async def _end(connection: Connection, subscription: Subscription) -> None:
@@ -120,7 +128,7 @@ async def _give_back(arrived: asyncio.Queue[Msg | None]) -> None:
     """Return what arrived and was not yielded, so that another worker gets it at once."""
     while not arrived.empty():
         message = arrived.get_nowait()
-        if message is None or (message.headers or {}).get("Status"):
+        if message is None or _status(message):
             continue
         try:
             await NatsDelivery(message).again()

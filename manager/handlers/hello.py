@@ -11,7 +11,7 @@ from collections.abc import Callable
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
-from attestgate.manager.handlers.rate_limit import Limiter
+from attestgate.manager.handlers.rate_limit import SENDERS, Limiter
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_store import SessionStore
@@ -109,7 +109,10 @@ class HelloHandler:
         if not self._sessions.take(key, now):
             expected = f"at most {SESSIONS_AT_ONCE} sessions at once, then one every {1 / SESSIONS_A_SECOND:g} seconds"
             raise _too_often(role, name, expected)
+        self._last.pop(key, None)
         self._last[key] = (now, session)
+        if len(self._last) > SENDERS:  # the bus itself can name any sender
+            del self._last[next(iter(self._last))]
         return session
 
     async def _refuse(self, role: Role, name: str, session: str, data: bytes, refusal: Refusal) -> None:

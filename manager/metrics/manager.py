@@ -36,6 +36,8 @@ GOOD = frozenset({("host", "granted"), ("app", "waiting-for-key"), ("host", "rec
 """Events that report accepted evidence."""
 BAD = frozenset({"refused", "untrusted", "evidence-rejected"})
 """Events that report refused evidence or proofs."""
+NOT_DELIVERED = "key.not-delivered"
+"""The reason that is counted where a host could not deliver an application's key."""
 
 Expiries = Callable[[], dict[str, int]]
 """Points in time, Unix seconds, by name."""
@@ -232,7 +234,11 @@ def _step(subject: str) -> tuple[str, str]:
 
 
 def _first_reason(data: bytes) -> str:
-    reasons = read_event(data, source="event").data.get("reasons")
+    event = read_event(data, source="event")
+    # Why a key was not delivered, the host's agent says in its own words: each would be a new time series.
+    if event.data.get("step") == "deliver_key":
+        return NOT_DELIVERED
+    reasons = event.data.get("reasons")
     if isinstance(reasons, list) and reasons and isinstance(reasons[0], dict):
         return str(reasons[0].get("code", ""))
     return ""

@@ -13,7 +13,9 @@ from attestgate.bus.layout import SUMMARIES
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
+from attestgate.manager.sessions.inter_session import HostLost
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, current_key
+from attestgate.schemas.base import pack
 from attestgate.schemas.summary import Summary
 
 
@@ -52,6 +54,9 @@ class Outbox:
                 )
             case "work":
                 await self._messages.publish(outgoing.subject, outgoing.data, outgoing.id)
+            case "lost":
+                lost = HostLost(state=record.state, reasons=record.reasons)
+                await self._messages.publish(outgoing.subject, pack(lost), outgoing.id)
             case "log":
                 await self._intake.put(outgoing.subject, outgoing.data)
             case "wake":

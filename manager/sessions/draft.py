@@ -166,6 +166,12 @@ class Draft(Generic[R]):
         """Send a message to another session (or to this one); any worker may handle it."""
         self._put(how="work", subject=subjects.work(role, session, what), data=pack(model))
 
+    def lost(self, session: str) -> None:
+        """Inform an application session that this host's session has ended, and why."""
+        # Without a copy of the reasons: with one for each of many applications the record would be too large to store,
+        # and a host that chose long names for its programs would not be cut off.
+        self._put(how="lost", subject=subjects.work("app", session, "host-lost"))
+
     def post(self, statement: Statement) -> None:
         """Publish a signed statement for the gateways. A withdrawal expires on the bus after KEPT_S."""
         # By then every lease signed before it has expired: `lease_s` is at most 3600 (schemas/settings.py).

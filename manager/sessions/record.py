@@ -47,11 +47,12 @@ class Outgoing(Model):
     """One action after the record is stored; `id` makes a repeat idempotent (Nats-Msg-Id).
 
     send: to the agent, core NATS; publish: into a stream (events, admissions); work: to a session, encrypted;
+    lost: the notice `host-lost` to an application session, made of the record's state and reasons;
     wake: schedule a timer of this session at `at`; summary: the readable line beside the record;
     current: make this the current session of its subject; log: an entry of the decision log.
     """
 
-    how: Literal["send", "publish", "work", "wake", "summary", "current", "log"]
+    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "log"]
     id: str
     subject: str = ""
     data: bytes = b""

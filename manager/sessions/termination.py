@@ -107,7 +107,7 @@ def _withdraw_host(draft: Draft[R], record: HostRecord, reasons: Sequence[Reason
     if record.lease_end is not None:
         withdraw(draft, f"host.{record.session}", _code(reasons))
     for session in record.apps:
-        draft.work("app", session, "host-lost", HostLost(state=record.state, reasons=list(reasons)))
+        draft.lost(session)
 
 
 def _withdraw_certificates(draft: Draft[R], record: AppRecord, reasons: Sequence[Reason]) -> None:

@@ -9,10 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import nats.errors
 import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, Message
+from attestgate.bus.client.errors import translated
 from attestgate.bus.memory.server import MemoryServer
 from tests.support.bus.fixtures import Join
 
@@ -443,3 +445,24 @@ async def test_a_message_is_stored_once_on_its_subject_and_read_back_in_pages(si
     assert ([stored.data for stored in [*page, *rest][1:]], more) == ([str(n).encode() for n in range(300)], False)
     assert [s.data for s in (await sides.manager.page(layout.EVENTS.name, 0, subject))[0]] == [b"first"]
     assert await sides.manager.page(layout.EVENTS.name, rest[-1].sequence) == ([], False)
+
+
+@pytest.mark.parametrize("raised", [None, nats.errors.TimeoutError(), nats.errors.NoRespondersError()], ids=repr)
+async def test_a_cancellation_that_the_client_swallows_is_not_lost(raised: Exception | None) -> None:
+    """Neither where it goes on as if nothing had been, nor where it makes an error of it, which would be retried."""
+    entered = asyncio.Event()
+
+    async def work() -> None:
+        with translated("test"):
+            try:
+                entered.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if raised is not None:
+                    raise raised from None
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

@@ -11,6 +11,7 @@ import json
 from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import nats.errors
@@ -108,6 +109,46 @@ async def test_within_one_account_the_same_trick_would_work(join: Join) -> None:
     after = await look(manager, f".{THIEF}.")
     assert before.values["sessions"] == b"honest"
     assert b"ATTEST_EVENTS" in (after.values["sessions"] or b"")
+
+
+FORGED = [
+    *({"Status": status} for status in ("100", "204", "404", "408", "409", "500", "503")),
+    {"Status": "204", "Nats-Num-Pending": "1", "Nats-Last-Sequence": "1"},
+    {"Nats-Sequence": "99999999"},
+    {"Nats-Sequence": "none"},
+    {"Nats-Subject": "attest.v1.events.host.victim.untrusted"},
+    {"Nats-Time-Stamp": "never"},
+    {"Nats-Num-Pending": "0"},
+]
+"""What the server says of an answer to a reader, in the words of a sender."""
+
+
+@pytest.mark.parametrize("headers", FORGED, ids=str)
+async def test_no_header_ends_or_misleads_who_reads_events(headers: dict[str, str], join: Join) -> None:
+    gateway, operator = await join("gateway", THIEF), await join("operator", "o")
+    subject = subjects.event("gateway", THIEF, "admitted")
+    for body, sent in ((b"before", {}), (b"forged", headers), (b"after", {})):
+        await gateway.publish(subject, body, headers=sent)
+    assert [(m.subject, m.data) async for m in operator.history(f"{subjects.EVENTS}.>")] == [
+        (subject, body) for body in (b"before", b"forged", b"after")
+    ]
+    page, more = await operator.page(layout.EVENTS.name, 0)
+    assert ([stored.sequence for stored in page], more) == ([1, 2, 3], False)
+
+
+@pytest.mark.parametrize("headers", FORGED, ids=str)
+async def test_no_header_keeps_a_message_from_its_worker(headers: dict[str, str], join: Join) -> None:
+    manager, host = await join(MANAGER, "m"), await join("host", THIEF)
+    for body, sent in ((b"forged", headers), (b"after", {})):
+        await host.publish(subjects.inbound("host", THIEF, "hello"), body, headers=sent)
+    taken = []
+    async with aclosing(manager.consume("host-hellos")) as deliveries:
+        async for delivery in deliveries:
+            await delivery.done()
+            taken.append((delivery.data, delivery.attempt))
+            if len(taken) == 2:
+                break
+    assert taken == [(b"forged", 1), (b"after", 1)]
 
 
 def page_request(bucket: str) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import tomli_w
 
@@ -107,6 +108,24 @@ async def test_messages_put_aside_are_listed_shown_retried_and_dropped(
     assert (dropped.status, dropped.out) == (0, "drop: applied\n")
     gone = await quarantine("show", bad[:12])
     assert gone.status == 1 and "quarantine.unknown" in gone.err
+
+
+async def test_what_is_no_message_in_quarantine_ends_no_command(fleet: Fleet, operator: Path, attestgate: Run) -> None:
+    """The bus can hold anything there."""
+    good = await put_aside(fleet, "h1")
+    bucket = (await fleet.join("manager", "junk")).bucket("quarantine")
+    junk = {
+        "nothing": b"",
+        "garbage": b"garbage",
+        "no-reasons": msgpack.packb(
+            {"subject": "x", "data": b"", "attempts": 1, "at": 1, "worker": "manager-9", "reasons": []}
+        ),
+    }
+    for name, value in junk.items():
+        await bucket.put(f"attest.v1.in.host.h9.{name}", value)
+    listed = await asyncio.to_thread(attestgate, "quarantine", "list", "--json", "-O", operator)
+    assert listed.status == 0, listed.err
+    assert [message["message"] for message in json.loads(listed.out)] == [good]
 
 
 async def test_storage_keys_are_rotated_while_sessions_live(fleet: Fleet, attestgate: Run) -> None:

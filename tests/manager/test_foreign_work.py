@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
+from attestgate.manager.handlers.hello import HelloHandler
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.schemas.admission import (
@@ -17,12 +18,15 @@ from attestgate.schemas.admission import (
     MAX_APPLIED,
     AppliedStatement,
     GatewayReport,
+    Lease,
     Withdrawal,
     post,
     sign_report,
 )
+from attestgate.schemas.base import pack
 from attestgate.schemas.events import reasons_of
 from attestgate.schemas.limits import COMMAND, INBOUND
+from attestgate.schemas.messages import HostHello
 from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, OPERATOR
@@ -64,6 +68,25 @@ async def test_the_costliest_hellos_change_nothing(site: Deployment, role: str) 
         assert code in ("message.encoding", "message.fields")
     assert site.wire.snapshot("sessions").entries == {}
     await site.admitted()
+
+
+async def test_names_that_the_bus_makes_up_fill_no_table(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credential names its sender freely; whoever runs the server can."""
+    monkeypatch.setattr("attestgate.manager.handlers.hello.SENDERS", 4)
+    kept: list[int] = []
+    admit = HelloHandler._admit
+
+    def admitted(handler: HelloHandler, *arguments: Any) -> str:
+        session = admit(handler, *arguments)
+        kept.append(len(handler._last))
+        return session
+
+    monkeypatch.setattr(HelloHandler, "_admit", admitted)
+    for number in range(8):
+        hello = HostHello(host=f"x{number}", random=bytes(32), boot_id="x", agent_version="x", can_give=[])
+        code, _ = await dropped(site, subjects.inbound("host", hello.host, "hello"), pack(hello))
+        assert code == "enrolment.unknown"
+    assert kept == [1, 2, 3, 4, 4, 4, 4, 4]
 
 
 def applied(number: int) -> AppliedStatement:
@@ -109,7 +132,7 @@ async def test_certificates_withdrawn_meanwhile_are_not_made_up(
     site: Deployment, work: dict[str, int], own: bool
 ) -> None:
     """As many as are on their way when many sessions end at once; or when another identity has signed the leases."""
-    signer = read_identity(site.world.keys / "manager" / "identity.pem") if own else Ed25519PrivateKey.generate()
+    signer = manager(site) if own else Ed25519PrivateKey.generate()
     gone = [applied(number) for number in range(MAX_APPLIED)]
     for item in gone:
         withdrawal = Withdrawal(key=item.key, issued_at=1, until=2, sequence=2, reason="x")
@@ -123,14 +146,72 @@ async def test_certificates_withdrawn_meanwhile_are_not_made_up(
 
 async def test_a_few_certificates_that_are_gone_hold_up_no_other(site: Deployment, work: dict[str, int]) -> None:
     _, app = await site.admitted()
-    (lease,) = {lease.key: lease for lease in site.gateway.leases}.values()
-    named = AppliedStatement(key=lease.key, state="admitted", sequence=9, app_session="00" * 16)
-    gone = [applied(number) for number in range(MAX_STRANGE)]
-    report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[*gone, named, named], at=1)
     work.update({"looked up": 0, "sent": 0})
-    await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, report))
-    await site.quiet()
+    newer = await renewed(site)
+    named = AppliedStatement(key=newer.key, state="admitted", sequence=newer.sequence, app_session="00" * 16)
+    gone = [applied(number) for number in range(MAX_STRANGE)]
+    await report(site, [*gone, named, named])
     assert "dropped" not in [event.what for event in site.events]
-    # To the session that it was leased to, whatever session the gateway names; it was looked up for an earlier report.
-    assert work == {"looked up": MAX_STRANGE, "sent": 1}
+    # To the session that it was leased to, whatever session the gateway names.
+    assert work["sent"] == 1
     assert app is not None
+
+
+async def test_a_lease_that_a_gateway_reports_without_end_is_passed_on_once(
+    site: Deployment, work: dict[str, int]
+) -> None:
+    """Else 64 messages to sessions for each report of a stolen gateway key: timers and withdrawals wait behind."""
+    await site.admitted()
+    work.update({"looked up": 0, "sent": 0})
+    newer = await renewed(site)
+    named = AppliedStatement(key=newer.key, state="admitted", sequence=newer.sequence, app_session=newer.app_session)
+    for _ in range(3):
+        await report(site, [named])
+    assert work["sent"] == 1
+    work.update({"looked up": 0, "sent": 0})
+    for sequence in range(3):
+        await report(site, [named.model_copy(update={"sequence": newer.sequence - sequence})])
+    assert work == {"looked up": 0, "sent": 0}
+
+
+async def test_leases_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deployment, work: dict[str, int]) -> None:
+    await site.admitted()
+    newer = await renewed(site)
+    # Of another set of gateways, so that the one in this deployment does not report them.
+    keys = [
+        newer.model_copy(update={"serial": f"1{number:039x}", "gateways": "others"}) for number in range(MAX_APPLIED)
+    ]
+    for lease in keys:
+        await site.bus.bucket(BUCKET).put(lease.key, post(manager(site), lease))
+    await site.quiet()
+    work.update({"looked up": 0, "sent": 0})
+    made_up = [
+        AppliedStatement(key=lease.key, state="admitted", sequence=lease.sequence + 1, app_session=lease.app_session)
+        for lease in keys
+    ]
+    since = len(site.events)
+    await report(site, made_up)
+    (event,) = [event for event in site.events[since:] if event.what == "dropped"]
+    assert [reason.code for reason in reasons_of(event)] == ["gateway.applied"]
+    assert work["looked up"] == MAX_STRANGE + 1
+
+
+async def renewed(site: Deployment) -> Lease:
+    """A newer lease of the application's, on the bus and reported by the gateway."""
+    (lease,) = {lease.key: lease for lease in site.gateway.leases}.values()
+    newer = lease.model_copy(update={"sequence": lease.sequence + 100})
+    await site.bus.bucket(BUCKET).put(newer.key, post(manager(site), newer))
+    while newer not in site.gateway.leases:
+        await site.wire.changed()
+    await site.quiet()
+    return newer
+
+
+async def report(site: Deployment, items: list[AppliedStatement]) -> None:
+    said = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=items, at=1)
+    await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, said))
+    await site.quiet()
+
+
+def manager(site: Deployment) -> Ed25519PrivateKey:
+    return read_identity(site.world.keys / "manager" / "identity.pem")

@@ -8,20 +8,23 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from attestgate.bus import subjects
 from attestgate.bus.api import Entry
 from attestgate.cli.reference import DOCS, families, metrics_page
 from attestgate.manager.assembly import assemble
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.metrics.http import DEADLINE_S, MOST, served
 from attestgate.manager.metrics.manager import ManagerMetrics
-from attestgate.schemas.base import Refusal
+from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.enrolment import Revoke
+from attestgate.schemas.events import Event
 from tests.support.manager import deployment as manager
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import OTHER_ENCLAVE, World
@@ -164,6 +167,25 @@ class Summaries:
 
 class EndOfWatch(Exception):
     pass
+
+
+def test_the_words_of_a_hosts_agent_are_no_label(metrics: ManagerMetrics) -> None:
+    """A host says why it did not deliver a key: any code that it likes, a new one each time."""
+    for number in range(20):
+        own = Reason(code=f"mine.{number}", field="x", expected="x", found="x", action="x")
+        data: dict[str, Any] = {"step": "deliver_key", "reasons": [own.model_dump()]}
+        event = Event(
+            id=f"{number}", kind="app", subject="a1", host="h1", what="refused", at=1, source="manager", data=data
+        )
+        metrics.published(subjects.event("app", "h1.a1", "refused"), event.body())
+    reasons = [
+        sample.labels["reason"]
+        for family in metrics.registry.collect()
+        if family.name == "attestgate_verdicts"
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]
+    assert reasons == ["key.not-delivered"]
 
 
 async def test_sessions_are_counted_by_state_as_they_move_and_go(metrics: ManagerMetrics) -> None:

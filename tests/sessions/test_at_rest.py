@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attestgate.manager.sessions.record import AppRecord, HostRecord, record_key
 from attestgate.manager.sessions.states import State
+from attestgate.manager.sessions.step6_colocation import MAX_APPS
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.support.manager.deployment import Deployment
 
@@ -62,3 +63,25 @@ async def test_a_session_that_is_over_keeps_nothing_either(site: Deployment) -> 
     (host,), (app,) = await site.records(HostRecord), await site.records(AppRecord)
     assert (host.state, app.state) == (State.REVOKED, State.UNTRUSTED)
     assert (host.outbox, app.outbox) == ([], [])
+
+
+async def test_a_host_with_many_applications_is_cut_off_whatever_the_reasons(site: Deployment) -> None:
+    """Its record, with a notice for each application session that it ever had, is within the bucket's largest value."""
+    await site.trusted()
+    await site.quiet()
+    (host,) = await site.records(HostRecord)
+    apps = {f"{number:032x}": "a1" for number in range(MAX_APPS)}
+    await store(site, host.model_copy(update={"apps": apps}))
+    await site.order(Revoke(kind="host", id="h1", reason="\N{OX}" * 200))
+    await site.until("host", "h1", "revoked")
+    await site.quiet()
+    (host,) = await site.records(HostRecord)
+    assert (host.state, host.outbox) == (State.REVOKED, [])
+    told = {subject for subject, _ in site.wire.seen if subject.endswith(".host-lost")}
+    assert told == {f"attest.v1.work.app.{session}.host-lost" for session in apps}
+
+
+async def store(site: Deployment, host: HostRecord) -> None:
+    """Put a record in the place of the one that is there."""
+    bucket, key = site.bus.bucket("sessions"), record_key("host", host.session)
+    await bucket.put(key, site.world.cipher.seal("sessions", key, host.revision, host))

@@ -24,6 +24,7 @@ from attestgate.bus.api import BusError, Message
 from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.client.setup import ensure
+from attestgate.bus.forward import event_of
 from attestgate.bus.operator import order
 from attestgate.enclave.simulated import pccs
 from attestgate.host_agent.main import HostAgent
@@ -32,7 +33,6 @@ from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.manager.gateway.reports import Reporter
 from attestgate.manager.handlers.worker import Worker
 from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted
-from attestgate.schemas.base import parse_json
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, Timing
@@ -215,8 +215,8 @@ class Fleet:
                 await asyncio.sleep(LOOK_S)
 
     async def _hear(self, message: Message) -> None:
-        event = parse_json(Event, message.data, source=message.subject)
-        if event.id in self._heard:
+        event = event_of(message.subject, message.data)
+        if event is None or event.id in self._heard:
             return
         self._heard.add(event.id)
         self.events.append(event)
