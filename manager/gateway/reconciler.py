@@ -116,12 +116,16 @@ class Reconciler:
         return changes
 
     async def _collect_refusals(self) -> None:
-        """Count and report the requests that nginx has refused since it was last asked."""
+        """Count and report the requests and connections that nginx has refused since it was last asked."""
         with suppress(NginxError):  # the next round reports it
             refusals = await self._store.refusals()
             for refusal in refusals:
                 self._metrics.refused(refusal.verdict, refusal.times)
             self._events.requests_refused(refusals)
+            rejections = await self._store.rejections()
+            for rejection in rejections:
+                self._metrics.rejected(rejection.port, rejection.limit, rejection.times)
+            self._events.connections_rejected(rejections)
 
     def _failed(self, state: RetryCallState) -> None:
         log_retries("updating nginx failed, retrying")(state)
