@@ -1,4 +1,4 @@
-"""Slow and silent clients at the gateway, against honest ones: python -m bench.hostile_door [--quick] [--only KIND]
+"""Slow and silent clients at the gateway, against honest ones: python -m bench.hostile_door [--quick] [--only KIND] [--rounds N]
 
 For each kind of slow client, 8,000 at once, from one address and from 40: what an honest application waits for (on a
 kept connection and on new ones), how long a withdrawal takes to show, and how much memory nginx has. The limits are the
@@ -311,6 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="800 clients, and less time")
     parser.add_argument("--only", default="", metavar="KIND", help="only kinds with this in their name")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind (default 3)")
     parser.add_argument("--clients", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.clients:
@@ -318,7 +319,7 @@ def main() -> None:
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory(prefix="bench-hostile-") as folder:
-        clients, seconds, rounds = (800, 3.0, 1) if options.quick else (8000, 6.0, 3)
+        clients, seconds, rounds = (800, 3.0, 1) if options.quick else (8000, 6.0, options.rounds)
         os.sched_setaffinity(0, {cores()[1]})
         asyncio.run(measured(Path(folder), clients, seconds, rounds, options.only))
 

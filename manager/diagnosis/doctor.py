@@ -195,7 +195,7 @@ def open_files(config: NginxConfig) -> Finding:
         check="open files",
         good=good,
         found=f"{of} may open {limit} files, the configuration needs {config.open_files}",
-        action=f"raise the hard limit to {config.open_files} (LimitNOFILE=, ulimit -Hn), or lower `connections`",
+        action=f"set LimitNOFILE={config.open_files} (systemd) or ulimit -Hn for nginx, or lower `connections`",
     )
 
 
