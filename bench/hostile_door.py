@@ -1,4 +1,4 @@
-"""Slow and silent clients at the gateway, against honest ones: python -m bench.hostile_door [--quick] [--only KIND] [--rounds N]
+"""Slow and silent clients at the gateway, against honest ones: python -m bench.hostile_door [--quick] [--only KIND]
 
 For each kind of slow client, 8,000 at once, from one address and from 40: what an honest application waits for (on a
 kept connection and on new ones), how long a withdrawal takes to show, and how much memory nginx has. The limits are the

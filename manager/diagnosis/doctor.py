@@ -28,7 +28,7 @@ from attestgate.manager.gateway.dictionary import Dictionary, NginxError
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki.authority import load_authority
 from attestgate.schemas.base import Model, Refusal
-from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.nginx import REJECTIONS, NginxConfig
 from attestgate.schemas.settings import BusSettings, GatewaySettings, HostSettings, ManagerSettings
 
 SKEW_S = 5
@@ -152,6 +152,7 @@ async def nginx(settings: GatewaySettings) -> list[Finding]:
     except NginxError as error:
         return [Finding(check="nginx", good=False, found=str(error), action="start nginx; check nginx_socket")]
     mode = stat.S_IMODE(path.stat().st_mode)
+    beside = path.with_name(REJECTIONS)
     return [
         Finding(check="nginx", good=True, found=f"{health.entries - 1} admissions, {health.free} bytes free"),
         Finding(
@@ -159,6 +160,12 @@ async def nginx(settings: GatewaySettings) -> list[Finding]:
             good=mode & 0o077 == 0,
             found=f"{path}: mode {mode:04o}",
             action="who can open it decides who passes: chmod 0600",
+        ),
+        Finding(
+            check="rejections socket",
+            good=beside.is_socket(),
+            found=f"{beside}: {'present' if beside.is_socket() else 'missing'}",
+            action="render nginx's configuration anew and restart nginx: what it rejects is not reported",
         ),
     ]
 

@@ -73,6 +73,8 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
         gate.config.admin.chmod(0o666)
         gate.config.controller.chmod(0o666)  # type: ignore[union-attr]
         assert set(bad(await doctor.nginx(settings))) == {"admin socket"}
+        gate.config.rejections_socket.unlink()
+        assert set(bad(await doctor.nginx(settings))) == {"admin socket", "rejections socket"}
         assert set(bad(await doctor.gateway(gate.config))) == {"controller"}
     assert set(bad(await doctor.nginx(settings))) == {"nginx"}
     assert {"stranger", "controller"} <= set(bad(await doctor.gateway(gate.config)))
