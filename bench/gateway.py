@@ -76,7 +76,7 @@ def with_empty_script(folder: Path) -> Change:
     """njs in the request path, doing nothing: its cost before the first line of ours."""
     folder.mkdir()
     (folder / "admission.js").write_text(EMPTY)
-    for name in ("admin.js", "rejected.js"):
+    for name in ("admin.js", "door.js"):
         shutil.copy(rendering._FILES / name, folder)
     return lambda text: text.replace(f'js_path "{rendering._FILES}"', f'js_path "{folder}"')
 

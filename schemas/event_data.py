@@ -46,6 +46,7 @@ GatewayWhat: TypeAlias = Literal[
     "lapsed",
     "refused",
     "request-refused",
+    "connections-rejected",
     "break-glass",
     "reconciled",
     "nginx-failed",
@@ -316,6 +317,14 @@ class RequestRefused(Model):
     times: Count
 
 
+class ConnectionsRejected(Model):
+    """Connections that nginx closed before TLS, at one port for one limit: how many since the last such report."""
+
+    port: Count
+    limit: Text
+    times: Count
+
+
 class BrokenGlass(Model):
     """An operator's break-glass admission of a certificate, without the manager."""
 
@@ -433,6 +442,7 @@ EVENTS = (
     Told(("gateway",), "lapsed", "a lease expired", Lapsed),
     Told(("gateway",), "refused", "a statement in the bucket was refused", StatementRefused),
     Told(("gateway",), "request-refused", "nginx has refused requests", RequestRefused),
+    Told(("gateway",), "connections-rejected", "nginx has closed connections before TLS", ConnectionsRejected),
     Told(
         ("gateway",),
         "break-glass",

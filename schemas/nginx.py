@@ -42,6 +42,12 @@ def _not_identity(name: str) -> str:
 
 
 _RESERVED = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "x-forwarded-client-cert"}
+REJECTIONS = "rejections.sock"
+PUBLIC = 256
+PUBLIC_PER_ADDRESS = 32
+"""Most connections at the public port."""
+RESERVE = 256
+"""Connections and files that nginx has left for the gateway worker's sockets, its logs and its listeners."""
 QuotablePath = Annotated[FilePath, AfterValidator(quotable)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$"), AfterValidator(_not_identity)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[km]$")]
@@ -79,6 +85,11 @@ class NginxConfig(Part):
     """Most connections from outside at once. Each nginx process needs twice as many open files, and 768 more."""
     connections_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Most connections from one address. Behind a load balancer that hides addresses: as many as `connections`."""
+    connection_rate_per_address: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """Most new connections per second from one address, after ten seconds' worth at once. Needs njs. Behind a load
+    balancer that hides addresses: as many as `connection_rate`."""
+    connection_rate: Annotated[int, Field(ge=1, le=100_000)] = 500
+    """Most new connections per second in all; further ones wait for up to 2 s. Needs njs."""
     requests_per_application: Annotated[int, Field(ge=1, le=100_000)] = 128
     """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
     uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8
@@ -112,6 +123,11 @@ class NginxConfig(Part):
         return self.folder / "admin.sock"
 
     @property
+    def rejections_socket(self) -> Path:
+        """The unix socket on which the gateway worker is told how many connections were rejected: beside `admin`."""
+        return self.folder / REJECTIONS
+
+    @property
     def tls_socket(self) -> Path:
         """The unix socket of the server for applications: nginx passes a connection to it once it has been counted."""
         return self.folder / "tls.sock"
@@ -130,3 +146,13 @@ class NginxConfig(Part):
     def public(self) -> Path:
         """What nginx serves to anyone: the worker puts revocation lists here."""
         return self.folder / "public"
+
+    @property
+    def slots(self) -> int:
+        """Connections in each nginx process: all from outside, one more upstream for each, and the reserve."""
+        return 2 * self.connections + PUBLIC + RESERVE
+
+    @property
+    def open_files(self) -> int:
+        """Open files that each nginx process needs."""
+        return self.slots + RESERVE

@@ -235,7 +235,7 @@ class GatewaySettings(ProcessSettings):
     manager_identity: Annotated[list[Hex32], Field(min_length=1)]
     """Managers' Ed25519 public keys, hexadecimal: their leases are trusted."""
     nginx_socket: FilePath
-    """The admin socket of the nginx beside it."""
+    """The admin socket of the nginx beside it; `rejections.sock` is next to it."""
     nginx_public: FilePath | None = None
     """Folder from which that nginx serves revocation lists, `public` in its own folder. Off by default."""
     nginx_map: FilePath | None = None

@@ -85,6 +85,12 @@ function pass(r) {
 // The verdict on a request. The identity is set in the variables as soon as it is known, so that refusals are logged
 // with it too.
 function judge(r, v) {
+    const who = identified(v);
+    return typeof who === 'string' ? who : judged(r, v, who);
+}
+
+// Who sends a request, if admitted; otherwise why not.
+function identified(v) {
     const live = ngx.shared.live;
     let who = remembered(v);
     if (who === undefined || live.get(who[KEY]) !== +who[SEQUENCE]) {
@@ -97,9 +103,11 @@ function judge(r, v) {
         }
     }
     v.attestgate_identity = who[IDENTITY];
-    if (!live.has(who[HOST_KEY])) {
-        return 'host not trusted';
-    }
+    return live.has(who[HOST_KEY]) ? who : 'host not trusted';
+}
+
+// The verdict on a request of this client's.
+function judged(r, v, who) {
     v.attestgate_key = who[KEY];
     v.attestgate_host_key = who[HOST_KEY];
     v.attestgate_integrity = who[INTEGRITY];
@@ -228,9 +236,18 @@ function refused(r) {
     return 'refused\n';
 }
 
-// The answer to a client who has too many requests in progress, or whose body would be one too many.
+// The answer to a client who has too many requests in progress, or whose body would be one too many. nginx has looked at
+// nothing else yet: of a client that is not admitted it counts as that. By its method it is not judged, which nginx has
+// replaced.
 function busy(r) {
-    refuse(r, 'too many at once');
+    let verdict = 'fault';
+    try {
+        const who = identified(r.variables);
+        verdict = typeof who === 'string' ? who : 'too many at once';
+    } catch (e) {
+        r.error(`admission: ${e.message}`);
+    }
+    refuse(r, verdict);
     return 'too many requests at once\n';
 }
 

@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from attestgate.bus.server.embedded import die_with_parent
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.nginx import NginxConfig, quotable
+from attestgate.schemas.nginx import PUBLIC, PUBLIC_PER_ADDRESS, NginxConfig, quotable
 
 _FILES = Path(__file__).parent
 _START_S = 15.0
@@ -39,25 +39,35 @@ _HEALTH = (
     """if ($attestgate_kept) { return 200 '{"gateway":"ready"}'; }
             return 503 '{"gateway":"its worker is silent"}';""",
 )
-_REJECTED_LOG = """
+_DOOR = """
     js_path "{scripts}";
-    js_import rejected from rejected.js;
+    js_import door from door.js;
+    js_shared_dict_zone zone=rates:1m timeout=60s type=number evict;
+    js_shared_dict_zone zone=rejections:32k type=number;
     js_shared_dict_zone zone=rejected:1m timeout=1h type=number evict;
     js_shared_dict_zone zone=logged:1m timeout=1s evict;
-    js_set $attestgate_due rejected.due;
-    map $limit_conn_status $attestgate_rejected {{
-        REJECTED $attestgate_due;
+    js_var $attestgate_rate_per_address {rate_per_address};
+    js_var $attestgate_rate {rate};
+    js_var $attestgate_over "at once";
+    js_set $attestgate_due door.due;
+    js_set $attestgate_rejections door.rejections;
+    # 503: limit_conn. 403: door.access. A connection that is passed on has no status here.
+    map $status $attestgate_rejected {{
+        403 $attestgate_due;
+        503 $attestgate_due;
         default "";
     }}
     log_format rejected escape=json
-        '{{"time":"$time_iso8601","client":"$remote_addr","port":"$server_port","rejected":"$attestgate_rejected"}}';
+        '{{"time":"$time_iso8601","client":"$remote_addr","port":"$server_port","limit":"$attestgate_over",'
+        '"rejected":"$attestgate_rejected"}}';
     access_log rejected.log rejected if=$attestgate_rejected;
-    limit_conn_log_level info;"""
-_PUBLIC = 256
-_PUBLIC_PER_ADDRESS = 32
-"""Connections at the public port."""
-_RESERVE = 256
-"""Connections and files that nginx has left for the admin socket, its logs and its listeners."""
+    limit_conn_log_level info;
+
+    # For the gateway worker alone, as the admin socket is.
+    server {{
+        listen "unix:{rejections}";
+        return $attestgate_rejections;
+    }}"""
 _SOCKET_PATH_MAX = 107
 """Longest path of a unix socket (sun_path less its closing zero byte)."""
 
@@ -68,7 +78,6 @@ class _ConfigTemplate(Template):
 
 def render(config: NginxConfig) -> str:
     """The text of nginx.conf."""
-    slots = 2 * config.connections + _PUBLIC + _RESERVE
     upstream = f'"unix:{config.controller}"' if isinstance(config.controller, Path) else config.controller
     names = config.forwarded if config.relay is None else (*config.forwarded, *_WEBSOCKET)
     forwarded = "\n".join(
@@ -76,8 +85,8 @@ def render(config: NginxConfig) -> str:
     )
     return _template("nginx.conf.template" if config.mode == "njs" else "stock.conf.template").substitute(
         user=_user(),
-        slots=slots,
-        files=slots + _RESERVE,
+        slots=config.slots,
+        files=config.open_files,
         stream=_stream(config),
         workers=config.workers,
         scripts=quotable(_FILES),
@@ -112,7 +121,8 @@ def _template(name: str) -> _ConfigTemplate:
 def _stream(config: NginxConfig) -> str:
     """Connections from outside, limited before TLS."""
     return _template("stream.conf.template").substitute(
-        log=_REJECTED_LOG.format(scripts=quotable(_FILES)) if config.mode == "njs" else "",
+        door=_door(config) if config.mode == "njs" else "",
+        access="js_access door.access;" if config.mode == "njs" else "",
         listen=f"{config.address}:{config.port}",
         connections_per_address=config.connections_per_address,
         connections=config.connections,
@@ -121,12 +131,22 @@ def _stream(config: NginxConfig) -> str:
     )
 
 
+def _door(config: NginxConfig) -> str:
+    """Rates of new connections, and what was rejected: for the log and for the gateway worker."""
+    return _DOOR.format(
+        scripts=quotable(_FILES),
+        rate_per_address=config.connection_rate_per_address,
+        rate=config.connection_rate,
+        rejections=config.rejections_socket,
+    )
+
+
 def _public_stream(config: NginxConfig) -> str:
     return f"""
     server {{
         listen {config.address}:{config.public_port};
-        limit_conn public_addresses {_PUBLIC_PER_ADDRESS};
-        limit_conn public_total {_PUBLIC};
+        limit_conn public_addresses {PUBLIC_PER_ADDRESS};
+        limit_conn public_total {PUBLIC};
         pass "unix:{config.public_socket}";
     }}"""
 
@@ -299,7 +319,8 @@ class Nginx:
             path.unlink(missing_ok=True)
 
     def _sockets(self) -> tuple[Path, ...]:
-        return self.config.admin, self.config.tls_socket, self.config.public_socket
+        config = self.config
+        return config.admin, config.rejections_socket, config.tls_socket, config.public_socket
 
     async def kill(self) -> None:
         """SIGKILL the master and its workers at once (they would outlive it)."""

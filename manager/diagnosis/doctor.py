@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import email.utils
 import os
+import resource
 import ssl
 import stat
 import time
@@ -27,7 +28,7 @@ from attestgate.manager.gateway.dictionary import Dictionary, NginxError
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki.authority import load_authority
 from attestgate.schemas.base import Model, Refusal
-from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.nginx import REJECTIONS, NginxConfig
 from attestgate.schemas.settings import BusSettings, GatewaySettings, HostSettings, ManagerSettings
 
 SKEW_S = 5
@@ -151,6 +152,7 @@ async def nginx(settings: GatewaySettings) -> list[Finding]:
     except NginxError as error:
         return [Finding(check="nginx", good=False, found=str(error), action="start nginx; check nginx_socket")]
     mode = stat.S_IMODE(path.stat().st_mode)
+    beside = path.with_name(REJECTIONS)
     return [
         Finding(check="nginx", good=True, found=f"{health.entries - 1} admissions, {health.free} bytes free"),
         Finding(
@@ -158,6 +160,12 @@ async def nginx(settings: GatewaySettings) -> list[Finding]:
             good=mode & 0o077 == 0,
             found=f"{path}: mode {mode:04o}",
             action="who can open it decides who passes: chmod 0600",
+        ),
+        Finding(
+            check="rejections socket",
+            good=beside.is_socket(),
+            found=f"{beside}: {'present' if beside.is_socket() else 'missing'}",
+            action="render nginx's configuration anew and restart nginx: what it rejects is not reported",
         ),
     ]
 
@@ -177,7 +185,38 @@ async def gateway(config: NginxConfig) -> list[Finding]:
     findings.append(
         Finding(check="stranger", good=good, found=f"{url} without a certificate: {found}", action="see nginx's log")
     )
-    return [*findings, *no_way_around(config)]
+    return [*findings, open_files(config), *no_way_around(config)]
+
+
+def open_files(config: NginxConfig) -> Finding:
+    """Whether nginx may open as many files as its configuration asks for: else the worker's sockets have no reserve.
+
+    nginx raises the limit by itself if the hard limit, or CAP_SYS_RESOURCE, lets it, and runs on with less if not. So
+    the limit of its processes is read; only where none runs, the hard limit of this one.
+    """
+    running = _files_of_workers(config.folder / "nginx.pid")
+    limit = running if running is not None else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    of = "a process of nginx" if running is not None else "a process started here (nginx does not run)"
+    good = limit == resource.RLIM_INFINITY or limit >= config.open_files
+    return Finding(
+        check="open files",
+        good=good,
+        found=f"{of} may open {limit} files, the configuration needs {config.open_files}",
+        action=f"set LimitNOFILE={config.open_files} (systemd) or ulimit -Hn for nginx, or lower `connections`",
+    )
+
+
+def _files_of_workers(pid_file: Path) -> int | None:
+    """The lowest soft limit of the processes of this nginx; None if none runs."""
+    try:
+        master = int(pid_file.read_text(encoding="ascii"))
+        if Path(f"/proc/{master}/comm").read_text(encoding="ascii") != "nginx\n":
+            return None  # left by one that was killed
+        workers = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()
+        lines = [line for pid in workers for line in Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()]
+        return min(int(line.split()[3]) for line in lines if line.startswith("Max open files"))
+    except (OSError, ValueError):
+        return None
 
 
 def no_way_around(config: NginxConfig) -> Iterator[Finding]:

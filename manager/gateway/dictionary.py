@@ -6,6 +6,7 @@ nginx's shared memory, and nginx refuses it in any other.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError
 from attestgate.manager.gateway.entries import DictionaryEntry
 from attestgate.schemas.admission import NginxEpoch
 from attestgate.schemas.base import Count, Label, Model, Text
+from attestgate.schemas.nginx import REJECTIONS
 
 MAX_BODY = 1_000_000
 """Bytes in one request: nginx keeps up to 1 MiB in memory, and would write a longer one to disk."""
@@ -58,6 +60,20 @@ class RequestRefusals(Model):
     refusals: Annotated[list[RequestRefusal], Field(max_length=65_536)]
 
 
+class Rejection(Model):
+    """Connections that were closed before TLS, at one port, for one limit."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+    limit: Text
+    times: Annotated[int, Field(ge=1, lt=2**63)]
+
+
+class Rejections(Model):
+    """The connections rejected since this was last asked."""
+
+    rejections: Annotated[list[Rejection], Field(max_length=16)]
+
+
 class DictionaryContents(Model):
     """Everything in the dictionary: JSON text by key, and the epoch that it belongs to."""
 
@@ -65,13 +81,14 @@ class DictionaryContents(Model):
     entries: Annotated[dict[Label, Annotated[str, Field(max_length=MAX_BODY)]], Field(max_length=1_000_000)]
 
 
-M = TypeVar("M", Health, DictionaryContents, RequestRefusals)
+M = TypeVar("M", Health, DictionaryContents, RequestRefusals, Rejections)
 
 
 class Dictionary:
     """The dictionary behind one admin socket. Every method raises NginxError."""
 
     def __init__(self, socket: Path) -> None:
+        self._rejections = socket.with_name(REJECTIONS)
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://nginx", timeout=_TIMEOUT_S
         )
@@ -87,6 +104,19 @@ class Dictionary:
     async def refusals(self) -> list[RequestRefusal]:
         """The requests refused since this was last asked, with counts."""
         return self._read(RequestRefusals, await self._ask("GET", "/refusals")).refusals
+
+    async def rejections(self) -> list[Rejection]:
+        """The connections rejected since this was last asked: door.js tells them to whoever connects."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                reader, writer = await asyncio.open_unix_connection(self._rejections)
+                try:
+                    answer = await reader.read()
+                finally:
+                    writer.transport.abort()
+        except (OSError, TimeoutError) as error:
+            raise NginxError(f"{self._rejections}: {error or type(error).__name__}") from error
+        return self._read(Rejections, answer).rejections
 
     async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
         """Write entries; nginx drops each by itself at its `until`."""
@@ -123,7 +153,7 @@ class Dictionary:
             return kind.model_validate_json(answer)
         except ValidationError as error:
             problem = error.errors(include_input=False)[0]["msg"]
-            raise NginxError(f"unexpected answer from admin.js: {problem}") from None
+            raise NginxError(f"unexpected answer from nginx: {problem}") from None
 
     async def __aenter__(self) -> Self:
         return self

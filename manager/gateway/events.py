@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from attestgate.manager.gateway.dictionary import RequestRefusal
+from attestgate.manager.gateway.dictionary import Rejection, RequestRefusal
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryChanges
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.manager.gateway.reports import Reporter
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.break_glass import BreakGlass
+
+REJECTED_S = 60.0
+"""Least time between two events `connections-rejected` of one port and limit."""
 
 
 class GatewayEvents:
@@ -21,6 +26,9 @@ class GatewayEvents:
         self._leases = leases
         self._clock = clock
         self._admitted: set[str] = set()
+        self._rejected: Counter[tuple[int, str]] = Counter()
+        """Connections rejected that no event has told of yet, by port and limit."""
+        self._rejected_at: dict[tuple[int, str], float] = {}
 
     def applied(self, changes: DictionaryChanges) -> None:
         """nginx has made these changes: `withdrawn` and, for keys that were not admitted before, `admitted`."""
@@ -59,6 +67,17 @@ class GatewayEvents:
         for refusal in refusals:
             session = self._leases.session(f"cert.{refusal.serial.lower()}")
             self._reporter.event("request-refused", refusal.model_dump(), session)
+
+    def connections_rejected(self, rejections: Iterable[Rejection]) -> None:
+        """nginx has closed these connections; called every second, also with none: events are spread over time."""
+        for rejection in rejections:
+            self._rejected[rejection.port, rejection.limit] += rejection.times
+        now = time.monotonic()
+        due = [where for where in self._rejected if now >= self._rejected_at.get(where, now)]
+        for where in due:
+            self._rejected_at[where] = now + REJECTED_S
+            data: dict[str, object] = {"port": where[0], "limit": where[1], "times": self._rejected.pop(where)}
+            self._reporter.event("connections-rejected", data)
 
     def refused(self, key: str, refusal: Refusal) -> None:
         """A statement, a revocation list or a break-glass file was refused."""

@@ -21,7 +21,14 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from attestgate.manager.gateway.dictionary import DictionaryContents, Health, NginxError, OtherEpoch, RequestRefusal
+from attestgate.manager.gateway.dictionary import (
+    DictionaryContents,
+    Health,
+    NginxError,
+    OtherEpoch,
+    Rejection,
+    RequestRefusal,
+)
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry
 from attestgate.manager.local.atomic_file import atomic_write
 
@@ -65,6 +72,10 @@ class MapFile:
 
     async def refusals(self) -> list[RequestRefusal]:
         """None: a stock nginx does not count them, only its access log shows them."""
+        return []
+
+    async def rejections(self) -> list[Rejection]:
+        """None: without njs, only error.log shows them."""
         return []
 
     async def _change(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:

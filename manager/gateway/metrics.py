@@ -45,6 +45,12 @@ class GatewayMetrics:
             ["verdict"],
             registry=self.registry,
         )
+        self._rejected = Counter(
+            "attestgate_gateway_rejected_connections",
+            "Connections that nginx closed before TLS, by port and limit",
+            ["port", "limit"],
+            registry=self.registry,
+        )
         self._events = Counter(
             "attestgate_gateway_events", "Events of this gateway, by what happened", ["event"], registry=self.registry
         )
@@ -56,6 +62,10 @@ class GatewayMetrics:
     def refused(self, verdict: str, times: int) -> None:
         """Requests that nginx refused; the rules at the end of a verdict do not become part of the label."""
         self._refused.labels(verdict.partition(":")[0]).inc(times)
+
+    def rejected(self, port: int, limit: str, times: int) -> None:
+        """Connections that nginx closed before TLS."""
+        self._rejected.labels(str(port), limit).inc(times)
 
     def received(self, key: str) -> None:
         """A statement was accepted into the lease table."""

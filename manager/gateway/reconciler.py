@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeAlias
 
+import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from attestgate.manager.gateway.break_glass import BreakGlassFolder
@@ -23,6 +23,7 @@ from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.reports import Reporter
 from attestgate.manager.gateway.retries import log_retries
 
+_log = structlog.get_logger()
 AdmissionStore: TypeAlias = Dictionary | MapFile
 """Where an nginx keeps who is admitted."""
 _PROBE_S = 1.0
@@ -116,12 +117,18 @@ class Reconciler:
         return changes
 
     async def _collect_refusals(self) -> None:
-        """Count and report the requests that nginx has refused since it was last asked."""
-        with suppress(NginxError):  # the next round reports it
+        """Count and report the requests and connections that nginx has refused since it was last asked."""
+        try:
             refusals = await self._store.refusals()
             for refusal in refusals:
                 self._metrics.refused(refusal.verdict, refusal.times)
             self._events.requests_refused(refusals)
+            rejections = await self._store.rejections()
+            for rejection in rejections:
+                self._metrics.rejected(rejection.port, rejection.limit, rejection.times)
+            self._events.connections_rejected(rejections)
+        except NginxError as error:
+            _log.warning("what nginx refused is not known", problem=str(error))
 
     def _failed(self, state: RetryCallState) -> None:
         log_retries("updating nginx failed, retrying")(state)

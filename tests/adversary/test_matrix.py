@@ -32,8 +32,8 @@ AGENTS = {
 }
 COMMANDS = {"enrol", "revoke", "recheck", "retry", "drop", "put-policy", "try-policy"}
 OF_GATEWAYS = {
-    "admitted", "withdrawn", "lapsed", "refused", "request-refused", "break-glass", "reconciled", "nginx-failed",
-    "failed",
+    "admitted", "withdrawn", "lapsed", "refused", "request-refused", "connections-rejected", "break-glass",
+    "reconciled", "nginx-failed", "failed",
 }  # fmt: skip
 """The events that a gateway's credential may publish, of its own."""
 PREFIXES = {"IN", "OUT", "OPERATOR", "EVENTS", "WORK", "SCHEDULE", "DUE", "LOG", "COPY"}

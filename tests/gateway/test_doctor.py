@@ -1,6 +1,8 @@
 """`attestgate doctor`: what it finds good is good, what it finds bad says what to do."""
 
 import json
+import os
+import resource
 import time
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -71,9 +73,34 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
         gate.config.admin.chmod(0o666)
         gate.config.controller.chmod(0o666)  # type: ignore[union-attr]
         assert set(bad(await doctor.nginx(settings))) == {"admin socket"}
+        gate.config.rejections_socket.unlink()
+        assert set(bad(await doctor.nginx(settings))) == {"admin socket", "rejections socket"}
         assert set(bad(await doctor.gateway(gate.config))) == {"controller"}
     assert set(bad(await doctor.nginx(settings))) == {"nginx"}
     assert {"stranger", "controller"} <= set(bad(await doctor.gateway(gate.config)))
+
+
+@pytest.mark.stack
+async def test_open_files_of_a_running_nginx(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time)) as gate:
+        config = gate.config
+        good = doctor.open_files(config)
+        assert good.good and good.found.startswith(f"a process of nginx may open {config.open_files} files")
+        more = doctor.open_files(config.model_copy(update={"connections": config.connections + 1}))
+        assert not more.good and f"LimitNOFILE={config.open_files + 2}" in more.action
+
+
+@pytest.mark.parametrize(("limit", "good"), [(7767, False), (7768, True), (resource.RLIM_INFINITY, True)])
+def test_open_files_that_nginx_would_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, good: bool
+) -> None:
+    """Also where the pid file of one that was killed names another process."""
+    config = Gate(tmp_path, time.time).config
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, limit))
+    assert doctor.open_files(config).good is good
+    config.folder.mkdir()
+    (config.folder / "nginx.pid").write_text(f"{os.getpid()}\n")
+    assert doctor.open_files(config).good is good
 
 
 async def test_what_is_not_reached_is_a_finding(tmp_path: Path) -> None:

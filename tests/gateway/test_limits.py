@@ -242,6 +242,20 @@ async def test_an_application_has_its_share_of_requests(tmp_path: Path) -> None:
             assert (await other.http.get("/x")).status_code == 200
 
 
+async def test_one_that_is_not_admitted_counts_as_that_though_it_has_too_many(tmp_path: Path) -> None:
+    async with running(Gate(tmp_path, time.time, requests_per_application=1)) as gate:
+        client = gate.client()
+        await gate.admit(client)
+        async with client.http.stream("GET", "/stream"), Dictionary(gate.config.admin) as dictionary:
+            assert (await client.http.post("/x")).status_code == 503
+            await gate.withdraw(client.key)
+            assert (await client.http.post("/x")).status_code == 503
+            counted = {refusal.verdict: refusal.times for refusal in await dictionary.refusals()}
+            assert counted == {"too many at once": 1, "not admitted": 1}
+        found = [(line["verdict"], line["status"]) for line in await logged(gate, 2)]
+        assert found[:2] == [("too many at once", "503"), ("not admitted", "503")]
+
+
 async def test_refused_bodies_take_no_share(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, uploads=1, requests_per_application=8)) as gate:
         honest, withdrawn = gate.client(), gate.client(app="a2")
