@@ -209,6 +209,7 @@ async def test_a_gateway_emits_what_is_documented() -> None:
     gateway.agreed(["cert.00", "cert.01"], 2)
     gateway.event("admitted")
     gateway.refused("no lease: none", 3)
+    gateway.rejected(8443, "address", 2)
     assert value(gateway.registry, "attestgate_gateway_waiting_statements") == 0
     assert value(gateway.registry, "attestgate_gateway_lag_seconds_count") == 1
     assert await emitted(gateway.registry) == documented(gateway.registry)
