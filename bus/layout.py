@@ -80,6 +80,8 @@ class BucketLayout:
     max_bytes: int
     max_value: int = 256 * 1024
     duplicate_window_s: int = 60
+    discard: Literal["old", "new"] = "new"
+    """What a full bucket refuses (the new) or loses (the old)."""
 
     @property
     def stream(self) -> str:
@@ -241,8 +243,8 @@ CONSUMERS = {consumer.name: consumer for consumer in (WORKERS, *OUTSIDE)}
 SESSIONS = BucketLayout("sessions", max_bytes=256 * MIB)
 """Session records, sealed."""
 
-SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB)
-"""What people may read of a session, in the clear; no decision depends on it."""
+SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB, discard="old")
+"""What people may read of a session, in the clear; no decision depends on it, so a full bucket holds up no session."""
 
 ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB)
 """Enrolment records, signed by an operator."""

@@ -94,7 +94,7 @@ def _bucket_config(bucket: layout.BucketLayout, replicas: int) -> StreamConfig:
         name=bucket.stream,
         subjects=[bucket.subject(">")],
         retention=RetentionPolicy.LIMITS,
-        discard=DiscardPolicy.NEW,
+        discard=DiscardPolicy(bucket.discard),
         max_bytes=bucket.max_bytes,
         max_msgs_per_subject=1,
         max_msg_size=bucket.max_value,

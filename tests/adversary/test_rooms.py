@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from attestgate.bus import layout, subjects
 from attestgate.bus.api import BusError
 from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES, VIEWER
 from attestgate.bus.client.nats import NatsBus
+from attestgate.bus.client.setup import ensure
 from tests.support.bus.everything import name_of
 from tests.support.bus.fixtures import Join
 
@@ -113,3 +115,21 @@ async def test_no_fresh_subject_can_be_named(join: Join) -> None:
         assert refused and all("permissions violation" in error for error in refused)
     for stream in layout.STREAMS.values():
         assert (await manager.jetstream.stream_info(stream.name)).state.messages == 0
+
+
+@pytest.mark.stack
+async def test_summaries_without_end_hold_up_no_session(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session's transition waits until its summary is stored: where there is no room, an older one makes it."""
+    small = replace(layout.SUMMARIES, max_bytes=64 * layout.KIB)
+    before = replace(layout.SUMMARIES, discard="new")
+    manager = await join(MANAGER, "m")
+    for configured in (before, small):  # a bucket of an earlier version is changed where it is
+        monkeypatch.setitem(layout.BUCKETS, "summaries", configured)
+        await ensure(manager)
+    bucket = manager.bucket("summaries")
+    for number in range(100):
+        await bucket.put(f"host.thief.{number:032x}", bytes(layout.KIB))
+    await bucket.put("host.honest.session", b"{}")
+    assert await bucket.get("host.honest.session") is not None
+    state = (await manager.jetstream.stream_info(layout.SUMMARIES.stream)).state
+    assert state.bytes <= small.max_bytes
