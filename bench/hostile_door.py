@@ -248,8 +248,8 @@ class Bench:
         return ratios[0] <= GOAL_RATIO and max(taken) <= GOAL_WITHDRAWAL_MS and mib <= GOAL_MIB
 
 
-async def measured(folder: Path, clients: int, seconds: float, only: str) -> None:
-    """Print a row for each kind, from one address and from many."""
+async def measured(folder: Path, clients: int, seconds: float, only: str) -> bool:
+    """Print a row for each kind, from one address and from many; whether the goals were met in all."""
     async with HostileGate(folder).up() as gate, asyncio.TaskGroup() as switching:
         server = await asyncio.start_unix_server(
             lambda reader, writer: switching.create_task(_switch(reader, writer)), folder / "switch.sock"
@@ -263,6 +263,7 @@ async def measured(folder: Path, clients: int, seconds: float, only: str) -> Non
             met = [await bench.row(kind, clients, addresses, seconds) for kind, addresses in rows]
             print(f"goals met in {sum(met)} of {len(met)} rows")
         server.close()
+    return all(met)
 
 
 def main() -> None:
@@ -278,7 +279,8 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory(prefix="bench-hostile-") as folder:
         clients, seconds = (800, 3.0) if options.quick else (8000, 10.0)
-        asyncio.run(measured(Path(folder), clients, seconds, options.only))
+        met = asyncio.run(measured(Path(folder), clients, seconds, options.only))
+    sys.exit(not met)
 
 
 if __name__ == "__main__":
