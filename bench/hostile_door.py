@@ -287,8 +287,8 @@ def spread(ratios: list[float]) -> str:
     return f"({statistics.median(ratios):4.1f}x, {min(ratios):.1f} to {max(ratios):.1f})"
 
 
-async def measured(folder: Path, clients: int, seconds: float, rounds: int, only: str) -> None:
-    """Print a row for each kind, from one address and from many."""
+async def measured(folder: Path, clients: int, seconds: float, rounds: int, only: str) -> bool:
+    """Print a row for each kind, from one address and from many; whether the goals were met in all."""
     async with HostileGate(folder).up() as gate, asyncio.TaskGroup() as switching:
         server = await asyncio.start_unix_server(
             lambda reader, writer: switching.create_task(_switch(reader, writer)), folder / "switch.sock"
@@ -304,6 +304,7 @@ async def measured(folder: Path, clients: int, seconds: float, rounds: int, only
             met = [await bench.row(kind, clients, addresses, seconds) for kind, addresses in rows]
             print(f"goals met in {sum(met)} of {len(met)} rows")
         server.close()
+    return all(met)
 
 
 def main() -> None:
@@ -321,7 +322,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-hostile-") as folder:
         clients, seconds, rounds = (800, 3.0, 1) if options.quick else (8000, 6.0, options.rounds)
         os.sched_setaffinity(0, {cores()[1]})
-        asyncio.run(measured(Path(folder), clients, seconds, rounds, options.only))
+        met = asyncio.run(measured(Path(folder), clients, seconds, rounds, options.only))
+    sys.exit(not met)
 
 
 if __name__ == "__main__":

@@ -81,17 +81,18 @@ def policies(known: bytes, excludes: list[str]) -> LearnedPolicies:
 
 @dataclass
 class Lag:
-    """The longest gap between two turns of a 1 ms timer, in ms: by the clock, and what the loop's thread computed."""
+    """The longest gap between two turns of a timer, in ms: by the clock, and what the loop's thread computed."""
 
     late: float = 0.0
     computed: float = 0.0
+    tick_s: float = TICK_S
 
     async def watch(self) -> None:
         last, used, stolen = time.perf_counter(), time.thread_time(), steal()
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.tick_s)
             now, cpu, taken = time.perf_counter(), time.thread_time(), steal()
-            self.late = max(self.late, (now - last - TICK_S) * 1000)
+            self.late = max(self.late, (now - last - self.tick_s) * 1000)
             if taken == stolen:
                 self.computed = max(self.computed, (cpu - used) * 1000)
             last, used, stolen = now, cpu, taken

@@ -46,6 +46,7 @@ from attestgate.manager.sessions.record import HostRecord, current_key, pending_
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Secret
 from attestgate.schemas.messages import Outcome
+from attestgate.schemas.settings import Timing
 from bench.bus import rate, shown, transition, write
 from tests.support.manager.fleet import CALM, Fleet
 from tests.support.manager.world import World
@@ -69,17 +70,21 @@ class Site:
         child = await self.children.start("pccs", "simulated", "pccs", "--authority", str(self.world.authority))
         self.pccs = (await self.children.line(child, "ready", 30.0)).split()[1]
 
-    async def worker(self, name: str) -> Child:
-        """Start a manager worker; returns once it works."""
+    def settings(self, name: str, timing: Timing = CALM) -> Path:
+        """The settings file of a manager worker."""
         creds = self.folder / f"{name}.creds"
         credentials.issue(self.world.keys / "bus", "manager", name, creds)
-        settings = self.world.manager_settings(self.folder / name, name, CALM, "mlkem768-x25519")
+        settings = self.world.manager_settings(self.folder / name, name, timing, "mlkem768-x25519")
         table = json.loads(settings.model_dump_json(exclude_none=True))
         table["bus"] = {"url": self.server.url, "credentials": str(creds)}
         table["attestation"]["pccs_url"] = self.pccs
         path = self.folder / f"{name}.toml"
         path.write_text(tomli_w.dumps(table))
-        child = await self.children.start(name, "manager", "run", "-s", str(path))
+        return path
+
+    async def worker(self, name: str) -> Child:
+        """Start a manager worker; returns once it works."""
+        child = await self.children.start(name, "manager", "run", "-s", str(self.settings(name)))
         await self.children.line(child, '"event": "working"', 30.0)
         return child
 

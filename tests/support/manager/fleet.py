@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,22 @@ CALM = Timing(lease_s=600, recheck_s=300, evidence_window_s=120, skew_s=5, certi
 class Fleet:
     """Use as an async context manager. `url` is the bus's; its keys are the world's."""
 
-    def __init__(self, world: World, url: str, folder: Path, timing: Timing = CALM, replicas: int = 1) -> None:
+    def __init__(
+        self,
+        world: World,
+        url: str,
+        folder: Path,
+        timing: Timing = CALM,
+        replicas: int = 1,
+        watched: Sequence[str] = (">",),
+    ) -> None:
+        """`watched` are the events that it hears: below `attest.v1.events`, patterns that do not overlap."""
         self.world = world
         self.url = url
         self.folder = folder
         self.timing = timing
         self.replicas = replicas
+        self.watched = [f"{subjects.EVENTS}.{pattern}" for pattern in watched]
         self.events: list[Event] = []
         self.seen_at: dict[tuple[str, str, str], float] = {}
         """When (monotonic) an event of a kind, subject and name was first heard."""
@@ -89,9 +99,11 @@ class Fleet:
         manager = await self.join("manager", "setup")
         await ensure(manager, self.replicas)
         self.operator = await self.join("operator", OPERATOR)
-        await self.operator.listen(f"{subjects.EVENTS}.>", self._hear)
+        for pattern in self.watched:
+            await self.operator.listen(pattern, self._hear)
         await self.operator.flush()
-        self.spawn(self._look())
+        for pattern in self.watched:
+            self.spawn(self._look(pattern))
         transport = httpx.ASGITransport(app=pccs.application(self.world.authority))
         self._http = await self._exit.enter_async_context(httpx.AsyncClient(transport=transport, trust_env=False))
         self._exit.push_async_callback(self._stop)
@@ -200,12 +212,12 @@ class Fleet:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    async def _look(self) -> None:
+    async def _look(self, pattern: str) -> None:
         """Read the events missed while the connection or its server was down, until cancelled."""
         last, more = 0, True
         while True:
             try:
-                page, more = await self.operator.page(layout.EVENTS.name, last, f"{subjects.EVENTS}.>")
+                page, more = await self.operator.page(layout.EVENTS.name, last, pattern)
             except BusError:
                 page, more = [], False
             for stored in page:
