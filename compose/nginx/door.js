@@ -20,7 +20,7 @@ function access(s) {
     }
 }
 
-const BURST_PER_ADDRESS_MS = 10000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000;
+const BURST_PER_ADDRESS_MS = 5000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000;
 
 // By how many milliseconds one more comes earlier than `rate` per second has it, or undefined if by more than `most`: then
 // it does not count (GCRA: the leaky bucket as one number, the Unix time in milliseconds at which it is empty). nginx's
