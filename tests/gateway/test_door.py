@@ -114,11 +114,39 @@ async def test_connections_far_over_the_rate_of_all_are_rejected_and_kept_ones_a
 
 
 @pytest.mark.stack
+async def test_addresses_that_connect_seldom_do_not_wait_behind_those_that_connect_often(tmp_path: Path) -> None:
+    """Five of them use up the rate of all."""
+
+    async def again_and_again(source: str) -> None:
+        while True:
+            _, writer = await asyncio.open_connection("127.0.0.1", gate.config.port, local_addr=(source, 0))
+            writer.transport.abort()
+            await asyncio.sleep(0.05)
+
+    async with running(Gate(tmp_path, time.time, connection_rate=40)) as gate:
+        client = gate.client()
+        await gate.admit(client)
+        flooding = [asyncio.create_task(again_and_again(f"127.0.0.{2 + n}")) for n in range(5) for _ in range(2)]
+
+        async def limits() -> set[str]:
+            return {found.limit for found in await rejections(gate)}
+
+        try:
+            await until(limits, lambda found: "rate" in found)
+            for _ in range(10):
+                await served_anew(gate, client)()
+        finally:
+            for task in flooding:
+                task.cancel()
+            await asyncio.wait(flooding)
+
+
+@pytest.mark.stack
 async def test_a_clock_that_was_set_back_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the rates hold is then an hour ahead."""
     script, socket, render = tmp_path / "later.js", tmp_path / "later.sock", process.render
     script.write_text(
-        "function later() { ['127.0.0.1', 'all'].forEach((key) => "
+        "function later() { ['127.0.0.1', 'seldom'].forEach((key) => "
         "ngx.shared.rates.set(key, Date.now() + 3600000)); return 'done'; }\nexport default { later };\n"
     )
 
