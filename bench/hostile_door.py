@@ -125,6 +125,7 @@ def honest(gate: Gate, client: Client, seconds: float) -> Waits:
     """Requests in turn on a kept connection and on a new one."""
     waits, end = Waits(), time.monotonic() + seconds
     kept = connection(gate, client)
+    status(kept)  # its connecting is not what is measured
     sources = cycle(f"127.0.1.{number}" for number in range(1, HONEST_ADDRESSES + 1))
     while time.monotonic() < end:
         fresh = connection(gate, client, next(sources))
@@ -265,7 +266,8 @@ class Bench:
             f"   withdrawal {statistics.median(taken):6.1f} ms ({max(taken):.1f})   nginx {mib:.0f} MiB",
             flush=True,
         )
-        return statistics.median(ratios["kept"]) <= GOAL_RATIO and max(taken) <= GOAL_WITHDRAWAL_MS and mib <= GOAL_MIB
+        worst = max(statistics.median(found) for found in ratios.values())
+        return worst <= GOAL_RATIO and max(taken) <= GOAL_WITHDRAWAL_MS and mib <= GOAL_MIB
 
     async def round(self, kind: str, clients: int, addresses: int, seconds: float) -> Round:
         """The quiet gateway, then the same with slow clients."""
@@ -320,7 +322,7 @@ def main() -> None:
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with tempfile.TemporaryDirectory(prefix="bench-hostile-") as folder:
-        clients, seconds, rounds = (800, 3.0, 1) if options.quick else (8000, 6.0, options.rounds)
+        clients, seconds, rounds = (800, 3.0, 1) if options.quick else (8000, 5.0, options.rounds)
         os.sched_setaffinity(0, {cores()[1]})
         met = asyncio.run(measured(Path(folder), clients, seconds, rounds, options.only))
     sys.exit(not met)

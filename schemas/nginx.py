@@ -86,10 +86,11 @@ class NginxConfig(Part):
     connections_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Most connections from one address. Behind a load balancer that hides addresses: as many as `connections`."""
     connection_rate_per_address: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """Most new connections per second from one address, after ten seconds' worth at once. Needs njs. Behind a load
+    """Most new connections per second from one address, after five seconds' worth at once. Needs njs. Behind a load
     balancer that hides addresses: as many as `connection_rate`."""
     connection_rate: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Most new connections per second in all; further ones wait for up to 2 s. Needs njs."""
+    """Most new connections per second from all addresses that connect often, and as many from all others; further ones
+    wait for up to 2 s. Needs njs."""
     requests_per_application: Annotated[int, Field(ge=1, le=100_000)] = 128
     """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
     uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8

@@ -1,16 +1,23 @@
 // The door, before TLS: how fast connections may come, and what was rejected. njs clones this file's globals for every
 // connection, and keeps the clone as long as the connection: it is kept short.
 
+// Before their first use: njs 0.9.9 took one that followed `access` for not initialized.
+const BURST_PER_ADDRESS_MS = 5000, SELDOM_MS = 1000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000;
+
 // A connection over its address's rate is closed at once; one over the rate of all waits for its turn, if that is soon.
+// Addresses that connect seldom have the rate of all to themselves, and do not wait behind those that use their burst up.
 // `limit_conn` has run before, so those that wait are bounded too.
 function access(s) {
     const v = s.variables;
-    let wait;
     // The address first: connections that it has too many of take nothing from the others' share.
-    if (ahead(s.remoteAddress, +v.attestgate_rate_per_address, BURST_PER_ADDRESS_MS) === undefined) {
+    const early = ahead(s.remoteAddress, +v.attestgate_rate_per_address, BURST_PER_ADDRESS_MS);
+    if (early === undefined) {
         v.attestgate_over = 'rate of one address';
         s.deny();
-    } else if ((wait = ahead('all', +v.attestgate_rate, LONGEST_WAIT_MS)) === undefined) {
+        return;
+    }
+    const wait = ahead(early > SELDOM_MS ? 'often' : 'seldom', +v.attestgate_rate, LONGEST_WAIT_MS);
+    if (wait === undefined) {
         v.attestgate_over = 'rate';
         s.deny();
     } else if (wait > 0) {
@@ -19,8 +26,6 @@ function access(s) {
         s.decline();
     }
 }
-
-const BURST_PER_ADDRESS_MS = 10000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000;
 
 // By how many milliseconds one more comes earlier than `rate` per second has it, or undefined if by more than `most`: then
 // it does not count (GCRA: the leaky bucket as one number, the Unix time in milliseconds at which it is empty). nginx's
@@ -48,24 +53,18 @@ function due(s) {
     ngx.shared.rejections.incr(`${s.variables.server_port} ${s.variables.attestgate_over}`, 1, 0);
     const address = s.remoteAddress;
     ngx.shared.rejected.incr(address, 1, 0);
-    return ngx.shared.logged.add(address, '') ? String(taken(ngx.shared.rejected, address)) : '';
+    return ngx.shared.logged.add(address, '') ? String(ngx.shared.rejected.pop(address)) : '';
 }
 
-// For the gateway worker, on a socket of its own: what was rejected since the last connection to it.
+// For the gateway worker, on a socket of its own: what was rejected since the last connection to it. `pop` is atomic, so
+// nothing is told twice or lost.
 function rejections() {
     const zone = ngx.shared.rejections;
     const found = zone.keys().map((key) => {
         const space = key.indexOf(' ');
-        return { port: +key.slice(0, space), limit: key.slice(space + 1), times: taken(zone, key) };
+        return { port: +key.slice(0, space), limit: key.slice(space + 1), times: zone.pop(key) };
     });
-    return JSON.stringify({ rejections: found.filter((item) => item.times > 0) });
-}
-
-// Take what was counted: what another process of nginx adds meanwhile stays.
-function taken(zone, key) {
-    const times = zone.get(key) || 0;
-    zone.incr(key, -times);
-    return times;
+    return JSON.stringify({ rejections: found.filter((item) => item.times !== undefined) });
 }
 
 export default { access, due, rejections };

@@ -289,7 +289,7 @@ async def test_bodies_of_the_refused_take_no_memory(gate: Gate, monkeypatch: pyt
         nonlocal grown
         grown = memory(gate) - before
 
-    clients = [Slow("slow body", gate.config.port, f"127.0.0.{2 + n % 4}", gate.context()) for n in range(400)]
+    clients = [Slow("slow body", gate.config.port, f"127.0.0.{2 + n % 10}", gate.context()) for n in range(400)]
     async with asyncio.timeout(2 * ENDS_S):
         await all_held(clients, check)
     assert grown < 100_000 * len(clients)
