@@ -53,18 +53,24 @@ function due(s) {
     ngx.shared.rejections.incr(`${s.variables.server_port} ${s.variables.attestgate_over}`, 1, 0);
     const address = s.remoteAddress;
     ngx.shared.rejected.incr(address, 1, 0);
-    return ngx.shared.logged.add(address, '') ? String(ngx.shared.rejected.pop(address)) : '';
+    return ngx.shared.logged.add(address, '') ? String(taken(ngx.shared.rejected, address) || '') : '';
 }
 
-// For the gateway worker, on a socket of its own: what was rejected since the last connection to it. `pop` is atomic, so
-// nothing is told twice or lost.
+// For the gateway worker, on a socket of its own: what was rejected since the last connection to it.
 function rejections() {
     const zone = ngx.shared.rejections;
     const found = zone.keys().map((key) => {
         const space = key.indexOf(' ');
-        return { port: +key.slice(0, space), limit: key.slice(space + 1), times: zone.pop(key) };
+        return { port: +key.slice(0, space), limit: key.slice(space + 1), times: taken(zone, key) };
     });
-    return JSON.stringify({ rejections: found.filter((item) => item.times !== undefined) });
+    return JSON.stringify({ rejections: found.filter((item) => item.times > 0) });
+}
+
+// Take what was counted: what another process of nginx adds meanwhile stays.
+function taken(zone, key) {
+    const times = zone.get(key) || 0;
+    zone.incr(key, -times, 0);
+    return times;
 }
 
 export default { access, due, rejections };
