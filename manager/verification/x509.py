@@ -67,6 +67,9 @@ def certificates(pem: bytes, field: str) -> tuple[x509.Certificate, ...]:
             public_key(one)
             if one.serial_number <= 0:  # RFC 5280, 4.1.2.2; and no CRL could name it
                 raise ValueError("a serial number that is not positive")
+            # The signature covers all but itself, and bits that end in zeros could be written in eight ways.
+            if one.public_bytes(Encoding.DER)[-len(one.signature) - 1] != 0:
+                raise ValueError("a signature that is not whole bytes")
     except Exception as error:  # noqa: BLE001  cryptography has errors of many kinds for certificates, some plain Exceptions
         raise Refusal.because(
             f"{field}.malformed",

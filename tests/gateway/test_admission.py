@@ -205,9 +205,8 @@ async def test_no_request_spoils_the_log(tmp_path: Path, mode: str) -> None:
 
 async def test_a_refusal_is_told_once_whoever_asks(tmp_path: Path) -> None:
     """By two gateway workers at one nginx, say, whose own workers share what they count."""
-    rates = {"connection_rate_per_address": 100_000, "connection_rate": 100_000}  # a refusal ends the connection
     async with AsyncExitStack() as stack:
-        gate = await stack.enter_async_context(running(Gate(tmp_path, time.time, **rates)))
+        gate = await stack.enter_async_context(running(Gate(tmp_path, time.time)))
         clients = [gate.client(app=f"a{i}") for i in range(100)]
         asking = [await stack.enter_async_context(Dictionary(gate.config.admin)) for _ in range(8)]
         for _ in range(10):

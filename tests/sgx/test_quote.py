@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestgate.manager.verification.sgx.quote import MAX_QUOTE, parse, parse_body
+from attestgate.manager.verification.x509 import certificates
 from attestgate.schemas.base import Refusal
 from tests.support.reasons import refusal_code
 from tests.support.sgx.recorded import load_vector
@@ -146,3 +152,18 @@ def test_real_quotes(vectors: Path) -> None:
         quote = parse(vector.quote)
         assert quote.pck.fmspc.hex() in vector.collateral.tcb_info.lower()
         assert not_parsed(vector.quote + b"\0") == "quote.trailing"
+
+
+def test_a_certificate_whose_signature_is_written_otherwise_is_refused() -> None:
+    """The length of a signature's bits can be written in eight ways if they end in zeros: DER, and we, know one."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    draft = x509.CertificateBuilder(subject, subject, key.public_key(), 1)
+    draft = draft.not_valid_before(datetime(2026, 1, 1, tzinfo=UTC)).not_valid_after(datetime(2027, 1, 1, tzinfo=UTC))
+    while (signed := draft.sign(key, SHA256())).signature[-1] % 2:
+        pass
+    assert certificates(signed.public_bytes(Encoding.PEM), "chain") == (signed,)
+    der = bytearray(signed.public_bytes(Encoding.DER))
+    der[-len(signed.signature) - 1] = 1
+    other = x509.load_der_x509_certificate(bytes(der)).public_bytes(Encoding.PEM)
+    with pytest.raises(Refusal, match="not whole bytes"):
+        certificates(other, "chain")

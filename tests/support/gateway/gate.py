@@ -87,8 +87,12 @@ class Client:
         return f"cert.{self.issued.serial}"
 
 
+NO_RATE = {"connection_rate_per_address": 100_000, "connection_rate": 100_000}
+"""All clients of a test have one address, and a refusal ends its connection."""
+
+
 class Gate:
-    """nginx with its PKI and upstream. Times are real ones: nginx has only its own clock."""
+    """nginx with its PKI and upstream. Times are real ones: nginx has only its own clock. No rates, unless given."""
 
     def __init__(self, folder: Path, now: Callable[[], float], **config: Any) -> None:
         self.folder = folder
@@ -105,7 +109,7 @@ class Gate:
             key=folder / "server.key",
             client_ca=folder / "ca" / "client-ca.pem",
             controller=folder / "up.sock",
-            **config,
+            **NO_RATE | config,
         )
         self.nginx = Nginx(self.config)
         self.upstream = Upstream()
