@@ -11,7 +11,6 @@ import asyncio
 import base64
 import itertools
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,13 +25,13 @@ from attestgate.bus import subjects
 from attestgate.bus.auth.credentials import JWT_BEGINS, holder
 from attestgate.bus.auth.permissions import NAME, ROLES
 from attestgate.bus.crypto.channel import Frame
+from attestgate.bus.lifetime import until_told
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.admission import MAX_APPLIED, AppliedStatement, GatewayReport, sign_report
 from attestgate.schemas.base import MAX_MESSAGE, Model, pack
 from attestgate.schemas.events import largest
 from attestgate.schemas.limits import COMMAND, FRAME, INBOUND
-from attestgate.schemas.messages import AppHello, HostHello
-from tests.support.hostile_messages import costliest
+from tests.support.hostile_messages import costliest, hello
 
 CONNECTIONS = 4
 BUFFER = 64 * 1024
@@ -89,12 +88,7 @@ def hellos(flood: Flood) -> Iterator[Publication]:
     who = holder(flood.credentials)
     subject = subjects.inbound(who.role, who.name, "hello")
     while True:
-        random = token_bytes(32)
-        if who.role == "host":
-            yield subject, pack(HostHello(host=who.name, random=random, boot_id="b", agent_version="1", can_give=[]))
-        else:
-            host, app = who.name.split(".")
-            yield subject, pack(AppHello(app=app, host=host, random=random, agent_version="1"))
+        yield subject, hello(who.role, who.name, token_bytes(32))
 
 
 def frames(flood: Flood) -> Iterator[Publication]:
@@ -194,17 +188,13 @@ async def _discard(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _flood(flood: Flood) -> None:
-    flooder, told = Flooder(flood), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
-    running = asyncio.create_task(flooder.run())
-    ending = asyncio.create_task(told.wait())
-    await asyncio.wait([running, ending], return_when=asyncio.FIRST_COMPLETED)
-    ending.cancel()
-    if running.done():
-        running.result()
-    running.cancel()
-    print(flooder.sent, flush=True)
+    """Flood until cancelled, then say how many messages were written."""
+    flooder = Flooder(flood)
+    try:
+        await flooder.run()
+    finally:
+        print(flooder.sent, flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(_flood(Flood.model_validate_json(sys.argv[1])))
+    until_told(_flood(Flood.model_validate_json(sys.argv[1])))

@@ -18,7 +18,6 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from asyncio.subprocess import Process
 from collections import defaultdict
@@ -35,8 +34,8 @@ from attestgate.bus.api import BusError, Message
 from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.client.setup import ensure
+from attestgate.bus.lifetime import until_told
 from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent
-from attestgate.compose.local.children import Children
 from attestgate.manager.main import run
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
@@ -46,7 +45,7 @@ from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
 from attestgate.schemas.settings import ManagerSettings, Timing, load_settings
 from bench.flooder import Flood
 from bench.loop_lag import Lag
-from bench.sessions import Site, cpu_s
+from bench.sessions import Site, cpu_s, site
 from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import AUTHOR, World
 
@@ -310,51 +309,44 @@ class Ground:
 async def ground() -> AsyncIterator[Ground]:
     """Everything but the flood, attested and in agreement."""
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attestgate-bench-")))
-        world = World(folder / "world")
-        trust = credentials.load(world.keys / "bus")
+        place = await stack.enter_async_context(site(on(BUS_CORE)))
+        trust = credentials.load(place.world.keys / "bus")
         with on(BUS_CORE):
-            servers = [
-                await stack.enter_async_context(EmbeddedServer(folder / name, trust)) for name in ("bus", "second")
-            ]
-        site = Site(folder, world, servers[0], await stack.enter_async_context(Children(folder / "logs")))
-        await site.start_pccs()
-        bus = await site.connect()
+            second = await stack.enter_async_context(EmbeddedServer(place.folder / "second", trust))
+        bus = await place.connect()
         stack.push_async_callback(bus.close)
-        other = await connect([servers[1].url], folder / "bench.creds")
+        other = await connect([second.url], place.folder / "bench.creds")
         stack.push_async_callback(other.close)
         for each in (bus, other):
             await ensure(each)
-        arguments = ("worker", str(site.settings("manager-1", TIMING)))
-        log = folder / "worker.log"
+        arguments = ("worker", str(place.settings("manager-1", TIMING)))
+        log = place.folder / "worker.log"
         worker = await stack.enter_async_context(process("bench.hostile_floods", *arguments, cores=WORK_CORE, log=log))
-        fleet = await stack.enter_async_context(Watched(world, servers[0].url, folder / "fleet"))
-        place = Ground(folder, site, servers[1], fleet, bus, worker)
-        following = asyncio.create_task(place.follow_lag())
+        fleet = await stack.enter_async_context(Watched(place.world, place.server.url, place.folder / "fleet"))
+        found = Ground(place.folder, place, second, fleet, bus, worker)
+        following = asyncio.create_task(found.follow_lag())
         stack.callback(following.cancel)
-        await place.populate()
-        yield place
+        await found.populate()
+        yield found
 
 
 async def worker(settings: Path) -> None:
     """A manager worker as it is, which says each second how long its event loop was kept."""
 
-    async def say(lag: Lag) -> None:
+    lag = Lag(tick_s=0.005)
+
+    async def say() -> None:
         while True:
             await asyncio.sleep(1.0)
             print(f"lag {lag.late} {lag.computed}", flush=True)
             lag.late = lag.computed = 0.0
 
-    lag, told = Lag(tick_s=0.005), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
-    working = asyncio.create_task(run(load_settings(ManagerSettings, settings)))
-    helping = [asyncio.create_task(work) for work in (lag.watch(), say(lag), told.wait())]
-    await asyncio.wait([working, helping[-1]], return_when=asyncio.FIRST_COMPLETED)
-    for task in (working, *helping):
-        task.cancel()
-    await asyncio.gather(working, *helping, return_exceptions=True)
-    if not told.is_set():
-        working.result()
+    helping = [asyncio.create_task(work) for work in (lag.watch(), say())]
+    try:
+        await run(load_settings(ManagerSettings, settings))
+    finally:
+        for task in helping:
+            task.cancel()
 
 
 async def row(attack: Attack, seconds: float, rounds: int) -> bool:
@@ -396,7 +388,7 @@ async def floods(seconds: float, rounds: int, only: str) -> bool:
 def main() -> None:
     """Run the benchmark, or be its worker."""
     if sys.argv[1:2] == ["worker"]:
-        asyncio.run(worker(Path(sys.argv[2])))
+        until_told(worker(Path(sys.argv[2])))
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

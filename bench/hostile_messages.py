@@ -16,7 +16,6 @@ from attestgate.schemas.base import Model, Refusal, unpack
 from attestgate.schemas.limits import INBOUND, OUTBOUND
 from tests.support.hostile_messages import costliest, first_read, size_of
 
-__all__ = ["costliest"]
 ROUNDS = 5
 GOAL_MS, GOAL_TIMES = 5.0, 16
 ASKED_FOR = ("evidence", "recheck_evidence", "recheck_list")

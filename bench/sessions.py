@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from secrets import token_bytes, token_hex
 from typing import Any
@@ -95,13 +95,14 @@ class Site:
 
 
 @asynccontextmanager
-async def site() -> AsyncIterator[Site]:
-    """Everything but workers."""
+async def site(where: AbstractContextManager[None] = nullcontext()) -> AsyncIterator[Site]:  # noqa: B008  it has no state
+    """Everything but workers. The server is started within `where`: on cores of its own, say."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attestgate-bench-")))
         world = World(folder / "world")
         trust = credentials.load(world.keys / "bus")
-        server = await stack.enter_async_context(EmbeddedServer(folder / "bus", trust))
+        with where:
+            server = await stack.enter_async_context(EmbeddedServer(folder / "bus", trust))
         children = await stack.enter_async_context(Children(folder / "logs"))
         place = Site(folder, world, server, children)
         await place.start_pccs()

@@ -18,7 +18,7 @@ SWITCH = "s1"
 FLOW = {"priority": 100, "match": {"in_port": "1"}, "actions": ["output:2"]}
 EVERY_S = 0.02
 AGAIN_S = 0.25
-"""After a refusal: it ends the connection, and the gateway takes so many new ones a second from one address."""
+"""After a refusal or a lost connection: the gateway takes only so many new ones a second from one address."""
 REFUSED = 403
 
 
@@ -41,7 +41,7 @@ async def main(application: Application) -> None:
             except httpx.HTTPError as error:
                 tell("connection", error=type(error).__name__)
                 status = 0
-            await asyncio.sleep(EVERY_S if adds or status not in (0, REFUSED) else AGAIN_S)
+            await asyncio.sleep(AGAIN_S if status in (0, REFUSED) else EVERY_S)
 
 
 def _teller(application: Application) -> Callable[..., None]:

@@ -24,12 +24,11 @@ from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES, VIEWER
 from attestgate.bus.client.depth import waiting
 from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.server.embedded import EmbeddedServer
-from attestgate.schemas.base import MAX_MESSAGE, pack
+from attestgate.schemas.base import MAX_MESSAGE
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.limits import INBOUND
-from attestgate.schemas.messages import AppHello, HostHello
 from tests.support.bus.everything import name_of
-from tests.support.hostile_messages import costliest
+from tests.support.hostile_messages import costliest, hello
 from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import World
 
@@ -130,15 +129,7 @@ def of_a_publisher(role: str, number: int) -> Iterator[tuple[str, bytes]]:
         if number % LARGE_EVERY == 0:
             yield subject, bytes(largest)
         if step == "hello":
-            yield subject, hello(role, number)
-
-
-def hello(role: str, number: int) -> bytes:
-    """One that opens a session, as long as there is one more to open."""
-    random = number.to_bytes(32, "big")
-    if role == "host":
-        return pack(HostHello(host="thief", random=random, boot_id="x", agent_version="x", can_give=["sgx"]))
-    return pack(AppHello(app="thief", host="thief", random=random, agent_version="x"))
+            yield subject, hello(role, name_of(role, "thief"), number.to_bytes(32, "big"))
 
 
 def of_a_viewer() -> Iterator[tuple[str, bytes]]:

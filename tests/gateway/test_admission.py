@@ -203,11 +203,10 @@ async def test_no_request_spoils_the_log(tmp_path: Path, mode: str) -> None:
         assert requests == ["not ASCII", "not ASCII", 'GET /x?"\\ HTTP/1.1', "not ASCII"]
 
 
-async def test_a_refusal_is_told_once_whoever_asks(tmp_path: Path) -> None:
+async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
     """By two gateway workers at one nginx, say, whose own workers share what they count."""
+    clients = [gate.client(app=f"a{i}") for i in range(100)]
     async with AsyncExitStack() as stack:
-        gate = await stack.enter_async_context(running(Gate(tmp_path, time.time)))
-        clients = [gate.client(app=f"a{i}") for i in range(100)]
         asking = [await stack.enter_async_context(Dictionary(gate.config.admin)) for _ in range(8)]
         for _ in range(10):
             for client in clients:

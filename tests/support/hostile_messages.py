@@ -48,6 +48,14 @@ def costliest(role: str, step: str) -> Iterator[tuple[str, bytes]]:
     yield "as it should be, of junk", _junk(role, step, size)
 
 
+def hello(role: str, name: str, random: bytes) -> bytes:
+    """A valid one, by which a host or an application of this name on the bus opens a session."""
+    if role == "host":
+        return pack(HostHello(host=name, random=random, boot_id="x", agent_version="x", can_give=["sgx"]))
+    host, app = name.split(".")
+    return pack(AppHello(app=app, host=host, random=random, agent_version="x"))
+
+
 def shapes(kind: type[Model], size: int) -> Iterator[tuple[str, bytes]]:
     """What is no `kind` in no more than `size` bytes, msgpack all of it."""
     yield "unknown keys", unknown_keys(size)
