@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attestgate.manager.verification.ima import runtime_policy
@@ -54,12 +54,16 @@ def test_what_the_model_takes_is_taken_and_what_it_refuses_is_refused(changes: d
 
 
 @given(at=st.integers(0, 10_000), stop=st.integers(0, 10_000), put=st.binary(max_size=3))
+@example(at=1349, stop=0, put=b"(")
 @settings(max_examples=300)
 def test_a_damaged_document_is_refused_where_the_model_refuses_it(at: int, stop: int, put: bytes) -> None:
     raw = json.dumps(KNOWN | {"keyrings": {".ima": [DIGEST]}, "excludes": ["/tmp/"]}, indent=1).encode()
     at %= len(raw)
     changed = raw[:at] + put + raw[max(at, stop % (len(raw) + 1)) :]
-    assert (refused(lambda: load(changed)) is None) == (refused(lambda: read(changed)) is None)
+    if refused(lambda: read(changed)) is not None:
+        assert refused(lambda: load(changed)) is not None
+    else:  # as the same document, written anew: it may still have no digest, or a pattern that does not compile
+        assert refused(lambda: load(changed)) == refused(lambda: load(read(changed).text()))
 
 
 REPEATED = ['{"meta": {"version": 1}, "digests": {"/a": [], "/a": []}}', '{"digests": {}, "digests": {}}']
