@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from attestgate.bus.auth import accounts, credentials, ledger
 from attestgate.bus.client.accounts import tell
 from attestgate.bus.client.nats import join
 from attestgate.bus.server.embedded import configuration
+from attestgate.bus.server.firewall import Network, rules
 from attestgate.cli.common import SettingsFile, say, wrong
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
@@ -63,14 +65,38 @@ def server_configuration(
             "--accounts", help="Where it keeps the accounts that it is told of: by default `accounts` beside the store."
         ),
     ] = None,
+    firewall: Annotated[
+        Path | None,
+        typer.Option(help="Also write nftables rules that limit what each machine may send to this port."),
+    ] = None,
+    managers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A network whose machines those rules do not limit: the managers', the cluster's. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Write nats-server's configuration for these keys. It holds no secret; add `tls` or `cluster` as needed."""
+    networks = [_network(each) for each in managers or []]
+    if networks and firewall is None:
+        raise wrong("--firewall", "a file for the rules that --managers is for", "no --firewall")
     beside = accounts_folder or store.absolute().parent / "accounts"
     table = {"host": host, "port": port} | configuration(
         credentials.load(folder / "bus"), "attestgate", store.absolute(), beside.absolute(), "always"
     )
     file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     say(f"wrote {file}; start the server: nats-server -c {file}")
+    if firewall is not None:
+        firewall.write_text(rules([port], networks), encoding="utf-8")
+        say(f"wrote {firewall}; load it first, as root: nft -f {firewall}")
+
+
+def _network(text: str) -> Network:
+    """An IPv4 or IPv6 network or address. Raises Refusal."""
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise wrong("--managers", "a network, as in 10.0.1.0/24 or 2001:db8::/64", str(error)) from None
 
 
 @app.command("rotate")

@@ -1,8 +1,8 @@
 """What the kernel lets one machine ask of nats-server: nftables rules that stand in front of its port.
 
-nats-server has no limit of bytes, messages or connections a second, and its streams take in whatever comes in one queue
-each: without these rules, one credential that sends as fast as it can keeps everybody else waiting. The rules count by
-source address, before the server reads a byte, so they hold for any credential, for none, and under TLS.
+nats-server has no limit of bytes, messages or connections a second, and each of its streams takes in what comes for it
+in one queue: without these rules, one credential that sends as fast as it can keeps everybody else waiting. The rules
+count by source address, before the server reads a byte: they hold for any credential, for none, and under TLS.
 
 An IPv4 address is one sender; of IPv6, a /64, since whoever has one address there has all of them. What is over a limit
 is dropped: TCP sends it again, later and more slowly. Syntax: nft(8).
@@ -17,18 +17,18 @@ Network = IPv4Network | IPv6Network
 
 TABLE = "attestgate_bus"
 BYTES = "512 kbytes/second burst 1 mbytes"
-"""What a machine may send in a second, and how much at once after a pause: a list of 8 MiB takes 16 seconds."""
+"""What a machine may send: a list of 8 MiB takes 13 seconds. Its bucket holds a second's worth and the burst."""
 CONNECTIONS = 256
 """How many connections a machine may have: an agent has one."""
 OPENED = f"8/second burst {CONNECTIONS} packets"
-"""How many connections a machine may open in a second, and how many at once after a pause."""
+"""How many connections a machine may open (each begins with one packet): after an outage, all it may have at once."""
 MACHINES = 65_535
 """How many machines are counted at once; while so many are, another one is refused."""
 FORGOTTEN = "1m"
 """After how long without a packet a machine is no longer counted: longer than any limit takes to recover."""
 
 _RULES = """\
-# What one machine may ask of nats-server at port {port}. Load this before nats-server starts: nft -f FILE
+# What one machine may ask of nats-server. Load this before nats-server starts: nft -f FILE
 table inet {table}
 delete table inet {table}
 table inet {table} {{
@@ -38,7 +38,7 @@ table inet {table} {{
 {sets}
     chain input {{
         type filter hook input priority filter; policy accept;
-        tcp dport {port} jump bus
+        tcp dport {{ {ports} }} jump bus
     }}
     chain bus {{
         ip saddr @unlimited4 accept
@@ -71,10 +71,10 @@ _FAMILIES = (
 )
 
 
-def rules(port: int, unlimited: Sequence[Network], machines: int = MACHINES) -> str:
-    """The rules for nats-server's `port`, as `nft -f` reads them: whatever the table held before is replaced.
+def rules(ports: Sequence[int], unlimited: Sequence[Network], machines: int = MACHINES) -> str:
+    """The rules for nats-server's ports, as `nft -f` reads them: whatever the table held before is replaced.
 
-    `unlimited` are the networks of the managers.
+    `unlimited` are the networks of the managers, and in a cluster of the other servers.
     """
     numbers = {
         "machines": machines,
@@ -85,7 +85,7 @@ def rules(port: int, unlimited: Sequence[Network], machines: int = MACHINES) -> 
     }
     return _RULES.format(
         table=TABLE,
-        port=port,
+        ports=", ".join(map(str, ports)),
         unlimited4=_elements([network for network in unlimited if network.version == 4]),
         unlimited6=_elements([network for network in unlimited if network.version == 6]),
         sets="".join(_SETS.format(**family, **numbers) for family in _FAMILIES),

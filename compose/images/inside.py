@@ -1,5 +1,6 @@
 """What runs in a container of the stack beside `attestgate` itself: nginx, and the first enrolment.
 
+python -m attestgate.compose.images.inside nats CONFIG USER:GROUP   nats-server behind the kernel's limits
 python -m attestgate.compose.images.inside nginx CONFIG     nginx in front of the controller, until it is stopped
 python -m attestgate.compose.images.inside enrol OPERATOR   policy, gateway, host and applications, enrolled once
 """
@@ -8,15 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from attestgate.bus.api import BusError
 from attestgate.bus.client.nats import join
 from attestgate.bus.operator import order
-from attestgate.compose.images.prepare import APPS, ETC, HOST
+from attestgate.bus.server.embedded import find_binary
+from attestgate.bus.server.firewall import rules
+from attestgate.compose.images.prepare import APPS, BUS_PORTS, ETC, HOST, MANAGERS_SIDE
 from attestgate.compose.local.plan import GATEWAY
 from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.nginx.process import Nginx
@@ -31,6 +38,42 @@ from attestgate.schemas.sgx import PlatformIdentity
 
 ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]}
 """What each application may do at the controller."""
+
+
+def run_nats(config: Path, user: int, group: int) -> NoReturn:
+    """Have the kernel limit what a machine may send, then become nats-server, without any right. Raises Refusal.
+
+    nft needs CAP_NET_ADMIN in this container's own network, which is new at each start: hence here, as root.
+    """
+    network = network_of(socket.gethostbyname(MANAGERS_SIDE), Path("/proc/net/route").read_text(encoding="ascii"))
+    loaded = subprocess.run(
+        ["/usr/sbin/nft", "-f", "-"], input=rules(BUS_PORTS, [network]), capture_output=True, text=True, check=False
+    )
+    if loaded.returncode != 0:
+        raise Refusal.because(
+            "bus.firewall",
+            "nftables",
+            expected="a kernel that takes the rules of attestgate.bus.server.firewall",
+            found=(loaded.stderr.splitlines() or [f"exit status {loaded.returncode}"])[0],
+            action="give this container NET_ADMIN, and its machine's kernel nf_tables with conntrack and limits",
+        )
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(user)
+    binary = str(find_binary())
+    os.execv(binary, [binary, "-c", str(config)])  # noqa: S606  what this container is for
+
+
+def network_of(address: str, routes: str) -> IPv4Network:
+    """The network that an address of this machine belongs to, from the kernel's routes (/proc/net/route).
+
+    Raises ValueError if there is none.
+    """
+    for line in routes.splitlines()[1:]:
+        destination, mask = (IPv4Address(int(line.split()[column], 16).to_bytes(4, sys.byteorder)) for column in (1, 7))
+        if int(mask) and IPv4Address(address) in IPv4Network((destination, str(mask))):
+            return IPv4Network((destination, str(mask)))
+    raise ValueError(f"{address}: no route to a network of its own in /proc/net/route")
 
 
 async def run_nginx(path: Path) -> None:
@@ -85,12 +128,14 @@ def main(arguments: list[str]) -> int:
     what, *rest = arguments
     try:
         match what:
+            case "nats":
+                run_nats(Path(rest[0]), *map(int, rest[1].split(":")))
             case "nginx":
                 asyncio.run(run_nginx(Path(rest[0])))
             case "enrol":
                 asyncio.run(enrol(Path(rest[0])))
             case _:
-                raise ValueError(f"{what}: neither nginx nor enrol")
+                raise ValueError(f"{what}: none of nats, nginx and enrol")
     except (Refusal, BusError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -38,7 +38,10 @@ CONTAINER_USER = 10001
 """The user in the containers if root prepares the stack; otherwise it is the user who prepares it."""
 ETC, SECRETS, AGENTS, VOLUMES = "/etc/attestgate", "/run/secrets", "/run/agents", "/volumes"
 MACHINE, NGINX, CONTROLLER = "/run/machine/sgx.sock", "/run/nginx", "/run/controller/controller.sock"
-NATS_PORT, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 8222, 8081, 8443, "0.0.0.0:9464"
+NATS_PORT, NATS_ROUTES, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 6222, 8222, 8081, 8443, "0.0.0.0:9464"
+BUS_PORTS = (NATS_PORT, NATS_ROUTES)
+MANAGERS_SIDE = "bus.managers"
+"""The name of every nats-server on the network of the managers, whose sending is not limited."""
 TIMING = {"lease_s": 10, "recheck_s": 3, "evidence_window_s": 6, "skew_s": 2, "certificate_s": 600}
 CLUSTER = ("nats", "nats-2", "nats-3")
 STORE, ACCOUNTS = Path("/data"), Path("/data/accounts")
@@ -82,9 +85,9 @@ def _nats(folder: Path, keys: Path) -> None:
     password = token_urlsafe(32)
     cluster = {
         "name": "attestgate",
-        "listen": "0.0.0.0:6222",
+        "listen": f"0.0.0.0:{NATS_ROUTES}",
         "authorization": {"user": "route", "password": password},
-        "routes": [f"nats-route://route:{password}@{name}:6222" for name in CLUSTER],
+        "routes": [f"nats-route://route:{password}@{name}.managers:{NATS_ROUTES}" for name in CLUSTER],
     }
     folder.mkdir(mode=0o700)
     single = ports | configuration(trust, "nats", STORE, ACCOUNTS, "always")

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from attestgate.bus.auth.credentials import JWT_BEGINS, create, credentials_text
 from attestgate.bus.auth.nats_jwt import payload_of, read_seed, sign
 from attestgate.bus.client.nats import connect
 from attestgate.bus.server.embedded import EmbeddedServer
+from attestgate.bus.server.firewall import rules
 from tests.support.bus.older import make_older
 from tests.support.cli.command import NOBODY, Ran
 from tests.support.cli.fixtures import Run
 
+MANAGERS = ("--managers", "10.0.1.0/24", "--managers", "2001:db8::/64")
 NEXT = "next: write nats-server's configuration again (attestgate keys server), for its next start\n"
 
 
@@ -65,6 +68,27 @@ def keys(attestgate: Run, tmp_path: Path) -> Iterator[Keys]:
 async def server(keys: Keys, tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     async with EmbeddedServer(tmp_path / "server", load(keys.bus)) as running:
         yield running
+
+
+def test_a_servers_configuration_comes_with_the_limits_of_its_kernel(keys: Keys, tmp_path: Path) -> None:
+    files = ("--output", tmp_path / "nats.conf", "--firewall", tmp_path / "bus.nft")
+    ran = keys.run("keys", "server", keys.folder, "--store", tmp_path, *files, "--port", 4333, *MANAGERS)
+    assert ran.status == 0, ran.err
+    assert f"wrote {tmp_path / 'bus.nft'}; load it first, as root: nft -f {tmp_path / 'bus.nft'}\n" in ran.out
+    assert (tmp_path / "bus.nft").read_text() == rules([4333], [ip_network("10.0.1.0/24"), ip_network("2001:db8::/64")])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--firewall", "bus.nft", "--managers", "10.0.1.1/24"), "found 10.0.1.1/24 has host bits set"),
+        (("--managers", "10.0.1.0/24"), "expected a file for the rules that --managers is for"),
+    ],
+)
+def test_a_network_mistyped_writes_nothing(keys: Keys, tmp_path: Path, given: tuple[str, ...], said: str) -> None:
+    ran = keys.run("keys", "server", keys.folder, "--store", tmp_path, "--output", tmp_path / "nats.conf", *given)
+    assert ran.status == 2 and said in ran.err
+    assert not (tmp_path / "nats.conf").exists()
 
 
 def older_application(keys: Keys) -> Path:

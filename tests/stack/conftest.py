@@ -40,3 +40,10 @@ def stack(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with up(docker, tmp_path_factory.mktemp("run") / "stack", "attestgate-test", SECOND) as containers:
         yield containers
     assert containers.left() == ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses containers starts processes."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "docker" in item.fixturenames:
+            item.add_marker(pytest.mark.stack)

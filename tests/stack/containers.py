@@ -204,7 +204,7 @@ def up(engine: Engine, folder: Path, project: str, overrides: tuple[str, ...] = 
 
 def base_images(engine: Engine) -> str | None:
     """Have the base images made where there are none; what is wrong, if they cannot be."""
-    ran = engine.run(str(ROOT / "compose" / "local-images"), timeout_s=1800)
+    ran = engine.run(str(ROOT / "compose" / "images" / "local-images"), timeout_s=1800)
     return None if ran.returncode == 0 else ran.stderr.strip() or f"local-images ended with {ran.returncode}"
 
 

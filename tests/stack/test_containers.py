@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from attestgate.bus.server.firewall import TABLE
 from attestgate.compose.images.prepare import APPS
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from tests.stack.containers import Containers, up
@@ -54,12 +55,28 @@ def test_containers_have_no_more_rights_than_they_need(stack: Containers) -> Non
     for container in found:
         host = container["HostConfig"]
         name = container["Name"]
-        assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and not host["CapAdd"], name
+        begins_as_root = container["Config"]["Image"] == "attestgate/nats:local"
+        assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"], name
+        assert bool(host["CapAdd"]) == begins_as_root, name
         assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"]), name
         assert host["Memory"] and host["PidsLimit"] and not host["Privileged"], name
-        assert container["Config"]["User"] not in ("", "0", "root"), name
+        assert (container["Config"]["User"] in ("", "0", "0:0", "root")) == begins_as_root, name
         published = [binding["HostIp"] for ports in (host["PortBindings"] or {}).values() for binding in ports]
         assert set(published) <= {"127.0.0.1"}, name
+
+
+def test_nats_server_is_behind_the_kernels_limits_and_has_no_rights_itself(stack: Containers) -> None:
+    status = stack.done("exec", "-T", "nats", "sh", "-c", "cat /proc/$(pidof nats-server)/status")
+    said = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert "0" not in said["Uid"].split() and "0" not in said["Gid"].split()
+    assert said["Groups"].strip() == ""
+    assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert said["NoNewPrivs"] == "1"
+    counted = stack.done("exec", "-T", "nats", "nft", "list", "set", "inet", TABLE, "sent4")
+    addresses = {service: _addresses(stack, service) for service in ("machine", "gateway", "manager")}
+    assert all(addresses.values())
+    for service, own in addresses.items():
+        assert any(f"{address} " in counted for address in own) == (service != "manager"), service
 
 
 def test_an_unknown_program_on_the_host_shuts_both_out_until_it_is_rebooted_clean(stack: Containers) -> None:
@@ -149,6 +166,12 @@ def test_a_cluster_loses_any_one_server_and_access_goes_on(
             containers.done("start", node)
             containers.until_healthy(node)
     assert containers.left() == ""
+
+
+def _addresses(stack: Containers, service: str) -> list[str]:
+    """The addresses of a service's one container."""
+    (found,) = json.loads(stack.engine.run("docker", "inspect", *stack.ids(service)).stdout)
+    return [network["IPAddress"] for network in found["NetworkSettings"]["Networks"].values()]
 
 
 def _nats(stack: Containers, *arguments: str) -> subprocess.CompletedProcess[str]:

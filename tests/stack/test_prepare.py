@@ -9,7 +9,9 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from attestgate.cli.config import MODELS, detect
 from attestgate.compose.images import health
-from attestgate.compose.images.inside import ALLOWED
+from attestgate.compose.images.inside import ALLOWED, network_of
 from attestgate.compose.images.prepare import APPS, CLUSTER, HOST, prepare
 from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
@@ -113,6 +115,22 @@ def test_what_a_server_is_told_of_accounts_is_on_its_volume_and_not_among_the_st
     table = json.loads((folder / "nats" / f"{name}.conf").read_text(encoding="utf-8"))
     assert (table["jetstream"]["store_dir"], table["resolver"]["dir"]) == ("/data", "/data/accounts")
     assert table["resolver"]["type"] == "full" and not table["resolver"]["allow_delete"]
+
+
+ROUTES = """Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT
+eth2\t00000000\t010015AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000013AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+eth1\t000014AC\t00000000\t0001\t0\t0\t0\t00F0FFFF\t0\t0\t0
+"""
+"""As a little-endian machine's kernel shows a default route, 172.19.0.0/16 and 172.20.0.0/20."""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="recorded on a little-endian machine")
+def test_the_managers_network_is_found_by_a_servers_own_address_there() -> None:
+    assert network_of("172.20.0.3", ROUTES) == ip_network("172.20.0.0/20")
+    assert network_of("172.19.7.7", ROUTES) == ip_network("172.19.0.0/16")
+    with pytest.raises(ValueError, match=r"192\.168\.1\.1: no route to a network of its own"):
+        network_of("192.168.1.1", ROUTES)
 
 
 def test_nobody_else_can_read_a_secret(folder: Path) -> None:

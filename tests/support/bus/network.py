@@ -39,7 +39,7 @@ def own_network(addresses: Sequence[str] = ()) -> None:
 
 def load(port: int, unlimited: Sequence[Network] = (), machines: int = MACHINES) -> None:
     """Load the rules for a server's port, in this thread's network. Raises CalledProcessError."""
-    subprocess.run(["nft", "-f", "-"], input=rules(port, unlimited, machines), text=True, check=True)
+    subprocess.run(["nft", "-f", "-"], input=rules([port], unlimited, machines), text=True, check=True)
 
 
 def within(work: Callable[[], Coroutine[None, None, T]], addresses: Sequence[str] = ()) -> T:
