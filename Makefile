@@ -22,7 +22,7 @@ environment = $(call quietly,pip install in $(1),{ test -x $(1)/bin/python || $(
 # $(call ours,FOLDER): attestgate itself in it, from here.
 ours = $(call quietly,pip install of attestgate in $(1),$(1)/bin/pip install $(OURS) -e .)
 
-.PHONY: demo demo-tpm test test-fast test-all pytest coverage test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats \
+.PHONY: demo demo-tpm test test-fast test-all pytest coverage test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats test-firewall setup-firewall \
 	test-prometheus setup-prometheus test-keylime setup-keylime test-fuzz setup-fuzz check up setup clean wheels stack \
 	engine stack-down test-stack
 
@@ -51,7 +51,7 @@ test-fast: setup
 	$(VENV)/bin/pytest -n 2 --dist worksteal -m "not stack and not slow"
 
 # What `make test` skips for want of a tool, a part a tool. With -k the other parts go on if one fails; so does the status.
-PARTS := test-tpm test-sdn test-nats test-prometheus test-keylime test-fuzz test-stack
+PARTS := test-tpm test-sdn test-nats test-firewall test-prometheus test-keylime test-fuzz test-stack
 
 test-all:
 	@$(MAKE) --no-print-directory -k test $(PARTS)
@@ -90,6 +90,13 @@ test-nats: setup setup-nats
 
 setup-nats:
 	@test -x build/bin/nats || { $(call quietly,go install $(NATSCLI),GOBIN=$(CURDIR)/build/bin go install $(NATSCLI)); }
+
+# The kernel's limits in front of nats-server, in a network namespace of the tests: installs nft and ip, and has to be root.
+test-firewall: setup setup-firewall
+	$(VENV)/bin/pytest --no-skips tests/bus/test_firewall.py
+
+setup-firewall:
+	@$(call debian,iproute2 nftables)
 
 # The alert rules, with promtool: Debian's package is unpacked, not installed, since that would start a Prometheus.
 test-prometheus: setup setup-prometheus
