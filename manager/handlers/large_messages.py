@@ -15,8 +15,9 @@ LARGE = 1024 * 1024
 """Bytes from which on a message is large: evidence with a measurement list of some 15,000 entries."""
 AT_ONCE = 2
 """Large messages that a worker handles at the same time."""
-AGAIN_S = 1
-"""After how long a sender's second one is delivered again."""
+AGAIN_S = 5
+"""After how long a sender's second one is delivered again: so long that the first is judged before the second has been
+delivered too often (`worker.TOO_OFTEN`)."""
 
 
 class LargeMessages:
