@@ -121,6 +121,12 @@ def memory_mib(child: Child) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
+def peak_mib(pid: int) -> float:
+    """The most memory that a process has had resident (proc(5))."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
 def trusted(number: int, now: int) -> HostRecord:
     """A host's record between two rechecks, the next one due."""
     session = token_hex(16)
