@@ -93,7 +93,7 @@ setup-nats:
 
 # The kernel's limits in front of nats-server, in a network namespace of the tests: installs nft and ip, and has to be root.
 test-firewall: setup setup-firewall
-	$(VENV)/bin/pytest --no-skips tests/bus/test_firewall.py
+	$(VENV)/bin/pytest --no-skips tests/bus/test_firewall.py tests/adversary/test_firewall.py
 
 setup-firewall:
 	@$(call debian,iproute2 nftables)

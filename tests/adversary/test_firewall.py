@@ -1,0 +1,88 @@
+"""A stolen credential sends as fast as it can from a machine of its own, behind the kernel's rules.
+
+Without them (bench.hostile_floods before there were any) two thirds of an honest host's messages were not taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from attestgate.bus import layout, subjects
+from attestgate.bus.auth import credentials
+from attestgate.bus.auth.permissions import MANAGER
+from attestgate.bus.client.nats import NatsBus, connect
+from attestgate.bus.client.setup import ensure
+from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent
+from tests.support.bus.network import HINT, load, possible, within
+
+pytestmark = [pytest.mark.stack, pytest.mark.skipif(not possible(), reason=HINT)]
+
+STEP = "recheck_evidence"
+MANY, PATIENCE_S = 40, 60.0
+THIEF = "127.0.0.2"
+MANAGERS = "127.0.0.3/32"
+"""Of nobody here: the honest are limited as well."""
+
+
+@asynccontextmanager
+async def flooding(url: str, stolen: Path) -> AsyncIterator[None]:
+    """A flood by the flooder of the benchmarks, once it has begun."""
+    flood = json.dumps({"kind": "small", "url": url, "credentials": str(stolen), "source": THIEF})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.flooder", flood), stdout=asyncio.subprocess.PIPE, preexec_fn=die_with_parent
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"flooding\n"
+        yield
+        assert process.returncode is None
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def heard(bus: NatsBus, messages: asyncio.Queue[bytes]) -> None:
+    """Take what comes as a manager does, and note what the honest host has said."""
+    async for delivery in bus.consume(layout.CONSUMERS["host-rechecks"].name):
+        if delivery.subject == subjects.inbound("host", "honest", STEP):
+            messages.put_nowait(delivery.data)
+        await delivery.done()
+
+
+def test_a_machine_that_floods_keeps_no_message_of_another_from_the_managers(tmp_path: Path) -> None:
+    async def work() -> None:
+        keys = tmp_path / "keys"
+        credentials.create(keys)
+        async with EmbeddedServer(tmp_path / "server", credentials.load(keys)) as server:
+            port = urlsplit(server.url).port
+            assert port is not None
+            load(port, [ip_network(MANAGERS)])
+
+            def issue(role: str, name: str) -> Path:
+                credentials.issue(keys, role, name, path := tmp_path / f"{name}.creds")
+                return path
+
+            manager = await connect([server.url], issue(MANAGER, "manager-1"))
+            host = await connect([server.url], issue("host", "honest"))
+            await ensure(manager)
+            messages: asyncio.Queue[bytes] = asyncio.Queue()
+            hearing = asyncio.create_task(heard(manager, messages))
+            async with flooding(server.url, issue("host", "thief")):
+                for number in range(MANY):
+                    await host.publish(subjects.inbound("host", "honest", STEP), b"%d" % number)
+                    async with asyncio.timeout(PATIENCE_S):
+                        assert await messages.get() == b"%d" % number
+            hearing.cancel()
+            await host.close()
+            await manager.close()
+
+    within(work)
