@@ -13,6 +13,7 @@ import base64
 import itertools
 import json
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -250,6 +251,8 @@ class Flooder(Connections):
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._flood.credentials is not None
+        # What the kernel would hold back for a limited sender is not sent.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         line = await reader.readline()
         if not line.startswith(b"INFO "):
             return

@@ -15,6 +15,12 @@ may publish to (`small`, `large`), messages that cost a worker most (`hellos`, `
 (`calls`), requests for whole streams of which nobody reads the answers (`pages`), and connections without a credential.
 The server's memory is its peak in a row, on the bus of the honest; a flood that takes it to 4 GiB is stopped there and
 has missed the goals.
+
+What the figures say: the rules bound what one machine sends, not what the server does for it. Floods of messages let
+rechecks pass. `calls` stand in the server's one queue of JetStream API calls, in which the worker reads records
+(STREAM.MSG.GET): they wait, or are discarded with the queue when 10,000 calls wait. `pages` cost 100 bytes each and
+have the server put a whole stream into that stream's queue of answers, which has no limit: it takes gigabytes within a
+minute, and what the worker stores in the same stream is acknowledged behind it.
 """
 
 from __future__ import annotations
