@@ -72,7 +72,7 @@ def test_nats_server_is_behind_the_kernels_limits_and_has_no_rights_itself(stack
     assert said["Groups"].strip() == ""
     assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert said["NoNewPrivs"] == "1"
-    counted = stack.done("exec", "-T", "nats", "nft", "list", "set", "inet", TABLE, "sent4")
+    counted = stack.done("exec", "-T", "nats", "/usr/sbin/nft", "list", "set", "inet", TABLE, "sent4")
     addresses = {service: _addresses(stack, service) for service in ("machine", "gateway", "manager")}
     assert all(addresses.values())
     for service, own in addresses.items():
