@@ -39,8 +39,8 @@ LIMIT = STREAMS + CONNECTIONS * MAX_PENDING + MAKING
 """GOMEMLIMIT, as a deployment computes it: what may be held at once. Go then collects in time what is done with; what
 is held beyond it, no collection gives back, and the limit does not hold."""
 MEM_LIMIT, GOMEMLIMIT = 3072, 2560
-"""What the stack gives nats-server, in MiB. Go's limit is a goal that it may exceed for a moment, so the kernel's, which
-ends the process, is higher: here in the same proportion."""
+"""What the stack gives nats-server, in MiB. Go may exceed its limit for a moment, so the kernel's limit, which
+ends the process, is higher: the bound here is in the same proportion."""
 
 
 def peak(server: EmbeddedServer) -> int:
