@@ -273,6 +273,23 @@ BUCKETS = {
     for bucket in (SESSIONS, SUMMARIES, ENROLMENT, POLICIES, COLLATERAL, ADMISSIONS, QUARANTINE, TREE, OPERATORS)
 }
 
+
+def largest_in(stream: str) -> int:
+    """The largest message that a stream of events or decisions, or a bucket's stream, takes, in bytes."""
+    if stream in STREAMS:
+        return STREAMS[stream].max_msg_size
+    return next(bucket.max_value for bucket in BUCKETS.values() if bucket.stream == stream)
+
+
+def most_pulled(consumer: Consumer) -> int:
+    """How many messages one request to a consumer may ask for: no more than are as large as the largest there is.
+
+    What was asked for and is not read yet waits in the server, which disconnects whoever leaves too much there.
+    """
+    size = STREAMS[consumer.stream].max_msg_size
+    return max(1, (MAX_MESSAGE + HEADERS) // size) if size > 0 else consumer.at_once
+
+
 COPIED = (*TOLD, SUMMARIES.stream, ADMISSIONS.stream)
 """Streams that viewers have copies of, under the same names, in an account where they may create consumers
 (bus.auth.permissions)."""

@@ -18,9 +18,10 @@ UPDATE, LIST, LOOKUP = "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.LIST", "$SYS.R
 NO_LIMITS = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
 JETSTREAM = {
     MANAGER: {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1},
-    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 256},
+    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 32},
 }
-"""An account has JetStream only if these limits are in it; -1 is "no limit". What viewers make is bounded."""
+"""An account has JetStream only if these limits are in it; -1 is "no limit". What viewers make is bounded:
+the server queues without limit what a consumer delivers, so each may take as much memory as its copy holds."""
 
 
 def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) -> dict[str, object]:
@@ -50,7 +51,7 @@ def role_claims(role: BusRole, signer: str, accounts: Mapping[str, str]) -> dict
         "payload": role.max_payload + HEADERS,
     }
     return _account_claims(
-        NO_LIMITS | JETSTREAM.get(role.name, {}),
+        NO_LIMITS | JETSTREAM.get(role.name, {}) | {"conn": role.max_connections},
         signing_keys=[_scope(role.name, signer, template)],
         exports=_exports(role),
         imports=_imports(role, accounts),
@@ -75,9 +76,5 @@ def _imports(role: BusRole, accounts: Mapping[str, str]) -> list[dict[str, str]]
 
 
 def _exports(role: BusRole) -> list[dict[str, str]]:
-    """A page of a bucket is many replies to one request: those services have the response type Stream."""
-    return [
-        {"name": subject, "subject": subject, "type": kind}
-        | ({"response_type": "Stream"} if ".DIRECT.GET." in subject else {})
-        for subject, kind in exports(role.name).items()
-    ]
+    """A service answers each request with one message: the server's default response type, Singleton."""
+    return [{"name": subject, "subject": subject, "type": kind} for subject, kind in exports(role.name).items()]

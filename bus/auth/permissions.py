@@ -10,6 +10,11 @@ Viewers use the stock `nats` CLI, which creates consumers. They create them on c
 their own, with its own JetStream: whatever a consumer delivers, and to whatever subject, stays there, where no decision
 depends on it. A copy follows its original by one durable consumer that the manager has created (the server's durable
 mirroring), so that the viewers' account needs no right to create one in the manager's.
+
+Only managers read in batches (DIRECT.GET). The server puts a batch together in a queue that has no limit: one request
+of a hundred bytes has a whole stream copied into it, and connections that ask without reading take gigabytes. All
+others ask for one message at a time (STREAM.MSG.GET, which refuses batches): what they have not read is then bounded by
+`max_pending` for each connection, and their connections by `max_connections`.
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ class BusRole:
 
     Of the roles outside, `publish` has no wildcard: the streams limit the messages on each subject, so a credential
     that could name fresh subjects at will would have room without end. `copies` are subjects within its own account:
-    what it may do with the copies there. `max_payload` is in bytes, `max_subscriptions` a number at once.
+    what it may do with the copies there. `max_payload` is in bytes, `max_subscriptions` a number at once for each
+    connection, `max_connections` of all credentials of the role together (-1: no limit).
     """
 
     name: str
@@ -50,6 +56,7 @@ class BusRole:
     copies: tuple[str, ...] = ()
     max_payload: int = 64 * layout.KIB
     max_subscriptions: int = 64
+    max_connections: int = -1
 
     @property
     def api(self) -> str:
@@ -81,20 +88,23 @@ def _says(role: str) -> tuple[str, ...]:
 
 
 def _agent(role: str, max_payload: int) -> BusRole:
-    return BusRole(role, _says(role), (f"{subjects.OUT}.{role}.{NAME}.>",), max_payload=max_payload)
+    """A host's or an application's. Its connections have no limit: one stolen credential would take up all of them,
+    and keep out its whole role. It is sent little: what managers say to it."""
+    heard = (f"{subjects.OUT}.{role}.{NAME}.>",)
+    return BusRole(role, _says(role), heard, max_payload=max_payload, max_subscriptions=8)
 
 
-def _reads(*buckets: layout.BucketLayout) -> tuple[str, ...]:
-    """The calls to read buckets: the newest of a key from the leader, and pages without a consumer."""
-    return tuple(f"{call}.{bucket.stream}" for bucket in buckets for call in ("STREAM.MSG.GET", "DIRECT.GET"))
+def _reads(*streams: str) -> tuple[str, ...]:
+    """The calls to read streams one message at a time, from their leader."""
+    return tuple(f"STREAM.MSG.GET.{stream}" for stream in streams)
 
 
-HISTORY = tuple(f"DIRECT.GET.{stream}" for stream in layout.TOLD)
-"""The calls to read back events."""
+def _of(*buckets: layout.BucketLayout) -> tuple[str, ...]:
+    return tuple(bucket.stream for bucket in buckets)
 
-LOGGED = f"DIRECT.GET.{layout.LOG.name}"
-DECISIONS = (LOGGED, *_reads(layout.TREE))
-"""The calls to read the decision log: its entries, and with its tree."""
+
+DECISIONS = _reads(layout.LOG.name, layout.TREE.stream)
+"""The calls to read the decision log: its entries, and its tree."""
 
 
 def _changes(*buckets: layout.BucketLayout) -> tuple[str, ...]:
@@ -114,6 +124,7 @@ def _manager() -> BusRole:
         for consumer in layout.CONSUMERS.values()
         for verb in ("CREATE", "INFO", "MSG.NEXT")
     )
+    pages = tuple(f"DIRECT.GET.{name}" for name in (*_of(*buckets), *layout.TOLD, layout.LOG.name))
     copiers = tuple(f"CONSUMER.CREATE.{stream}.{layout.COPIER}" for stream in layout.COPIED)
     retires = tuple(f"STREAM.DELETE.{stream}" for stream in layout.RETIRED)
     return BusRole(
@@ -128,7 +139,7 @@ def _manager() -> BusRole:
             *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *copiers, *retires, *_reads(*buckets), *HISTORY, LOGGED),
+        calls=(*sets_up, *consumes, *copiers, *retires, *_reads(*_of(*buckets)), *pages),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )
@@ -149,8 +160,9 @@ def _operator() -> BusRole:
             f"{subjects.OPERATOR}.{NAME}.{command}" for command in (*subjects.COMMANDS, *subjects.POLICY_COMMANDS)
         ),
         subscribe=(f"{subjects.EVENTS}.>", REPORTS, *_changes(*OPERATED)),
-        calls=(*_reads(*OPERATED), *HISTORY, *DECISIONS),
+        calls=(*_reads(*_of(*OPERATED), *layout.TOLD), *DECISIONS),
         max_payload=MAX_MESSAGE,
+        max_connections=8,
     )
 
 
@@ -160,37 +172,38 @@ def _gateway() -> BusRole:
         GATEWAY,
         publish=(*_says(GATEWAY), *events),
         subscribe=_changes(layout.ADMISSIONS),
-        calls=_reads(layout.ADMISSIONS),
+        calls=_reads(layout.ADMISSIONS.stream),
         max_payload=largest(GATEWAY, *subjects.STEPS[GATEWAY]),
+        max_connections=16,
     )
 
 
 def _viewer() -> BusRole:
+    """Reads copies. Of the managers' streams it sees how full they are, and it reads the decision log: copies of the
+    log and of its tree would follow one another at any distance, and the log would look truncated meanwhile."""
     stored = [*layout.STREAMS, *(bucket.stream for bucket in SHOWN)]
     return BusRole(
         VIEWER,
         subscribe=(f"{subjects.EVENTS}.>", *_changes(*SHOWN)),
         calls=(
-            *_reads(*SHOWN),
-            *(f"DIRECT.GET.{bucket.stream}.>" for bucket in SHOWN),
             *("INFO", "STREAM.NAMES", "STREAM.LIST"),
             *(f"STREAM.INFO.{name}" for name in stored),
             *(f"CONSUMER.{verb}.{name}" for name in stored for verb in ("NAMES", "LIST")),
             *(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}" for consumer in layout.CONSUMERS.values()),
-            *HISTORY,
             *DECISIONS,
         ),
         copies=(
             *(f"{API}.{call}" for call in ("INFO", "STREAM.NAMES", "STREAM.LIST")),
             *(subject for stream in layout.COPIED for subject in _uses_copy(stream)),
         ),
+        max_connections=16,
     )
 
 
 def _uses_copy(stream: str) -> list[str]:
     """What the nats CLI does to show a stream, to read it and to follow it: with consumers of its own."""
-    whole = ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET", "CONSUMER.NAMES", "CONSUMER.LIST", "CONSUMER.CREATE")
-    within = ("DIRECT.GET", "CONSUMER.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT", "CONSUMER.DELETE")
+    whole = ("STREAM.INFO", "STREAM.MSG.GET", "CONSUMER.NAMES", "CONSUMER.LIST", "CONSUMER.CREATE")
+    within = ("CONSUMER.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT", "CONSUMER.DELETE")
     return [
         *(f"{API}.{call}.{stream}" for call in whole),
         *(f"{API}.{call}.{stream}.>" for call in within),

@@ -17,8 +17,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from attestgate.bus import layout
 from attestgate.bus.api import BusError
-from attestgate.bus.auth.permissions import BusRole
+from attestgate.bus.auth.permissions import API, MANAGER, VIEWER, BusRole
 from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
 
 log = structlog.get_logger(__name__)
@@ -37,8 +38,15 @@ class Connection:
         self.jetstream: JetStreamContext = client.jetstream(prefix=role.api, timeout=ANSWER_S)
         self.connections = 1
         """How often it has connected; a rise means that plain messages may have been missed."""
+        self.in_batches = role.name == MANAGER
+        """Whether it may read many messages by one request."""
+        self._copies = frozenset(layout.COPIED if role.name == VIEWER else ())
         self._max_payload = role.max_payload
         self._on_reconnect: set[Callable[[], None]] = set()
+
+    def api_of(self, stream: str) -> str:
+        """The prefix by which a stream is read: a viewer has copies of some in an account of its own."""
+        return API if stream in self._copies else self.api
 
     async def store(
         self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None

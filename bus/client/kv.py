@@ -9,25 +9,20 @@ create a consumer: that right would let it have messages delivered to any subjec
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
-from base64 import b64decode
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from nats.aio.msg import Msg
-from nats.js.errors import APIError
 
 from attestgate.bus.api import EXPECTED, BusError, Conflict, Entry, StoredMessage
 from attestgate.bus.client.connection import Connection
-from attestgate.bus.client.errors import ANSWER_S, translated
-from attestgate.bus.client.pages import read_page
+from attestgate.bus.client.errors import translated
+from attestgate.bus.client.pages import get_message, read_page
 from attestgate.bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
 
 LOOK_S = 1.0
 """A watch polls this often without being woken: a follower in a cluster may answer before it has the newest."""
-NOT_FOUND = 404
 
 
 class NatsBucket:
@@ -141,18 +136,7 @@ class NatsBucket:
     async def _newest(self, key: str) -> StoredMessage | None:
         """The same with its headers, as the stream's leader has it."""
         subject = self._layout.key_subject(key)
-        call = f"{self._connection.api}.STREAM.MSG.GET.{self._layout.stream}"
-        with translated(f"read {subject}"):
-            answer = await self._connection.client.request(
-                call, b'{"last_by_subj":"%s"}' % subject.encode(), timeout=ANSWER_S
-            )
-            found = json.loads(answer.data)
-            if "error" in found:
-                if found["error"]["code"] == NOT_FOUND:
-                    return None
-                raise APIError.from_error(found["error"])
-        message = found["message"]
-        return StoredMessage(subject, message["seq"], _headers(message), b64decode(message.get("data", "")))
+        return await get_message(self._connection, self._layout.stream, b'{"last_by_subj":"%s"}' % subject.encode())
 
     async def _set(self, key: str, value: bytes, revision: int) -> int:
         """Write if `revision` is the newest (0: none). The server compares before it deduplicates by id, so the retry
@@ -170,13 +154,6 @@ class NatsBucket:
         return await self._connection.store(
             self._layout.key_subject(key), value, message_id=message_id, headers=headers
         )
-
-
-def _headers(message: dict[str, Any]) -> dict[str, str]:
-    """Headers as the API gives them (ADR-4). The client parses them as e-mail, which costs as much as asking."""
-    _version, *lines = b64decode(message.get("hdrs", "")).decode(errors="replace").split("\r\n")
-    parts = (line.partition(":") for line in lines if line)
-    return {name: value.strip() for name, _, value in parts}
 
 
 def _entry(key: str, revision: int, headers: Mapping[str, str], data: bytes) -> Entry:

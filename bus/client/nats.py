@@ -65,7 +65,8 @@ class NatsBus(Connection):
 
     def consume(self, consumer: str, *, batch: int = 16) -> AsyncGenerator[NatsDelivery]:
         """See `bus.api.Bus.consume`. Closing the generator returns (-NAK) what it has not yielded."""
-        return pull(self, layout.CONSUMERS[consumer], batch)
+        pulled = layout.CONSUMERS[consumer]
+        return pull(self, pulled, min(batch, layout.most_pulled(pulled)))
 
     async def history(self, subject: str) -> AsyncGenerator[Message]:
         """See `bus.api.Bus.history`."""

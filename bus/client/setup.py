@@ -164,7 +164,7 @@ def _copy_config(stream: str, replicas: int) -> dict[str, Any]:
         "mirror": {"name": stream, "external": {"api": EDGE_API, "deliver": ""}, "consumer": source},
         "retention": "limits",
         "discard": "old",
-        "allow_direct": True,
+        "allow_direct": False,  # one message at a time (bus.auth.permissions): clients use STREAM.MSG.GET instead
         "allow_msg_ttl": True,
     }
 

@@ -32,6 +32,10 @@ LINE = 16 * 1024 * 1024
 """Longest line of the server's log: more than its largest message."""
 SYNC = "5s"
 """How often servers of a cluster compare JWTs: until then one that was down may let in who was revoked meanwhile."""
+MAX_PENDING = 7 * (MAX_MESSAGE + HEADERS)
+"""What a connection may leave unread, in bytes; one with more is disconnected. A manager may have asked for this much:
+the largest message from each of three consumers, a policy in base64, a batch from each of the other consumers, and two
+pages. Only managers need as much, but the server has one limit for all."""
 _LISTENING = re.compile(r"Listening for client connections on \S+:(\d+)$")
 _READY = "Server is ready"
 _UNREACHED = "Error trying to connect to route"
@@ -69,7 +73,7 @@ def configuration(trust: Trust, name: str, store: Path, accounts: Path, sync_int
     return {
         "server_name": name,
         "max_payload": MAX_MESSAGE + HEADERS,
-        "max_pending": 8 * (MAX_MESSAGE + HEADERS),
+        "max_pending": MAX_PENDING,
         "operator": trust.operator,
         "system_account": trust.account(SYSTEM).key,
         "resolver": {"type": "full", "dir": str(accounts), "allow_delete": False, "interval": SYNC},

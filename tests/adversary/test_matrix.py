@@ -38,8 +38,8 @@ OF_GATEWAYS = {
 """The events that a gateway's credential may publish, of its own."""
 PREFIXES = {"IN", "OUT", "OPERATOR", "EVENTS", "WORK", "SCHEDULE", "DUE", "LOG", "COPY"}
 READ = {
-    "summaries": {"operator", "viewer"},
-    "admissions": {"operator", "viewer", "gateway"},
+    "summaries": {"operator"},
+    "admissions": {"operator", "gateway"},
     "enrolment": {"operator"},
     "policies": {"operator"},
     "quarantine": {"operator"},
@@ -48,13 +48,17 @@ READ = {
     "collateral": set(),
     "operators": set(),
 }
-"""Who, besides managers, reads a bucket; all but the log's tree can be watched as well."""
+"""Who, besides managers, reads a bucket itself, a message at a time; all but the log's tree can be watched as well."""
+WATCHED_COPIES = {"summaries", "admissions"}
+"""Buckets that viewers read in copies, and whose changes they hear."""
 PAGED = {
-    "ATTEST_EVENTS": {"operator", "viewer"},
-    "ATTEST_ALARMS": {"operator", "viewer"},
+    "ATTEST_EVENTS": {"operator"},
+    "ATTEST_ALARMS": {"operator"},
     "ATTEST_LOG": {"operator", "viewer"},
 }
-"""Who, besides managers, reads a stream."""
+"""Who, besides managers, reads a stream itself, one message at a time."""
+COPIES = {"ATTEST_EVENTS", "ATTEST_ALARMS", "KV_summaries", "KV_admissions"}
+"""Streams that viewers have copies of, in their own account."""
 WAITING = {
     "ATTEST_HOST", "ATTEST_LISTS", "ATTEST_APP", "ATTEST_GATEWAY", "ATTEST_OPERATOR", "ATTEST_POLICY", "ATTEST_WORK",
 }  # fmt: skip
@@ -123,14 +127,17 @@ def own() -> Iterator[Row]:
 def kept() -> Iterator[Row]:
     """Buckets and streams, and the calls by which they are read and changed. Viewers' own are copies."""
     for bucket, readers in READ.items():
-        watchers = readers if bucket != "log" else set()
+        watchers = (readers | {"viewer"} if bucket in WATCHED_COPIES else readers) if bucket != "log" else set()
         yield row("publish", f"$KV.{bucket}.key", "manager")
         yield row("subscribe", f"$KV.{bucket}.>", "manager", *watchers)
-        for call in ("STREAM.MSG.GET", "DIRECT.GET"):
-            yield row("publish", f"{EDGE_API}.{call}.KV_{bucket}", *readers)
+        yield row("publish", f"{EDGE_API}.STREAM.MSG.GET.KV_{bucket}", *readers)
     for stream, readers in PAGED.items():
-        yield row("publish", f"{EDGE_API}.DIRECT.GET.{stream}", *readers)
-        yield row("publish", f"{EDGE_API}.STREAM.MSG.GET.{stream}")
+        yield row("publish", f"{EDGE_API}.STREAM.MSG.GET.{stream}", *readers)
+    for stream in (*PAGED, *(f"KV_{bucket}" for bucket in READ)):
+        for call in (f"DIRECT.GET.{stream}", f"DIRECT.GET.{stream}.key"):
+            yield row("publish", f"{EDGE_API}.{call}")
+        yield row("publish", f"{API}.DIRECT.GET.{stream}", "manager")
+        yield row("publish", f"{API}.STREAM.MSG.GET.{stream}", *copy_or_original(stream))
     for stream in WAITING:
         for call in ("STREAM.MSG.GET", "DIRECT.GET"):
             yield row("publish", f"{EDGE_API}.{call}.{stream}")
@@ -162,6 +169,12 @@ def kept() -> Iterator[Row]:
         yield row("subscribe", subject)
 
 
+def copy_or_original(stream: str) -> list[str]:
+    """Who may read a stream of this name in its own account: managers the buckets, viewers the copies."""
+    managers = ["manager"] if stream.startswith("KV_") else []
+    return [*managers, *(["viewer"] if stream in COPIES else [])]
+
+
 ROWS = list(dict.fromkeys([*said(), *told(), *own(), *kept()]))
 
 
@@ -171,6 +184,7 @@ def test_every_subject_has_a_row() -> None:
     assert {*subjects.COMMANDS, *subjects.POLICY_COMMANDS} == COMMANDS
     assert set(layout.BUCKETS) == set(READ)
     assert set(layout.STREAMS) == {*PAGED, *WAITING}
+    assert set(layout.COPIED) == COPIES
     assert {role for role in ROLES if role not in AGENTS} == {"manager", "operator", "viewer"}
 
 

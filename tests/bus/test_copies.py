@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -33,8 +34,9 @@ async def viewer(join: Join) -> NatsBus:
 
 async def newest(viewer: NatsBus, stream: str, subject: str) -> bytes | None:
     """The newest message on a subject of a copy."""
-    answer = await viewer.client.request(f"{API}.DIRECT.GET.{stream}.{subject}", b"", timeout=5)
-    return None if (answer.headers or {}).get("Status") else answer.data
+    query = json.dumps({"last_by_subj": subject}).encode()
+    answer = json.loads((await viewer.client.request(f"{API}.STREAM.MSG.GET.{stream}", query, timeout=5)).data)
+    return b64decode(answer["message"].get("data", "")) if "message" in answer else None
 
 
 async def until(found: Callable[[], Awaitable[object]], wanted: object) -> None:
