@@ -20,7 +20,7 @@ def part(name: str, *arguments: str) -> bool:
     """Run one part to its end; whether it met its goals."""
     print(f"== {name}", flush=True)
     command = [sys.executable, "-m", f"bench.hostile_{name}", *arguments]
-    return subprocess.run(command, preexec_fn=die_with_parent, check=False).returncode == 0
+    return subprocess.run(command, preexec_fn=die_with_parent(), check=False).returncode == 0
 
 
 def main() -> None:

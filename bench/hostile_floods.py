@@ -235,7 +235,7 @@ async def process(module: str, *arguments: str, cores: set[int], log: Path) -> A
             stdout=asyncio.subprocess.PIPE,
             stderr=output,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent(),
         )
     try:
         yield started

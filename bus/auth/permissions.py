@@ -11,9 +11,9 @@ their own, with its own JetStream: whatever a consumer delivers, and to whatever
 depends on it. A copy follows its original by one durable consumer that the manager has created (the server's durable
 mirroring), so that the viewers' account needs no right to create one in the manager's.
 
-Only managers read in batches (DIRECT.GET). The server puts a batch together in a queue that has no limit: one request
-of a hundred bytes has a whole stream copied into it, and connections that ask without reading take gigabytes. All
-others ask for one message at a time (STREAM.MSG.GET, which refuses batches): what they have not read is then bounded by
+Only managers read in batches (DIRECT.GET of a stream; of a key, it takes none). The server puts a batch together in a
+queue that has no limit: one request of a hundred bytes has a whole stream copied into it, and connections that ask
+without reading take gigabytes. All others ask for one message at a time: what they have not read is then bounded by
 `max_pending` for each connection, and their connections by `max_connections`.
 """
 
@@ -99,6 +99,11 @@ def _reads(*streams: str) -> tuple[str, ...]:
     return tuple(f"STREAM.MSG.GET.{stream}" for stream in streams)
 
 
+def _keys(*buckets: layout.BucketLayout) -> tuple[str, ...]:
+    """The calls to read a key's newest value from the stream itself. They take no batch."""
+    return tuple(f"DIRECT.GET.{bucket.stream}.>" for bucket in buckets)
+
+
 def _of(*buckets: layout.BucketLayout) -> tuple[str, ...]:
     return tuple(bucket.stream for bucket in buckets)
 
@@ -139,7 +144,7 @@ def _manager() -> BusRole:
             *(f"{VIEWER_API}.{call}" for call in SETS_UP_COPIES),
         ),
         subscribe=_changes(*buckets),
-        calls=(*sets_up, *consumes, *copiers, *retires, *_reads(*_of(*buckets)), *pages),
+        calls=(*sets_up, *consumes, *copiers, *retires, *_reads(*_of(*buckets)), *pages, *_keys(*buckets)),
         max_payload=MAX_MESSAGE,
         max_subscriptions=-1,
     )
@@ -172,7 +177,7 @@ def _gateway() -> BusRole:
         GATEWAY,
         publish=(*_says(GATEWAY), *events),
         subscribe=_changes(layout.ADMISSIONS),
-        calls=_reads(layout.ADMISSIONS.stream),
+        calls=(*_reads(layout.ADMISSIONS.stream), *_keys(layout.ADMISSIONS)),
         max_payload=largest(GATEWAY, *subjects.STEPS[GATEWAY]),
         max_connections=16,
     )

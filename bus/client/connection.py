@@ -19,7 +19,7 @@ from tenacity import (
 
 from attestgate.bus import layout
 from attestgate.bus.api import BusError
-from attestgate.bus.auth.permissions import API, MANAGER, VIEWER, BusRole
+from attestgate.bus.auth.permissions import API, GATEWAY, MANAGER, VIEWER, BusRole
 from attestgate.bus.client.errors import ANSWER_S, Unanswered, translated
 
 log = structlog.get_logger(__name__)
@@ -40,9 +40,16 @@ class Connection:
         """How often it has connected; a rise means that plain messages may have been missed."""
         self.in_batches = role.name == MANAGER
         """Whether it may read many messages by one request."""
+        self._reads_directly = role.name in (MANAGER, GATEWAY)
         self._copies = frozenset(layout.COPIED if role.name == VIEWER else ())
         self._max_payload = role.max_payload
         self._on_reconnect: set[Callable[[], None]] = set()
+
+    @property
+    def reads_directly(self) -> bool:
+        """Whether it reads a key from the stream itself, not by the API: if its role may, and no replica can answer
+        that has not the newest. A server that is one of several says its cluster's name."""
+        return self._reads_directly and "cluster" not in self.client._server_info
 
     def api_of(self, stream: str) -> str:
         """The prefix by which a stream is read: a viewer has copies of some in an account of its own."""

@@ -1,9 +1,9 @@
 """Key-value buckets on JetStream, read without a consumer.
 
-A bucket is a stream with one message per key (NATS ADR-8). `get` asks the stream's leader, so a worker sees what
-another has just written. A watch reads pages after the last revision it saw (`bus.client.pages`); a plain subscription
-only wakes it. So nothing is missed or reordered when messages get lost, and a reader's credential needs no right to
-create a consumer: that right would let it have messages delivered to any subject.
+A bucket is a stream with one message per key (NATS ADR-8). `get` asks where the newest is: a worker sees what another
+has just written. A watch reads pages after the last revision it saw (`bus.client.pages`); a plain subscription only
+wakes it. So nothing is missed or reordered when messages get lost, and a reader's credential needs no right to create a
+consumer: that right would let it have messages delivered to any subject.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from attestgate.bus.api import EXPECTED, BusError, Conflict, Entry, StoredMessage
 from attestgate.bus.client.connection import Connection
 from attestgate.bus.client.errors import translated
-from attestgate.bus.client.pages import get_message, read_page
+from attestgate.bus.client.pages import newest, read_page
 from attestgate.bus.layout import DELETED_FOR_S, DELETIONS, OPERATION, TTL, BucketLayout
 
 LOOK_S = 1.0
@@ -134,9 +134,8 @@ class NatsBucket:
         return None if stored is None else _entry(key, stored.sequence, stored.headers, stored.data)
 
     async def _newest(self, key: str) -> StoredMessage | None:
-        """The same with its headers, as the stream's leader has it."""
-        subject = self._layout.key_subject(key)
-        return await get_message(self._connection, self._layout.stream, b'{"last_by_subj":"%s"}' % subject.encode())
+        """The same with its headers."""
+        return await newest(self._connection, self._layout.stream, self._layout.key_subject(key))
 
     async def _set(self, key: str, value: bytes, revision: int) -> int:
         """Write if `revision` is the newest (0: none). The server compares before it deduplicates by id, so the retry
@@ -145,10 +144,10 @@ class NatsBucket:
         try:
             return await self._write(key, value, {EXPECTED: str(revision)}, message_id)
         except Conflict:
-            newest = await self._newest(key)
-            if newest is None or newest.headers.get("Nats-Msg-Id") != message_id:
+            last = await self._newest(key)
+            if last is None or last.headers.get("Nats-Msg-Id") != message_id:
                 raise
-            return newest.sequence
+            return last.sequence
 
     async def _write(self, key: str, value: bytes, headers: Mapping[str, str], message_id: str | None = None) -> int:
         return await self._connection.store(

@@ -40,6 +40,20 @@ async def read_page(connection: Connection, stream: str, pattern: str, after: in
     return await read(connection, stream, pattern, after)
 
 
+async def newest(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """The newest message on a subject. Raises BusError.
+
+    Managers and gateways ask the stream itself (direct get): calls of the API of all accounts wait in one queue of the
+    server's, and what access depends on must not wait behind a viewer's. In a cluster any replica answers that, whether
+    it has the newest or not; there they ask the leader by the API, like everybody else.
+    """
+    if not connection.reads_directly:
+        return await get_message(connection, stream, json.dumps({"last_by_subj": subject}).encode())
+    with translated(f"read {stream}"):
+        answer = await connection.client.request(f"{connection.api}.DIRECT.GET.{stream}.{subject}", timeout=ANSWER_S)
+    return _stored(stream, answer)
+
+
 async def get_message(
     connection: Connection, stream: str, query: bytes, within_s: float = ANSWER_S
 ) -> StoredMessage | None:
@@ -106,18 +120,25 @@ async def _batch(connection: Connection, stream: str, pattern: str, after: int) 
 async def _collect(stream: str, answers: asyncio.Queue[Msg]) -> tuple[list[StoredMessage], bool]:
     page: list[StoredMessage] = []
     while True:
-        message = await answers.get()
-        headers = dict(message.headers or {})
-        # A stored message has the headers of its sender, who may have put a status among them; the server adds the
-        # sequence.
-        if SEQUENCE in headers:
-            sequence = int(headers.pop(SEQUENCE))
-            stored_ns = nanoseconds(headers.pop("Nats-Time-Stamp"))
-            page.append(StoredMessage(headers.pop("Nats-Subject"), sequence, headers, message.data, stored_ns))
-        elif headers.get("Status") in NO_MORE:
-            return page, headers.get("Nats-Num-Pending", "0") != "0"
-        else:
-            raise BusError(f"read {stream}: status {headers.get('Status')}")
+        answer = await answers.get()
+        stored = _stored(stream, answer)
+        if stored is None:
+            return page, (answer.headers or {}).get("Nats-Num-Pending", "0") != "0"
+        page.append(stored)
+
+
+def _stored(stream: str, answer: Msg) -> StoredMessage | None:
+    """A direct get's answer; None if that says that there is nothing, or nothing more. Raises BusError."""
+    headers = dict(answer.headers or {})
+    # A stored message has the headers of its sender, who may have put a status among them; the server adds the
+    # sequence.
+    if SEQUENCE in headers:
+        sequence = int(headers.pop(SEQUENCE))
+        stored_ns = nanoseconds(headers.pop("Nats-Time-Stamp"))
+        return StoredMessage(headers.pop("Nats-Subject"), sequence, headers, answer.data, stored_ns)
+    if headers.get("Status") in NO_MORE:
+        return None
+    raise BusError(f"read {stream}: status {headers.get('Status')}")
 
 
 def nanoseconds(text: str) -> int:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -141,7 +142,7 @@ class EmbeddedServer:
             stderr=asyncio.subprocess.PIPE,
             limit=LINE,
             process_group=0,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent(),
         )
         self._reader = asyncio.create_task(self._read(self._process, self._ready))
         try:
@@ -252,9 +253,16 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
             return
 
 
-def die_with_parent() -> None:
-    """In the child, before exec: have the kernel end it when its parent ends, for any reason (prctl(2)).
+def die_with_parent() -> Callable[[], None]:
+    """What a child does before exec, to end when its parent ends, for any reason (prctl(2)).
 
     The parent is the thread that starts it: start children from the main thread.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the kernel was told
+            os._exit(1)
+
+    return before_exec

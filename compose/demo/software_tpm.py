@@ -69,7 +69,7 @@ class SoftwareTpm:
             [*SWTPM, *where, "--flags", "startup-clear", "--log", f"file={self._folder / 'log'}"],
             pass_fds=[one.fileno() for one in listening],
             stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent(),
         )
         for one in listening:
             one.close()

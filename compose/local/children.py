@@ -84,7 +84,7 @@ class Children:
                 stderr=output,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent(),
             )
         child = Child(name, process, log)
         self._children.append(child)

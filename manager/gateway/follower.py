@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from attestgate.bus.api import Bus, BusError
+from attestgate.bus import layout
+from attestgate.bus.api import Bus, BusError, Message
 from attestgate.manager.gateway.desired_state import DesiredState
 from attestgate.manager.gateway.events import GatewayEvents
 from attestgate.manager.gateway.metrics import GatewayMetrics
@@ -34,6 +36,7 @@ class StatementFollower:
         metrics: GatewayMetrics,
     ) -> None:
         self._bus = bus
+        self._admissions = layout.BUCKETS[BUCKET]
         self._managers = managers
         self._desired = desired
         self._events = events
@@ -42,18 +45,38 @@ class StatementFollower:
         self._metrics = metrics
 
     async def run(self) -> None:
-        """Follow until cancelled; a watch that fails or ends is started again and reads everything again."""
+        """Follow until cancelled; a watch that fails or ends is started again and reads everything again.
+
+        What has just changed is also read by its key, which asks the stream itself: the watch, which misses nothing,
+        reads by calls that wait behind everybody else's.
+        """
         async for attempt in bus_retries("watching the admissions failed, retrying"):
             with attempt:
-                async for entry in self._bus.bucket(BUCKET).watch():
-                    if entry is None:
-                        self._desired.all_read()
-                    elif entry.value is not None and entry.key.startswith(CRL):
-                        self._publish(entry.key, entry.value)
-                    elif entry.value is not None:
-                        await self._take(entry.key, entry.value)
-                    # A deletion is not signed, so it ends nothing: the lease's own expiry does.
+                heard = await self._bus.listen(self._admissions.subject(">"), self._changed)
+                try:
+                    await self._watch()
+                finally:
+                    await heard.close()
                 raise BusError("the watch ended")
+
+    async def _changed(self, message: Message) -> None:
+        """Take what is stored now under the key of a message, not the message: a manager's statement that another was
+        quicker with is not stored, and would stand in the way of the one that is."""
+        key = message.subject.removeprefix(self._admissions.subject(""))
+        with suppress(BusError, Refusal):  # the watch comes to it, and tells
+            entry = await self._bus.bucket(BUCKET).get(key)
+            if entry is not None and entry.value is not None and not key.startswith(CRL):
+                self._accept(key, entry.value)
+
+    async def _watch(self) -> None:
+        async for entry in self._bus.bucket(BUCKET).watch():
+            if entry is None:
+                self._desired.all_read()
+            elif entry.value is not None and entry.key.startswith(CRL):
+                self._publish(entry.key, entry.value)
+            elif entry.value is not None:
+                await self._take(entry.key, entry.value)
+            # A deletion is not signed, so it ends nothing: the lease's own expiry does.
 
     def _publish(self, key: str, der: bytes) -> None:
         if self._public is None:
@@ -65,14 +88,17 @@ class StatementFollower:
 
     async def _take(self, key: str, value: bytes) -> None:
         try:
-            statement = open_posted(key, value, self._managers)
-            changed = self._desired.take(statement, int(self._clock()))
+            self._accept(key, value)
         except Refusal as refusal:
             # Expired leases stay in the bucket until they are purged; every start reads them all.
             if self._desired.complete or refusal.reasons[0].code != "admission.expired":
                 self._events.refused(key, refusal)
             return
-        if changed:
-            self._metrics.received(key)
         # A long first load must not keep a withdrawal from being applied.
         await asyncio.sleep(0)
+
+    def _accept(self, key: str, value: bytes) -> None:
+        """Verify a statement and take it. Raises Refusal."""
+        statement = open_posted(key, value, self._managers)
+        if self._desired.take(statement, int(self._clock())):
+            self._metrics.received(key)

@@ -25,7 +25,7 @@ from attestgate.bus.api import BusError, Entry, Message
 from attestgate.bus.auth.credentials import Trust, create, issue
 from attestgate.bus.client.nats import connect
 from attestgate.bus.client.setup import ensure
-from attestgate.bus.server.embedded import EmbeddedServer, find_binary
+from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent, find_binary
 from attestgate.schemas.base import Refusal
 from tests.support.bus.fixtures import Join
 from tests.support.reasons import refusal_code
@@ -59,6 +59,13 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
     return ended
+
+
+@pytest.mark.stack
+def test_a_child_whose_parent_ended_before_the_kernel_was_told_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=die_with_parent()) as child:
+        assert child.wait(timeout=30) == 1
 
 
 @pytest.mark.stack

@@ -55,6 +55,15 @@ async def test_a_host_takes_all_its_applications_with_it(working: GatewayDeploym
     assert [await status(c) for c in clients] == [403] * 5
 
 
+async def test_a_watch_that_waits_behind_others_calls_keeps_nothing_from_nginx(working: GatewayDeployment) -> None:
+    client = working.gate.client()
+    working.bus.slow = True
+    await working.admit(client)
+    assert await status(client) == 200
+    await working.withdraw(client.key)
+    assert await status(client) == 403
+
+
 async def test_a_renewal_is_reported_and_is_no_new_admission(working: GatewayDeployment) -> None:
     client = working.gate.client()
     await working.admit(client)

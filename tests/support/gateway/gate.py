@@ -7,6 +7,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from attestgate.bus.api import BusError, Entry
+from attestgate.bus.api import BusError, Entry, Message
+from attestgate.bus.layout import BUCKETS
 from attestgate.compose.nginx.process import Nginx, free_port
 from attestgate.compose.sdn.controller import serve
 from attestgate.manager.gateway.dictionary import Dictionary
@@ -245,6 +247,16 @@ def host_lease(at: int, *, lease_s: int = 300, sequence: int = 1) -> HostLease:
     return HostLease(host="h1", host_session=HOST_SESSION, issued_at=at, expires_at=at + lease_s, sequence=sequence)
 
 
+@dataclass
+class FakeSubscription:
+    """A subscription of `FakeBus`."""
+
+    end: Callable[[], None]
+
+    async def close(self) -> None:
+        self.end()
+
+
 class FakeBus:
     """One bucket and a list of what was published. `down` makes everything fail as a lost server does."""
 
@@ -253,7 +265,10 @@ class FakeBus:
         self.published: list[tuple[str, bytes]] = []
         self.down = False
         self.heard = asyncio.Event()
+        self.slow = False
+        """Whether a watch says nothing of changes: what it reads by waits behind everybody else's calls."""
         self._watchers: list[asyncio.Queue[Entry | BusError]] = []
+        self._listeners: set[Callable[[Message], Awaitable[None]]] = set()
 
     def bucket(self, name: str) -> FakeBus:
         assert name == "admissions"
@@ -261,9 +276,19 @@ class FakeBus:
 
     async def put(self, key: str, value: bytes) -> int:
         self.values[key] = value
-        for watcher in self._watchers:
+        for watcher in self._watchers if not self.slow else ():
             watcher.put_nowait(Entry(key, value, 1))
+        for hear in list(self._listeners):
+            await hear(Message(BUCKETS["admissions"].key_subject(key), value))
         return 1
+
+    async def get(self, key: str) -> Entry | None:
+        return Entry(key, self.values[key], 1) if key in self.values else None
+
+    async def listen(self, subject: str, handler: Callable[[Message], Awaitable[None]]) -> FakeSubscription:
+        assert subject == BUCKETS["admissions"].subject(">")
+        self._listeners.add(handler)
+        return FakeSubscription(lambda: self._listeners.discard(handler))
 
     async def delete(self, key: str) -> None:
         self.values.pop(key, None)
@@ -278,6 +303,7 @@ class FakeBus:
         for watcher in self._watchers:
             watcher.put_nowait(BusError("connection lost"))
         self._watchers.clear()
+        self._listeners.clear()
 
     async def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:
         assert pattern == ">"
