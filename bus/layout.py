@@ -294,6 +294,9 @@ COPIED = (*TOLD, SUMMARIES.stream, ADMISSIONS.stream)
 """Streams that viewers have copies of, under the same names, in an account where they may create consumers
 (bus.auth.permissions)."""
 
+COPY = 64 * MIB
+"""The most that a copy holds: the newest. A consumer that nobody reads has the server hold all of it in memory."""
+
 COPIER = "copier"
 """The durable consumer by which a copy follows its original."""
 

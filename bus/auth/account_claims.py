@@ -18,10 +18,10 @@ UPDATE, LIST, LOOKUP = "$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.CLAIMS.LIST", "$SYS.R
 NO_LIMITS = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
 JETSTREAM = {
     MANAGER: {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1},
-    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 32},
+    VIEWER: {"mem_storage": 16 * MIB, "disk_storage": 2048 * MIB, "streams": len(COPIED), "consumer": 16},
 }
 """An account has JetStream only if these limits are in it; -1 is "no limit". What viewers make is bounded:
-the server queues without limit what a consumer delivers, so each may take as much memory as its copy holds."""
+the server queues without limit what a consumer delivers, so each may take as much memory as its copy holds (`COPY`)."""
 
 
 def _account_claims(limits: Mapping[str, object] = NO_LIMITS, **more: object) -> dict[str, object]:

@@ -154,12 +154,15 @@ def _copier_config(stream: str) -> dict[str, Any]:
 
 
 def _copy_config(stream: str, replicas: int) -> dict[str, Any]:
-    """The original's limits, since a mirror copies what is stored, not what is removed; nobody writes to it."""
-    original = _original(stream, replicas).as_dict()
-    limits = ("max_age", "max_bytes", "max_msgs_per_subject", "max_msg_size", "storage", "num_replicas")
+    """The original's limits, since a mirror copies what is stored, not what is removed; nobody writes to it. It is no
+    larger than a consumer of a viewer's may take in the server's memory."""
+    config = _original(stream, replicas)
+    original = config.as_dict()
+    limits = ("max_age", "max_msgs_per_subject", "max_msg_size", "storage", "num_replicas")
     source = {"name": layout.COPIER, "deliver_subject": layout.copy_subject(stream)}
     return {
         **{limit: original[limit] for limit in limits if limit in original},
+        "max_bytes": min(config.max_bytes or layout.COPY, layout.COPY),
         "name": stream,
         "mirror": {"name": stream, "external": {"api": EDGE_API, "deliver": ""}, "consumer": source},
         "retention": "limits",

@@ -134,9 +134,10 @@ def kept() -> Iterator[Row]:
     for stream, readers in PAGED.items():
         yield row("publish", f"{EDGE_API}.STREAM.MSG.GET.{stream}", *readers)
     for stream in (*PAGED, *(f"KV_{bucket}" for bucket in READ)):
-        for call in (f"DIRECT.GET.{stream}", f"DIRECT.GET.{stream}.key"):
-            yield row("publish", f"{EDGE_API}.{call}")
+        yield row("publish", f"{EDGE_API}.DIRECT.GET.{stream}")
+        yield row("publish", f"{EDGE_API}.DIRECT.GET.{stream}.key", *(["gateway"] if stream == "KV_admissions" else []))
         yield row("publish", f"{API}.DIRECT.GET.{stream}", "manager")
+        yield row("publish", f"{API}.DIRECT.GET.{stream}.key", *(["manager"] if stream.startswith("KV_") else []))
         yield row("publish", f"{API}.STREAM.MSG.GET.{stream}", *copy_or_original(stream))
     for stream in WAITING:
         for call in ("STREAM.MSG.GET", "DIRECT.GET"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import layout, subjects
+from attestgate.bus.auth.account_claims import JETSTREAM
 from attestgate.bus.auth.credentials import issue
 from attestgate.bus.auth.permissions import API, EDGE_API, MANAGER, ROLES, VIEWER
 from attestgate.bus.client.errors import Unanswered
@@ -38,9 +39,11 @@ STREAMS = 160 * layout.MIB
 LIMIT = STREAMS + CONNECTIONS * MAX_PENDING + MAKING
 """GOMEMLIMIT, as a deployment computes it: what may be held at once. Go then collects in time what is done with; what
 is held beyond it, no collection gives back, and the limit does not hold."""
-MEM_LIMIT, GOMEMLIMIT = 3072, 2560
-"""What the stack gives nats-server, in MiB. Go may exceed its limit for a moment, so the kernel's limit, which
-ends the process, is higher: the bound here is in the same proportion."""
+SOFT = 6, 5
+"""Go may exceed its limit for a moment: by a fifth, here."""
+MEM_LIMIT, GOMEMLIMIT = 4096, 2560
+"""What the stack gives nats-server, in MiB: the kernel's limit, which ends the process, and Go's. Between them is room
+for what viewers' consumers deliver."""
 
 
 def peak(server: EmbeddedServer) -> int:
@@ -85,7 +88,7 @@ async def test_what_is_not_read_takes_bounded_memory(
             await asyncio.gather(*(thief.disconnected() for thief in thieves))
     await copied(honest, bucket)
     assert honest.connections == manager.connections == 1
-    assert peak(server) <= LIMIT * MEM_LIMIT // GOMEMLIMIT
+    assert peak(server) <= LIMIT * SOFT[0] // SOFT[1]
 
 
 async def copied(reader: NatsBus, bucket: layout.BucketLayout) -> None:
@@ -149,6 +152,7 @@ def test_the_stack_gives_the_servers_what_they_may_hold() -> None:
         assert limit, name
         assert (int(limit[1]) * 1024, int(limit[2])) == (MEM_LIMIT, GOMEMLIMIT)
         assert held < GOMEMLIMIT * layout.MIB
+        assert GOMEMLIMIT * layout.MIB + JETSTREAM[VIEWER]["consumer"] * layout.COPY <= MEM_LIMIT * layout.MIB
 
 
 def largest_pulled(consumer: layout.Consumer) -> int:

@@ -17,6 +17,7 @@ from attestgate.bus.auth.credentials import issue
 from attestgate.bus.auth.permissions import (
     API,
     EDGE_API,
+    GATEWAY,
     MANAGER,
     NAME,
     REPORTS,
@@ -190,8 +191,14 @@ def test_the_table_itself_gives_nobody_what_is_not_theirs(role: BusRole) -> None
 
 @pytest.mark.parametrize("role", [role for role in ROLES.values() if role.name not in (MANAGER, VIEWER)], ids=str)
 def test_no_credential_outside_can_name_a_fresh_subject_at_will(role: BusRole) -> None:
-    """Streams limit the messages on a subject: a wildcard would be room without end. A viewer's are copies."""
-    assert not [subject for subject in role.may_publish() if "*" in subject or ">" in subject]
+    """Streams limit the messages on a subject: a wildcard would be room without end. A viewer's are copies.
+
+    A gateway names a key that it reads; no stream takes that.
+    """
+    wild = [subject for subject in role.may_publish() if "*" in subject or ">" in subject]
+    reads = f"{role.api}.DIRECT.GET.{layout.ADMISSIONS.stream}.>"
+    assert wild == ([reads] if role.name == GATEWAY else [])
+    assert all(subject.startswith("attest.") for stream in layout.STREAMS.values() for subject in stream.subjects)
 
 
 @pytest.mark.parametrize("stream", layout.INBOUND, ids=lambda stream: str(stream.name))
