@@ -47,8 +47,8 @@ FRAMES = ("key_proof", "recheck_evidence", "key_delivered", "recheck_list")
 CHUNK = 64 * 1024
 ANY = "x"
 """In place of a wildcard in a subject."""
-PAGE = {"seq": 1, "batch": 2**31 - 1, "max_bytes": 2**40}
-"""All of a stream: nats-server has no limit of either."""
+GONE_NS = 1_000_000_000
+"""After how long without a subscriber the server forgets a consumer."""
 Publication = tuple[str, bytes]
 
 
@@ -163,10 +163,19 @@ def _request(called: str) -> bytes:
     return json.dumps(body).encode() if body else b""
 
 
-def paged(role: str, name: str) -> list[Publication]:
-    """A request for all of each stream of which a credential may read pages."""
-    page = json.dumps(PAGE).encode()
-    return [(subject, page) for subject, called in api_calls(role, name) if re.fullmatch(r"DIRECT\.GET\.\w+", called)]
+def stored(role: str, name: str) -> list[Publication]:
+    """What brings a credential stored messages: a request for each stream that it may read and, where it may have one, a
+    consumer that delivers a whole copy to its inbox."""
+    inbox = f"{Holder(role, name).inbox}.{ANY}"
+    one = json.dumps({"seq": 1, "next_by_subj": ">"}).encode()
+    found = []
+    for subject, called in api_calls(role, name):
+        if called.startswith("STREAM.MSG.GET."):
+            found.append((subject, one))
+        elif match := re.fullmatch(r"CONSUMER\.CREATE\.(\w+)", called):
+            config = {"deliver_subject": inbox, "ack_policy": "none", "inactive_threshold": GONE_NS}
+            found.append((subject, json.dumps({"stream_name": match[1], "config": config}).encode()))
+    return found
 
 
 def calls(flood: Flood) -> Iterator[Publication]:
@@ -174,9 +183,9 @@ def calls(flood: Flood) -> Iterator[Publication]:
     return itertools.cycle(asked(*flood.holder()))
 
 
-def pages(flood: Flood) -> Iterator[Publication]:
-    """Requests for pages, over and over."""
-    return itertools.cycle(paged(*flood.holder()))
+def unread(flood: Flood) -> Iterator[Publication]:
+    """Requests for what is stored, over and over."""
+    return itertools.cycle(stored(*flood.holder()))
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,7 @@ KINDS = {
     "frames": Kind(frames),
     "reports": Kind(reports),
     "calls": Kind(calls, subscribes=True),
-    "pages": Kind(pages, UNREAD, subscribes=True, reads=False),
+    "unread": Kind(unread, UNREAD, subscribes=True, reads=False),
 }
 
 

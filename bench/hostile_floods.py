@@ -12,15 +12,9 @@ Both buses are behind the kernel's rules (attestgate.bus.server.firewall), in a 
 The worker and the honest agents are at an address without a limit, and the flooder has one to itself: what is measured
 is what one machine can do to all others within the limits of one machine. Rows: messages on every subject that the role
 may publish to (`small`, `large`), messages that cost a worker most (`hellos`, `frames`, `reports`), JetStream API calls
-(`calls`), requests for whole streams of which nobody reads the answers (`pages`), and connections without a credential.
-The server's memory is its peak in a row, on the bus of the honest; a flood that takes it to 4 GiB is stopped there and
-has missed the goals.
-
-What the figures say: the rules bound what one machine sends, not what the server does for it. Floods of messages let
-rechecks pass. `calls` stand in the server's one queue of JetStream API calls, in which the worker reads records
-(STREAM.MSG.GET): they wait, or are discarded with the queue when 10,000 calls wait. `pages` cost 100 bytes each and
-have the server put a whole stream into that stream's queue of answers, which has no limit: it takes gigabytes within a
-minute, and what the worker stores in the same stream is acknowledged behind it.
+(`calls`), requests for what is stored, whose answers nobody reads (`unread`), and connections without a credential. The
+server has Go's limit of memory as in the compose stack. Its memory here is its peak in a row, on the bus of the honest;
+a flood that takes it to 4 GiB is stopped there and has missed the goals.
 """
 
 from __future__ import annotations
@@ -61,7 +55,7 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
 from attestgate.schemas.settings import ManagerSettings, Timing, load_settings
-from bench.flooder import Flood, asked, paged
+from bench.flooder import Flood, asked, stored
 from bench.loop_lag import Lag
 from bench.sessions import Site, cpu_s, peak_mib, site
 from tests.support.bus import network
@@ -74,6 +68,8 @@ TIMING = Timing(lease_s=8, recheck_s=5, evidence_window_s=5, skew_s=5, certifica
 RECHECK_EVERY_S = 2.5
 PATIENCE_S = 10.0
 """How long the end of a recheck, or of an enrolment, is waited for after the flood."""
+GOMEMLIMIT = "2560MiB"
+"""As in compose.yaml."""
 LOOK_S = 0.25
 GOAL_RATIO = 5.0
 MOST_MIB = 4096.0
@@ -116,7 +112,7 @@ ATTACKS = [
     *(
         Attack(role, name, kind, f"{role}, {kind}")
         for role, name in {"viewer": "viewer", "operator": AUTHOR, "gateway": "gateway-2"}.items()
-        for kind, requests in {"calls": asked, "pages": paged}.items()
+        for kind, requests in {"calls": asked, "unread": stored}.items()
         if requests(role, name)
     ),
     Attack("", "", "connections", "no credential, connections"),
@@ -394,7 +390,11 @@ def limit(*urls: str) -> None:
 
 
 def own_network() -> None:
-    """Have this process, and all that it starts, in a network of its own, or end it with what that takes."""
+    """Have this process, and all that it starts, in a network of its own, or end it with what that takes.
+
+    The servers get Go's limit of memory, too.
+    """
+    os.environ["GOMEMLIMIT"] = GOMEMLIMIT
     if not network.possible():
         print(network.HINT, file=sys.stderr)
         sys.exit(2)

@@ -35,7 +35,7 @@ ATTACKS = [
     Attack("app", "host-0.thief", "large", "app, large"),
     Attack("gateway", "gateway-2", "reports", "gateway, signed reports"),
     Attack("operator", AUTHOR, "large", "operator, large"),
-    Attack("viewer", "viewer", "pages", "viewer, pages"),
+    Attack("viewer", "viewer", "unread", "viewer, unread"),
     Attack("viewer", "viewer", "calls", "viewer, calls"),
     Attack("", "", "connections", "no credential, connections"),
 ]
