@@ -164,8 +164,8 @@ def _request(called: str) -> bytes:
 
 
 def stored(role: str, name: str) -> list[Publication]:
-    """What brings a credential stored messages: a request for each stream that it may read, and for each of which it may
-    have a consumer, one that delivers all to its inbox."""
+    """What brings a credential stored messages: a request for each stream that it may read, and where it may have a
+    consumer, one that delivers all to its inbox."""
     inbox = f"{Holder(role, name).inbox}.{ANY}"
     one = json.dumps({"seq": 1, "next_by_subj": ">"}).encode()
     found = []
