@@ -63,7 +63,8 @@ class StatementFollower:
         """Take what is stored now under the key of a message, not the message: a manager's statement that another was
         quicker with is not stored, and would stand in the way of the one that is."""
         key = message.subject.removeprefix(self._admissions.subject(""))
-        with suppress(BusError, Refusal):  # the watch comes to it, and tells
+        # What fails, the watch comes to, and tells; under what is no key (ValueError) nothing is stored.
+        with suppress(BusError, Refusal, ValueError):
             entry = await self._bus.bucket(BUCKET).get(key)
             if entry is not None and entry.value is not None and not key.startswith(CRL):
                 self._accept(key, entry.value)

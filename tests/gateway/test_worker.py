@@ -64,6 +64,23 @@ async def test_a_watch_that_waits_behind_others_calls_keeps_nothing_from_nginx(w
     assert await status(client) == 403
 
 
+async def test_what_is_heard_and_not_stored_changes_nothing(working: GatewayDeployment) -> None:
+    now, client = int(time.time()), working.gate.client()
+    await working.admit(client)
+    for key in (client.key, "a..b", "*", ""):
+        await working.bus.deliver(
+            key,
+            post(
+                working.manager,
+                Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked"),
+            ),
+        )
+    await working.bus.deliver(client.key, b"garbage")
+    assert await status(client) == 200
+    await working.withdraw(client.key)
+    assert await status(client) == 403
+
+
 async def test_a_renewal_is_reported_and_is_no_new_admission(working: GatewayDeployment) -> None:
     client = working.gate.client()
     await working.admit(client)

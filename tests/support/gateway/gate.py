@@ -278,11 +278,16 @@ class FakeBus:
         self.values[key] = value
         for watcher in self._watchers if not self.slow else ():
             watcher.put_nowait(Entry(key, value, 1))
-        for hear in list(self._listeners):
-            await hear(Message(BUCKETS["admissions"].key_subject(key), value))
+        await self.deliver(key, value)
         return 1
 
+    async def deliver(self, key: str, value: bytes) -> None:
+        """Send a message on a key's subject, or on what is none, whatever is stored."""
+        for hear in list(self._listeners):
+            await hear(Message(BUCKETS["admissions"].subject(key), value))
+
     async def get(self, key: str) -> Entry | None:
+        BUCKETS["admissions"].key_subject(key)  # refuses an invalid key
         return Entry(key, self.values[key], 1) if key in self.values else None
 
     async def listen(self, subject: str, handler: Callable[[Message], Awaitable[None]]) -> FakeSubscription:
