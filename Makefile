@@ -22,8 +22,8 @@ environment = $(call quietly,pip install in $(1),{ test -x $(1)/bin/python || $(
 # $(call ours,FOLDER): attestgate itself in it, from here.
 ours = $(call quietly,pip install of attestgate in $(1),$(1)/bin/pip install $(OURS) -e .)
 
-.PHONY: demo demo-tpm test test-fast test-all pytest coverage test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats test-firewall setup-firewall \
-	test-prometheus setup-prometheus test-keylime setup-keylime test-fuzz setup-fuzz check up setup clean wheels stack \
+.PHONY: demo demo-tpm test test-fast test-all pytest coverage test-tpm setup-tpm test-sdn setup-sdn test-nats setup-nats \
+	test-firewall setup-firewall test-prometheus setup-prometheus test-keylime setup-keylime test-fuzz setup-fuzz check up setup clean wheels stack \
 	engine stack-down test-stack
 
 demo: setup

@@ -9,7 +9,6 @@ closes is opened again. Without a credential a flooder only connects.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -24,10 +23,8 @@ from pathlib import Path
 from secrets import token_bytes, token_hex
 from urllib.parse import urlsplit
 
-import nkeys
-
 from attestgate.bus import subjects
-from attestgate.bus.auth.credentials import JWT_BEGINS, Holder, holder
+from attestgate.bus.auth.credentials import Holder, holder
 from attestgate.bus.auth.permissions import API, EDGE_API, NAME, ROLES
 from attestgate.bus.crypto.channel import Frame
 from attestgate.bus.lifetime import until_told
@@ -36,6 +33,7 @@ from attestgate.schemas.admission import MAX_APPLIED, AppliedStatement, GatewayR
 from attestgate.schemas.base import MAX_MESSAGE, Model, pack
 from attestgate.schemas.events import largest
 from attestgate.schemas.limits import COMMAND, FRAME, INBOUND
+from tests.support.bus.unread import connect_lines
 from tests.support.hostile_messages import costliest, hello
 
 CONNECTIONS, UNREAD, SILENT = 4, 60, 1000
@@ -168,11 +166,10 @@ def stored(role: str, name: str) -> list[Publication]:
     """What brings a credential stored messages: a request for each stream that it may read, and where it may have a
     consumer, one that delivers all to its inbox."""
     inbox = f"{Holder(role, name).inbox}.{ANY}"
-    one = json.dumps({"seq": 1, "next_by_subj": ">"}).encode()
     found = []
     for subject, called in api_calls(role, name):
         if called.startswith("STREAM.MSG.GET."):
-            found.append((subject, one))
+            found.append((subject, _request(called)))
         elif match := re.fullmatch(r"CONSUMER\.CREATE\.(\w+)", called):
             config = {"deliver_subject": inbox, "ack_policy": "none", "inactive_threshold": GONE_NS}
             found.append((subject, json.dumps({"stream_name": match[1], "config": config}).encode()))
@@ -266,7 +263,7 @@ class Flooder(Connections):
         line = await reader.readline()
         if not line.startswith(b"INFO "):
             return
-        writer.write(_connect(self._flood.credentials, json.loads(line.removeprefix(b"INFO "))["nonce"]))
+        writer.write(connect_lines(self._flood.credentials, json.loads(line.removeprefix(b"INFO "))["nonce"]))
         if self._kind.subscribes:
             writer.write(f"SUB {self._inbox}.> 1\r\n".encode())
         reading = asyncio.create_task((_discard if self._kind.reads else _leave)(reader, writer))
@@ -291,15 +288,6 @@ class Flooder(Connections):
             parts.append(f"PUB {subject} {self._inbox}.{ANY} {len(data)}\r\n".encode() + data + b"\r\n")
             size += len(parts[-1])
         return len(parts), b"".join(parts)
-
-
-def _connect(credentials: Path, nonce: str) -> bytes:
-    """The CONNECT of a credential, and a PING."""
-    text = credentials.read_text()
-    token, seed = text.split(JWT_BEGINS, 1)[1].split("\n", 1)[0], text.split("SEED-----\n", 1)[1].split("\n", 1)[0]
-    signature = base64.b64encode(nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())).decode()
-    options = {"verbose": False, "pedantic": False, "headers": True, "protocol": 1, "lang": "flooder", "version": "1"}
-    return f"CONNECT {json.dumps({**options, 'jwt': token, 'sig': signature})}\r\nPING\r\n".encode()
 
 
 async def _discard(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

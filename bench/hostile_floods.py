@@ -25,7 +25,6 @@ import logging
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from asyncio.subprocess import Process
@@ -47,7 +46,6 @@ from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.lifetime import until_told
 from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent
-from attestgate.bus.server.firewall import TABLE
 from attestgate.manager.main import run
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
@@ -380,13 +378,8 @@ class Ground:
 
 
 def limit(*urls: str) -> None:
-    """Load the rules for several servers of this network: they have one table, so the second one's port joins it."""
-    first, *others = (urlsplit(url).port for url in urls)
-    assert first is not None
-    network.load(first, [HONEST])
-    for port in others:
-        joined = ["nft", "add", "rule", "inet", TABLE, "input", "tcp", "dport", str(port), "jump", "bus"]
-        subprocess.run(joined, check=True)
+    """Load the rules for the servers of this network."""
+    network.load([port for url in urls if (port := urlsplit(url).port)], [HONEST])
 
 
 def own_network() -> None:

@@ -70,7 +70,7 @@ def test_a_machine_that_floods_keeps_nothing_from_managers_and_gateways(role: st
         async with EmbeddedServer(tmp_path / "server", credentials.load(keys)) as server, AsyncExitStack() as stack:
             port = urlsplit(server.url).port
             assert port is not None
-            load(port, [ip_network(MANAGERS)])
+            load([port], [ip_network(MANAGERS)])
 
             def issue(role: str, name: str) -> Path:
                 credentials.issue(keys, role, name, path := tmp_path / f"{role}.{name}.creds")

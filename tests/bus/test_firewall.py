@@ -85,7 +85,7 @@ async def sink(*addresses: str) -> AsyncIterator[Sink]:
 
 def test_what_a_machine_sends_is_bounded_and_another_has_a_rate_of_its_own() -> None:
     async def work() -> None:
-        load(PORT)
+        load([PORT])
         async with sink() as server:
             begun = time.monotonic()
             for writer in await server.connect_many(8, THIEF):
@@ -102,7 +102,7 @@ def test_what_a_machine_sends_is_bounded_and_another_has_a_rate_of_its_own() -> 
 
 def test_a_machine_has_so_many_connections_and_another_has_its_own() -> None:
     async def work() -> None:
-        load(PORT)
+        load([PORT])
         async with sink() as server:
             held = await server.connect_many(CONNECTIONS, THIEF)
             with pytest.raises(ConnectionRefusedError):
@@ -121,7 +121,7 @@ def test_a_machine_has_so_many_connections_and_another_has_its_own() -> None:
 
 def test_a_machine_opens_so_many_connections_in_a_time() -> None:
     async def work() -> None:
-        load(PORT)
+        load([PORT])
         async with sink() as server:
             opened, begun = 0, time.monotonic()
 
@@ -140,7 +140,7 @@ def test_a_machine_opens_so_many_connections_in_a_time() -> None:
 
 def test_managers_are_not_counted() -> None:
     async def work() -> None:
-        load(PORT, [ip_network("127.0.0.3/32"), ip_network("fd00:2::/64")])
+        load([PORT], [ip_network("127.0.0.3/32"), ip_network("fd00:2::/64")])
         async with sink(SERVER, SERVER6) as server:
             for address, to in ((OTHER, SERVER), (OTHER6, SERVER6)):
                 assert len(await server.connect_many(CONNECTIONS + 1, address, to)) == CONNECTIONS + 1
@@ -154,7 +154,7 @@ def test_managers_are_not_counted() -> None:
 
 def test_whoever_has_one_address_of_an_ipv6_network_has_them_all() -> None:
     async def work() -> None:
-        load(PORT)
+        load([PORT])
         async with sink(SERVER6) as server:
             await server.connect_many(CONNECTIONS // 2, THIEF6, SERVER6)
             await server.connect_many(CONNECTIONS - CONNECTIONS // 2, BESIDE6, SERVER6)
@@ -167,7 +167,7 @@ def test_whoever_has_one_address_of_an_ipv6_network_has_them_all() -> None:
 
 def test_when_no_more_machines_can_be_counted_another_one_is_shut_out() -> None:
     async def work() -> None:
-        load(PORT, machines=2)
+        load([PORT], machines=2)
         async with sink() as server:
             first, second = await server.connect(THIEF), await server.connect(OTHER)
             with pytest.raises(TimeoutError):
@@ -182,10 +182,10 @@ def test_when_no_more_machines_can_be_counted_another_one_is_shut_out() -> None:
 
 def test_loading_the_rules_again_ends_no_connection() -> None:
     async def work() -> None:
-        load(PORT)
+        load([PORT])
         async with sink() as server:
             writer = await server.connect(THIEF)
-            load(PORT)
+            load([PORT])
             writer.write(b"still here")
             await server.until_had(THIEF, 1)
 

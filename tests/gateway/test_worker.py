@@ -66,15 +66,10 @@ async def test_a_watch_that_waits_behind_others_calls_keeps_nothing_from_nginx(w
 
 async def test_what_is_heard_and_not_stored_changes_nothing(working: GatewayDeployment) -> None:
     now, client = int(time.time()), working.gate.client()
+    withdrawal = Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked")
     await working.admit(client)
     for key in (client.key, "a..b", "*", ""):
-        await working.bus.deliver(
-            key,
-            post(
-                working.manager,
-                Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="app.revoked"),
-            ),
-        )
+        await working.bus.deliver(key, post(working.manager, withdrawal))
     await working.bus.deliver(client.key, b"garbage")
     assert await status(client) == 200
     await working.withdraw(client.key)

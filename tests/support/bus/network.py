@@ -37,9 +37,9 @@ def own_network(addresses: Sequence[str] = ()) -> None:
         subprocess.run(["ip", "address", "add", address, "dev", "lo"], check=True)
 
 
-def load(port: int, unlimited: Sequence[Network] = (), machines: int = MACHINES) -> None:
-    """Load the rules for a server's port, in this thread's network. Raises CalledProcessError."""
-    subprocess.run(["nft", "-f", "-"], input=rules([port], unlimited, machines), text=True, check=True)
+def load(ports: Sequence[int], unlimited: Sequence[Network] = (), machines: int = MACHINES) -> None:
+    """Load the rules for servers' ports, in this thread's network. Raises CalledProcessError."""
+    subprocess.run(["nft", "-f", "-"], input=rules(ports, unlimited, machines), text=True, check=True)
 
 
 def within(work: Callable[[], Coroutine[None, None, T]], addresses: Sequence[str] = ()) -> T:

@@ -15,6 +15,22 @@ from attestgate.bus.auth.credentials import holder
 LINE = 64 * 1024
 
 
+def connect_lines(credentials: Path, nonce: str) -> bytes:
+    """What a client says first: the CONNECT of a credential, which signs the server's nonce, and a PING."""
+    lines = credentials.read_text().splitlines()
+    token, seed = lines[1], lines[lines.index("-----BEGIN USER NKEY SEED-----") + 1]
+    signature = nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())
+    said = {
+        "jwt": token,
+        "sig": base64.urlsafe_b64encode(signature).rstrip(b"=").decode(),
+        "verbose": False,
+        "pedantic": False,
+        "headers": True,
+        "no_responders": True,
+    }
+    return f"CONNECT {json.dumps(said)}\r\nPING\r\n".encode()
+
+
 class Unread:
     """NATS's protocol by hand, since the client library reads whatever comes. Made by `connect`."""
 
@@ -29,19 +45,8 @@ class Unread:
         host, _, port = url.removeprefix("nats://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=LINE)
         info = json.loads((await reader.readline()).removeprefix(b"INFO "))
-        lines = credentials.read_text().splitlines()
-        token, seed = lines[1], lines[lines.index("-----BEGIN USER NKEY SEED-----") + 1]
-        signature = nkeys.from_seed(bytearray(seed.encode())).sign(info["nonce"].encode())
-        said = {
-            "jwt": token,
-            "sig": base64.urlsafe_b64encode(signature).rstrip(b"=").decode(),
-            "verbose": False,
-            "pedantic": False,
-            "headers": True,
-            "no_responders": True,
-        }
         self = cls(reader, writer, holder(credentials).inbox)
-        writer.write(f"CONNECT {json.dumps(said)}\r\nPING\r\n".encode())
+        writer.write(connect_lines(credentials, info["nonce"]))
         answer = await reader.readline()
         if answer != b"PONG\r\n":
             writer.close()
