@@ -295,7 +295,7 @@ class Ground:
     @asynccontextmanager
     async def flooder(self, attack: Attack, url: str, source: str) -> AsyncIterator[tuple[Process, Path]]:
         """A process that floods a bus from an address, and its log; it has begun."""
-        creds = self.folder / f"{source}.creds"
+        creds = self.folder / f"{source}-{attack.kind}.creds"
         if attack.role:
             credentials.issue(self.site.world.keys / "bus", attack.role, attack.name, creds)
         flood = Flood(
@@ -306,7 +306,7 @@ class Ground:
             session=self.fleet.sessions["host", "thief"],
             identity=self.folder / "stolen.pem",
         )
-        log = self.folder / f"flooder-{source}.log"
+        log = self.folder / f"flooder-{source}-{attack.kind}.log"
         async with process("bench.flooder", flood.model_dump_json(), cores=BUS_CORE, log=log) as flooder:
             assert flooder.stdout is not None
             async with asyncio.timeout(30):
