@@ -58,7 +58,7 @@ class AppAgent:
             await self._stop(reasons)
 
     async def _admission(self) -> None:
-        settings, managers = self._settings, {bytes.fromhex(i) for i in self._measured.manager_identity}
+        settings, managers = self._settings, self._measured.managers
         session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
         challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)
         log.info("challenged", session=session.session, suite=session.suite)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.bus.agent.link import AgentSession
 from attestgate.enclave.api import Enclave
-from attestgate.schemas.binding import enclave_key_hash, recheck_report_data, report_data
+from attestgate.schemas.binding import PROTOCOL, enclave_key_hash, recheck_report_data, report_data
 from attestgate.schemas.evidence import app_evidence_hash
 from attestgate.schemas.messages import AppEvidence, AppHello, AppRecheckEvidence, Challenge, Recheck
 
@@ -38,7 +38,7 @@ class TlsKey:
 
 def hello(app: str, host: str) -> AppHello:
     """A hello with a fresh random value, so that no older challenge answers it."""
-    return AppHello(app=app, host=host, random=token_bytes(32), agent_version=AGENT_VERSION)
+    return AppHello(version=PROTOCOL, app=app, host=host, random=token_bytes(32), agent_version=AGENT_VERSION)
 
 
 def first_evidence(

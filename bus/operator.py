@@ -1,60 +1,104 @@
-"""An operator's side: sign a command, publish it, wait for the event that answers it."""
+"""An operator's side: sign a command, publish it, wait for the managers' signed answer."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import base64
+import binascii
 import time
+from dataclasses import dataclass
+from typing import Self
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
-from attestgate.bus.api import Bus, BusError, Message
+from attestgate.bus.api import Bus, Message
 from attestgate.bus.forward import event_of
-from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.enrolment import Action, Command
-from attestgate.schemas.events import Event, reasons_of
-from attestgate.schemas.signing import sign
+from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.enrolment import COMMAND, Action, Command, commands_of
+from attestgate.schemas.in_force import ANSWER, Answer, name_of
+from attestgate.schemas.settings import OperatorFile
+from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 
+log = structlog.get_logger(__name__)
 VALID_S = 60
 """How long a command may take to be applied."""
+AGAIN = ("command.sequence", "command.ahead", "command.expired")
+"""Why a command is signed again: what another clock made of it, or another operator's command just before."""
 
 
-async def order(bus: Bus, name: str, key: Ed25519PrivateKey, action: Action, answer_s: float) -> Event:
-    """Send a command and wait until it is applied. Returns the event that says so.
+@dataclass(frozen=True)
+class OperatorKey:
+    """Who orders: a name, the key that signs, and whose answers are believed."""
 
-    Raises Refusal with the managers' reasons, or `command.unanswered` if no manager answered in `answer_s`.
+    name: str
+    signer: Signer
+    managers: TrustedKeys
+
+    @classmethod
+    def of(cls, settings: OperatorFile, key: Ed25519PrivateKey) -> Self:
+        """By an operator's file, and the key that it names."""
+        return cls(settings.name, Signer(settings.trust_domain, key), settings.managers)
+
+
+async def order(bus: Bus, operator: OperatorKey, action: Action, answer_s: float) -> Answer:
+    """Send a command and wait until it is applied. Returns the managers' answer.
+
+    A command that is refused for its time is signed once more, by the manager's clock and above the newest command that
+    its answer names. Raises Refusal with the managers' reasons, or `command.unanswered` if none of them answered in
+    `answer_s`.
     """
     now = time.time()
-    command = Command(operator=name, sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action)
-    data = pack(sign(key, "command", command))
-    wanted = hashlib.sha256(data).hexdigest()
-    answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+    answer = await _ask(bus, operator, action, int(now * 1_000_000), int(now), answer_s)
+    if not answer.applied and answer.reasons[0].code in AGAIN:
+        log.info("signed again", reason=answer.reasons[0].sentence())
+        above = max(answer.newest + 1, answer.at * 1_000_000)
+        answer = await _ask(bus, operator, action, above, answer.at, answer_s)
+    if not answer.applied:
+        raise Refusal(*answer.reasons)
+    return answer
+
+
+async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, now: int, answer_s: float) -> Answer:
+    command = Command(sequence=sequence, expires_at=now + VALID_S, action=action)
+    data = pack(operator.signer.sign(COMMAND, commands_of(operator.name), command))
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     async def hear(message: Message) -> None:
-        event = event_of(message.subject, message.data)
-        if event is not None and event.data.get("message") == wanted and not answer.done():
-            answer.set_result(event)
+        said = _answer(operator, name_of(data), message)
+        if said is not None and not answer.done():
+            answer.set_result(said)
 
-    subscription = await bus.listen(subjects.events_of("op", name), hear)
+    subscription = await bus.listen(subjects.events_of("op", operator.name), hear)
     try:
         await bus.flush()
-        await bus.publish(subjects.operator(name, action.do), data)
+        await bus.publish(subjects.operator(operator.name, action.do), data)
         async with asyncio.timeout(answer_s):
-            event = await answer
+            return await answer
     except TimeoutError:
         raise Refusal.because(
             "command.unanswered",
             action.do,
-            expected=f"a manager's answer within {answer_s:g} s",
-            found="no answer",
-            action="start a manager worker; the command is valid for a minute, so check the events before repeating it",
+            expected=f"an answer signed by a manager within {answer_s:g} s",
+            found="no such answer",
+            action="start a manager worker, and check manager_identity in your operator file; the command is valid for"
+            " a minute, so check the events before repeating it",
         ) from None
     finally:
         await subscription.close()
-    if event.what == "refused":
-        found = reasons_of(event)
-        if not found:
-            raise BusError("a refusal without reasons")
-        raise Refusal(*found)
-    return event
+
+
+def _answer(operator: OperatorKey, command: str, message: Message) -> Answer | None:
+    """A manager's answer to this command; None for any other event, and for what no manager signed."""
+    event = event_of(message.subject, message.data)
+    text = event.data.get("answer") if event is not None and event.data.get("message") == command else None
+    if not isinstance(text, str):
+        return None
+    try:
+        signed = unpack(Signed, base64.b64decode(text, validate=True))
+        # The event itself is nobody's word: with it alone the bus could drop a revocation, and say it was applied.
+        return operator.managers.read(ANSWER, signed, commands_of(operator.name), bytes.fromhex(command))
+    except (Refusal, binascii.Error) as error:
+        log.warning("an answer that no manager signed, ignored", error=str(error))
+        return None

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from attestgate.bus.client.nats import join
-from attestgate.bus.operator import order
+from attestgate.bus.operator import OperatorKey, order
 from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, wrong
 from attestgate.cli.processes import CodeOption
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
@@ -68,12 +68,12 @@ def register(app: typer.Typer) -> None:
 def command(operator: Path, action: Action) -> None:
     """Send an operator's command, wait until it is applied, and print the result."""
     settings = operator_file(operator)
-    key = read_identity(settings.identity)
+    operator_key = OperatorKey.of(settings, read_identity(settings.identity))
 
     async def send() -> None:
         async with await join(settings.bus) as bus:
-            event = await order(bus, settings.name, key, action, settings.answer_s)
-        say(f"{action.do}: {event.what}")
+            await order(bus, operator_key, action, settings.answer_s)
+        say(f"{action.do}: applied")
 
     asyncio.run(send())
 

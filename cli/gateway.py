@@ -21,11 +21,11 @@ from attestgate.manager.pki.authority import load_authority
 from attestgate.manager.pki.issue import issue_server
 from attestgate.schemas.admission import serial_hex
 from attestgate.schemas.base import pack
-from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings import ManagerSettings, OperatorFile, load_settings
 from attestgate.schemas.settings_file import load_part
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Signer
 
 _SPANS = {"s": 1, "m": 60, "h": 3600}
 
@@ -95,7 +95,6 @@ def break_glass(
     said = checked(
         BreakGlass,
         operator=settings.name,
-        gateways=gateways,
         serial=serial_hex(leaf.serial_number),
         certificate=hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest(),
         identity=_identity(leaf),
@@ -104,7 +103,8 @@ def break_glass(
         expires_at=now + _seconds(span),
         reason=reason,
     )
-    out.write_bytes(pack(sign(read_identity(settings.identity), LABEL, said)))
+    signer = Signer(settings.trust_domain, read_identity(settings.identity))
+    out.write_bytes(pack(signer.sign(BREAK_GLASS, at_gateways(gateways), said)))
     say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} is at the gateway")
 
 

@@ -21,11 +21,13 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment, rotation
+from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.settings import ManagerSettings, load_settings
+from attestgate.schemas.signing import Signer
 
 app = typer.Typer(help="Create and rotate a deployment's keys.", no_args_is_help=True)
 
@@ -123,7 +125,9 @@ def rotate(
                 sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
             in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
-            orders = Orders(Intake(bus, time.time), read_identity(loaded.identity), set())
+            identity = Signer(loaded.trust_domain, read_identity(loaded.identity))
+            signers = Signers(loaded.trust_domain, loaded.operators, {identity.public})
+            orders = Orders(Intake(bus, time.time), identity, signers, loaded.gateways.name)
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone
 

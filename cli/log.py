@@ -23,6 +23,7 @@ from attestgate.manager.verification.offline.ear import read_identities
 from attestgate.schemas.audit import Decision
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint
+from attestgate.schemas.signing import TrustedKeys
 
 T = TypeVar("T")
 Jwks = Annotated[
@@ -66,7 +67,7 @@ def verify(
     signers = read_identities(jwks)
     before = [_saved(path, signers) for path in since or []]
     copy = _read(operator, lambda bus: read_log(bus, signers))
-    findings = check(copy, signers, before, int(time.time()))
+    findings = check(copy, _managers(operator, signers), before, int(time.time()))
     if as_json:
         shown = [finding.model_dump(mode="json") for finding in findings]
         say(json.dumps({**_plain_head(copy), "kept_from": kept_from(copy), "findings": shown}, indent=2))
@@ -92,7 +93,7 @@ def show(
     """Show the decisions about a session, certificate, host, application or operator, with proof of inclusion."""
     signers = read_identities(jwks)
     copy = _read(operator, lambda bus: read_log(bus, signers))
-    found = [entry for entry in decisions(copy, signers) if _about(entry[1], text)]
+    found = [entry for entry in decisions(copy, _managers(operator, signers)) if _about(entry[1], text)]
     if not found:
         raise Refusal.because(
             "log.unknown",
@@ -146,6 +147,11 @@ def _summary(copy: LogCopy, before: list[Checkpoint]) -> str:
     older = f"; of those before {kept} only the hashes" if kept else ""
     goes_on = f"; extends the head of size {', '.join(str(one.size) for one in before)}" if before else ""
     return f"valid: {copy.checkpoint.size} decisions, the newest of {when}{older}{goes_on}"
+
+
+def _managers(operator: Path, signers: set[bytes]) -> TrustedKeys:
+    """Whose entries count: the managers' keys, in the deployment that the operator's file names."""
+    return TrustedKeys(operator_file(operator).trust_domain, {"manager": signers})
 
 
 def _saved(path: Path, signers: set[bytes]) -> Checkpoint:

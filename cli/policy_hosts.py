@@ -14,7 +14,7 @@ from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Message
 from attestgate.bus.client.nats import join
 from attestgate.bus.forward import event_of
-from attestgate.bus.operator import order
+from attestgate.bus.operator import OperatorKey, order
 from attestgate.cli.common import operator_file, wrong
 from attestgate.cli.policy_set import read_bundle
 from attestgate.manager.local.keyfiles import read_identity
@@ -43,11 +43,11 @@ def on_hosts(bundle: Path, operator: Path | None) -> list[Trial]:
 
 
 async def _try(put: PutPolicy, settings: OperatorFile) -> list[Trial]:
-    key = read_identity(settings.identity)
+    key = OperatorKey.of(settings, read_identity(settings.identity))
     async with await join(settings.bus) as bus:
 
         async def ask(action: TryPolicy | RecheckNow) -> None:
-            await order(bus, settings.name, key, action, settings.answer_s)
+            await order(bus, key, action, settings.answer_s)
 
         answers = Answers(manifest_name(unpack(PolicyManifest, put.manifest.payload)))
         await bus.listen(f"{subjects.EVENTS}.>", answers.hear)

@@ -39,8 +39,8 @@ class HostAgent:
         self._settings = settings
         self._measured = measured
         self._tpm = TpmClient(settings.tpm) if settings.tpm else None
-        self._managers = {bytes.fromhex(identity) for identity in measured.manager_identity}
-        self._witness = Witness(self._managers)
+        self._managers = measured.managers
+        self._witness = Witness(set(self._managers.by_role["manager"]))
 
     async def run(self) -> None:
         """Run sessions until cancelled."""

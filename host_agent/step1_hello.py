@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from secrets import token_bytes
 
+from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.messages import EvidenceKind, HostHello
 
 AGENT_VERSION = "attestgate-host/1"
@@ -18,4 +19,11 @@ def hello(host: str, can_give: list[EvidenceKind]) -> HostHello:
         boot_id = BOOT_ID.read_text(encoding="ascii").strip()[:64]
     except OSError:
         boot_id = ""
-    return HostHello(host=host, random=token_bytes(32), boot_id=boot_id, agent_version=AGENT_VERSION, can_give=can_give)
+    return HostHello(
+        version=PROTOCOL,
+        host=host,
+        random=token_bytes(32),
+        boot_id=boot_id,
+        agent_version=AGENT_VERSION,
+        can_give=can_give,
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.bus.api import Bus
+from attestgate.bus.layout import ENROLMENT, OPERATORS, POLICIES
 from attestgate.manager.attestation.collateral_client import CollateralClient
 from attestgate.manager.attestation.fetch import Service
 from attestgate.manager.attestation.ias_client import Ias
@@ -34,12 +35,15 @@ from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.session_messages import SessionSteps
 from attestgate.manager.handlers.worker import Worker
 from attestgate.manager.local.crl_files import CrlFiles
-from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.high_water import HighWater, PolicyFloors
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
 from attestgate.manager.local.slices import Slices
+from attestgate.manager.local.statements import Statements
 from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.manager.pki.authority import expiries, load_authority
+from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.in_force import StatementsInForce, tell_rollback
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.policy_set import read_policy_key
 from attestgate.manager.policy.signers import Signers
@@ -54,8 +58,9 @@ from attestgate.manager.sessions.draft import Context
 from attestgate.manager.verification.offline.quote import INTEL_IAS_ROOTS, INTEL_SGX_ROOTS
 from attestgate.manager.verification.x509 import fingerprint
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.checkpoint import origin_of
+from attestgate.schemas.enrolment import COMMAND, MANIFEST, MANIFESTS
 from attestgate.schemas.settings import AttestationSettings, ManagerSettings
+from attestgate.schemas.signing import Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
 
@@ -69,18 +74,26 @@ def assemble(
 ) -> Worker:
     """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
     observer = metrics or Observer()
-    identity = read_identity(settings.identity)
+    source = f"attestgate/{settings.name}"
+    identity = Signer(settings.trust_domain, read_identity(settings.identity))
     cipher = RecordCipher(StorageKeyFile(settings.storage_keys))
     high_water = HighWater(settings.state_dir / "high-water.json")
     policy_keys = [read_policy_key(path) for path in settings.runtime_policy_keys]
-    signers = Signers(settings.operators)
-    enrolments = Enrolments(bus, signers, high_water)
-    slices = Slices()
-    policies = Policies(bus, signers, high_water, slices, policy_keys)
+    managers = {identity.public, *map(bytes.fromhex, settings.former_identities)}
+    signers = Signers(settings.trust_domain, settings.operators, managers)
+    emitter = Emitter(bus, source, now, observer)
+    memory = Statements(settings.state_dir / "statements.sqlite")
+    told = partial(tell_rollback, emitter.emit, settings.name)
+    in_force = partial(StatementsInForce, manager=identity, trusted=signers.trusted, memory=memory, tell=told)
+    enrolled = bus.bucket(ENROLMENT.name)
+    enrolments = Enrolments(enrolled, signers, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of))
+    slices, floors, documents = Slices(), PolicyFloors(), bus.bucket(POLICIES.name)
+    manifests = in_force(POLICIES.name, documents, MANIFEST, lambda _: MANIFESTS)
+    policies = Policies(documents, manifests, floors, slices, policy_keys)
+    applied = AppliedCommands(bus.bucket(OPERATORS.name), identity, signers.trusted, memory)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     root = root_of(settings.attestation)
-    collateral = _collateral(settings.attestation, bus, http, high_water, root)
-    source = f"attestgate/{settings.name}"
+    collateral = _collateral(settings.attestation, bus, http, high_water, floors, root)
 
     def context() -> Context:
         return Context(
@@ -92,10 +105,9 @@ def assemble(
             log_head=decisions.checkpoint,
         )
 
-    emitter = Emitter(bus, source, now, observer)
     intake = Intake(bus, now)
-    decisions = _decision_log(settings, bus, intake, identity, emitter, now)
-    orders = Orders(intake, identity, signers.identities("operator"))
+    decisions = _decision_log(settings, bus, intake, identity, signers.trusted, emitter, now)
+    orders = Orders(intake, identity, signers, settings.gateways.name)
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)
@@ -117,19 +129,20 @@ def assemble(
         HelloHandler(bus, store, current, enrolments, context, settings.suite),
         AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
         SessionSteps(store, enrolments, policies, context, certificates),
-        GatewayReports(bus, enrolments, messages, orders, identity.public_key().public_bytes_raw()),
+        GatewayReports(bus, enrolments, messages, orders, signers.trusted),
         Operators(
-            bus,
+            identity,
             signers,
+            applied,
             enrolments,
             policies,
             current,
             messages,
             quarantine,
-            high_water,
             orders,
             emitter.emit,
             now,
+            settings.timing.skew_s,
         ),
     )
     background = (certificates.keep_lists, policies.follow, decisions.run)
@@ -137,10 +150,15 @@ def assemble(
 
 
 def _collateral(
-    settings: AttestationSettings, bus: Bus, http: httpx.AsyncClient, high_water: HighWater, root: Root
+    settings: AttestationSettings,
+    bus: Bus,
+    http: httpx.AsyncClient,
+    high_water: HighWater,
+    floors: PolicyFloors,
+    root: Root,
 ) -> CollateralClient:
     pcs, cache = Pcs(http, settings.pccs_url), bus.bucket("collateral")
-    return CollateralClient(pcs, cache, high_water, root_der=root.der, when_down=settings.when_down)
+    return CollateralClient(pcs, cache, high_water, floors, root_der=root.der, when_down=settings.when_down)
 
 
 def _show(
@@ -155,18 +173,17 @@ def _decision_log(
     settings: ManagerSettings,
     bus: Bus,
     intake: Intake,
-    identity: Ed25519PrivateKey,
+    identity: Signer,
+    managers: TrustedKeys,
     emitter: Emitter,
     now: Callable[[], float],
 ) -> DecisionLog:
-    former = map(bytes.fromhex, settings.former_identities)
     return DecisionLog(
         bus,
         intake,
         LastHead(settings.state_dir / "decision-log.json"),
         identity,
-        {identity.public_key().public_bytes_raw(), *former},
-        origin_of(settings.trust_domain),
+        managers,
         Alarms(settings.name, emitter.emit),
         now,
     )

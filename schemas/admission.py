@@ -7,13 +7,12 @@ under a label of its own kind, and only under the key that it names.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, StringConstraints, model_validator
 
-from attestgate.schemas.base import Hex32, Id, Model, Refusal, Seconds, SessionId, pack, unpack
-from attestgate.schemas.signing import Signed, sign, verify
+from attestgate.schemas.base import Hex32, Id, Model, Seconds, SessionId, pack, unpack
+from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
 BUCKET = "admissions"
 CRL = "crl."
@@ -162,7 +161,11 @@ class Withdrawal(Model):
 Statement: TypeAlias = Lease | HostLease | Withdrawal
 StatementKind = Literal["lease", "host lease", "withdrawal"]
 """The kind of a statement is also the label of its signature."""
-_KINDS: dict[StatementKind, type[Statement]] = {"lease": Lease, "host lease": HostLease, "withdrawal": Withdrawal}
+_PURPOSES: dict[StatementKind, Purpose[Any]] = {
+    "lease": Purpose("lease", "manager", Lease),
+    "host lease": Purpose("host lease", "manager", HostLease),
+    "withdrawal": Purpose("withdrawal", "manager", Withdrawal),
+}
 
 
 class Posted(Model):
@@ -172,28 +175,21 @@ class Posted(Model):
     signed: Signed
 
 
-def post(key: Ed25519PrivateKey, statement: Statement) -> bytes:
+def post(manager: Signer, statement: Statement) -> bytes:
     """Sign a statement with the manager's identity: the bytes to put under `statement.key`."""
-    kind = next(kind for kind, model in _KINDS.items() if isinstance(statement, model))
-    return pack(Posted(kind=kind, signed=sign(key, kind, statement)))
+    kind, purpose = next((k, p) for k, p in _PURPOSES.items() if isinstance(statement, p.model))
+    return pack(Posted(kind=kind, signed=manager.sign(purpose, _place(statement.key), statement)))
 
 
-def open_posted(key: str, value: bytes, managers: set[bytes]) -> Statement:
-    """The statement stored under a key of the bucket. Raises Refusal (`message.*`, `signature.*`, `admission.*`).
-
-    `managers` are the manager identities trusted to say this, 32 raw bytes each.
-    """
+def open_posted(key: str, value: bytes, trusted: TrustedKeys) -> Statement:
+    """The statement stored under a key of the bucket. Raises Refusal (`message.*`, `signature.*`)."""
     posted = unpack(Posted, value, limit=_MAX_STATEMENT)
-    statement: Statement = verify(posted.signed, _KINDS[posted.kind], posted.kind, managers)
-    if statement.key != key:
-        raise Refusal.because(
-            "admission.key",
-            "key in the bucket",
-            expected=statement.key,
-            found=key,
-            action="check who may write the bucket: a statement was moved",
-        )
+    statement: Statement = trusted.read(_PURPOSES[posted.kind], posted.signed, _place(key))
     return statement
+
+
+def _place(key: str) -> str:
+    return f"{BUCKET}/{key}"
 
 
 class AppliedStatement(Model):
@@ -218,14 +214,14 @@ class GatewayReport(Model):
     glass: Annotated[list[Signed], Field(max_length=MAX_GLASS)] = []
 
 
-def sign_report(key: Ed25519PrivateKey, report: GatewayReport) -> bytes:
+REPORT = Purpose("gateway report", "gateway", GatewayReport)
+
+
+def sign_report(gateway: Signer, report: GatewayReport) -> bytes:
     """A report as it travels on `attest.v1.in.gateway.<id>.report`."""
-    return pack(sign(key, "gateway report", report))
+    return pack(gateway.sign(REPORT, f"gateway/{report.gateway}", report))
 
 
-def open_report(data: bytes, gateways: set[bytes]) -> GatewayReport:
-    """A verified report. `gateways` are the identities enrolled under the id it is expected from.
-
-    Raises Refusal (`message.*`, `signature.*`). The caller compares `gateway` with the subject it came on.
-    """
-    return verify(unpack(Signed, data, limit=MAX_REPORT), GatewayReport, "gateway report", gateways)
+def open_report(data: bytes, id: str, trusted: TrustedKeys) -> GatewayReport:
+    """A verified report of gateway `id`, whose enrolled identity is in `trusted`. Raises Refusal."""
+    return trusted.read(REPORT, unpack(Signed, data, limit=MAX_REPORT), f"gateway/{id}")

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from attestgate.schemas.admission import MAX_GATEWAYS, Serial, SpiffeId
 from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Seconds, SessionId, Text, pack, unpack
 from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.messages import Outcome
-from attestgate.schemas.signing import Signed, sign, verify
+from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
-LABEL = "decision"
 MAX_ENTRY = 64 * 1024
 MAX_REASONS = 8
 """Most reasons in an entry; the event has all of them."""
@@ -134,11 +132,14 @@ class Decision(Model):
     fact: Fact
 
 
-def sign_decision(key: Ed25519PrivateKey, decision: Decision) -> bytes:
-    """The entry's bytes: what the bus stores and the tree hashes."""
-    return pack(sign(key, LABEL, decision))
+DECISION = Purpose("decision", "manager", Decision)
 
 
-def open_decision(data: bytes, managers: set[bytes]) -> Decision:
-    """A verified entry, signed by a manager. Raises Refusal (`message.*`, `signature.*`)."""
-    return verify(unpack(Signed, data, limit=MAX_ENTRY), Decision, LABEL, managers)
+def sign_decision(manager: Signer, subject: str, decision: Decision) -> bytes:
+    """The entry's bytes, for its subject on the bus: what the stream stores and the tree hashes."""
+    return pack(manager.sign(DECISION, subject, decision))
+
+
+def open_decision(subject: str, data: bytes, trusted: TrustedKeys) -> Decision:
+    """A verified entry, signed by a manager for this subject. Raises Refusal (`message.*`, `signature.*`)."""
+    return trusted.read(DECISION, unpack(Signed, data, limit=MAX_ENTRY), subject)

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from attestgate.schemas.base import Secret
 
-VERSION = "attestgate/v1"
+PROTOCOL = 2
+VERSION = f"attestgate/v{PROTOCOL}"
 Part = bytes | str | int
 Role = Literal["host", "app"]
 PROOF_STEP: dict[Role, str] = {"host": "key_proof", "app": "colocation_proof"}

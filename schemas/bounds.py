@@ -117,7 +117,7 @@ def _container(schema: Any, path: str, named: Mapping[str, Any]) -> Bounds:
             inner = schema["schema"]
             if schema.get("root_model"):
                 return _of(inner, path, named)
-            return _fields(inner["schema"] if inner["type"] == "function-after" else inner, path, named)
+            return _fields(inner if "fields" in inner else inner["schema"], path, named)
         case "list":
             count = _maximum(schema, path)
             inside = _of(schema["items_schema"], f"{path}[]", named).times(count)

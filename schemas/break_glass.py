@@ -1,7 +1,6 @@
 """Break-glass: an operator's signed admission of one certificate, for a short time, without the manager.
 
-It reaches a gateway as a file, so that neither manager nor bus has to be up. It has a label of its own, so that no
-other signature of an operator can be mistaken for it.
+It reaches a gateway as a file, so that neither manager nor bus has to be up. It is signed for one set of gateways.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from pydantic import Field
 
 from attestgate.schemas.admission import Rules, Serial, SpiffeId
 from attestgate.schemas.base import Hex32, Id, Model, Refusal, Seconds, unpack
-from attestgate.schemas.signing import Signed, verify
+from attestgate.schemas.signing import Purpose, Signed, TrustedKeys
 
-LABEL = "break glass"
 MAX_FILE = 16 * 1024
 
 
@@ -22,7 +20,6 @@ class BreakGlass(Model):
     """The admission that the operator signs."""
 
     operator: Id
-    gateways: Id
     serial: Serial
     certificate: Hex32
     """SHA-256 of the certificate's DER."""
@@ -33,11 +30,17 @@ class BreakGlass(Model):
     reason: Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def read_break_glass(data: bytes, operators: set[bytes], gateways: str, longest_s: int, at: int) -> BreakGlass:
+BREAK_GLASS = Purpose("break glass", "operator", BreakGlass)
+
+
+def at_gateways(name: str) -> str:
+    """The place of an operator's statement to a set of gateways."""
+    return f"gateways/{name}"
+
+
+def read_break_glass(data: bytes, operators: TrustedKeys, gateways: str, longest_s: int, at: int) -> BreakGlass:
     """A file's admission, if it is valid now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
-    admission = verify(unpack(Signed, data, limit=MAX_FILE), BreakGlass, LABEL, operators)
-    if admission.gateways != gateways:
-        raise _refused("gateways", gateways, admission.gateways, "sign it for this set of gateways")
+    admission = operators.read(BREAK_GLASS, unpack(Signed, data, limit=MAX_FILE), at_gateways(gateways))
     if not admission.issued_at <= at + 5:
         raise _refused("issued_at", f"by {at}", admission.issued_at, "synchronize the clocks")
     if admission.expires_at - admission.issued_at > longest_s:

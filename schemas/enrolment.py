@@ -1,7 +1,7 @@
 """Enrolment records, operators' commands and the policy manifest, all signed.
 
-Operators sign commands (label `command`); a policy author, whose key is not on the bus, signs the manifest (label
-`policy manifest`). Everything here travels over the bus and is trusted for its signature only.
+Operators sign commands; a policy author, whose key is not on the bus, signs the manifest. Everything here travels over
+the bus and is trusted for its signature only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from attestgate.schemas.admission import Rules
 from attestgate.schemas.base import MAX_MESSAGE, Bytes32, Hex32, Id, Model, Seconds
-from attestgate.schemas.signing import Signed
+from attestgate.schemas.signing import Purpose, Signed
 from attestgate.schemas.tpm import TpmEnrolment
 
 SubjectKind = Literal["host", "app", "gateway"]
@@ -122,6 +122,10 @@ class PolicyManifest(Model):
     allow_manager_keys: bool = False
 
 
+MANIFEST = Purpose("policy manifest", "policy-author", PolicyManifest)
+MANIFESTS = "policies"
+"""The place of every policy manifest: what its author signs may be tried and put in force, and a manager says which."""
+
 Document = Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
@@ -161,10 +165,17 @@ Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | TryPolicy | Retry |
 class Command(Model):
     """An operator's command. Applied once, in the order of `sequence`; refused after `expires_at`."""
 
-    operator: Id
     sequence: Sequence
     expires_at: Seconds
     action: Action
+
+
+COMMAND = Purpose("command", "operator", Command)
+
+
+def commands_of(operator: str) -> str:
+    """The place of an operator's commands and of the answers to them."""
+    return f"op/{operator}"
 
 
 class Operator(Model):

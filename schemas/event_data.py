@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from attestgate.schemas.admission import MAX_GATEWAYS, SpiffeId
 from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Reasons, Seconds, SessionId, Text
@@ -242,18 +242,30 @@ class PutAside(Model):
     reasons: Reasons
 
 
+SignedAnswer = Annotated[str, StringConstraints(max_length=32 * 1024)]
+"""The manager's signed answer (schemas/in_force.py), in base64: what the command line believes."""
+
+
 class Applied(Model):
     """A command that was applied: the SHA-256 of its message."""
 
     message: Hex32
     sequence: Count
     command: Label
+    answer: SignedAnswer
 
 
 class CommandRefused(Model):
     """A command that was refused: the SHA-256 of its message."""
 
     message: Hex32
+    reasons: Reasons
+    answer: SignedAnswer
+
+
+class RolledBack(Model):
+    """What the bus had set back, and a worker has put in force again."""
+
     reasons: Reasons
 
 
@@ -415,6 +427,13 @@ EVENTS = (
     Told(("op",), "applied", "an operator's command was applied", Applied),
     Told(("op",), "refused", "an operator's command was refused", CommandRefused),
     Told(("manager",), "started", "a worker started"),
+    Told(
+        ("manager",),
+        "rolled-back",
+        "ALARM: the bus was set back: a worker has put in force again what was newer",
+        RolledBack,
+        alarm=True,
+    ),
     Told(
         ("manager",),
         "log-inconsistent",

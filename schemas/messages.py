@@ -26,9 +26,11 @@ from attestgate.schemas.base import (
     SessionId,
 )
 from attestgate.schemas.binding import Role
+from attestgate.schemas.signing import Purpose
 from attestgate.schemas.tpm import TpmQuote
+from attestgate.schemas.versioned import Versioned
 
-Version = Annotated[str, Field(max_length=64)]
+AgentVersion = Annotated[str, Field(max_length=64)]
 EvidenceKind = Literal["sgx", "ima", "tpm"]
 Wanted = Annotated[list[EvidenceKind], Field(max_length=3)]
 PublicKey = Annotated[bytes, Field(max_length=2048)]
@@ -40,25 +42,25 @@ MAX_LIST = 64 * 1024 * 1024
 Ciphertext = Annotated[bytes, Field(max_length=MAX_MESSAGE)]
 
 
-class HostHello(Model):
+class HostHello(Versioned):
     """0: a host agent asks to be attested. Nothing in it is trusted."""
 
     role: Literal["host"] = "host"
     host: Id
     random: Bytes32
     boot_id: Annotated[str, Field(max_length=64)]
-    agent_version: Version
+    agent_version: AgentVersion
     can_give: Wanted
 
 
-class AppHello(Model):
+class AppHello(Versioned):
     """0: an application asks to be attested."""
 
     role: Literal["app"] = "app"
     app: Id
     host: Id
     random: Bytes32
-    agent_version: Version
+    agent_version: AgentVersion
 
 
 class Challenge(Model):
@@ -252,6 +254,18 @@ class Resume(Model):
     """An agent that lost its connection asks for the last messages again. Answered with stored bytes only."""
 
     session: SessionId
+
+
+def to_agent(role: Role, name: str) -> str:
+    """The place of the managers' signed messages to an agent, by its name on the bus."""
+    return f"{role}/{name}"
+
+
+CHALLENGE = Purpose("challenge", "manager", Challenge)
+GRANT = Purpose("grant", "manager", Sealed)
+"""Its context is T2."""
+REFUSED = Purpose("refused", "manager", Refused)
+REJECTED = Purpose("rejected", "manager", Rejected)
 
 
 class Outcome(Model):

@@ -16,12 +16,22 @@ from attestgate.schemas.base import Hex32, Id
 from attestgate.schemas.enrolment import OperatorRole
 from attestgate.schemas.settings_file import FilePath, Part, load_part
 from attestgate.schemas.settings_file import load_settings as load_settings
+from attestgate.schemas.signing import TrustedKeys
 
 Profile = Literal["production", "development"]
 SuiteSetting = Literal["mlkem768-x25519", "x25519"]
+TrustDomainName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,253}$")]
 
 MetricsAddress = Annotated[str, Field(pattern=r"^[0-9.]{7,15}:[0-9]{1,5}$")] | None
 """An IPv4 address and a port; there is no authentication, so keep it on loopback or a network of its own."""
+
+
+ManagerIdentity = Annotated[list[Hex32], Field(min_length=1)]
+
+
+def managers(trust_domain: str, identities: list[str]) -> TrustedKeys:
+    """Those whose statements as managers count: public keys in hexadecimal, as a settings file has them."""
+    return TrustedKeys(trust_domain, {"manager": {bytes.fromhex(identity) for identity in identities}})
 
 
 class Timing(Part):
@@ -175,8 +185,8 @@ class ManagerSettings(ProcessSettings):
     """Folder of the issuing CA."""
     pki_passphrase: FilePath
     """File with the passphrase of the issuing CA's key."""
-    trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,253}$")]
-    """Prefix of every identity: `spiffe://<trust domain>/...`"""
+    trust_domain: TrustDomainName
+    """Prefix of every identity: `spiffe://<trust domain>/...`. Part of every signature: one of another is none here."""
     operators: Annotated[list[OperatorSettings], Field(min_length=1)]
     """Operators and policy authors whose signatures are accepted."""
     attestation: AttestationSettings
@@ -232,7 +242,9 @@ class GatewaySettings(ProcessSettings):
     """The set whose leases it applies."""
     identity: FilePath
     """The gateway's Ed25519 key, which signs its reports."""
-    manager_identity: Annotated[list[Hex32], Field(min_length=1)]
+    trust_domain: TrustDomainName
+    """The deployment's trust domain, as in the managers' settings."""
+    manager_identity: ManagerIdentity
     """Managers' Ed25519 public keys, hexadecimal: their leases are trusted."""
     nginx_socket: FilePath
     """The admin socket of the nginx beside it; `rejections.sock` is next to it."""
@@ -251,6 +263,11 @@ class GatewaySettings(ProcessSettings):
     metrics: MetricsAddress = None
     """ADDRESS:PORT for `GET /metrics` in Prometheus's format; port 0 picks a free one. Off by default."""
 
+    @property
+    def managers(self) -> TrustedKeys:
+        """Whose statements are trusted."""
+        return managers(self.trust_domain, self.manager_identity)
+
 
 class OperatorFile(ProcessSettings):
     """Settings of an operator's commands: the bus, a name, and the signing key."""
@@ -259,8 +276,17 @@ class OperatorFile(ProcessSettings):
     """Your name, as the managers' settings have it."""
     identity: FilePath
     """Your Ed25519 key."""
+    trust_domain: TrustDomainName
+    """The deployment's trust domain, as in the managers' settings: your commands are for no other."""
+    manager_identity: ManagerIdentity
+    """Managers' Ed25519 public keys, hexadecimal (public.json): their answers are believed."""
     answer_s: Annotated[int, Field(ge=1, le=600)] = 15
     """Time-out for a command's answer."""
+
+    @property
+    def managers(self) -> TrustedKeys:
+        """Whose answers are believed."""
+        return managers(self.trust_domain, self.manager_identity)
 
 
 class PlatformSettings(Part):
@@ -322,7 +348,9 @@ class AppSettings(AgentSettings):
 class Measured(Part):
     """Settings that an agent's security depends on; part of its measurement, so nothing overrides them."""
 
-    manager_identity: Annotated[list[Hex32], Field(min_length=1)]
+    trust_domain: TrustDomainName
+    """The deployment's trust domain, as in the managers' settings."""
+    manager_identity: ManagerIdentity
     """Managers' Ed25519 public keys, hexadecimal: their challenges are answered."""
     suites: Annotated[list[SuiteSetting], Field(min_length=1)]
     """HPKE suites that are accepted."""
@@ -336,6 +364,11 @@ class Measured(Part):
     """The module that an application runs, part of the measured code; required for an application."""
     accept_manager_key: bool = False
     """Accept a certificate whose private key the manager generated, as in the prototype."""
+
+    @property
+    def managers(self) -> TrustedKeys:
+        """Whose challenges are answered."""
+        return managers(self.trust_domain, self.manager_identity)
 
 
 def load_measured(path: Path) -> Measured:

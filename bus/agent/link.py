@@ -33,8 +33,19 @@ from attestgate.schemas.binding import (
     next_transcript,
 )
 from attestgate.schemas.limits import OUTBOUND
-from attestgate.schemas.messages import Challenge, Ended, Proof, Refused, Rejected, Resume, Sealed
-from attestgate.schemas.signing import Signed, verify
+from attestgate.schemas.messages import (
+    CHALLENGE,
+    GRANT,
+    REFUSED,
+    REJECTED,
+    Challenge,
+    Ended,
+    Proof,
+    Resume,
+    Sealed,
+    to_agent,
+)
+from attestgate.schemas.signing import Purpose, Signed, TrustedKeys
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
@@ -127,7 +138,7 @@ class Link:
 class AgentSession:
     """One session of one agent: `open`, `send_evidence`, `take_grant`, `prove`, then `say` and `hear`."""
 
-    def __init__(self, link: Link, managers: set[bytes], suites: list[SuiteName], retry_s: float) -> None:
+    def __init__(self, link: Link, managers: TrustedKeys, suites: list[SuiteName], retry_s: float) -> None:
         self._link = link
         self._managers = managers
         self._suites = suites
@@ -160,7 +171,7 @@ class AgentSession:
             if step != "challenge":
                 return None
             signed = unpack(Signed, data)
-            challenge = verify(signed, Challenge, "challenge", self._managers)
+            challenge = self._said(CHALLENGE, signed)
             if challenge.hello != hello_hash(self._hello) or challenge.role != self._link.role:
                 return None
             suite = self._accepted_suite(challenge.suite)
@@ -188,7 +199,7 @@ class AgentSession:
         def take(step: str, data: bytes) -> M | None:
             if step != "grant":
                 return None
-            sealed = verify(unpack(Signed, data), Sealed, "grant", self._managers, self.t2)
+            sealed = self._said(GRANT, unpack(Signed, data), self.t2)
             if sealed.session != self.session:
                 return None
             plaintext = envelope.open_sealed(self.suite, self._private, canonical("grant", self.t2), sealed.ciphertext)
@@ -311,14 +322,18 @@ class AgentSession:
                 return answer
         raise SessionOver([_silence(self._link, patience_s)], None)
 
+    def _said(self, purpose: Purpose[M], signed: Signed, *context: bytes) -> M:
+        """What a manager signed for this agent. Raises Refusal."""
+        return self._managers.read(purpose, signed, to_agent(self._link.role, self._link.name), *context)
+
     def _take_refusal(self, step: str, data: bytes) -> None:
         """Raise SessionOver for a signed refusal of this hello, or of evidence that this agent sent."""
         if step == "refused":
-            refused = verify(unpack(Signed, data), Refused, "refused", self._managers)
+            refused = self._said(REFUSED, unpack(Signed, data))
             if refused.hello == hello_hash(self._hello):
                 raise SessionOver(refused.reasons, "REFUSED")
         if step == "rejected" and self._evidence:
-            rejected = verify(unpack(Signed, data), Rejected, "rejected", self._managers)
+            rejected = self._said(REJECTED, unpack(Signed, data))
             if rejected.session == self.session and rejected.evidence == digest("rejected", self._evidence):
                 raise SessionOver(rejected.reasons, "REFUSED")
 

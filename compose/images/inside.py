@@ -20,7 +20,7 @@ from typing import Literal, NoReturn
 
 from attestgate.bus.api import BusError
 from attestgate.bus.client.nats import join
-from attestgate.bus.operator import order
+from attestgate.bus.operator import OperatorKey, order
 from attestgate.bus.server.embedded import find_binary
 from attestgate.bus.server.firewall import rules
 from attestgate.compose.images.prepare import APPS, BUS_PORTS, ETC, HOST, MANAGERS_SIDE
@@ -35,6 +35,7 @@ from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnr
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings import OperatorFile, load_settings
 from attestgate.schemas.sgx import PlatformIdentity
+from attestgate.schemas.signing import Signer
 
 ALLOWED = {"app-1": ["GET,POST,DELETE /switches/**"], "app-2": ["GET /switches"]}
 """What each application may do at the controller."""
@@ -98,14 +99,15 @@ async def run_nginx(path: Path) -> None:
 async def enrol(path: Path) -> None:
     """Put a policy learned from the recorded list in force, and enrol everything. Raises Refusal, BusError."""
     settings = load_settings(OperatorFile, path)
-    key = read_identity(settings.identity)
+    operator = OperatorKey.of(settings, read_identity(settings.identity))
     facts = platform.read_facts(Path("/machine"))
     salt = read_secret(Path("/run/secrets/salt")).reveal()
     identity = PlatformIdentity.salted(salt, ppid=facts.pck.ppid, pck_leaf=b"", attestation_key=b"", qe_id=b"")
     public = json.loads(Path(f"{ETC}/public.json").read_text(encoding="utf-8"))
     policies = LearnedPolicies.learn(Path(f"{ETC}/measurement-list"))
+    author = Signer(settings.trust_domain, read_identity(Path("/run/secrets/policy_author_identity")))
     actions: list[Action] = [
-        policies.command(read_identity(Path("/run/secrets/policy_author_identity")), version=1),
+        policies.command(author, version=1),
         Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=bytes.fromhex(public["gateways"][GATEWAY]))),
         Enrol(subject=HostEnrolment(id=HOST, mrenclaves=[_measured("host", HOST)], platform=identity.ppid)),
     ]
@@ -115,8 +117,8 @@ async def enrol(path: Path) -> None:
         actions.append(Enrol(subject=subject))
     async with await join(settings.bus) as bus:
         for action in actions:
-            event = await order(bus, settings.name, key, action, settings.answer_s)
-            sys.stdout.write(f"{action.do}: {event.what}\n")
+            await order(bus, operator, action, settings.answer_s)
+            sys.stdout.write(f"{action.do}: applied\n")
 
 
 def _measured(kind: Literal["host", "app"], name: str) -> str:

@@ -125,10 +125,11 @@ def _settings(folder: Path, keys: Path) -> None:
 
     write("manager", _manager(public))
     write("gateway", _gateway_worker(public))
-    write("operator", {"name": OPERATOR, "identity": f"{SECRETS}/operator_identity", **_ground("operator_creds")})
+    operator = {"name": OPERATOR, "identity": f"{SECRETS}/operator_identity", **_managers(public)}
+    write("operator", operator | _ground("operator_creds"))
     for name, program in {HOST: "", **APPS}.items():
         measured = {
-            "manager_identity": [public["manager_identity"]],
+            **_managers(public),
             "suites": ["mlkem768-x25519"],
             "gateway_ca": root_ca,
             "gateway_name": GATEWAY_NAME,
@@ -145,6 +146,10 @@ def _settings(folder: Path, keys: Path) -> None:
 def _ground(credential: str) -> dict[str, Any]:
     bus = {"url": f"nats://nats:{NATS_PORT}", "credentials": f"{SECRETS}/{credential}"}
     return {"profile": "development", "bus": bus}
+
+
+def _managers(public: dict[str, Any]) -> dict[str, Any]:
+    return {"trust_domain": public["trust_domain"], "manager_identity": [public["manager_identity"]]}
 
 
 def _manager(public: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def _gateway_worker(public: dict[str, Any]) -> dict[str, Any]:
         "id": GATEWAY,
         "gateway_set": GATEWAY_SET,
         "identity": f"{SECRETS}/gateway_identity",
-        "manager_identity": [public["manager_identity"]],
+        **_managers(public),
         "nginx_socket": f"{NGINX}/admin.sock",
         "metrics": METRICS,
         **_ground("gateway_creds"),

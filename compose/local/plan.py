@@ -112,6 +112,11 @@ class Plan:
             },
         )
 
+    def _managers(self) -> dict[str, Any]:
+        """Whose statements are believed."""
+        public = self.public()
+        return {"trust_domain": public["trust_domain"], "manager_identity": [public["manager_identity"]]}
+
     def write_gateway(self, bus: str, nginx: NginxConfig) -> Path:
         """The gateway worker's settings."""
         return self.write(
@@ -121,7 +126,7 @@ class Plan:
                 "id": GATEWAY,
                 "gateway_set": GATEWAY_SET,
                 "identity": str(self.keys / "gateways" / f"{GATEWAY}.pem"),
-                "manager_identity": [self.public()["manager_identity"]],
+                **self._managers(),
                 "nginx_socket": str(nginx.admin),
                 "nginx_public": str(nginx.public),
                 "bus": self._bus(bus, "gateway", GATEWAY),
@@ -136,6 +141,7 @@ class Plan:
                 "profile": "development",
                 "name": OPERATOR,
                 "identity": str(self.keys / "operators" / f"{OPERATOR}.pem"),
+                **self._managers(),
                 "bus": self._bus(bus, "operator", OPERATOR),
             },
         )
@@ -145,7 +151,7 @@ class Plan:
         return self.write(
             f"{name}.measured",
             {
-                "manager_identity": [self.public()["manager_identity"]],
+                **self._managers(),
                 "suites": ["mlkem768-x25519"],
                 "gateway_ca": (self.keys / "manager" / "pki" / "root-ca.pem").read_text(encoding="ascii"),
                 "gateway_name": GATEWAY_NAME,

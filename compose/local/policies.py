@@ -6,13 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from attestgate.manager.verification.ima.measurement_list import entries
 from attestgate.manager.verification.ima.runtime_policy import learn
-from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.enrolment import MANIFEST, MANIFESTS, PolicyManifest, PutPolicy
 from attestgate.schemas.sgx import policy_name
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Signer
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class LearnedPolicies:
         sgx = {"version": 1, "isv_prod_id": 1, "min_isv_svn": 1}
         return cls(sgx=json.dumps(sgx).encode(), host=json.dumps(host).encode(), runtime=runtime)
 
-    def command(self, author: Ed25519PrivateKey, version: int) -> PutPolicy:
+    def command(self, author: Signer, version: int) -> PutPolicy:
         """The command that puts them in force, its manifest signed by a policy author."""
         manifest = PolicyManifest(
             version=version,
@@ -41,5 +39,5 @@ class LearnedPolicies:
             runtime_policy=policy_name(self.runtime),
         )
         return PutPolicy(
-            manifest=sign(author, "policy manifest", manifest), documents=[self.sgx, self.host, self.runtime]
+            manifest=author.sign(MANIFEST, MANIFESTS, manifest), documents=[self.sgx, self.host, self.runtime]
         )

@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import NatsBus, connect
-from attestgate.bus.operator import order
+from attestgate.bus.operator import OperatorKey, order
 from attestgate.bus.server.cluster import SIZE, EmbeddedCluster
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.compose.local.children import Child, Children
@@ -28,8 +28,10 @@ from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
-from attestgate.schemas.settings import Timing
+from attestgate.schemas.in_force import Answer
+from attestgate.schemas.settings import OperatorFile, Timing, load_settings
 from attestgate.schemas.sgx import PlatformIdentity
+from attestgate.schemas.signing import Signer
 from attestgate.schemas.tpm import TpmEnrolment
 
 MACHINES = ("machine-a", "machine-b")
@@ -168,14 +170,15 @@ class Stack:
         await self.children.line(self.manager, '"event": "working"', 60.0)
         return self.manager
 
-    async def order(self, action: Action) -> Event:
+    async def order(self, action: Action) -> Answer:
         """Send an operator's command and wait until it is applied. Raises Refusal."""
-        key = read_identity(self.plan.keys / "operators" / f"{OPERATOR}.pem")
-        return await order(self.bus, OPERATOR, key, action, 15.0)
+        operator = load_settings(OperatorFile, self.plan.settings("operator"))
+        return await order(self.bus, OperatorKey.of(operator, read_identity(operator.identity)), action, 15.0)
 
     async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
         """Learn a policy from a known-good host's list, sign its manifest, put it in force."""
-        author = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
+        key = read_identity(self.plan.keys / "policy-authors" / f"{POLICY_AUTHOR}.pem")
+        author = Signer(TRUST_DOMAIN, key)
         policies = LearnedPolicies.learn(learned_from, accept_unanchored=accept_unanchored)
         await self.order(policies.command(author, version=1))
         return policies

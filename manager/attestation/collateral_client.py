@@ -17,7 +17,7 @@ import structlog
 
 from attestgate.bus.api import Bucket, BusError
 from attestgate.manager.attestation.pcs_client import Pcs
-from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR
+from attestgate.manager.local.high_water import PolicyFloors
 from attestgate.manager.verification.sgx.collateral import Collateral, Document, Examined, examine
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.manager.verification.x509 import check_chain, root_certificate
@@ -80,6 +80,7 @@ class CollateralClient:
         pcs: Pcs,
         bucket: Bucket,
         floors: Floors,
+        policy: PolicyFloors,
         *,
         root_der: bytes,
         when_down: WhenDown,
@@ -89,6 +90,7 @@ class CollateralClient:
         self._pcs = pcs
         self._bucket = bucket
         self._floors = floors
+        self._policy = policy
         self._root = root_der
         self._when_down = when_down
         self._refresh_s = refresh_s
@@ -194,7 +196,7 @@ class CollateralClient:
         for name, value in _marks(place, examined).items():
             floor = self._floors.get(name)
             if name.endswith(".number"):
-                floor = max(floor, self._floors.get(CRL_FLOOR if "_crl" in name else EVALUATION_FLOOR))
+                floor = max(floor, self._policy.crl_number if "_crl" in name else self._policy.tcb_evaluation)
             if value < floor:
                 problems.append(_reason(f"{name}.floor", f"at least {floor}, which was seen before", str(value)))
         return problems

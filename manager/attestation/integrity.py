@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from attestgate.manager.policy.policies import InForce, manifest_name
+from attestgate.manager.policy.policies import InForcePolicies, manifest_name
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.verification.ima.appraisal import ListAppraisal
 from attestgate.manager.verification.tpm.evidence import clock, judge_quote
@@ -34,7 +34,7 @@ def judge_integrity(
     record: HostRecord,
     evidence: HostEvidence | HostRecheckEvidence,
     enrolled: TpmEnrolment | None,
-    policies: InForce,
+    policies: InForcePolicies,
     now: int,
 ) -> Generator[None, None, IntegrityResult]:
     """The verdict on a list, which is judged as it is decompressed and never held whole. Yields after each slice.
@@ -48,7 +48,7 @@ def judge_integrity(
     if not _goes_on(record, evidence.measurements, whole=not seen):
         raise _rewritten(record, evidence.measurements)
 
-    def appraisal(by: InForce, before: Replay) -> ListAppraisal:
+    def appraisal(by: InForcePolicies, before: Replay) -> ListAppraisal:
         return ListAppraisal(by.runtime, by.host, before=before, quoted=quoted, golden=golden, at=now)
 
     verdict = appraisal(policies, before)
@@ -84,7 +84,7 @@ class _Prefix:
         return self._hash.digest()
 
 
-def tried(policies: InForce, verdict: ListVerdict) -> JsonValue:
+def tried(policies: InForcePolicies, verdict: ListVerdict) -> JsonValue:
     """What an event says of a trial."""
     if policies.trial is None:
         raise AssertionError("a verdict by policies that are not on trial")

@@ -18,7 +18,7 @@ from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
 from attestgate.manager.policy.enrolments import Enrolments
-from attestgate.manager.policy.policies import InForce, Policies
+from attestgate.manager.policy.policies import InForcePolicies, Policies
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.verification.sgx.same_platform import same_platform
@@ -182,7 +182,7 @@ class Verifier:
         self._high_water.check(f"tpm.{name}.resets", clock.reset_count)
 
     async def _quote(
-        self, quote: bytes, policies: InForce, mrenclaves: list[str], expected: bytes, now: int
+        self, quote: bytes, policies: InForcePolicies, mrenclaves: list[str], expected: bytes, now: int
     ) -> Verdict:
         """Step 2: the attestation service is contacted, and the quote appraised."""
         wanted = Wanted(policies.sgx, policies.manifest.sgx_policy, mrenclaves, expected)
@@ -304,7 +304,7 @@ def _not_appraised(reason: Reason) -> AppraisalResult:
     return AppraisalResult(own=False, reasons=(reason,), outcome=outcome)
 
 
-def _outcome(verdict: Verdict, policies: InForce, listed: ListVerdict | None = None) -> Outcome:
+def _outcome(verdict: Verdict, policies: InForcePolicies, listed: ListVerdict | None = None) -> Outcome:
     return Outcome(
         simulated=verdict.simulated,
         integrity=listed.integrity if listed is not None else "unanchored",

@@ -19,29 +19,30 @@ from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_has
 from attestgate.schemas.audit import Decision, open_decision
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.checkpoint import Checkpoint
+from attestgate.schemas.signing import TrustedKeys
 
 Opened = Sequence[tuple[StoredMessage, Decision | None]]
 NAMED = 5
 """Entries that one finding names."""
 
 
-def check(log: LogCopy, signers: set[bytes], since: Sequence[Checkpoint], at: int) -> list[Reason]:
+def check(log: LogCopy, managers: TrustedKeys, since: Sequence[Checkpoint], at: int) -> list[Reason]:
     """Every finding, none if all is well at Unix second `at`. `since`: heads of this log that were seen before."""
     findings = list(_tree(log))
     if findings:
         return findings  # nothing below rests on anything
     findings += [finding for before in since for finding in _goes_on(log, before)]
-    opened = [(stored, _opened(stored, signers)) for stored in log.stored]
+    opened = [(stored, _opened(stored, managers)) for stored in log.stored]
     kept = list(_entries(log, since, at))
     # An entry that is missing from the stream leaves a gap in its session's numbers too.
     return [*findings, *kept, *_strangers(log, opened, at), *(() if kept else _numbers(log, opened))]
 
 
-def decisions(log: LogCopy, signers: set[bytes]) -> Iterator[tuple[int, Decision, bytes]]:
+def decisions(log: LogCopy, managers: TrustedKeys) -> Iterator[tuple[int, Decision, bytes]]:
     """The entries that are in the tree and still kept: index, what it says, its bytes."""
     index = log.index()
     for stored in log.stored:
-        leaf, decision = leaf_hash(stored.data), _opened(stored, signers)
+        leaf, decision = leaf_hash(stored.data), _opened(stored, managers)
         if leaf in index and decision is not None:
             yield index[leaf], decision, stored.data
 
@@ -52,10 +53,10 @@ def kept_from(log: LogCopy) -> int:
     return min((index[leaf] for s in log.stored if (leaf := leaf_hash(s.data)) in index), default=len(log.leaves))
 
 
-def _opened(stored: StoredMessage, signers: set[bytes]) -> Decision | None:
+def _opened(stored: StoredMessage, managers: TrustedKeys) -> Decision | None:
     """What a manager signed; None for anything else."""
     try:
-        return open_decision(stored.data, signers)
+        return open_decision(stored.subject, stored.data, managers)
     except Refusal:
         return None
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from secrets import randbelow
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import Bus, BusError, Conflict, StoredMessage
 from attestgate.bus.layout import LOG, TREE
 from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
-from attestgate.manager.audit.intake import Intake, subject_of
+from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.merkle import Frontier, leaf_hash
 from attestgate.schemas.audit import open_decision
 from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.checkpoint import Checkpoint, sign_checkpoint
+from attestgate.schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from attestgate.schemas.signing import Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
 
@@ -51,16 +51,15 @@ class Status:
 
 
 class DecisionLog:
-    """One worker's part in the log. `signers`: whose heads and entries are trusted, its own identity among them."""
+    """One worker's part in the log. `managers`: whose heads and entries are trusted, its own identity among them."""
 
     def __init__(
         self,
         bus: Bus,
         intake: Intake,
         memory: LastHead,
-        identity: Ed25519PrivateKey,
-        signers: set[bytes],
-        origin: str,
+        identity: Signer,
+        managers: TrustedKeys,
         alarms: Alarms,
         now: Callable[[], float],
     ) -> None:
@@ -69,8 +68,9 @@ class DecisionLog:
         self._intake = intake
         self._memory = memory
         self._identity = identity
-        self._signers = signers
-        self._origin = origin
+        self._managers = managers
+        self._signers = set(managers.by_role["manager"])
+        self._origin = origin_of(identity.deployment)
         self._alarms = alarms
         self._now = now
         self._head = Head(note="", leaves=b"")
@@ -190,7 +190,7 @@ class DecisionLog:
         checkpoint = Checkpoint(
             origin=self._origin, size=frontier.size, root=frontier.root(), cursor=cursor, at=int(self._now())
         )
-        head = Head(note=sign_checkpoint(self._identity, checkpoint), leaves=rest + b"".join(leaves))
+        head = Head(note=sign_checkpoint(self._identity.key, checkpoint), leaves=rest + b"".join(leaves))
         value = pack(head)
         if self._revision:
             self._revision = await self._bucket.update(HEAD, value, self._revision)
@@ -213,10 +213,8 @@ class DecisionLog:
             if number % VERIFIED_AT_ONCE == VERIFIED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             try:
-                decision = open_decision(stored.data, self._signers)
-                # Stops a true entry under another subject, where it would pass for a decision about somebody else.
-                if subject_of(decision) != stored.subject:
-                    raise _misplaced(stored.subject, subject_of(decision))
+                # For this subject: under another, a true entry would pass for a decision about somebody else.
+                open_decision(stored.subject, stored.data, self._managers)
             except Refusal as refusal:
                 await self._alarms.stranger(stored, refusal)
                 continue
@@ -253,7 +251,3 @@ def _forked(seen: int, checkpoint: Checkpoint, root: bytes) -> Refusal:
         found=f"root {checkpoint.root.hex()}",
         action=ACTION,
     )
-
-
-def _misplaced(found: str, expected: str) -> Refusal:
-    return Refusal.because("log.subject", "subject", expected=expected, found=found, action=ACTION)

@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import hashlib
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.pki.authority import Issuer, key_id
 from attestgate.manager.policy.policies import manifest_name
+from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.audit import BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
 from attestgate.schemas.base import unpack
-from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.break_glass import BREAK_GLASS, at_gateways
 from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
-from attestgate.schemas.signing import Signed, verify
+from attestgate.schemas.signing import Signed, Signer
 
 MANAGERS = "managers"
 """In the place of an id, where an entry is about all managers."""
 
 
 class Orders:
-    """Hands such entries in. `identity` is the manager's key, `operators` the public keys of those in the settings."""
+    """Hands such entries in. `gateways` is the set for which break-glass must be signed."""
 
-    def __init__(self, intake: Intake, identity: Ed25519PrivateKey, operators: set[bytes]) -> None:
+    def __init__(self, intake: Intake, identity: Signer, signers: Signers, gateways: str) -> None:
         self._intake = intake
         self._identity = identity
-        self._operators = operators
+        self._signers = signers
+        self._gateways = gateways
 
-    async def note(self, command: Command, data: bytes) -> None:
-        """An operator's command that was applied, `data` as it was signed; of no weight, no entry. Raises BusError."""
-        message = hashlib.sha256(data).hexdigest()
+    async def note(self, operator: str, command: Command, message: str) -> None:
+        """An operator's command that was applied, by its SHA-256; of no weight, no entry. Raises BusError."""
         ordered = _ordered(command, message)
         if ordered is None:
             return
@@ -41,9 +40,9 @@ class Orders:
             Decision(
                 id=message[:32],
                 kind="op",
-                subject=command.operator,
+                subject=operator,
                 at=command.sequence // 1_000_000,
-                by=command.operator,
+                by=operator,
                 fact=ordered,
             )
         )
@@ -62,7 +61,7 @@ class Orders:
     async def broken_glass(self, gateway: str, signed: Signed) -> None:
         """An operator's admission by hand at a gateway, as it was signed. Raises Refusal (`signature.*`), BusError."""
         # Not any signer: with a gateway's key alone one could fill the log, in every operator's name.
-        admission = verify(signed, BreakGlass, LABEL, self._operators)
+        admission = self._signers.trusted.read(BREAK_GLASS, signed, at_gateways(self._gateways))
         statement = hashlib.sha256(signed.payload).hexdigest()
         fact = BreakGlassFact(
             operator=admission.operator,
@@ -79,7 +78,8 @@ class Orders:
         )
 
     async def _put(self, decision: Decision) -> None:
-        await self._intake.put(subject_of(decision), sign_decision(self._identity, decision))
+        subject = subject_of(decision)
+        await self._intake.put(subject, sign_decision(self._identity, subject, decision))
 
 
 def _ordered(command: Command, message: str) -> Fact | None:

@@ -16,7 +16,7 @@ from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
 from attestgate.schemas.settings import BreakGlassSettings
-from attestgate.schemas.signing import Signed
+from attestgate.schemas.signing import Signed, TrustedKeys
 
 MARK = "break-glass"
 _MAX_FILES = 100
@@ -29,12 +29,13 @@ class BreakGlassFolder:
     def __init__(
         self,
         settings: BreakGlassSettings,
+        operators: TrustedKeys,
         gateways: str,
         admitted: Callable[[BreakGlass, Signed], None],
         refused: Callable[[str, Refusal], None],
     ) -> None:
         self._settings = settings
-        self._operators = {bytes.fromhex(key) for key in settings.operators}
+        self._operators = operators
         self._gateways = gateways
         self._admitted = admitted
         self._refused = refused

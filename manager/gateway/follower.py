@@ -16,6 +16,7 @@ from attestgate.manager.gateway.public import publish
 from attestgate.manager.gateway.retries import bus_retries
 from attestgate.schemas.admission import BUCKET, CRL, open_posted
 from attestgate.schemas.base import Refusal
+from attestgate.schemas.signing import TrustedKeys
 
 
 class StatementFollower:
@@ -27,7 +28,7 @@ class StatementFollower:
     def __init__(
         self,
         bus: Bus,
-        managers: set[bytes],
+        managers: TrustedKeys,
         desired: DesiredState,
         events: GatewayEvents,
         *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue, TypeAdapter
 
 from attestgate.bus.api import BusError
@@ -15,6 +14,7 @@ from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.metrics.http import served
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import GatewaySettings
+from attestgate.schemas.signing import Signer
 
 _DATA = TypeAdapter(dict[str, JsonValue])
 TELL_S = 2.0
@@ -25,13 +25,13 @@ log = structlog.get_logger(__name__)
 async def run(settings: GatewaySettings) -> None:
     """Work until cancelled. Raises BusError and Refusal; a refusal is also published as an event."""
     try:
-        await _work(settings, read_identity(settings.identity))
+        await _work(settings, Signer(settings.trust_domain, read_identity(settings.identity)))
     except Refusal as refusal:
         await _publish_failure(settings, refusal)
         raise
 
 
-async def _work(settings: GatewaySettings, identity: Ed25519PrivateKey) -> None:
+async def _work(settings: GatewaySettings, identity: Signer) -> None:
     metrics = GatewayMetrics()
     async with await join(settings.bus) as bus:
         emitter = _emitter(settings, bus)

@@ -13,14 +13,13 @@ from secrets import token_hex
 from typing import TypeAlias
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, BusError
 from attestgate.manager.gateway.retries import bus_retries
 from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, AppliedStatement, GatewayReport, sign_report
 from attestgate.schemas.event_data import GatewayWhat
-from attestgate.schemas.signing import Signed
+from attestgate.schemas.signing import Signed, Signer
 
 PublishEvent: TypeAlias = Callable[[str, str, str, dict[str, object]], Awaitable[None]]
 """`publish(kind, id, what, data)`: publish an event. May raise BusError: that event is lost, and logged."""
@@ -34,7 +33,7 @@ _log = structlog.get_logger()
 class Reporter:
     """Publishes for one gateway. `publish_reports` and `publish_events` run as tasks for as long as the worker does."""
 
-    def __init__(self, gateway: str, *, bus: Bus, identity: Ed25519PrivateKey, emit: PublishEvent) -> None:
+    def __init__(self, gateway: str, *, bus: Bus, identity: Signer, emit: PublishEvent) -> None:
         self._gateway = gateway
         self._bus = bus
         self._identity = identity

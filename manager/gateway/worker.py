@@ -13,8 +13,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from attestgate.bus.api import Bus
 from attestgate.manager.gateway.break_glass import BreakGlassFolder
 from attestgate.manager.gateway.desired_state import DesiredState
@@ -30,7 +28,7 @@ from attestgate.manager.gateway.relay import Relay
 from attestgate.manager.gateway.reports import PublishEvent, Reporter
 from attestgate.schemas.break_glass import BreakGlass
 from attestgate.schemas.settings import GatewaySettings
-from attestgate.schemas.signing import Signed
+from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 
 
 class GatewayWorker:
@@ -41,7 +39,7 @@ class GatewayWorker:
         settings: GatewaySettings,
         *,
         bus: Bus,
-        identity: Ed25519PrivateKey,
+        identity: Signer,
         emit: PublishEvent,
         clock: Callable[[], float] = time.time,
         metrics: GatewayMetrics | None = None,
@@ -59,7 +57,7 @@ class GatewayWorker:
         self._events = GatewayEvents(self._reporter, leases, clock)
         self._follower = StatementFollower(
             bus,
-            {bytes.fromhex(key) for key in settings.manager_identity},
+            settings.managers,
             self._desired,
             self._events,
             public=settings.nginx_public,
@@ -108,11 +106,13 @@ class GatewayWorker:
         )
 
     def _break_glass(self) -> BreakGlassFolder | None:
-        if self._settings.break_glass is None:
+        settings = self._settings.break_glass
+        if settings is None:
             return None
 
         def admitted(admission: BreakGlass, signed: Signed) -> None:
             self._reporter.report_break_glass(signed)
             self._events.break_glass(admission)
 
-        return BreakGlassFolder(self._settings.break_glass, self._settings.gateway_set, admitted, self._events.refused)
+        operators = TrustedKeys(self._settings.trust_domain, {"operator": set(map(bytes.fromhex, settings.operators))})
+        return BreakGlassFolder(settings, operators, self._settings.gateway_set, admitted, self._events.refused)

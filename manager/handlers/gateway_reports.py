@@ -11,6 +11,7 @@ from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted, open_report
 from attestgate.schemas.base import Refusal
+from attestgate.schemas.signing import TrustedKeys
 
 MAX_STRANGE = 8
 """Certificates without a lease, or without so new a one, that a report may name: it may be older than the bucket's
@@ -30,26 +31,22 @@ class _Known:
 
 
 class GatewayReports:
-    """Handles the reports of gateways. `manager` is the public key that signs the leases."""
+    """Handles the reports of gateways. `managers` sign the leases."""
 
     def __init__(
-        self, bus: Bus, enrolments: Enrolments, messages: SessionMessages, orders: Orders, manager: bytes
+        self, bus: Bus, enrolments: Enrolments, messages: SessionMessages, orders: Orders, managers: TrustedKeys
     ) -> None:
         self._admissions = bus.bucket(BUCKET)
         self._enrolments = enrolments
         self._messages = messages
         self._orders = orders
-        self._manager = manager
+        self._managers = managers
         self._known: dict[str, _Known] = {}
 
     async def take(self, id: str, data: bytes) -> None:
         """Inform each application session in the report that it is admitted. Raises Refusal, BusError."""
         gateway = await self._enrolments.gateway(id)
-        report = open_report(data, {gateway.identity})
-        if report.gateway != id:
-            raise Refusal.because(
-                "gateway.report", "gateway", expected=id, found=report.gateway, action="report on your own subject"
-            )
+        report = open_report(data, id, TrustedKeys(self._managers.deployment, {"gateway": {gateway.identity}}))
         # Only what a manager leased is passed on, to the session that it was leased to, and once for each lease and
         # gateway: else each name that a gateway makes up, or repeats, would cost a message.
         admitted = {item.key: item.sequence for item in report.applied if _is_admitted(item)}
@@ -83,7 +80,7 @@ class GatewayReports:
         if entry is None or entry.value is None:
             return known
         try:
-            statement = open_posted(key, entry.value, {self._manager})
+            statement = open_posted(key, entry.value, self._managers)
         except Refusal:  # of the identity before this one, until the lease is renewed: a gateway cannot write here
             return known or _Known("", sequence)
         if known is None or statement.sequence > known.sequence:

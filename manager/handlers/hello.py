@@ -22,8 +22,7 @@ from attestgate.manager.sessions.step1_attest_host import challenge_host
 from attestgate.manager.sessions.step5_attest_application import challenge_application
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.binding import Role, hello_hash
-from attestgate.schemas.messages import AppHello, EvidenceKind, HostHello, Refused
-from attestgate.schemas.signing import sign
+from attestgate.schemas.messages import REFUSED, AppHello, EvidenceKind, HostHello, Refused, to_agent
 
 HELLOS_A_SECOND = 1
 """New sessions that a name may open per second; a hello above that is dropped."""
@@ -118,7 +117,7 @@ class HelloHandler:
     async def _refuse(self, role: Role, name: str, session: str, data: bytes, refusal: Refusal) -> None:
         """Notify the sender why no session was opened."""
         notice = Refused(session=session, hello=hello_hash(data), step="hello", reasons=list(refusal.reasons))
-        signed = sign(self._context().identity, "refused", notice)
+        signed = self._context().identity.sign(REFUSED, to_agent(role, name), notice)
         await self._bus.send(subjects.outbound(role, name, "refused"), pack(signed))
 
 

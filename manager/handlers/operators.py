@@ -1,4 +1,4 @@
-"""Operators' commands: verified, applied once, answered with an event.
+"""Operators' commands: verified, applied once, answered with a signed statement in an event.
 
 All effects of a command are idempotent; its sequence is stored after them, so if a worker is killed in between, the
 next one repeats them.
@@ -6,221 +6,206 @@ next one repeats them.
 
 from __future__ import annotations
 
-import hashlib
+import base64
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from attestgate.bus.api import Bucket, Bus, Conflict
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
-from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.slices import aside
+from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import Enrolments
-from attestgate.manager.policy.policies import MANIFEST, TRIAL, Policies
+from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
-from attestgate.schemas.base import Count, Label, Model, Reason, Refusal, pack, unpack
+from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
-    Action,
     Command,
     Drop,
     Enrol,
-    OperatorRole,
-    PolicyManifest,
     PutPolicy,
     RecheckNow,
     Retry,
     Revoke,
+    SubjectKind,
     TryPolicy,
+    commands_of,
 )
-from attestgate.schemas.sgx import policy_name
-from attestgate.schemas.signing import Signed
+from attestgate.schemas.in_force import ANSWER, Answer, InForce, name_of
+from attestgate.schemas.signing import Signed, Signer
 
-MAY: dict[type, OperatorRole] = {
-    Enrol: "operator",
-    Revoke: "operator",
-    RecheckNow: "operator",
-    PutPolicy: "operator",
-    TryPolicy: "operator",
-    Retry: "operator",
-    Drop: "operator",
-}
-"""The role that each command requires. A policy's authority is the signature of its manifest, not the command's."""
+MAX_ANSWERED = 4
+"""Reasons that a signed answer repeats."""
+MICROSECONDS = 1_000_000
+"""Of a second: a sequence is Unix time in microseconds."""
 
 
-class NewestCommand(Model):
-    """The newest command applied for one operator: its sequence, and the SHA-256 of the signed message."""
+@dataclass(frozen=True)
+class Received:
+    """A command as it was received, its signature verified. `name` is the operator's, `message` its SHA-256."""
 
-    sequence: Count
-    message: Label = ""
+    name: str
+    message: str
+    signed: Signed
+    command: Command
+    at: int
+
+    @property
+    def about(self) -> tuple[SubjectKind, str] | None:
+        """Whose enrolment it changes."""
+        match self.command.action:
+            case Enrol(subject=subject):
+                return subject.kind, subject.id
+            case Revoke(kind=kind, id=id):
+                return kind, id
+            case _:
+                return None
+
+    def said(self, statement: str, order: int) -> InForce:
+        """What a manager says of a statement that this command puts in force."""
+        return InForce(statement=statement, command=self.message, order=order, applied_at=self.at)
 
 
 class Operators:
-    """Handles operators' commands."""
+    """Handles operators' commands. `skew_s` is by how much an operator's clock may be ahead."""
 
     def __init__(
         self,
-        bus: Bus,
+        identity: Signer,
         signers: Signers,
+        applied: AppliedCommands,
         enrolments: Enrolments,
         policies: Policies,
         current: CurrentSessions,
         messages: SessionMessages,
         quarantine: Quarantine,
-        high_water: HighWater,
         orders: Orders,
         emit: Emit,
         now: Callable[[], float],
+        skew_s: int,
     ) -> None:
-        self._high_water = high_water
-        self._quarantine = quarantine
+        self._identity = identity
         self._signers = signers
+        self._applied = applied
         self._enrolments = enrolments
         self._policies = policies
-        self._orders = orders
         self._current = current
         self._messages = messages
+        self._quarantine = quarantine
+        self._orders = orders
         self._emit = emit
         self._now = now
-        self._sequences = bus.bucket("operators")
-        self._documents = bus.bucket("policies")
+        self._skew_s = skew_s
 
     async def take(self, name: str, data: bytes) -> None:
-        """Apply a command received on operator `name`'s subject; a refusal is published as an event as well.
+        """Apply a command received on operator `name`'s subject, and publish the signed answer as an event.
 
         Raises Refusal (`command.*`, `signature.*`), BusError.
         """
-        message = await aside(len(data), _name, data)
+        message, newest = await aside(len(data), name_of, data), 0
         try:
-            command = await self._take(name, data, message)
+            self._signers.check_named(name)
+            received = await self._read(name, data, message)
+            newest = await self._newest(received)
+            await self._take(received, newest)
         except Refusal as refusal:
-            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons))
+            answer = self._answer(name, message, newest, refusal)
+            await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
             raise
-        await self._emit("op", name, "applied", message=message, sequence=command.sequence, command=command.action.do)
+        command = received.command
+        answer = self._answer(name, message, max(newest, command.sequence))
+        told = {"message": message, "sequence": command.sequence, "command": command.action.do, "answer": answer}
+        await self._emit("op", name, "applied", **told)
 
-    async def _take(self, name: str, data: bytes, message: str) -> Command:
-        self._signers.check_named(name)
+    async def _read(self, name: str, data: bytes, message: str) -> Received:
         signed = unpack(Signed, data)
         command = await aside(len(data), self._signers.read_command, signed)
-        entry = await self._sequences.get(command.operator)
-        applied = unpack(NewestCommand, entry.value) if entry and entry.value is not None else NewestCommand(sequence=0)
-        mark = f"operator.{command.operator}"
-        highest = max(applied.sequence, self._high_water.get(mark))
-        _check(command, name, highest, int(self._now()))
-        if signed.signer not in self._signers.identities(MAY[type(command.action)]):
-            raise _refused("role", MAY[type(command.action)], "no such role", "ask an operator with that role")
-        # The same sequence must mean the same bytes, or a second command would be reported as applied without being so.
-        if command.sequence == highest:
-            if applied.message != message:
-                raise _overtaken(command, highest)
-            return command
-        await self._apply(command.action, command, signed)
-        await self._orders.note(command, data)
-        await _note(self._sequences, command.operator, NewestCommand(sequence=command.sequence, message=message))
-        self._high_water.raise_to(mark, command.sequence)
-        return command
+        if self._signers.name_of(signed.signer) != name:
+            found = self._signers.name_of(signed.signer)
+            raise _refused("subject", f"a command signed by {name}", found, "publish on your own subject")
+        return Received(name, message, signed, command, int(self._now()))
 
-    async def _apply(self, action: Action, command: Command, signed: Signed) -> None:
+    async def _newest(self, received: Received) -> int:
+        """The highest sequence in force of this operator, and of whom the command is about, itself left out."""
+        own = await self._applied.newest(received.signed.signer)
+        newest = own.order if own is not None and own.command != received.message else 0
+        if received.about is not None:
+            newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
+        return newest
+
+    async def _take(self, received: Received, newest: int) -> None:
+        command, now = received.command, self._now()
+        if command.expires_at < received.at:
+            raise _refused("expired", f"by {command.expires_at}", str(received.at), "sign it again; check both clocks")
+        if command.sequence <= newest:
+            action = "sign it again: another was applied first"
+            raise _refused("sequence", f"above {newest}", str(command.sequence), action)
+        # Else one command from far ahead would be the last for its subject and its operator. Above what is in force
+        # there is always room: an operator whose clock is right is not locked out by one whose clock was ahead.
+        latest = max(int((now + self._skew_s) * MICROSECONDS), newest + MICROSECONDS)
+        if command.sequence > latest:
+            raise _refused("ahead", f"a sequence of at most {latest}", str(command.sequence), "correct your clock")
+        own = await self._applied.newest(received.signed.signer)
+        if own is not None and own.command == received.message:
+            return  # applied before: only the answer was lost
+        await self._apply(received)
+        await self._orders.note(received.name, command, received.message)
+        await self._applied.note(received.signed.signer, received.said(received.message, command.sequence))
+
+    async def _apply(self, received: Received) -> None:
+        action = received.command.action
         match action:
             case Enrol():
-                await self._enrolments.put(action.subject.kind, action.subject.id, signed)
+                await self._put(received, action.subject.kind, action.subject.id)
             case Revoke():
                 await self._enrolments.check_known(action.kind, action.id)
-                await self._enrolments.put(action.kind, action.id, signed)
+                await self._put(received, action.kind, action.id)
                 if action.kind != "gateway":
-                    reason = _revoked(action, command.operator)
-                    await self._order(action.kind, action.id, "revoke", reason, command)
+                    await self._order(action.kind, action.id, "revoke", _revoked(action, received.name), received)
             case RecheckNow():
                 await self._enrolments.check_known(action.kind, action.id)
-                await self._order(action.kind, action.id, "recheck", None, command)
-            case PutPolicy():
-                await self._put_policy(action, MANIFEST)
-            case TryPolicy():
-                await self._put_policy(action, TRIAL)
+                await self._order(action.kind, action.id, "recheck", None, received)
+            case PutPolicy() | TryPolicy():
+                await self._policy(action, received)
             case Retry():
                 await self._quarantine.retry(action.message)
             case Drop():
                 await self._quarantine.drop(action.message)
 
-    async def _put_policy(self, action: PutPolicy | TryPolicy, key: str) -> None:
-        signed = pack(action.manifest)
-        manifest = self._policies.read_manifest(signed)
-        documents = await aside(sum(map(len, action.documents)), _by_name, action.documents)
-        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - documents.keys()
-        if missing:
-            raise _refused("policy", "every document of the manifest", f"{sorted(missing)} missing", "send them too")
-        while True:
-            # Read before the check: a manifest put in force from here on is seen by the check, or makes a conflict.
-            entry = await self._documents.get(key)
-            await self._check_newer(manifest)
-            for name, document in documents.items():
-                await self._documents.put(name, document)
-            try:
-                if entry is None:
-                    await self._documents.create(key, signed)
-                else:
-                    await self._documents.update(key, signed, entry.revision)
-                return
-            except Conflict:
-                continue
+    async def _put(self, received: Received, kind: SubjectKind, id: str) -> None:
+        said = received.said(received.message, received.command.sequence)
+        await self._enrolments.put(kind, id, received.signed, received.command, said)
 
-    async def _check_newer(self, manifest: PolicyManifest) -> None:
-        """Raises Refusal `command.policy` for an older manifest than the one in force."""
-        entry = await self._documents.get(MANIFEST)
-        if entry is None or entry.value is None:
-            return
-        try:
-            before = self._policies.read_manifest(entry.value)
-        except Refusal:  # not believed, so not in force; older policies meet each worker's high-water mark
-            return
-        if manifest != before and manifest.version <= before.version:
-            raise _refused("policy", f"a version above {before.version}", str(manifest.version), "raise the version")
+    async def _policy(self, action: PutPolicy | TryPolicy, received: Received) -> None:
+        # A policy's authority is the signature of its author, not that of the command which brings it.
+        manifest = self._signers.read_manifest(action.manifest)
+        statement = name_of(pack(action.manifest))
+        if isinstance(action, PutPolicy):
+            said = received.said(statement, manifest.version)
+            await self._policies.put(action.manifest, manifest, action.documents, said)
+        else:
+            said = received.said(statement, received.command.sequence)
+            await self._policies.try_out(action.manifest, manifest, action.documents, said)
 
-    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, command: Command) -> None:
+    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> None:
         """Send an order to every session of a subject, including one that is not trusted yet."""
         for key in await self._current.keys(role, id):
             session = await self._current.session(key)
             if session is not None:
                 order = Order(reasons=[reason] if reason else [])
-                once = f"{command.operator}-{command.sequence}-{session}"
+                once = f"{received.name}-{received.command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
 
-
-def _by_name(documents: list[bytes]) -> dict[str, bytes]:
-    return {policy_name(document): document for document in documents}
-
-
-def _name(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _check(command: Command, name: str, applied: int, now: int) -> None:
-    if command.operator != name:
-        raise _refused("subject", f"a command signed by {name}", command.operator, "publish on your own subject")
-    if command.expires_at < now:
-        raise _refused("expired", f"by {command.expires_at}", str(now), "sign it again; check both clocks")
-    if command.sequence < applied:
-        raise _overtaken(command, applied)
-
-
-def _overtaken(command: Command, applied: int) -> Refusal:
-    return _refused("sequence", f"above {applied}", str(command.sequence), "sign it again: another was applied first")
-
-
-async def _note(sequences: Bucket, operator: str, applied: NewestCommand) -> None:
-    while True:
-        entry = await sequences.get(operator)
-        try:
-            if entry is None or entry.value is None:
-                await sequences.create(operator, pack(applied))
-            elif unpack(NewestCommand, entry.value).sequence < applied.sequence:
-                await sequences.update(operator, pack(applied), entry.revision)
-            return
-        except Conflict:
-            continue
+    def _answer(self, name: str, message: str, newest: int, refusal: Refusal | None = None) -> str:
+        """The signed answer to a command, in base64: the bus delivers it, and has no say in it."""
+        reasons = list(refusal.reasons[:MAX_ANSWERED]) if refusal else []
+        answer = Answer(applied=refusal is None, at=int(self._now()), newest=newest, reasons=reasons)
+        signed = self._identity.sign(ANSWER, commands_of(name), answer, bytes.fromhex(message))
+        return base64.b64encode(pack(signed)).decode()
 
 
 def _revoked(action: Revoke, by: str) -> Reason:

@@ -1,20 +1,28 @@
-"""A worker's own memory of the highest version seen of everything that must not be rolled back.
+"""A worker's own memory of the highest version seen of what comes with a number of its own.
 
-The bus may show an older enrolment, policy manifest or collateral than before. A small local file, written whole and
-in one move, is what remembers; losing it loses only that protection, not correctness.
+The bus may show older collateral, and a machine an older boot of its TPM, than before. A small local file, written
+whole and in one move, is what remembers; losing it loses only that protection, not correctness.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.schemas.base import Refusal
 
-EVALUATION_FLOOR = "tcb_evaluation_number"
-CRL_FLOOR = "crl_number"
-"""The two floors that a policy manifest sets for every platform; the collateral client keeps its own beside them."""
+
+@dataclass
+class PolicyFloors:
+    """What collateral must not be below, by the manifest in force; the collateral client keeps its own marks beside.
+
+    Not a mark: they are the manifest's, and go with it when its author is taken out of the settings.
+    """
+
+    tcb_evaluation: int = 0
+    crl_number: int = 0
 
 
 class HighWater:

@@ -1,46 +1,45 @@
-"""Which policies are in force and on trial: read from the bus, believed for their author's signature alone."""
+"""Which policies are in force and on trial: by their authors' signatures, and the managers' that say which is which."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
-from attestgate.bus.api import Bus
+from attestgate.bus.api import Bucket, Entry
 from attestgate.bus.client.cached_key import CachedKey
-from attestgate.manager.local.high_water import CRL_FLOOR, EVALUATION_FLOOR, HighWater
-from attestgate.manager.local.slices import Slices
-from attestgate.manager.policy.signers import Signers
+from attestgate.manager.local.high_water import PolicyFloors
+from attestgate.manager.local.slices import Slices, aside
+from attestgate.manager.policy.in_force import Held, StatementsInForce
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, load_in_slices
-from attestgate.schemas.base import Refusal, pack, parse_json, unpack
+from attestgate.schemas.base import Refusal, pack, parse_json
 from attestgate.schemas.enrolment import PolicyManifest
 from attestgate.schemas.host_policy import HostPolicy
+from attestgate.schemas.in_force import InForce
 from attestgate.schemas.sgx import SgxPolicy, policy_name, read_policy
-from attestgate.schemas.signing import Signed, verify
+from attestgate.schemas.signing import Signed
 
 log = structlog.get_logger(__name__)
+BUCKET = "policies"
 MANIFEST = "manifest"
 """Key of the manifest in force in the bucket `policies`; documents are there under their own hash."""
 TRIAL = "trial"
 """Key of the manifest on trial: hosts are judged by it as well, with no effect but a note in the events.
 It is over once its version, or a newer one, is in force."""
 
-REMEMBERED = 4
-"""Manifests whose signature is not checked again: the one in force, the one on trial, and those just before."""
-
 
 @dataclass(frozen=True)
-class InForce:
+class InForcePolicies:
     """The policies of one manifest, read and checked; and those on trial, if there are any."""
 
     manifest: PolicyManifest
     sgx: SgxPolicy
     host: HostPolicy
     runtime: LoadedPolicy
-    trial: InForce | None = None
+    trial: InForcePolicies | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -56,33 +55,32 @@ def manifest_name(manifest: PolicyManifest) -> str:
 
 
 class Policies:
-    """Reads policies; remembers how new they were, so that the bus cannot roll them back."""
+    """Reads policies, and puts them in force or on trial."""
 
     def __init__(
         self,
-        bus: Bus,
-        signers: Signers,
-        high_water: HighWater,
+        bucket: Bucket,
+        manifests: StatementsInForce[PolicyManifest],
+        floors: PolicyFloors,
         slices: Slices,
         policy_keys: Sequence[PolicyKey] = (),
     ) -> None:
-        self._bucket = bus.bucket("policies")
-        self._newest = {key: CachedKey(self._bucket, key) for key in (MANIFEST, TRIAL)}
-        self._signers = signers
-        self._high_water = high_water
+        self._bucket = bucket
+        self._manifests = manifests
+        self._newest = {key: CachedKey(bucket, key) for key in (MANIFEST, TRIAL)}
+        self._floors = floors
         self._slices = slices
         self._policy_keys = policy_keys
         self._reading = asyncio.Lock()
-        self._in_force: InForce | None = None
-        self._manifests: dict[bytes, PolicyManifest] = {}
-        self._trial: InForce | None = None
+        self._in_force: InForcePolicies | None = None
+        self._trial: InForcePolicies | None = None
 
     async def follow(self) -> None:
         """Watch for manifest changes until cancelled."""
         await asyncio.gather(*(manifest.follow() for manifest in self._newest.values()))
 
-    async def in_force(self) -> InForce:
-        """The policies in force by the newest manifest. Raises Refusal (`policy.*`, `rollback`)."""
+    async def in_force(self) -> InForcePolicies:
+        """The policies in force by the newest manifest. Raises Refusal (`policy.*`)."""
         while True:
             manifest = await self._manifest_in_force()
             held = self._in_force
@@ -90,9 +88,48 @@ class Policies:
                 return replace(held, trial=await self._on_trial(manifest))
             await self._put_in_force(manifest)  # takes its time: a newer one may be in force by then
 
+    async def put(self, signed: Signed, manifest: PolicyManifest, documents: list[bytes], said: InForce) -> None:
+        """Put a manifest in force, with its documents.
+
+        Raises Refusal: `command.policy` for one that is not newer than that in force, or whose documents are not
+        complete; as a policy's reader does for a document that does not load; BusError.
+        """
+        await self._put(MANIFEST, signed, manifest, documents, said, lambda held: _check_newer(signed, manifest, held))
+
+    async def try_out(self, signed: Signed, manifest: PolicyManifest, documents: list[bytes], said: InForce) -> None:
+        """Put a manifest on trial, with its documents, in place of what is on trial. Raises as `put` does."""
+
+        def check(held: Held[PolicyManifest]) -> None:
+            if said.order <= held.said.order:
+                raise _refused(f"a command newer than {held.said.order}", str(said.order), "sign it again")
+
+        await self._put(TRIAL, signed, manifest, documents, said, check)
+
+    async def _put(
+        self,
+        key: str,
+        signed: Signed,
+        manifest: PolicyManifest,
+        documents: list[bytes],
+        said: InForce,
+        check: Callable[[Held[PolicyManifest]], None],
+    ) -> None:
+        in_force = await self._manifests.newest(MANIFEST, await self._bucket.get(MANIFEST))
+        if in_force is not None:
+            _check_newer(signed, manifest, in_force)
+        by_name = await aside(sum(map(len, documents)), _by_name, documents)
+        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - by_name.keys()
+        if missing:
+            raise _refused("every document of the manifest", f"{sorted(missing)} missing", "send them too")
+        # Before anybody is judged by it: a document that nobody can read would have everybody refused.
+        await self._load(manifest, by_name)
+        for name, document in by_name.items():
+            await self._bucket.put(name, document)
+        await self._manifests.put(key, signed, manifest, said, check)
+
     async def _manifest_in_force(self) -> PolicyManifest:
-        entry = await self._newest[MANIFEST].get()
-        if entry is None or entry.value is None:
+        manifest = await self._manifest(MANIFEST, await self._newest[MANIFEST].get())
+        if manifest is None:
             raise Refusal.because(
                 "policy.none",
                 "policy manifest",
@@ -100,34 +137,24 @@ class Policies:
                 found="no manifest: without a policy everything is refused",
                 action="put one in force: attestgate policy sign",
             )
-        manifest = self.read_manifest(entry.value)
-        self._high_water.check("policy", manifest.version)
         return manifest
+
+    async def _manifest(self, key: str, entry: Entry | None) -> PolicyManifest | None:
+        held = await self._manifests.newest(key, entry)
+        return None if held is None else held.says
 
     async def _put_in_force(self, manifest: PolicyManifest) -> None:
         async with self._reading:  # by one for all that wait for it
             if self._in_force is None or self._in_force.manifest != manifest:
                 self._in_force = await self._read(manifest)
-                self._high_water.raise_to(EVALUATION_FLOOR, manifest.min_tcb_evaluation)
-                self._high_water.raise_to(CRL_FLOOR, manifest.min_crl_number)
+                self._floors.tcb_evaluation = manifest.min_tcb_evaluation
+                self._floors.crl_number = manifest.min_crl_number
 
-    def read_manifest(self, signed: bytes) -> PolicyManifest:
-        """A manifest, believed for its author's signature. The same bytes are checked once. Raises Refusal."""
-        known = self._manifests.get(signed)
-        if known is None:
-            authors = self._signers.identities("policy-author")
-            known = verify(unpack(Signed, signed), PolicyManifest, "policy manifest", authors)
-            self._manifests = dict([*self._manifests.items(), (signed, known)][-REMEMBERED:])
-        return known
-
-    async def _on_trial(self, in_force: PolicyManifest) -> InForce | None:
+    async def _on_trial(self, in_force: PolicyManifest) -> InForcePolicies | None:
         """The policies on trial. One that cannot be read is ignored: a trial decides nothing, so it refuses nothing."""
-        entry = await self._newest[TRIAL].get()
-        if entry is None or entry.value is None:
-            return None
         try:
-            manifest = self.read_manifest(entry.value)
-            if manifest.version <= in_force.version:
+            manifest = await self._manifest(TRIAL, await self._newest[TRIAL].get())
+            if manifest is None or manifest.version <= in_force.version:
                 return None
             async with self._reading:
                 if self._trial is None or self._trial.manifest != manifest:
@@ -137,9 +164,13 @@ class Policies:
             log.warning("policies on trial ignored", reasons=[reason.sentence() for reason in refusal.reasons])
             return None
 
-    async def _read(self, manifest: PolicyManifest) -> InForce:
-        host_document = await self._document(manifest.host_policy)
-        host = parse_json(HostPolicy, host_document, source="host policy")
+    async def _read(self, manifest: PolicyManifest) -> InForcePolicies:
+        names = (manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy)
+        return await self._load(manifest, {name: await self._document(name) for name in names})
+
+    async def _load(self, manifest: PolicyManifest, documents: Mapping[str, bytes]) -> InForcePolicies:
+        """The documents of a manifest, each within its limits, and together. Raises Refusal."""
+        host = parse_json(HostPolicy, documents[manifest.host_policy], source="host policy")
         if host.runtime_policy != manifest.runtime_policy:
             raise Refusal.because(
                 "policy.mismatch",
@@ -148,10 +179,9 @@ class Policies:
                 found=host.runtime_policy,
                 action="sign a manifest whose documents belong together",
             )
-        sgx = read_policy(await self._document(manifest.sgx_policy), source="SGX policy")
-        document = await self._document(manifest.runtime_policy)
-        runtime = await self._slices.finish(load_in_slices(document, authors=self._policy_keys))
-        return InForce(manifest=manifest, sgx=sgx, host=host, runtime=runtime)
+        sgx = read_policy(documents[manifest.sgx_policy], source="SGX policy")
+        loading = load_in_slices(documents[manifest.runtime_policy], authors=self._policy_keys)
+        return InForcePolicies(manifest=manifest, sgx=sgx, host=host, runtime=await self._slices.finish(loading))
 
     async def _document(self, name: str) -> bytes:
         entry = await self._bucket.get(name)
@@ -164,3 +194,17 @@ class Policies:
                 action="put the manifest in force again together with its documents",
             )
         return entry.value
+
+
+def _by_name(documents: list[bytes]) -> dict[str, bytes]:
+    return {policy_name(document): document for document in documents}
+
+
+def _check_newer(signed: Signed, manifest: PolicyManifest, in_force: Held[PolicyManifest]) -> None:
+    """Raises Refusal `command.policy` for an older manifest than the one in force, or another of its version."""
+    if in_force.standing.statement != signed and manifest.version <= in_force.said.order:
+        raise _refused(f"a version above {in_force.said.order}", str(manifest.version), "raise the version")
+
+
+def _refused(expected: str, found: str, action: str) -> Refusal:
+    return Refusal.because("command.policy", "policy", expected=expected, found=found, action=action)

@@ -15,17 +15,22 @@ from pydantic import Field
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey, read_key
 from attestgate.manager.verification.ima.runtime_policy import load as load_runtime_policy
 from attestgate.schemas.base import Model, Refusal, parse_json, read_json
-from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.enrolment import MANIFEST, MANIFESTS, PolicyManifest, PutPolicy
 from attestgate.schemas.host_policy import HostPolicy
+from attestgate.schemas.settings import TrustDomainName
 from attestgate.schemas.sgx import policy_name, read_policy
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Signer
 
 MAX_DOCUMENT = 7 * 1024 * 1024
 
 
 class PolicySet(Model):
-    """The set's file. Paths count from its folder; `version` must rise with every set put in force."""
+    """The set's file. Paths count from its folder; `version` must rise with every set put in force.
 
+    `trust_domain` is the deployment's, as in the managers' settings: what is signed is for no other.
+    """
+
+    trust_domain: TrustDomainName
     version: Annotated[int, Field(ge=1, lt=2**63)]
     sgx_policy: str
     host_policy: str
@@ -63,7 +68,8 @@ def sign_set(path: Path, author: Ed25519PrivateKey, policy_keys: Sequence[Policy
         allow_proxy=described.allow_proxy,
         allow_manager_keys=described.allow_manager_keys,
     )
-    return PutPolicy(manifest=sign(author, "policy manifest", manifest), documents=[sgx, host, runtime])
+    signed = Signer(described.trust_domain, author).sign(MANIFEST, MANIFESTS, manifest)
+    return PutPolicy(manifest=signed, documents=[sgx, host, runtime])
 
 
 def read_policy_key(path: Path) -> PolicyKey:

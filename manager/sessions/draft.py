@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from secrets import token_bytes
 from typing import Any, Generic, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, JsonValue
 
 from attestgate.bus import subjects
@@ -27,10 +26,12 @@ from attestgate.schemas.binding import Role
 from attestgate.schemas.event_data import SessionWhat, entries_told
 from attestgate.schemas.events import Event
 from attestgate.schemas.host_policy import ListVerdict
+from attestgate.schemas.messages import to_agent
 from attestgate.schemas.settings import GatewaySet, Timing
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Purpose, Signer
 
 R = TypeVar("R", HostRecord, AppRecord)
+M = TypeVar("M", bound=BaseModel)
 
 
 KEPT_S = 3600
@@ -43,17 +44,12 @@ class Context:
 
     now: int
     timing: Timing
-    identity: Ed25519PrivateKey
+    identity: Signer
     gateways: GatewaySet
     source: str
     log_head: str = ""
     """The newest checked head of the decision log, as a signed note."""
     token: Callable[[int], bytes] = token_bytes
-
-    @property
-    def manager_identity(self) -> bytes:
-        """The public half of the manager's identity."""
-        return self.identity.public_key().public_bytes_raw()
 
 
 def _told(listed: ListVerdict) -> ListVerdict:
@@ -103,10 +99,11 @@ class Draft(Generic[R]):
         self.set(channel=channel)
         self.send(step, data, channel.sent)
 
-    def say_signed(self, step: str, label: str, model: BaseModel) -> None:
-        """Send the agent a signed message, where there is no channel."""
-        subject = subjects.outbound(self.record.role, self.record.name, step)
-        self._put(how="send", subject=subject, data=pack(sign(self.context.identity, label, model)))
+    def say_signed(self, purpose: Purpose[M], model: M) -> None:
+        """Send the agent a signed message, where there is no channel; the step has the name of its purpose."""
+        subject = subjects.outbound(self.record.role, self.record.name, purpose.label)
+        signed = self.context.identity.sign(purpose, to_agent(self.record.role, self.record.name), model)
+        self._put(how="send", subject=subject, data=pack(signed))
 
     def event(self, what: SessionWhat, **data: JsonValue) -> None:
         """Publish an event; schemas/event_data.py defines its `data`."""
@@ -136,7 +133,7 @@ class Draft(Generic[R]):
         if result.verdict is None or asked is None:
             return {}
         token = ear.sign(
-            self.context.identity,
+            self.context.identity.key,
             subject=f"{self._asked.role}/{self._asked.subject}" if result.own else None,
             session=self._asked.session,
             nonce=asked.nonce,
@@ -160,7 +157,8 @@ class Draft(Generic[R]):
         )
         self.set(decisions=decision.number)
         subject = subjects.decision(record.role, record.subject, decision.id)
-        self._put(how="log", subject=subject, data=sign_decision(self.context.identity, decision), id=decision.id)
+        entry = sign_decision(self.context.identity, subject, decision)
+        self._put(how="log", subject=subject, data=entry, id=decision.id)
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
         """Send a message to another session (or to this one); any worker may handle it."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, JsonValue
 from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.channel import Channel, Frame, open_frame
 from attestgate.bus.crypto.envelope import SuiteName
+from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
 from attestgate.manager.sessions.record import ROLE, Handshake
@@ -26,8 +27,17 @@ from attestgate.schemas.binding import (
     hello_hash,
     next_transcript,
 )
-from attestgate.schemas.messages import Challenge, EvidenceKind, Proof, Rejected, Sealed
-from attestgate.schemas.signing import sign
+from attestgate.schemas.messages import (
+    CHALLENGE,
+    GRANT,
+    REJECTED,
+    Challenge,
+    EvidenceKind,
+    Proof,
+    Rejected,
+    Sealed,
+    to_agent,
+)
 
 MAX_VERIFICATIONS = 8
 """Appraisals of foreign evidence per session; after that it waits for its deadline. An appraisal costs far more than
@@ -40,9 +50,16 @@ def session_id(role: Role, subject: str, hello: bytes) -> str:
 
 
 def fresh_handshake(
-    role: Role, session: str, subject: str, hello: bytes, context: Context, suite: SuiteName, wanted: list[EvidenceKind]
+    role: Role,
+    session: str,
+    subject: str,
+    name: str,
+    hello: bytes,
+    context: Context,
+    suite: SuiteName,
+    wanted: list[EvidenceKind],
 ) -> tuple[Handshake, bytes]:
-    """The manager's side of a handshake at T1, and the signed challenge's bytes."""
+    """The manager's side of a handshake at T1, and the signed challenge's bytes. `name` is the agent's on the bus."""
     private, public = envelope.generate(suite)
     challenge = Challenge(
         session=session,
@@ -55,8 +72,8 @@ def fresh_handshake(
         suite=suite,
         wanted=wanted,
     )
-    data = pack(sign(context.identity, "challenge", challenge))
-    t0 = first_transcript(suite, role, session, subject, context.manager_identity)
+    data = pack(context.identity.sign(CHALLENGE, to_agent(role, name), challenge))
+    t0 = first_transcript(suite, role, session, subject, context.identity.public)
     handshake = Handshake(
         hello=challenge.hello,
         nonce=challenge.nonce,
@@ -80,7 +97,8 @@ def open_session(
 ) -> R:
     """The record of a new session, its challenge in the outbox; `shown` is what the event reports of the hello."""
     role = ROLE[kind]
-    handshake, challenge = fresh_handshake(role, session, subject, hello, context, suite, wanted)
+    name = subject if role == "host" else app_name(host, subject)
+    handshake, challenge = fresh_handshake(role, session, subject, name, hello, context, suite, wanted)
     record = kind(
         session=session,
         subject=subject,
@@ -158,7 +176,7 @@ def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResul
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
     notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(result.reasons))
-    draft.say_signed("rejected", "rejected", notice)
+    draft.say_signed(REJECTED, notice)
     reasons: list[JsonValue] = [reason.model_dump() for reason in result.reasons]
     draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.ear(result))
 
@@ -168,8 +186,8 @@ def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_n
     handshake, record = _handshake(draft), draft.record
     t2 = handshake.transcript
     ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant", t2), pack(model))
-    signed = sign(draft.context.identity, "grant", Sealed(session=record.session, ciphertext=ciphertext), t2)
-    data = pack(signed)
+    sealed = Sealed(session=record.session, ciphertext=ciphertext)
+    data = pack(draft.context.identity.sign(GRANT, to_agent(record.role, record.name), sealed, t2))
     draft.set(
         handshake=handshake.model_copy(
             update={

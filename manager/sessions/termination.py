@@ -15,7 +15,7 @@ from attestgate.schemas import audit
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Reason
 from attestgate.schemas.event_data import SessionWhat
-from attestgate.schemas.messages import Ended, Refused
+from attestgate.schemas.messages import REFUSED, Ended, Refused
 
 TOLD: dict[State, SessionWhat] = {
     State.REFUSED: "refused",
@@ -41,7 +41,7 @@ def terminate(
         draft.say("ended", Ended(state=state, reasons=list(reasons)))
     elif hello is not None:
         notice = Refused(session=draft.record.session, hello=hello, step=step, reasons=list(reasons))
-        draft.say_signed("refused", "refused", notice)
+        draft.say_signed(REFUSED, notice)
     record = draft.record
     if isinstance(record, HostRecord):
         _withdraw_host(draft, record, reasons)

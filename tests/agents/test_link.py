@@ -18,14 +18,15 @@ from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.memory.server import MemoryBus, MemoryServer
 from attestgate.manager.sessions.handshake import session_id
 from attestgate.schemas.base import Reason, Secret, pack
-from attestgate.schemas.binding import Role, hello_hash
+from attestgate.schemas.binding import PROTOCOL, Role, hello_hash
 from attestgate.schemas.limits import OUTBOUND
-from attestgate.schemas.messages import AppHello, Challenge, Refused
-from attestgate.schemas.signing import sign
+from attestgate.schemas.messages import CHALLENGE, GRANT, REFUSED, AppHello, Challenge, Refused
+from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
 
-MANAGER = Ed25519PrivateKey.generate()
-MANAGERS = {MANAGER.public_key().public_bytes_raw()}
-HELLO = AppHello(app="a1", host="h1", random=bytes(32), agent_version="x")
+MANAGER = Signer("test.example", Ed25519PrivateKey.generate())
+STRANGER = Signer("test.example", Ed25519PrivateKey.generate())
+MANAGERS = TrustedKeys("test.example", {"manager": {MANAGER.public}})
+HELLO = AppHello(version=PROTOCOL, app="a1", host="h1", random=bytes(32), agent_version="x")
 REASON = Reason(code="x", field="x", expected="x", found="x", action="x")
 
 
@@ -68,15 +69,15 @@ async def answer(server: MemoryServer, *messages: tuple[str, bytes]) -> None:
         await server.connect().send(subjects.outbound("app", "h1.a1", step), data)
 
 
-def signed(label: str, model: Any, key: Ed25519PrivateKey = MANAGER) -> bytes:
-    return pack(sign(key, label, model))
+def signed(purpose: Purpose[Any], model: Any, key: Signer = MANAGER, place: str = "app/h1.a1") -> bytes:
+    return pack(key.sign(purpose, place, model))
 
 
 async def test_a_challenge_to_this_hello_is_taken() -> None:
     server = MemoryServer()
     session = await agent(server.connect())
     _, got = await asyncio.gather(
-        answer(server, ("challenge", signed("challenge", challenge()))), session.open(HELLO, 5.0)
+        answer(server, ("challenge", signed(CHALLENGE, challenge()))), session.open(HELLO, 5.0)
     )
     assert got.suite == session.suite == "x25519"
     assert len(session.transcript) == 64
@@ -84,21 +85,23 @@ async def test_a_challenge_to_this_hello_is_taken() -> None:
 
 IGNORED: list[tuple[str, bytes]] = [
     ("challenge", b"junk"),
-    ("challenge", signed("challenge", challenge(), Ed25519PrivateKey.generate())),
-    ("challenge", signed("grant", challenge())),
-    ("challenge", signed("challenge", challenge(hello=bytes(64)))),
-    ("challenge", signed("challenge", challenge(role="host"))),
-    ("challenge", signed("challenge", challenge(suite="mlkem768-x25519"))),
-    ("challenge", signed("challenge", challenge(suite="none"))),
-    ("grant", signed("challenge", challenge())),
+    ("challenge", signed(CHALLENGE, challenge(), STRANGER)),
+    ("challenge", signed(GRANT, challenge())),
+    ("challenge", signed(CHALLENGE, challenge(), place="app/h1.a2")),
+    ("challenge", signed(CHALLENGE, challenge(), Signer("other.example", MANAGER.key))),
+    ("challenge", signed(CHALLENGE, challenge(hello=bytes(64)))),
+    ("challenge", signed(CHALLENGE, challenge(role="host"))),
+    ("challenge", signed(CHALLENGE, challenge(suite="mlkem768-x25519"))),
+    ("challenge", signed(CHALLENGE, challenge(suite="none"))),
+    ("grant", signed(CHALLENGE, challenge())),
     ("refused", b"junk"),
-    ("refused", signed("refused", Refused(session="ab" * 16, hello=bytes(64), step="x", reasons=[REASON]))),
+    ("refused", signed(REFUSED, Refused(session="ab" * 16, hello=bytes(64), step="x", reasons=[REASON]))),
     (
         "refused",
         signed(
-            "refused",
+            REFUSED,
             Refused(session="ab" * 16, hello=hello_hash(pack(HELLO)), step="x", reasons=[REASON]),
-            Ed25519PrivateKey.generate(),
+            STRANGER,
         ),
     ),
     ("ended", b"junk"),
@@ -109,7 +112,7 @@ IGNORED: list[tuple[str, bytes]] = [
 async def test_what_is_not_this_managers_to_this_hello_is_ignored(step: str, data: bytes) -> None:
     server = MemoryServer()
     session = await agent(server.connect())
-    honest = ("challenge", signed("challenge", challenge()))
+    honest = ("challenge", signed(CHALLENGE, challenge()))
     _, got = await asyncio.gather(answer(server, (step, data), honest), session.open(HELLO, 5.0))
     assert got.hello == hello_hash(pack(HELLO))
 
@@ -119,7 +122,7 @@ async def test_a_signed_refusal_of_this_hello_ends_it_with_its_reasons() -> None
     session = await agent(server.connect())
     refusal = Refused(session="ab" * 16, hello=hello_hash(pack(HELLO)), step="hello", reasons=[REASON])
     with pytest.raises(SessionOver) as over:
-        await asyncio.gather(answer(server, ("refused", signed("refused", refusal))), session.open(HELLO, 5.0))
+        await asyncio.gather(answer(server, ("refused", signed(REFUSED, refusal))), session.open(HELLO, 5.0))
     assert over.value.reasons == [REASON]
 
 

@@ -17,9 +17,18 @@ from attestgate.manager.pki.authority import key_id, load_authority
 from attestgate.manager.pki.issue import read_marks
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.schemas.admission import ALL, BUCKET, Lease, Withdrawal, crl_key
-from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
+from attestgate.schemas.base import unpack
+from attestgate.schemas.enrolment import (
+    MANIFEST,
+    MANIFESTS,
+    AppEnrolment,
+    Enrol,
+    Placement,
+    PolicyManifest,
+    PutPolicy,
+    Revoke,
+)
 from attestgate.schemas.settings import Timing
-from attestgate.schemas.signing import sign, verify
 from tests.support.app.agent import running, start
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import APP_ENCLAVE, OTHER_ENCLAVE, World
@@ -54,9 +63,8 @@ async def enrol(site: Deployment, **more: object) -> None:
 async def permit(site: Deployment, **allowed: bool) -> None:
     """Put the same policies in force with a manifest that allows more."""
     command = site.world.policies.command(site.world.author, version=2)
-    author = site.world.author.public_key().public_bytes_raw()
-    manifest = verify(command.manifest, PolicyManifest, "policy manifest", {author}).model_copy(update=allowed)
-    signed = sign(site.world.author, "policy manifest", manifest)
+    manifest = unpack(PolicyManifest, command.manifest.payload).model_copy(update=allowed)
+    signed = site.world.author.sign(MANIFEST, MANIFESTS, manifest)
     await site.order(PutPolicy(manifest=signed, documents=command.documents))
 
 

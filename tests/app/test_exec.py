@@ -18,14 +18,24 @@ from typer.testing import CliRunner
 from attestgate.app_agent.proxy import unix_socket
 from attestgate.cli.exec import Exec
 from attestgate.cli.main import app
+from attestgate.compose.local.plan import TRUST_DOMAIN
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.nginx.process import free_port
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
 from attestgate.manager.local.keyfiles import read_identity
-from attestgate.schemas.base import Refusal
-from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, PolicyManifest, PutPolicy, Revoke
-from attestgate.schemas.signing import sign, verify
+from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.enrolment import (
+    MANIFEST,
+    MANIFESTS,
+    AppEnrolment,
+    Enrol,
+    Placement,
+    PolicyManifest,
+    PutPolicy,
+    Revoke,
+)
+from attestgate.schemas.signing import Signer
 from tests.support.gateway.gate import until
 
 COMMAND = """
@@ -49,12 +59,11 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     shutil.copy(CLEAN, listed)
     async with Stack(tmp_path / "s") as stack:
         policies = await stack.put_policy(listed)
-        author = read_identity(next((stack.plan.keys / "policy-authors").iterdir()))
+        author = Signer(TRUST_DOMAIN, read_identity(next((stack.plan.keys / "policy-authors").iterdir())))
         command = policies.command(author, version=2)
-        manifest = verify(
-            command.manifest, PolicyManifest, "policy manifest", {author.public_key().public_bytes_raw()}
-        ).model_copy(update={"allow_proxy": True})
-        await stack.order(PutPolicy(manifest=sign(author, "policy manifest", manifest), documents=command.documents))
+        manifest = unpack(PolicyManifest, command.manifest.payload).model_copy(update={"allow_proxy": True})
+        signed = author.sign(MANIFEST, MANIFESTS, manifest)
+        await stack.order(PutPolicy(manifest=signed, documents=command.documents))
         await stack.enrol_host("host-1", "machine-a")
         await stack.start_host("host-1", "machine-a", listed, ["app-1"])
         await stack.until("host", "host-1", "trusted")

@@ -31,11 +31,11 @@ def test_a_key_is_named_as_in_the_note_package() -> None:
 
 
 def test_what_was_signed_is_read() -> None:
-    assert open_checkpoint(sign_checkpoint(KEY, HEAD), SIGNERS) == HEAD
+    assert open_checkpoint(sign_checkpoint(KEY.key, HEAD), SIGNERS) == HEAD
 
 
 def test_signatures_of_witnesses_are_passed_over() -> None:
-    note = sign_checkpoint(KEY, HEAD)
+    note = sign_checkpoint(KEY.key, HEAD)
     cosigned = f"{note}— witness.example/w {base64.b64encode(bytes(68)).decode()}\n"
     assert open_checkpoint(cosigned, SIGNERS) == HEAD
 
@@ -47,11 +47,11 @@ def test_signatures_of_witnesses_are_passed_over() -> None:
         "\n\n",
         HEAD.text(),
         sign_checkpoint(OTHER, HEAD),
-        sign_checkpoint(KEY, HEAD).replace("\n5\n", "\n6\n"),
-        sign_checkpoint(KEY, HEAD).replace("\n5\n", "\n05\n"),
-        sign_checkpoint(KEY, HEAD).replace("cursor 7", "cursor 8"),
-        sign_checkpoint(KEY, HEAD).replace("— test.example", "— test.example/other"),
-        sign_checkpoint(KEY, HEAD) + "x" * MAX_NOTE,
+        sign_checkpoint(KEY.key, HEAD).replace("\n5\n", "\n6\n"),
+        sign_checkpoint(KEY.key, HEAD).replace("\n5\n", "\n05\n"),
+        sign_checkpoint(KEY.key, HEAD).replace("cursor 7", "cursor 8"),
+        sign_checkpoint(KEY.key, HEAD).replace("— test.example", "— test.example/other"),
+        sign_checkpoint(KEY.key, HEAD) + "x" * MAX_NOTE,
     ],
 )
 def test_what_is_no_head_of_the_managers_is_refused(note: str) -> None:
@@ -61,7 +61,7 @@ def test_what_is_no_head_of_the_managers_is_refused(note: str) -> None:
 
 @given(st.integers(0, 2000), st.integers(1, 0x10FFFF).map(chr))
 def test_no_character_can_be_changed(place: int, other: str) -> None:
-    note = sign_checkpoint(KEY, HEAD)
+    note = sign_checkpoint(KEY.key, HEAD)
     place %= len(note) - 1
     if note[place] == other:
         return
@@ -81,7 +81,7 @@ def test_any_text_is_refused_and_nothing_else_happens(text: str) -> None:
 
 def heads(*sizes_and_roots: tuple[int, int]) -> list[str]:
     made = [HEAD.model_copy(update={"size": size, "root": bytes([root]) * 32}) for size, root in sizes_and_roots]
-    return [sign_checkpoint(KEY, head) for head in made]
+    return [sign_checkpoint(KEY.key, head) for head in made]
 
 
 def test_a_host_notices_two_stories(capsys: pytest.CaptureFixture[str]) -> None:

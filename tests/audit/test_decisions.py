@@ -18,12 +18,12 @@ from attestgate.manager.audit.head import HEAD
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas import audit
 from attestgate.schemas.admission import GatewayReport, sign_report
-from attestgate.schemas.break_glass import LABEL, BreakGlass
+from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
-from attestgate.schemas.signing import sign
+from attestgate.schemas.signing import Signer
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment
-from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS
+from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, TRUST_DOMAIN
 
 
 async def log_of(site: Deployment) -> list[audit.Decision]:
@@ -132,10 +132,9 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
 
 async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
-    operator, stranger = site.world.operator, Ed25519PrivateKey.generate()
+    operator, stranger = site.world.operator, Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
     glass = BreakGlass(
         operator="ann",
-        gateways="gateways",
         serial="4d01",
         certificate="ab" * 32,
         identity="spiffe://test.example/host/h1/app/a1",
@@ -144,16 +143,17 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
         expires_at=1_800_000_060,
         reason="the managers are down",
     )
-    signed = sign(operator, LABEL, glass)
+    signed = operator.sign(BREAK_GLASS, at_gateways("gateways"), glass)
     forged = signed.model_copy(update={"payload": signed.payload[:-1] + b"!"})
-    no_operators = sign(stranger, LABEL, glass)
+    no_operators = stranger.sign(BREAK_GLASS, at_gateways("gateways"), glass)
+    for_others = operator.sign(BREAK_GLASS, at_gateways("others"), glass)
     subject = subjects.inbound("gateway", GATEWAY, "report")
-    for said_by in ([signed], [signed], [forged], [no_operators]):
+    for said_by in ([signed], [signed], [forged], [no_operators], [for_others]):
         report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
         await site.bus.publish(subject, sign_report(site.world.gateway, report))
-    await site.told("gateway", GATEWAY, "dropped", 2)
+    await site.told("gateway", GATEWAY, "dropped", 3)
     await site.quiet()
-    assert site.dropped_codes() == ["signature.invalid", "signature.signer"]
+    assert site.dropped_codes() == ["signature.invalid", "signature.signer", "signature.invalid"]
     (broken,) = facts(await log_of(site), audit.BreakGlassFact)
-    public = operator.public_key().public_bytes_raw().hex()
+    public = operator.public.hex()
     assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")

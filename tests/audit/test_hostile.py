@@ -13,13 +13,14 @@ from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.layout import TREE
 from attestgate.manager.audit.head import HEAD
 from attestgate.schemas.base import Refusal
-from tests.support.audit.keeper import NOW, Keeper, copied, entry, findings, rewrite
+from attestgate.schemas.signing import Signer
+from tests.support.audit.keeper import KEY, NOW, Keeper, copied, entry, findings, rewrite
 from tests.support.bus.fixtures import Join
 
 pytestmark = pytest.mark.stack
 
 Messages = list[StoredMessage | tuple[str, bytes]]
-STRANGER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
+STRANGER = Signer(KEY.deployment, Ed25519PrivateKey.from_private_bytes(b"\x08" * 32))
 
 
 def changed(message: StoredMessage | tuple[str, bytes]) -> tuple[str, bytes]:

@@ -22,7 +22,8 @@ from attestgate.manager.audit.merkle import Frontier, consistency_proof, goes_on
 from attestgate.schemas.audit import Decision
 from attestgate.schemas.audit import open_decision as verified_decision
 from attestgate.schemas.base import Refusal
-from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
+from attestgate.schemas.signing import Signer, TrustedKeys
+from tests.support.audit.keeper import KEY, NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
 from tests.support.bus.fixtures import Join
 from tests.support.manager.mortal import Counter, Killed, MortalBus
 
@@ -222,8 +223,8 @@ async def test_a_new_identity_goes_on_with_the_log_of_the_one_before(tmp_path: P
     await before.decide(1, 2)
     await before.grow()
     await before.decide(3, 3)
-    new = Ed25519PrivateKey.from_private_bytes(b"\x09" * 32)
-    public = new.public_key().public_bytes_raw()
+    new = Signer(KEY.deployment, Ed25519PrivateKey.from_private_bytes(b"\x09" * 32))
+    public = new.public
     alone = Keeper(server.connect(), tmp_path / "one", new, frozenset({public}))
     with pytest.raises(Refusal, match=r"signature\.invalid"):
         await alone.log.grow()
@@ -232,7 +233,7 @@ async def test_a_new_identity_goes_on_with_the_log_of_the_one_before(tmp_path: P
     await both.grow()
     log = await read_log(both.bus, {public})
     assert log.checkpoint.size == 4
-    assert check(log, {public, *SIGNERS}, [], NOW) == []
+    assert check(log, TrustedKeys(KEY.deployment, {"manager": {public, *SIGNERS}}), [], NOW) == []
 
 
 async def test_a_disk_that_is_full_ends_no_worker(tmp_path: Path) -> None:
@@ -266,9 +267,9 @@ async def test_few_entries_are_verified_and_taken_over_before_others_have_their_
     hashed: list[int] = []
     extended = Frontier.extended
 
-    def opened(data: bytes, signers: set[bytes]) -> Decision:
+    def opened(subject: str, data: bytes, trusted: TrustedKeys) -> Decision:
         verified.append(turn)
-        return verified_decision(data, signers)
+        return verified_decision(subject, data, trusted)
 
     def grown(frontier: Frontier, leaves: Iterable[bytes]) -> Frontier:
         leaves = list(leaves)

@@ -21,6 +21,7 @@ from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.records.record_cipher import epoch_of
 from attestgate.manager.records.storage_keys import read
 from attestgate.schemas.base import Reason, pack
+from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.messages import HostHello
 from tests.support.cli.command import Ran
@@ -63,7 +64,9 @@ def operator(fleet: Fleet) -> Path:
 
 async def put_aside(fleet: Fleet, host: str) -> str:
     """A host's hello, in quarantine as a worker would have put it there; its name."""
-    hello = HostHello(host=host, random=bytes(32), boot_id="boot", agent_version="1.0", can_give=["sgx", "ima"])
+    hello = HostHello(
+        version=PROTOCOL, host=host, random=bytes(32), boot_id="boot", agent_version="1.0", can_give=["sgx", "ima"]
+    )
     bus = await fleet.join("manager", f"aside-{host}")
     quarantine = Quarantine(bus, "manager-9", _nobody)
     name = await quarantine.put(subjects.inbound("host", host, "hello"), pack(hello), 5, FAULT, int(time.time()))

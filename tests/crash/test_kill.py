@@ -80,7 +80,7 @@ class Killable:
         return [event.what for event in self.events if (event.kind, event.subject) == (kind, id)]
 
     async def order(self, action: Action) -> None:
-        await order(self.bus, OPERATOR, self.world.operator, action, WITHIN_S)
+        await order(self.bus, self.world.operator_key, action, WITHIN_S)
 
     def settings(self) -> Path:
         settings = self.world.manager_settings(self.folder / "state", "manager", LONG, "mlkem768-x25519")
@@ -181,9 +181,8 @@ async def killable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         credentials.issue(world.keys / "bus", "gateway", GATEWAY, tmp_path / "gateway.creds")
         gateway_bus: Any = await connect([server.url], tmp_path / "gateway.creds")
         stack.push_async_callback(gateway_bus.close)
-        identity = bytes.fromhex(world.public["manager_identity"])
         clock: Any = time.time
-        gateway = Gateway(gateway_bus, clock, world.gateway, {identity})
+        gateway = Gateway(gateway_bus, clock, world.gateway, world.managers)
         stack.push_async_callback(_end, asyncio.create_task(gateway.run()))
         yield killable
 
@@ -195,7 +194,7 @@ async def _end(task: asyncio.Task[Any]) -> None:
 
 async def test_killed_before_every_operation(killable: Killable) -> None:
     world = killable.world
-    public = world.gateway.public_key().public_bytes_raw()
+    public = world.gateway.public
     points = range(1, OPERATIONS, STEP)
     async with killable.worker(0):
         await killable.order(world.policies.command(world.author, version=1))

@@ -6,29 +6,29 @@ from typing import Any
 
 import pytest
 import tomli_w
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from attestgate.cli.main import app
 from attestgate.manager.local.keyfiles import create_identity, read_identity
 from attestgate.schemas.admission import ALL, Withdrawal, open_report
 from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.break_glass import LABEL, BreakGlass, read_break_glass
+from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways, read_break_glass
+from attestgate.schemas.enrolment import COMMAND
 from attestgate.schemas.settings import BreakGlassSettings
-from attestgate.schemas.signing import sign, verify
-from tests.support.gateway.deployment import GatewayDeployment, at_work, status
+from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
+from tests.support.gateway.deployment import TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
 from tests.support.gateway.gate import Client, Gate, until
 from tests.support.reasons import refusal_code
 
-OPERATOR = Ed25519PrivateKey.generate()
-PUBLIC = OPERATOR.public_key().public_bytes_raw()
+OPERATOR = new_signer()
+OPERATORS = TrustedKeys(TRUST_DOMAIN, {"operator": {OPERATOR.public}})
+PLACE = at_gateways("sdn")
 
 
 def said(client: Client, at: int, **more: Any) -> BreakGlass:
     assert client.issued is not None
     values: dict[str, Any] = {
         "operator": "ann",
-        "gateways": "sdn",
         "serial": client.issued.serial,
         "certificate": client.issued.sha256,
         "identity": client.issued.identity,
@@ -40,8 +40,10 @@ def said(client: Client, at: int, **more: Any) -> BreakGlass:
     return BreakGlass(**values | more)
 
 
-def put(folder: Path, glass: BreakGlass, key: Ed25519PrivateKey = OPERATOR, label: str = LABEL) -> None:
-    (folder / f"{len(list(folder.iterdir()))}.glass").write_bytes(pack(sign(key, label, glass)))
+def put(
+    folder: Path, glass: BreakGlass, key: Signer = OPERATOR, place: str = PLACE, purpose: Purpose[Any] = BREAK_GLASS
+) -> None:
+    (folder / f"{len(list(folder.iterdir()))}.glass").write_bytes(pack(key.sign(purpose, place, glass)))
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path) -> BreakGlassSettings:
-    return BreakGlassSettings(operators=[PUBLIC.hex()], folder=folder, longest_s=120)
+    return BreakGlassSettings(operators=[OPERATOR.public.hex()], folder=folder, longest_s=120)
 
 
 async def answers(client: Client, code: int) -> None:
@@ -118,9 +120,9 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: GatewayDeployment, 
         )
         await deployment.reported(client.key, "withdrawn", 2)
         await answers(client, 403)
-    gateways = {deployment.identity.public_key().public_bytes_raw()}
-    told = [signed for _, data in deployment.bus.published for signed in open_report(data, gateways).glass]
-    assert [verify(signed, BreakGlass, LABEL, {PUBLIC}) for signed in told] == [said(client, now)]
+    gateways = TrustedKeys(TRUST_DOMAIN, {"gateway": {deployment.identity.public}})
+    told = [signed for _, data in deployment.bus.published for signed in open_report(data, "g1", gateways).glass]
+    assert [OPERATORS.read(BREAK_GLASS, signed, PLACE) for signed in told] == [said(client, now)]
 
 
 @pytest.mark.stack
@@ -147,7 +149,6 @@ async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"gateways": "other"}, "break-glass.gateways"),
         ({"expires_at": 1_000_121}, "break-glass.expires_at"),
         ({"issued_at": 1_000_006, "expires_at": 1_000_020}, "break-glass.issued_at"),
         ({"issued_at": 999_000, "expires_at": 999_100}, "break-glass.expires_at"),
@@ -155,9 +156,9 @@ async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(
 )
 def test_what_it_may_not_be(tmp_path: Path, change: dict[str, Any], code: str) -> None:
     client = Gate(tmp_path, time.time).client()
-    data = pack(sign(OPERATOR, LABEL, said(client, 1_000_000, **change)))
+    data = pack(OPERATOR.sign(BREAK_GLASS, PLACE, said(client, 1_000_000, **change)))
     with pytest.raises(Refusal) as refusal:
-        read_break_glass(data, {PUBLIC}, "sdn", 120, 1_000_000)
+        read_break_glass(data, OPERATORS, "sdn", 120, 1_000_000)
     assert refusal_code(refusal) == code
 
 
@@ -167,8 +168,10 @@ async def test_what_is_not_an_operators_word_is_refused_and_told_once(
 ) -> None:
     client = deployment.gate.client()
     glass = said(client, int(time.time()))
-    put(folder, glass, Ed25519PrivateKey.generate())
-    put(folder, glass, OPERATOR, "command")
+    put(folder, glass, new_signer())
+    put(folder, glass, purpose=COMMAND)
+    put(folder, glass, place=at_gateways("others"))
+    put(folder, glass, Signer("other.example", OPERATOR.key))
     (folder / "junk.glass").write_bytes(b"junk")
     (folder / "empty.glass").write_bytes(b"")
     async with at_work(deployment.worker(break_glass=settings(folder))):
@@ -176,17 +179,19 @@ async def test_what_is_not_an_operators_word_is_refused_and_told_once(
         async def refused() -> list[str]:
             return [str(data["key"]) for what, data in deployment.events if what == "refused"]
 
-        names = await until(refused, lambda found: len(found) == 4)
+        names = await until(refused, lambda found: len(found) == 6)
         assert sorted(names) == [
             "0.glass",
             "1.glass",
+            "2.glass",
+            "3.glass",
             "empty.glass",
             "junk.glass",
         ]
         await deployment.admit(other := deployment.gate.client(app="a2"))
         assert await status(other) == 200
         assert await status(client) == 403
-        assert len(await refused()) == 4
+        assert len(await refused()) == 6
 
 
 def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:
@@ -197,6 +202,8 @@ def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:
         "profile": "development",
         "name": "ann",
         "identity": str(tmp_path / "ann.pem"),
+        "trust_domain": TRUST_DOMAIN,
+        "manager_identity": ["00" * 32],
         "bus": {"url": "nats://nowhere.invalid:1", "credentials": str(tmp_path / "none")},
     }
     (tmp_path / "operator.toml").write_text(tomli_w.dumps(operator))
@@ -206,7 +213,8 @@ def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:
     arguments += ["--reason", "because", "-o", str(out), "-O", str(tmp_path / "operator.toml"), "--allow", "read-only"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    glass = read_break_glass(out.read_bytes(), {public}, "sdn", 3600, int(time.time()))
+    trusted = TrustedKeys(TRUST_DOMAIN, {"operator": {public}})
+    glass = read_break_glass(out.read_bytes(), trusted, "sdn", 3600, int(time.time()))
     assert (glass.serial, glass.identity) == (client.issued.serial, client.issued.identity)
     assert glass.allow == ["GET,HEAD /**"] and glass.expires_at - glass.issued_at == 900
     assert read_identity(tmp_path / "ann.pem").public_key().public_bytes_raw() == public

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.entries import DictionaryEntry
 from attestgate.schemas.admission import Withdrawal, open_report, post
-from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
+from attestgate.schemas.signing import TrustedKeys
+from tests.support.gateway.deployment import HOST, TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
 
 pytestmark = pytest.mark.stack
@@ -86,7 +86,7 @@ async def test_renewals_are_applied_in_batches_and_each_signature_is_checked(dep
 
     async def renew() -> None:
         for client in clients:
-            signer = Ed25519PrivateKey.generate() if client is forged else None
+            signer = new_signer() if client is forged else None
             await deployment.say(lease(client, now, sequence=3, lease_s=40), signer=signer)
         while deployment.bus.waiting():
             await asyncio.sleep(0)
@@ -139,9 +139,11 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
         async def reports() -> None:
             async for delivery in manager.consume("gateway-reports"):
                 for identity in (one.identity, two.identity):
-                    public = identity.public_key().public_bytes_raw()
+                    public = identity.public
                     if public in delivery.data:
-                        said = open_report(delivery.data, {public}).applied
+                        said = open_report(
+                            delivery.data, "g1", TrustedKeys(TRUST_DOMAIN, {"gateway": {public}})
+                        ).applied
                         heard.setdefault(public, set()).update(f"{a.key} {a.state}" for a in said)
                 await delivery.done()
 

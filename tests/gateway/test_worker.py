@@ -9,7 +9,6 @@ from typing import Any, cast
 import httpx
 import pytest
 import structlog.testing
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.gateway.desired_state import DesiredState
@@ -18,7 +17,7 @@ from attestgate.manager.gateway.entries import DictionaryEntry, HostEntry
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Withdrawal, post
 from attestgate.schemas.base import Refusal
-from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
+from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, new_signer, status
 from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, FakeBus, Gate, host_lease, lease, running, until
 from tests.support.reasons import refusal_code
 
@@ -89,7 +88,7 @@ async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeplo
     now = int(time.time())
     client = working.gate.client()
     good = lease(client, now)
-    stranger = Ed25519PrivateKey.generate()
+    stranger = new_signer()
     await working.say(host_lease(now))
     await working.bus.put("cert.aa", post(working.manager, good))
     await working.bus.put(client.key, post(working.manager, good)[:-1])

@@ -1,108 +1,331 @@
-"""An enrolment that was believed once is believed for its bytes, and for nothing else."""
+"""Enrolments: an operator's signature, a manager's beside it; the newest of those who are in the settings now."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from attestgate.bus.memory.server import MemoryServer
-from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.policy import enrolments, signers
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.local.statements import Statements
+from attestgate.manager.policy import in_force
+from attestgate.manager.policy.enrolments import BUCKET, Enrolments
+from attestgate.manager.policy.in_force import StatementsInForce
 from attestgate.manager.policy.signers import Signers
-from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment
-from attestgate.schemas.signing import Signed, sign, verify
-from tests.support.manager.world import OPERATOR, TIMING, World
+from attestgate.schemas.base import Reason, Refusal, pack, unpack
+from attestgate.schemas.binding import PROTOCOL
+from attestgate.schemas.enrolment import COMMAND, Command, Enrol, HostEnrolment, Revoke, commands_of
+from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, name_of, place_of
+from attestgate.schemas.settings import OperatorSettings
+from attestgate.schemas.signing import Signed, Signer, TrustedKeys
+from tests.support.manager.world import TRUST_DOMAIN
+from tests.support.reasons import refusal_code
+
+AT = 1_800_000_000
+MANAGER = Signer(TRUST_DOMAIN, Ed25519PrivateKey.from_private_bytes(b"\x01" * 32))
+OPERATORS = {
+    name: Signer(TRUST_DOMAIN, Ed25519PrivateKey.from_private_bytes(bytes([2 + number]) * 32))
+    for number, name in enumerate(["ann", "bob", "eve", *(f"op-{n}" for n in range(MAX_AUTHORS))])
+}
+PLACE = place_of(BUCKET, "host.h1")
 
 
 class Bench:
-    """Enrolments, and the bucket that it reads, which the bus may write."""
+    """A bucket that the bus may write, and workers that read it."""
 
-    def __init__(self, world: World, folder: Path) -> None:
-        bus = MemoryServer().connect()
-        settings = world.manager_settings(folder, "m", TIMING, "x25519")
-        self.world = world
-        self.bucket = bus.bucket("enrolment")
-        self.enrolments = Enrolments(bus, Signers(settings.operators), HighWater(folder / "marks.json"))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bucket = MemoryServer().connect().bucket(BUCKET)
+        self.told: list[Reason] = []
 
-    def signed(self, id: str, sequence: int = 1) -> Signed:
-        subject = HostEnrolment(id=id, mrenclaves=["11" * 32], platform="22" * 32)
-        command = Command(operator=OPERATOR, sequence=sequence, expires_at=2**37, action=Enrol(subject=subject))
-        return sign(self.world.operator, "command", command)
+    async def _tell(self, reason: Reason) -> None:
+        self.told.append(reason)
 
-    async def put(self, id: str, signed: Signed) -> None:
-        await self.bucket.put(f"host.{id}", pack(signed))
+    def worker(self, *names: str, memory: str = "one", authors: Iterable[str] = ()) -> Enrolments:
+        """A worker whose settings name these operators, and these keys as policy authors'."""
+        named = [(name, "operator") for name in names or ("ann",)] + [(name, "policy-author") for name in authors]
+        operators = [
+            OperatorSettings(name=name, role=role, identity=OPERATORS[name].public.hex())  # type: ignore[arg-type]
+            for name, role in named
+        ]
+        signers = Signers(TRUST_DOMAIN, operators, {MANAGER.public})
+        kept = Statements(self.folder / f"{memory}.sqlite")
+        held = StatementsInForce(
+            BUCKET, self.bucket, COMMAND, signers.commands_of, MANAGER, signers.trusted, kept, self._tell
+        )
+        return Enrolments(self.bucket, signers, held)
+
+    async def put(self, *standing: Standing, key: str = "host.h1") -> None:
+        """What the bus writes."""
+        await self.bucket.put(key, pack(Standings(version=PROTOCOL, standing=list(standing))))
 
 
 @pytest.fixture
-def bench(world: World, tmp_path: Path) -> Bench:
-    return Bench(world, tmp_path)
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
 
 
-@pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> list[Signed]:
-    """The statements whose signature was checked."""
-    seen: list[Signed] = []
-
-    def noted(signed: Signed, *arguments: object) -> object:
-        seen.append(signed)
-        return verify(signed, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(signers, "verify", noted)
-    return seen
+def enrol(sequence: int, id: str = "h1", expires_at: int = AT + 60) -> Command:
+    subject = HostEnrolment(id=id, mrenclaves=[f"{sequence:064x}"], platform="22" * 32)
+    return Command(sequence=sequence, expires_at=expires_at, action=Enrol(subject=subject))
 
 
-async def test_a_signature_is_checked_once(bench: Bench, checked: list[Signed]) -> None:
-    await bench.put("h1", bench.signed("h1"))
-    first = await bench.enrolments.host("h1")
-    assert await bench.enrolments.host("h1") == first
-    assert len(checked) == 1
+def revoke(sequence: int) -> Command:
+    return Command(sequence=sequence, expires_at=AT + 60, action=Revoke(kind="host", id="h1", reason="stolen"))
 
 
-async def test_other_bytes_are_checked_again(bench: Bench, checked: list[Signed]) -> None:
-    for sequence in (1, 2):
-        await bench.put("h1", bench.signed("h1", sequence))
-        await bench.enrolments.host("h1")
-    assert len(checked) == 2
+def signed(command: Command, by: str = "ann", place: str = "", deployment: str = TRUST_DOMAIN) -> Signed:
+    return Signer(deployment, OPERATORS[by].key).sign(COMMAND, place or commands_of(by), command)
 
 
-@pytest.mark.parametrize("field", ["payload", "signature", "signer"])
-async def test_what_was_believed_lends_a_forgery_nothing(bench: Bench, field: str) -> None:
-    good, other = bench.signed("h1"), bench.signed("h1", 2)
-    await bench.put("h1", good)
-    await bench.enrolments.host("h1")
-    changed = {"payload": other.payload, "signature": other.signature, "signer": bytes(32)}[field]
-    await bench.put("h1", good.model_copy(update={field: changed}))
-    with pytest.raises(Refusal, match=r"signature\."):
-        await bench.enrolments.host("h1")
+def said(statement: Signed, order: int, at: int = AT) -> InForce:
+    name = name_of(pack(statement))
+    return InForce(statement=name, command=name, order=order, applied_at=at)
 
 
-async def test_what_was_refused_is_refused_again(bench: Bench) -> None:
-    await bench.put("h1", bench.signed("h1").model_copy(update={"signature": bytes(64)}))
+def standing(
+    command: Command,
+    by: str = "ann",
+    place: str = PLACE,
+    manager: Signer = MANAGER,
+    author_place: str = "",
+    deployment: str = TRUST_DOMAIN,
+) -> Standing:
+    statement = signed(command, by, author_place, deployment)
+    return Standing(statement=statement, in_force=manager.sign(IN_FORCE, place, said(statement, command.sequence)))
+
+
+async def order(worker: Enrolments, command: Command, by: str = "ann") -> None:
+    statement = signed(command, by)
+    await worker.put("host", "h1", statement, command, said(statement, command.sequence))
+
+
+async def sequence_in_force(worker: Enrolments) -> int:
+    """Whose enrolment counts: its measurement is its sequence; 0 where there is none."""
+    try:
+        return int((await worker.host("h1")).mrenclaves[0], 16)
+    except Refusal as refusal:
+        assert refusal.reasons[0].code in ("enrolment.unknown", "signature.signer")
+        return 0
+
+
+async def test_what_a_manager_put_in_force_counts(bench: Bench) -> None:
+    await order(bench.worker(), enrol(7))
+    assert await sequence_in_force(bench.worker(memory="two")) == 7
+
+
+async def test_signatures_are_checked_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Signed] = []
+    read = TrustedKeys.read
+
+    def noted(keys: TrustedKeys, purpose: Any, statement: Signed, *arguments: Any) -> Any:
+        checked.append(statement)
+        return read(keys, purpose, statement, *arguments)
+
+    monkeypatch.setattr(TrustedKeys, "read", noted)
+    monkeypatch.setattr(in_force, "BELIEVED", 2)
+    worker = bench.worker()
+    await bench.put(standing(enrol(1)))
+    for _ in range(3):
+        await worker.host("h1")
+    assert len(checked) == 2, "the author's and the manager's"
+    for sequence in (2, 3):
+        await bench.put(standing(enrol(sequence)))
+        await worker.host("h1")
+    assert len(checked) == 6
+    assert len(worker._in_force._believed) == 2
+
+
+NOT_IN_FORCE = {
+    "of a policy author": (standing(enrol(5), "eve"), "signature.signer"),
+    "of a stranger": (standing(enrol(5), "op-1"), "signature.signer"),
+    "for another deployment": (standing(enrol(5), deployment="other.example"), "signature.invalid"),
+    "in another operator's name": (standing(enrol(5), author_place=commands_of("bob")), "signature.invalid"),
+    "that no manager put in force": (standing(enrol(5), manager=OPERATORS["ann"]), "signature.signer"),
+    "that was put in force for another host": (
+        standing(enrol(5), place=place_of(BUCKET, "host.h2")),
+        "signature.invalid",
+    ),
+    "that was put in force in another bucket": (
+        standing(enrol(5), place=place_of("policies", "host.h1")),
+        "signature.invalid",
+    ),
+    "beside another's word": (
+        Standing(statement=signed(enrol(5)), in_force=standing(enrol(6)).in_force),
+        "in-force.statement",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOT_IN_FORCE)
+async def test_what_the_bus_puts_there_is_refused_with_its_reason(bench: Bench, what: str) -> None:
+    found, code = NOT_IN_FORCE[what]
+    await bench.put(found)
+    worker = bench.worker("ann", "bob", authors=["eve"])
     for _ in range(2):
-        with pytest.raises(Refusal, match=r"signature\.invalid"):
-            await bench.enrolments.host("h1")
+        with pytest.raises(Refusal) as refusal:
+            await worker.host("h1")
+        assert refusal_code(refusal) == code
+    await order(worker, enrol(1))
+    assert await sequence_in_force(worker) == 1, "and keeps no operator from enrolling"
 
 
-async def test_what_was_believed_is_still_held_against_what_it_is_read_for(bench: Bench) -> None:
-    """In another subject's place, and older than one seen before."""
-    older, newer = bench.signed("h1"), bench.signed("h1", 2)
-    for signed in (older, newer):
-        await bench.put("h1", signed)
-        await bench.enrolments.host("h1")
-    await bench.put("h1", older)
-    with pytest.raises(Refusal, match="rollback"):
-        await bench.enrolments.host("h1")
-    await bench.put("h2", newer)
-    with pytest.raises(Refusal, match=r"enrolment\.misplaced"):
-        await bench.enrolments.host("h2")
+@pytest.mark.parametrize("part", ["statement", "in_force"])
+@pytest.mark.parametrize("field", ["payload", "signature", "signer"])
+async def test_what_was_believed_lends_a_forgery_nothing(bench: Bench, part: str, field: str) -> None:
+    good, other = standing(enrol(1)), standing(enrol(2))
+    await bench.put(good)
+    worker = bench.worker()
+    assert await sequence_in_force(worker) == 1
+    changed = getattr(other, part).model_copy(update={"signer": bytes(32)} if field == "signer" else {})
+    forged = getattr(good, part).model_copy(update={field: getattr(changed, field)})
+    await bench.put(good.model_copy(update={part: forged}))
+    assert await sequence_in_force(worker) == 1
+    assert [reason.code for reason in bench.told] == ["rollback"]
+    with pytest.raises(Refusal, match=r"signature\.|in-force\."):
+        await Bench.worker(bench, memory="new")._in_force.newest("host.h1", await _forged(bench, good, part, forged))
 
 
-async def test_so_many_are_remembered(bench: Bench, checked: list[Signed], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enrolments, "BELIEVED", 2)
-    for id in ("h1", "h2", "h3", "h3", "h2", "h1"):
-        await bench.put(id, bench.signed(id))
-        await bench.enrolments.host(id)
-    assert len(checked) == 4
+async def _forged(bench: Bench, good: Standing, part: str, forged: Signed) -> Any:
+    await bench.put(good.model_copy(update={part: forged}))
+    return await bench.bucket.get("host.h1")
+
+
+@pytest.mark.parametrize("value", [b"", b"\xc1", pack(signed(enrol(5)))])
+async def test_bytes_that_are_no_standing_are_refused(bench: Bench, value: bytes) -> None:
+    await bench.bucket.put("host.h1", value)
+    with pytest.raises(Refusal, match=r"message\.|protocol\.version"):
+        await bench.worker().host("h1")
+
+
+async def test_a_command_that_was_put_in_force_after_it_expired_is_none(bench: Bench) -> None:
+    await bench.put(standing(enrol(5, expires_at=AT - 1)))
+    with pytest.raises(Refusal, match=r"enrolment\.expired"):
+        await bench.worker().host("h1")
+
+
+async def test_a_bucket_that_was_set_back_is_brought_forward_again(bench: Bench) -> None:
+    worker = bench.worker()
+    await order(worker, enrol(1))
+    older = await bench.bucket.get("host.h1")
+    assert older is not None and older.value is not None
+    await order(worker, revoke(2))
+    await bench.bucket.put("host.h1", older.value)
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await worker.host("h1")
+    assert [(reason.code, reason.field, reason.found) for reason in bench.told] == [("rollback", PLACE, "1")]
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await bench.worker(memory="another").host("h1")
+    await bench.bucket.delete("host.h1")
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await bench.worker().host("h1")  # started again, with its memory
+    assert bench.told[-1].found == "nothing in force"
+
+
+async def test_a_worker_that_writes_first_is_no_rollback(bench: Bench) -> None:
+    """Read before another task of this worker put a newer one there, and used after."""
+    worker = bench.worker()
+    await order(worker, enrol(1))
+    before = await bench.bucket.get("host.h1")
+    await order(worker, enrol(2))
+    held = await worker._in_force.newest("host.h1", before)
+    assert held is not None and held.said.order == 2
+    assert bench.told == []
+
+
+async def test_an_older_command_is_refused_and_the_same_again_is_not(bench: Bench) -> None:
+    worker = bench.worker("ann", "bob")
+    await order(worker, enrol(2))
+    await order(worker, enrol(2))
+    for older, by in ((enrol(1), "ann"), (revoke(2), "bob"), (revoke(1), "bob")):
+        with pytest.raises(Refusal, match=r"command\.sequence"):
+            await order(worker, older, by)
+    assert await sequence_in_force(worker) == 2
+
+
+@pytest.mark.parametrize("memory", ["one", "new"])
+async def test_a_stolen_key_that_is_taken_out_gives_back_what_it_took(bench: Bench, memory: str) -> None:
+    """And undoes nothing that an honest key did, also where a worker has seen all of it."""
+    both = bench.worker("ann", "eve")
+    await order(both, enrol(10))
+    await order(both, revoke(20))
+    await order(both, enrol(30), "eve")
+    assert await sequence_in_force(both) == 30
+    without = bench.worker("ann", memory=memory)
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await without.host("h1")
+    await order(without, enrol(21))
+    assert await sequence_in_force(without) == 21
+
+
+async def test_a_key_of_the_last_sequence_locks_nobody_out_for_good(bench: Bench) -> None:
+    both = bench.worker("ann", "eve")
+    await order(both, enrol(1))
+    await order(both, enrol(2**63 - 1), "eve")
+    without = bench.worker("ann")
+    await order(without, enrol(2))
+    assert await sequence_in_force(without) == 2
+
+
+async def test_what_stands_beside_the_newest_is_kept_for_workers_with_other_settings(bench: Bench) -> None:
+    """While settings are rolled out, a worker writes that does not know the new operator yet."""
+    await order(bench.worker("ann", "bob"), enrol(5), "bob")
+    await order(bench.worker("ann", memory="old settings"), enrol(6))
+    assert await sequence_in_force(bench.worker("bob", memory="two")) == 5
+
+
+async def test_so_many_authors_are_kept_the_newest(bench: Bench) -> None:
+    names = [f"op-{number}" for number in range(MAX_AUTHORS)]
+    worker = bench.worker("ann", *names)
+    await order(worker, enrol(1))
+    for number, name in enumerate(names):
+        await order(worker, enrol(10 + number), name)
+    entry = await bench.bucket.get("host.h1")
+    assert entry is not None and entry.value is not None
+    kept = unpack(Standings, entry.value).standing
+    assert [unpack(Command, one.statement.payload).sequence for one in kept] == [17, 16, 15, 14, 13, 12, 11, 10]
+
+
+class Story:
+    """Who said what in which order, to workers with which settings."""
+
+    people = ("ann", "bob", "eve")
+    step = st.tuples(st.sampled_from(people), st.integers(1, 9), st.booleans(), st.integers(0, 1))
+    steps = st.lists(step, max_size=12)
+    left = st.sets(st.sampled_from(people), min_size=1)
+
+
+@given(steps=Story.steps, left=Story.left)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_in_force_is_the_newest_of_those_in_the_settings(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bool, int]], left: set[str]
+) -> None:
+    """Whoever else has said anything before, whichever worker took it, and whether a worker remembers it or not."""
+
+    async def play() -> None:
+        bench = Bench(tmp_path_factory.mktemp("story"))
+        workers = [bench.worker(*Story.people, memory=f"worker-{n}") for n in range(2)]
+        newest: dict[str, tuple[int, bool]] = {}
+        for by, sequence, enrols, worker in steps:
+            if sequence <= max((order for order, _ in newest.values()), default=0):
+                continue
+            await order(workers[worker], enrol(sequence) if enrols else revoke(sequence), by)
+            newest[by] = sequence, enrols
+        counting = [said for name, said in newest.items() if name in left]
+        sequence, enrols = max(counting, default=(0, True))
+        for memory in ("worker-0", "worker-1", "new"):
+            worker_left = bench.worker(*left, memory=memory)
+            if enrols:
+                expected = sequence
+                assert await sequence_in_force(worker_left) == expected
+            else:
+                with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+                    await worker_left.host("h1")
+
+    asyncio.run(play())

@@ -11,7 +11,6 @@ from attestgate.bus import subjects
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
 from attestgate.manager.handlers.hello import HelloHandler
-from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.schemas.admission import (
     BUCKET,
@@ -24,12 +23,14 @@ from attestgate.schemas.admission import (
     sign_report,
 )
 from attestgate.schemas.base import pack
+from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.events import reasons_of
 from attestgate.schemas.limits import COMMAND, INBOUND
 from attestgate.schemas.messages import HostHello
+from attestgate.schemas.signing import Signer
 from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
-from tests.support.manager.world import GATEWAY, OPERATOR
+from tests.support.manager.world import GATEWAY, OPERATOR, TRUST_DOMAIN
 
 NAMES = {"host": "h1", "app": "h1.a1", "gateway": GATEWAY}
 
@@ -83,7 +84,9 @@ async def test_names_that_the_bus_makes_up_fill_no_table(site: Deployment, monke
 
     monkeypatch.setattr(HelloHandler, "_admit", admitted)
     for number in range(8):
-        hello = HostHello(host=f"x{number}", random=bytes(32), boot_id="x", agent_version="x", can_give=[])
+        hello = HostHello(
+            version=PROTOCOL, host=f"x{number}", random=bytes(32), boot_id="x", agent_version="x", can_give=[]
+        )
         code, _ = await dropped(site, subjects.inbound("host", hello.host, "hello"), pack(hello))
         assert code == "enrolment.unknown"
     assert kept == [1, 2, 3, 4, 4, 4, 4, 4]
@@ -132,7 +135,7 @@ async def test_certificates_withdrawn_meanwhile_are_not_made_up(
     site: Deployment, work: dict[str, int], own: bool
 ) -> None:
     """As many as are on their way when many sessions end at once; or when another identity has signed the leases."""
-    signer = manager(site) if own else Ed25519PrivateKey.generate()
+    signer = site.world.manager if own else Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
     gone = [applied(number) for number in range(MAX_APPLIED)]
     for item in gone:
         withdrawal = Withdrawal(key=item.key, issued_at=1, until=2, sequence=2, reason="x")
@@ -182,7 +185,7 @@ async def test_leases_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deployme
         newer.model_copy(update={"serial": f"1{number:039x}", "gateways": "others"}) for number in range(MAX_APPLIED)
     ]
     for lease in keys:
-        await site.bus.bucket(BUCKET).put(lease.key, post(manager(site), lease))
+        await site.bus.bucket(BUCKET).put(lease.key, post(site.world.manager, lease))
     await site.quiet()
     work.update({"looked up": 0, "sent": 0})
     made_up = [
@@ -200,7 +203,7 @@ async def renewed(site: Deployment) -> Lease:
     """A newer lease of the application's, on the bus and reported by the gateway."""
     (lease,) = {lease.key: lease for lease in site.gateway.leases}.values()
     newer = lease.model_copy(update={"sequence": lease.sequence + 100})
-    await site.bus.bucket(BUCKET).put(newer.key, post(manager(site), newer))
+    await site.bus.bucket(BUCKET).put(newer.key, post(site.world.manager, newer))
     while newer not in site.gateway.leases:
         await site.wire.changed()
     await site.quiet()
@@ -211,7 +214,3 @@ async def report(site: Deployment, items: list[AppliedStatement]) -> None:
     said = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=items, at=1)
     await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, said))
     await site.quiet()
-
-
-def manager(site: Deployment) -> Ed25519PrivateKey:
-    return read_identity(site.world.keys / "manager" / "identity.pem")

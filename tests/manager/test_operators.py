@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
+import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
+from attestgate.bus.api import Message
 from attestgate.bus.memory.bucket import MemoryBucket
-from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.policy.enrolments import Enrolments
-from attestgate.schemas.base import pack, unpack
-from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, PolicyManifest, PutPolicy, RecheckNow, Revoke
+from attestgate.bus.operator import order
+from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.binding import PROTOCOL
+from attestgate.schemas.enrolment import (
+    COMMAND,
+    MANIFEST,
+    MANIFESTS,
+    Command,
+    Enrol,
+    HostEnrolment,
+    PolicyManifest,
+    PutPolicy,
+    RecheckNow,
+    Revoke,
+    commands_of,
+)
 from attestgate.schemas.events import Event
-from attestgate.schemas.signing import Signed, sign
+from attestgate.schemas.in_force import ANSWER, IN_FORCE, Answer, InForce, Standing, Standings, name_of, place_of
+from attestgate.schemas.signing import Purpose, Signed, Signer
 from tests.support.manager.deployment import Deployment, order_subject
-from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN
 from tests.support.reasons import event_code
 
 
@@ -27,7 +43,6 @@ def enrol(mrenclave: str = HOST_ENCLAVE.mrenclave.hex(), id: str = "h1") -> Enro
 
 def command(site: Deployment, action: Any, **changes: Any) -> Command:
     fields = {
-        "operator": OPERATOR,
         "sequence": int(site.clock() * 1_000_000) + 1000,
         "expires_at": int(site.clock()) + 60,
         "action": action,
@@ -38,17 +53,99 @@ def command(site: Deployment, action: Any, **changes: Any) -> Command:
 async def give(
     site: Deployment,
     given: Command,
-    key: Ed25519PrivateKey | None = None,
+    key: Signer | None = None,
     *,
     name: str = OPERATOR,
-    label: str = "command",
+    place: str = OPERATOR,
+    purpose: Purpose[Any] = COMMAND,
 ) -> Event:
-    return await site.send_command(pack(sign(key or site.world.operator, label, given)), name)
+    return await site.send_command(pack((key or site.world.operator).sign(purpose, commands_of(place), given)), name)
+
+
+def stranger() -> Signer:
+    return Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
+
+
+def answer(site: Deployment, event: Event, name: str = OPERATOR) -> Answer:
+    """What a manager signed, about this very command."""
+    signed = unpack(Signed, base64.b64decode(str(event.data["answer"])))
+    return site.world.managers.read(ANSWER, signed, commands_of(name), bytes.fromhex(str(event.data["message"])))
 
 
 async def test_a_command_is_applied_and_answered(site: Deployment) -> None:
-    event = await give(site, command(site, enrol()))
+    given = command(site, enrol())
+    event = await give(site, given)
     assert (event.what, event.data["command"]) == ("applied", "enrol")
+    said = answer(site, event)
+    assert (said.applied, said.newest, said.reasons) == (True, given.sequence, [])
+
+
+async def test_a_refusal_is_answered_with_the_time_and_what_it_must_be_above(site: Deployment) -> None:
+    newest = command(site, enrol())
+    await give(site, newest)
+    event = await give(site, command(site, enrol("cd" * 32), sequence=newest.sequence - 1))
+    said = answer(site, event)
+    assert (said.applied, said.newest, said.at) == (False, newest.sequence, int(site.clock()))
+    assert said.reasons[0].code == "command.sequence"
+
+
+async def test_an_answer_is_of_one_command(site: Deployment) -> None:
+    """Signed over its hash: the bus cannot answer a revocation with the answer to something else."""
+    first, second = [await give(site, command(site, enrol(), sequence=int(site.clock() * 1e6) + n)) for n in (1, 2)]
+    with pytest.raises(Refusal, match=r"signature\.invalid"):
+        answer(site, first.model_copy(update={"data": {**first.data, "message": second.data["message"]}}))
+
+
+AHEAD = [6_000_000, 3_600_000_000, 2**62, 2**63 - 1 - 1_900_000_000_000_000]
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+async def test_a_sequence_from_the_future_is_refused(site: Deployment, ahead: int) -> None:
+    given = command(site, enrol(), sequence=int(site.clock() * 1e6) + ahead)
+    assert event_code(await give(site, given)) == "command.ahead"
+    assert (await give(site, command(site, enrol("cd" * 32)))).what == "applied"
+
+
+async def test_above_what_is_in_force_there_is_always_room(site: Deployment) -> None:
+    """A clock of five seconds ahead is in order; who comes next, and is right, signs above it."""
+    first = command(site, enrol(), sequence=int((site.clock() + 5) * 1e6))
+    assert (await give(site, first)).what == "applied"
+    assert event_code(await give(site, command(site, enrol("cd" * 32)))) == "command.sequence"
+    assert event_code(await give(site, command(site, enrol(), sequence=first.sequence + 1_000_001))) == "command.ahead"
+    assert (await give(site, command(site, enrol("cd" * 32), sequence=first.sequence + 1))).what == "applied"
+
+
+@pytest.mark.parametrize("wrong_s", [-3600, -30, 30, 3600, 10 * 365 * 86400])
+async def test_an_operator_whose_clock_is_wrong_can_still_act(
+    site: Deployment, wrong_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line signs again by the clock of the managers, once, and believes what they signed only."""
+    monkeypatch.setattr("attestgate.bus.operator.time.time", lambda: site.clock() + wrong_s)
+    said = await order(site.bus, site.world.operator_key, enrol(), 10.0)
+    assert said.applied
+    told = [event.what for event in site.events if event.kind == "op" and event.what != "dropped"]
+    assert told[-2:] == ["refused", "applied"]
+    newest = await order(site.bus, site.world.operator_key, Revoke(kind="host", id="h1", reason="test"), 10.0)
+    assert newest.newest > said.newest
+
+
+async def test_the_command_line_believes_no_answer_of_the_bus(site: Deployment) -> None:
+    """A revocation that is dropped, and an event that says it was applied: with an answer to another, or none."""
+    before = await give(site, command(site, enrol()))
+
+    async def lie(message: Message) -> None:
+        data = {"message": name_of(message.data), "sequence": 1, "command": "revoke", "answer": before.data["answer"]}
+        told = before.model_copy(update={"id": "ab" * 16, "data": data})
+        await site.bus.publish(subjects.event("op", OPERATOR, "applied"), told.body())
+
+    held = site.wire.hold(subjects.operator(OPERATOR, "revoke"))
+    asking = asyncio.create_task(
+        order(site.bus, site.world.operator_key, Revoke(kind="host", id="h1", reason="test"), 1.0)
+    )
+    subject, data = await held
+    await lie(Message(subject, data))
+    with pytest.raises(Refusal, match=r"command\.unanswered"):
+        await asking
 
 
 async def test_the_same_command_again_changes_nothing_and_is_answered_alike(site: Deployment) -> None:
@@ -78,24 +175,27 @@ async def test_a_repeat_is_looked_at_as_closely_as_the_first(site: Deployment) -
     assert event_code(await give(site, given)) == "command.expired"
 
 
-async def test_a_used_sequence_whose_command_the_bus_forgot_is_refused(site: Deployment) -> None:
-    """The worker's own memory holds the number alone: what came under it cannot be compared any more."""
-    forgetful, given = site.wire.snapshot("operators"), command(site, enrol())
+@pytest.mark.parametrize("restored", ["operators", "enrolment"])
+async def test_another_command_under_a_used_sequence_is_refused_though_the_bus_forgot(
+    site: Deployment, restored: str
+) -> None:
+    forgetful, given = site.wire.snapshot(restored), command(site, enrol())
     assert (await give(site, given)).what == "applied"
-    site.wire.restore("operators", forgetful)
+    site.wire.restore(restored, forgetful)
     other = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
     assert event_code(await give(site, other)) == "command.sequence"
 
 
-async def test_of_two_operators_words_under_one_sequence_the_first_stands(site: Deployment) -> None:
+async def test_what_the_bus_says_was_applied_locks_nobody_out(site: Deployment) -> None:
+    """The bucket with each operator's newest command, as the bus likes it: signed by the operator, or by nobody."""
     given = command(site, enrol())
-    assert (await give(site, given)).what == "applied"
-    marks = HighWater(site.folder / "manager-0" / "high-water.json")
-    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
-    other = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=given.sequence)
-    with pytest.raises(Exception, match=r"command\.sequence"):
-        await enrolments.put("host", "h1", sign(site.world.operator, "command", other))
-    await enrolments.put("host", "h1", sign(site.world.operator, "command", given))
+    said = InForce(statement="00" * 32, command="00" * 32, order=2**63 - 1, applied_at=1)
+    key = site.world.operator.public.hex()
+    forged = site.world.operator.sign(IN_FORCE, place_of("operators", key), said)
+    for value in (pack(forged), b"", b"junk"):
+        await site.bus.bucket("operators").put(key, value)
+        given = given.model_copy(update={"sequence": given.sequence + 1})
+        assert (await give(site, given)).what == "applied"
 
 
 async def test_an_older_command_is_overtaken(site: Deployment) -> None:
@@ -113,18 +213,6 @@ async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(sit
     assert event_code(await give(site, older)) == "command.sequence"
 
 
-async def test_a_revocation_is_not_undone_by_an_older_enrolment_of_another_operator(site: Deployment) -> None:
-    """Sequences are compared for each subject too, whoever signed."""
-    assert (await give(site, command(site, enrol()))).what == "applied"
-    revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 9000)
-    assert (await give(site, revoked)).what == "applied"
-    marks = HighWater(site.folder / "manager-0" / "high-water.json")
-    enrolments = Enrolments(site.wire.connect(), site.signers, marks)
-    older = sign(site.world.operator, "command", command(site, enrol(), sequence=revoked.sequence - 1))
-    with pytest.raises(Exception, match=r"command\.sequence"):
-        await enrolments.put("host", "h1", older)
-
-
 async def test_an_expired_command_is_refused(site: Deployment) -> None:
     assert event_code(await give(site, command(site, enrol(), expires_at=int(site.clock()) - 1))) == "command.expired"
 
@@ -134,31 +222,46 @@ async def test_a_command_on_another_operators_subject_is_refused(site: Deploymen
 
 
 async def test_a_command_in_another_operators_name_is_refused(site: Deployment) -> None:
-    assert event_code(await give(site, command(site, enrol(), operator=AUTHOR), name=AUTHOR)) == "command.operator"
+    assert event_code(await give(site, command(site, enrol()), place="somebody")) == "signature.invalid"
+
+
+async def test_a_command_for_another_deployment_is_refused(site: Deployment) -> None:
+    elsewhere = Signer("other.example", site.world.operator.key)
+    assert event_code(await give(site, command(site, enrol()), elsewhere)) == "signature.invalid"
 
 
 async def test_a_policy_author_may_not_enrol(site: Deployment) -> None:
-    event = await give(site, command(site, enrol(), operator=AUTHOR), site.world.author, name=AUTHOR)
-    assert event_code(event) == "command.role"
+    assert event_code(await give(site, command(site, enrol()), site.world.author)) == "signature.signer"
+    given = give(site, command(site, enrol()), site.world.author, name=AUTHOR, place=AUTHOR)
+    assert event_code(await given) == "command.subject"
 
 
 async def test_a_stranger_may_nothing(site: Deployment) -> None:
-    assert event_code(await give(site, command(site, enrol()), Ed25519PrivateKey.generate())) == "signature.signer"
+    assert event_code(await give(site, command(site, enrol()), stranger())) == "signature.signer"
 
 
 async def test_a_signature_for_another_purpose_is_none_here(site: Deployment) -> None:
-    event = await give(site, command(site, enrol()), label="policy manifest")
+    event = await give(site, command(site, enrol()), purpose=Purpose("break glass", "operator", Command))
     assert event_code(event) == "signature.invalid"
 
 
 @pytest.mark.parametrize("field", ["payload", "signature", "signer"])
 async def test_a_changed_command_is_refused(site: Deployment, field: str) -> None:
-    signed = sign(site.world.operator, "command", command(site, enrol()))
+    signed = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, enrol()))
     value = getattr(signed, field)
     changed = signed.model_copy(update={field: value[:-1] + bytes([value[-1] ^ 1])})
     event = await site.send_command(pack(changed))
     assert event.what == "refused"
     assert event_code(event).startswith("signature.")
+
+
+async def test_a_command_of_version_1_is_refused_by_name(site: Deployment) -> None:
+    signed = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, enrol()))
+    fields = signed.model_dump()
+    del fields["version"]
+    event = await site.send_command(msgpack.packb(fields))
+    assert event_code(event) == "protocol.version"
+    assert answer(site, event).reasons[0].found == "version 1"
 
 
 async def test_bytes_that_are_no_command_are_refused(site: Deployment) -> None:
@@ -237,10 +340,11 @@ async def test_a_placement_taken_away_ends_trust_at_the_next_recheck(site: Deplo
 # Policies
 
 
-def put(site: Deployment, key: Ed25519PrivateKey | None = None, **changes: Any) -> PutPolicy:
+def put(site: Deployment, key: Signer | None = None, **changes: Any) -> PutPolicy:
     whole = site.world.policies.command(site.world.author, version=1)
     manifest = unpack(PolicyManifest, whole.manifest.payload).model_copy(update=changes)
-    return PutPolicy(manifest=sign(key or site.world.author, "policy manifest", manifest), documents=whole.documents)
+    signed = (key or site.world.author).sign(MANIFEST, MANIFESTS, manifest)
+    return PutPolicy(manifest=signed, documents=whole.documents)
 
 
 async def order_refused(site: Deployment, action: PutPolicy) -> str:
@@ -275,7 +379,7 @@ async def test_a_document_that_is_missing_is_said(site: Deployment) -> None:
 async def test_a_signed_manifest_needs_no_more_than_its_bearer(site: Deployment) -> None:
     """The manifest's own signature counts: a command is no manifest."""
     whole = put(site, version=2)
-    forged = Signed(payload=whole.manifest.payload, signer=whole.manifest.signer, signature=bytes(64))
+    forged = whole.manifest.model_copy(update={"signature": bytes(64)})
     assert await order_refused(site, whole.model_copy(update={"manifest": forged})) == "signature.invalid"
 
 
@@ -292,7 +396,7 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
         return await store(bucket, key, value)
 
     monkeypatch.setattr(MemoryBucket, "put", slow)
-    given = pack(sign(site.world.operator, "command", command(site, older)))
+    given = pack(site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, older)))
     await site.bus.publish(order_subject(OPERATOR, given), given)
     await held.wait()
     newer = command(site, put(site, version=3), sequence=int(site.clock() * 1e6) + 2000)
@@ -301,11 +405,15 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
     assert event_code(await site.until("op", OPERATOR, "refused")) == "command.policy"
     entry = await site.bus.bucket("policies").get("manifest")
     assert entry is not None and entry.value is not None
-    assert unpack(PolicyManifest, unpack(Signed, entry.value).payload).version == 3
+    newest = unpack(Standings, entry.value).standing[0].statement
+    assert unpack(PolicyManifest, newest.payload).version == 3
 
 
 async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> None:
     """Its author was taken out of the settings before another had signed, or the bus put something there."""
-    stranger = put(site, Ed25519PrivateKey.generate(), version=9)
-    await site.bus.bucket("policies").put("manifest", pack(stranger.manifest))
+    foreign = put(site, stranger(), version=9)
+    said = InForce(statement=name_of(pack(foreign.manifest)), command="00" * 32, order=9, applied_at=1)
+    in_force = site.world.manager.sign(IN_FORCE, place_of("policies", "manifest"), said)
+    standing = Standing(statement=foreign.manifest, in_force=in_force)
+    await site.bus.bucket("policies").put("manifest", pack(Standings(version=PROTOCOL, standing=[standing])))
     assert (await give(site, command(site, put(site, version=2)))).what == "applied"

@@ -1,110 +1,198 @@
-"""Which policies are believed: a manifest's signature is checked once, and once more for any other bytes."""
+"""Which policies are in force and on trial: by their authors, by what a manager said of them, and by nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.compose.local.policies import LearnedPolicies
-from attestgate.manager.local.high_water import HighWater
+from attestgate.manager.local.high_water import PolicyFloors
 from attestgate.manager.local.slices import Slices
+from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import policies as module
-from attestgate.manager.policy.policies import MANIFEST, REMEMBERED, Policies
+from attestgate.manager.policy.in_force import StatementsInForce
+from attestgate.manager.policy.policies import BUCKET, Policies
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.verification.ima.runtime_policy import DIGESTS_A_SLICE, load_in_slices
-from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.enrolment import PolicyManifest, PutPolicy
+from attestgate.schemas.base import Reason, Refusal, pack, unpack
+from attestgate.schemas.enrolment import MANIFEST, MANIFESTS, PolicyManifest, PutPolicy
+from attestgate.schemas.in_force import InForce, name_of
 from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.sgx import policy_name
-from attestgate.schemas.signing import Signed, verify
-from tests.support.manager.world import AUTHOR, World
+from attestgate.schemas.signing import Signed, Signer
+from tests.support.manager.world import TRUST_DOMAIN, World
 
-Made = tuple[Policies, Callable[[PutPolicy | bytes], Any], list[bytes]]
+
+class Bench:
+    """Policies on a bus in memory, and how to put a manifest there."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        self.bucket = MemoryServer().connect().bucket(BUCKET)
+        self.told: list[Reason] = []
+        self.floors = PolicyFloors()
+        self.sequence = 0
+        self.policies = self.worker()
+
+    async def _tell(self, reason: Reason) -> None:
+        self.told.append(reason)
+
+    def worker(self, *authors: Signer, memory: str = "one") -> Policies:
+        """A worker whose settings name these authors."""
+        named = [
+            OperatorSettings(name=f"author-{number}", role="policy-author", identity=author.public.hex())
+            for number, author in enumerate(authors or (self.world.author,))
+        ]
+        self.signers = Signers(TRUST_DOMAIN, named, {self.world.manager.public})
+        manifests = StatementsInForce(
+            BUCKET,
+            self.bucket,
+            MANIFEST,
+            lambda _: MANIFESTS,
+            self.world.manager,
+            self.signers.trusted,
+            Statements(self.folder / f"{memory}.sqlite"),
+            self._tell,
+        )
+        return Policies(self.bucket, manifests, self.floors, Slices())
+
+    async def put(self, what: PutPolicy, worker: Policies | None = None) -> None:
+        """As an operator's command does."""
+        manifest = unpack(PolicyManifest, what.manifest.payload)
+        said = self._said(what.manifest, manifest.version)
+        await (worker or self.policies).put(what.manifest, manifest, what.documents, said)
+
+    async def try_out(self, what: PutPolicy) -> None:
+        """As an operator's command does."""
+        self.sequence += 1
+        manifest = unpack(PolicyManifest, what.manifest.payload)
+        said = self._said(what.manifest, self.sequence)
+        await self.policies.try_out(what.manifest, manifest, what.documents, said)
+
+    @staticmethod
+    def _said(manifest: Signed, order: int) -> InForce:
+        return InForce(statement=name_of(pack(manifest)), command="00" * 32, order=order, applied_at=1)
+
+    def version(self, number: int, author: Signer | None = None) -> PutPolicy:
+        """The world's policies as this version."""
+        return self.world.policies.command(author or self.world.author, version=number)
+
+    async def copy(self, of: str, to: str) -> None:
+        """What the bus can do."""
+        entry = await self.bucket.get(of)
+        assert entry is not None and entry.value is not None
+        await self.bucket.put(to, entry.value)
 
 
 @pytest.fixture
-async def made(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """Policies, how to put a manifest on its bus, and the signatures that it checked."""
-    bus = MemoryServer().connect()
-    checked: list[bytes] = []
-
-    def counted(signed: Signed, *arguments: Any) -> Any:
-        checked.append(signed.signature)
-        return verify(signed, *arguments)
-
-    monkeypatch.setattr(module, "verify", counted)
+async def bench(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("attestgate.bus.client.cached_key.KEPT_S", 0.0)  # read each time
-    author = OperatorSettings(name=AUTHOR, role="policy-author", identity=world.public["policy_authors"][AUTHOR])
-    policies = Policies(bus, Signers([author]), HighWater(tmp_path / "high-water.json"), Slices())
-
-    async def put(what: PutPolicy | bytes) -> None:
-        bucket = bus.bucket("policies")
-        if isinstance(what, PutPolicy):
-            for document in what.documents:
-                await bucket.put(policy_name(document), document)
-            what = pack(what.manifest)
-        await bucket.put(MANIFEST, what)
-
-    return policies, put, checked
+    return Bench(world, tmp_path)
 
 
-def version(world: World, number: int) -> PutPolicy:
-    return world.policies.command(world.author, version=number)
-
-
-async def test_the_same_bytes_are_checked_once(world: World, made: Made) -> None:
-    policies, put, checked = made
-    await put(version(world, 1))
-    for _ in range(3):
-        assert (await policies.in_force()).manifest.version == 1
-    assert len(checked) == 1
-
-
-async def test_other_bytes_are_checked_and_the_newest_counts(world: World, made: Made) -> None:
-    policies, put, checked = made
+async def test_the_newest_counts_and_an_older_one_is_refused(bench: Bench) -> None:
     for number in (1, 2, 3):
-        await put(version(world, number))
-        assert (await policies.in_force()).manifest.version == number
-    assert len(checked) == 3
-    await put(version(world, 2))  # known, and no longer in force anywhere
-    with pytest.raises(Refusal, match="rollback"):
-        await policies.in_force()
+        await bench.put(bench.version(number))
+        assert (await bench.policies.in_force()).manifest.version == number
+    with pytest.raises(Refusal, match=r"command\.policy"):
+        await bench.put(bench.version(2))
+    await bench.put(bench.version(3))
+    assert (await bench.policies.in_force()).manifest.version == 3
 
 
-@pytest.mark.parametrize("part", ["payload", "signature", "signer"])
-async def test_a_forged_one_is_refused_beside_a_known_one(world: World, made: Made, part: str) -> None:
-    """Each part of the signed bytes belongs to what is remembered: none can be exchanged under it."""
-    policies, put, checked = made
-    known = version(world, 1)
-    await put(known)
-    await policies.in_force()
-    newer = PolicyManifest.model_validate(
-        (await policies.in_force()).manifest.model_dump() | {"version": 9, "min_tcb_evaluation": 0}
-    )
-    changes = {"payload": pack(newer), "signature": bytes(64), "signer": world.operator.public_key().public_bytes_raw()}
-    await put(pack(known.manifest.model_copy(update={part: changes[part]})))
-    for _ in range(2):
-        with pytest.raises(Refusal, match=r"signature\."):
-            await policies.in_force()
-    assert len(checked) == 3, "what was refused is not remembered"
-    await put(known)
-    assert (await policies.in_force()).manifest.version == 1
-    assert len(checked) == 3
+async def test_a_bus_that_is_set_back_is_brought_forward_again(bench: Bench) -> None:
+    await bench.put(bench.version(1))
+    await bench.copy("manifest", "kept")
+    await bench.put(bench.version(2))
+    await bench.copy("kept", "manifest")
+    assert (await bench.policies.in_force()).manifest.version == 2
+    assert [reason.code for reason in bench.told] == ["rollback"]
+    assert (await bench.worker(memory="another").in_force()).manifest.version == 2
 
 
-async def test_no_more_manifests_are_remembered_than_a_few(world: World, made: Made) -> None:
-    policies, put, checked = made
-    for number in range(1, REMEMBERED + 3):
-        await put(version(world, number))
-        await policies.in_force()
-    assert len(policies._manifests) == REMEMBERED
-    assert len(checked) == REMEMBERED + 2
+async def test_a_manifest_on_trial_that_the_bus_copies_is_not_in_force(bench: Bench) -> None:
+    """The same author, the same bytes: what a manager said of them is for another key."""
+    await bench.put(bench.version(1))
+    await bench.try_out(bench.version(2))
+    await bench.copy("trial", "manifest")
+    assert (await bench.policies.in_force()).manifest.version == 1
+    await bench.copy("trial", "manifest")
+    with pytest.raises(Refusal, match=r"signature\.invalid"):
+        await bench.worker(memory="another").in_force()
+
+
+async def test_a_trial_is_replaced_by_the_next_whatever_its_version(bench: Bench) -> None:
+    await bench.put(bench.version(1))
+    for number in (5, 3, 4):
+        await bench.try_out(bench.version(number))
+        trial = (await bench.policies.in_force()).trial
+        assert trial is not None and trial.manifest.version == number
+    with pytest.raises(Refusal, match=r"command\.policy"):
+        await bench.try_out(bench.version(1, other_author()))
+    await bench.put(bench.version(4))
+    assert (await bench.policies.in_force()).trial is None
+
+
+def other_author() -> Signer:
+    return Signer(TRUST_DOMAIN, Ed25519PrivateKey.from_private_bytes(b"\x09" * 32))
+
+
+@pytest.mark.parametrize("memory", ["one", "new"])
+async def test_an_author_who_is_taken_out_gives_back_what_he_took(bench: Bench, memory: str) -> None:
+    """A version that nobody can go beyond, and floors that no collateral meets."""
+    thief, honest = other_author(), bench.world.author
+    both = bench.worker(honest, thief)
+    await bench.put(bench.version(3), both)
+    stolen = bench.version(2**63 - 1, thief)
+    manifest = unpack(PolicyManifest, stolen.manifest.payload).model_copy(update={"min_crl_number": 2**62})
+    signed = thief.sign(MANIFEST, MANIFESTS, manifest)
+    await bench.put(PutPolicy(manifest=signed, documents=stolen.documents), both)
+    assert (await both.in_force()).manifest.version == 2**63 - 1
+    assert bench.floors.crl_number == 2**62
+    without = bench.worker(honest, memory=memory)
+    assert (await without.in_force()).manifest.version == 3
+    assert bench.floors.crl_number == 0
+    await bench.put(bench.version(4), without)
+    assert (await without.in_force()).manifest.version == 4
+
+
+@pytest.mark.parametrize("document", [0, 1, 2])
+async def test_no_manifest_is_in_force_or_on_trial_unless_its_documents_load(bench: Bench, document: int) -> None:
+    await bench.put(bench.version(1))
+    documents = [bench.world.policies.sgx, bench.world.policies.host, bench.world.policies.runtime]
+    documents[document] = b'{"nonsense": 1}'
+    host = json.loads(bench.world.policies.host) | {"runtime_policy": policy_name(documents[2])}
+    if document != 1:
+        documents[1] = json.dumps(host).encode()
+    sgx, host_document, runtime = documents
+    broken = LearnedPolicies(sgx=sgx, host=host_document, runtime=runtime).command(bench.world.author, version=2)
+    for put in (bench.put, bench.try_out):
+        with pytest.raises(Refusal):
+            await put(broken)
+    found = await bench.policies.in_force()
+    assert (found.manifest.version, found.trial) == (1, None)
+
+
+async def test_documents_that_do_not_belong_together_are_refused(bench: Bench) -> None:
+    other = json.dumps(json.loads(bench.world.policies.host) | {"runtime_policy": "00" * 32}).encode()
+    apart = LearnedPolicies(sgx=bench.world.policies.sgx, host=other, runtime=bench.world.policies.runtime)
+    with pytest.raises(Refusal, match=r"policy\.mismatch"):
+        await bench.put(apart.command(bench.world.author, version=1))
+
+
+async def test_a_document_that_the_bus_takes_away_or_changes_is_missed(bench: Bench) -> None:
+    await bench.put(bench.version(1))
+    name = policy_name(bench.world.policies.sgx)
+    for change in (b"{}", None):
+        await (bench.bucket.put(name, change) if change is not None else bench.bucket.delete(name))
+        with pytest.raises(Refusal, match=r"policy\.document"):
+            await bench.worker().in_force()
 
 
 def large(world: World) -> LearnedPolicies:
@@ -129,18 +217,17 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def test_policies_are_read_once_for_all_that_wait(world: World, made: Made, readings: list[str]) -> None:
-    policies, put, _ = made
-    await put(large(world).command(world.author, version=1))
-    found = await asyncio.gather(*(policies.in_force() for _ in range(5)))
+async def test_policies_are_read_once_for_all_that_wait(bench: Bench, readings: list[str]) -> None:
+    await bench.put(large(bench.world).command(bench.world.author, version=1))
+    readings.clear()
+    found = await asyncio.gather(*(bench.policies.in_force() for _ in range(5)))
     assert len(readings) == 1
     assert all(one.runtime is found[0].runtime for one in found)
 
 
-async def test_others_go_on_while_policies_are_read(world: World, made: Made) -> None:
-    policies, put, _ = made
-    await put(large(world).command(world.author, version=1))
-    reading, turns = asyncio.create_task(policies.in_force()), 0
+async def test_others_go_on_while_policies_are_read(bench: Bench) -> None:
+    await bench.put(large(bench.world).command(bench.world.author, version=1))
+    reading, turns = asyncio.create_task(bench.policies.in_force()), 0
     while not reading.done():
         await asyncio.sleep(0)
         turns += 1
@@ -148,33 +235,11 @@ async def test_others_go_on_while_policies_are_read(world: World, made: Made) ->
     assert (await reading).runtime.digests[b"/opt/7"] == {bytes(31) + b"\7"}
 
 
-async def test_a_newer_manifest_that_comes_while_one_is_read_counts(
-    world: World, made: Made, readings: list[str]
-) -> None:
-    policies, put, _ = made
-    await put(large(world).command(world.author, version=1))
-    reading = asyncio.create_task(policies.in_force())
+async def test_a_newer_manifest_that_comes_while_one_is_read_counts(bench: Bench, readings: list[str]) -> None:
+    await bench.put(large(bench.world).command(bench.world.author, version=1))
+    readings.clear()
+    reading = asyncio.create_task(bench.policies.in_force())
     while not readings:
         await asyncio.sleep(0)
-    await put(version(world, 2))
+    await bench.put(bench.version(2))
     assert (await reading).manifest.version == 2
-    assert readings == [policy_name(large(world).runtime), policy_name(world.policies.runtime)]
-
-
-async def test_a_policy_that_cannot_be_read_is_refused_to_all_and_the_next_one_is_read(
-    world: World, made: Made
-) -> None:
-    policies, put, _ = made
-    runtime = b'{"digests": {}}'
-    host = json.dumps(json.loads(world.policies.host) | {"runtime_policy": policy_name(runtime)}).encode()
-    broken = LearnedPolicies(sgx=world.policies.sgx, host=host, runtime=runtime)
-    await put(broken.command(world.author, version=1))
-    found = await asyncio.gather(*(policies.in_force() for _ in range(3)), return_exceptions=True)
-    assert [code_of(one) for one in found] == ["file.fields"] * 3
-    await put(version(world, 2))
-    assert (await policies.in_force()).manifest.version == 2
-
-
-def code_of(error: object) -> str:
-    assert isinstance(error, Refusal)
-    return error.reasons[0].code

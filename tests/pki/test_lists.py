@@ -14,10 +14,12 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki.authority import Authority, create_ca, key_id, load_authority
+from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.sessions.inter_session import RevokedCertificate
 from attestgate.schemas.admission import BUCKET, crl_key
 from attestgate.schemas.base import Secret
+from attestgate.schemas.signing import Signer
 
 AT = 1_790_000_000
 PASSPHRASE = Secret(b"of no value")
@@ -33,7 +35,9 @@ class Lists:
 
     def worker(self, name: str = "manager-1") -> Certificates:
         bus = self.server.connect()
-        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), set())
+        identity = Signer("test.example", Ed25519PrivateKey.generate())
+        signers = Signers(identity.deployment, [], {identity.public})
+        orders = Orders(Intake(bus, lambda: self.now), identity, signers, "gateways")
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
 
     async def revoke(self, worker: Certificates, serial: str) -> None:

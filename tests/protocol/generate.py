@@ -15,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.crypto import channel
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.audit import merkle
+from attestgate.manager.audit.intake import subject_of
 from attestgate.schemas import binding
 from attestgate.schemas.audit import Admitted, Decision, sign_decision
 from attestgate.schemas.base import Secret
 from attestgate.schemas.binding import Role
 from attestgate.schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from attestgate.schemas.signing import Signer
 
 FOLDER = Path(__file__).resolve().parents[1] / "vectors" / "protocol"
 
@@ -137,7 +139,7 @@ def frames() -> dict[str, Any]:
 
 def decision_log() -> dict[str, Any]:
     """An entry, the leaf hash that stands for it, the tree of three like it, and that tree's signed head."""
-    key = Ed25519PrivateKey.from_private_bytes(filled("manager", 32))
+    key = Signer("sdn.example.org", Ed25519PrivateKey.from_private_bytes(filled("manager", 32)))
     entries = [_entry(key, number) for number in (1, 2, 3)]
     leaves = [merkle.leaf_hash(entry) for entry in entries]
     head = Checkpoint(origin=origin_of("sdn.example.org"), size=3, root=merkle.root_of(leaves), cursor=4, at=1800000000)
@@ -145,7 +147,7 @@ def decision_log() -> dict[str, Any]:
         "comment": "A session's entries in the decision log, as stored; the tree over them; its head after message 4.",
         "in": {
             "manager_key": filled("manager", 32).hex(),
-            "manager_identity": key.public_key().public_bytes_raw().hex(),
+            "manager_identity": key.public.hex(),
             "entries": [entry.hex() for entry in entries],
         },
         "out": {
@@ -153,12 +155,12 @@ def decision_log() -> dict[str, Any]:
             "root": head.root.hex(),
             "inclusion_of_1": [node.hex() for node in merkle.inclusion_proof(leaves, 1)],
             "consistency_from_2": [node.hex() for node in merkle.consistency_proof(leaves, 2)],
-            "checkpoint": sign_checkpoint(key, head),
+            "checkpoint": sign_checkpoint(key.key, head),
         },
     }
 
 
-def _entry(key: Ed25519PrivateKey, number: int) -> bytes:
+def _entry(key: Signer, number: int) -> bytes:
     decision = Decision(
         id=filled(f"id {number} ", 16).hex(),
         kind="app",
@@ -169,7 +171,7 @@ def _entry(key: Ed25519PrivateKey, number: int) -> bytes:
         by="attestgate/manager",
         fact=Admitted(serial=f"{16 + number:x}", gateways=["gateway-1"]),
     )
-    return sign_decision(key, decision)
+    return sign_decision(key, subject_of(decision), decision)
 
 
 def vectors() -> dict[str, dict[str, Any]]:

@@ -42,6 +42,7 @@ from attestgate.schemas.base import (
     shown,
     unpack,
 )
+from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.bounds import Unbounded, bounds_of
 from attestgate.schemas.break_glass import MAX_FILE, BreakGlass
 from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, Revoke
@@ -139,6 +140,7 @@ def largest_reason() -> Reason:
 
 LARGEST: list[BaseModel] = [
     messages.HostHello(
+        version=PROTOCOL,
         host="a" * 63,
         random=bytes(32),
         boot_id="\U0001f600" * 64,
@@ -151,7 +153,7 @@ LARGEST: list[BaseModel] = [
     messages.Accepted(lease_end=MAX_TIME, next_recheck=MAX_TIME),
     messages.HostGrant(k=Secret(bytes(Secret.LONGEST)), n1=bytes(32), channel=Secret(bytes(Secret.LONGEST))),
     messages.Sealed(session="ab" * 16, ciphertext=bytes(MAX_MESSAGE - 100)),
-    Signed(payload=bytes(MAX_MESSAGE - 200), signer=bytes(32), signature=bytes(64)),
+    Signed(version=PROTOCOL, payload=bytes(MAX_MESSAGE - 200), signer=bytes(32), signature=bytes(64)),
     Enrol(subject=HostEnrolment(id="a" * 63, mrenclaves=["ab" * 32] * 2, platform="ab" * 32)),
     Revoke(kind="gateway", id="a" * 63, reason="\U0001f600" * 200),
 ]

@@ -17,7 +17,7 @@ from attestgate.manager.sessions.handshake import MAX_VERIFICATIONS
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import pack, unpack
-from attestgate.schemas.binding import Role, canonical, digest, first_transcript, next_transcript, report_data
+from attestgate.schemas.binding import PROTOCOL, Role, canonical, digest, first_transcript, next_transcript, report_data
 from attestgate.schemas.evidence import app_evidence_hash, host_evidence_hash, pack_measurements
 from attestgate.schemas.messages import AppEvidence, AppHello, Challenge, HostEvidence, HostHello, Sealed
 from attestgate.schemas.signing import Signed
@@ -246,9 +246,9 @@ async def test_an_application_of_another_host_claims_this_applications_id(site: 
 async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: Role) -> None:
     await site.admitted()
     hello: Any = (
-        HostHello(host="h2", random=bytes(32), boot_id="", agent_version="x", can_give=[])
+        HostHello(version=PROTOCOL, host="h2", random=bytes(32), boot_id="", agent_version="x", can_give=[])
         if role == "host"
-        else AppHello(app="a2", host="h1", random=bytes(32), agent_version="x")
+        else AppHello(version=PROTOCOL, app="a2", host="h1", random=bytes(32), agent_version="x")
     )
     site.wire.inject(subjects.inbound(role, "h1" if role == "host" else "h1.a1", "hello"), pack(hello))
     await site.dropped(1)
@@ -285,7 +285,9 @@ async def test_evidence_in_a_name_that_is_rejected_is_told_to_its_sender_only(si
 async def test_hellos_come_too_fast(site: Deployment) -> None:
     await site.enrol_host()
     for number in range(4):
-        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        hello = HostHello(
+            version=PROTOCOL, host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[]
+        )
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
     assert site.dropped_codes() == ["hello.rate"] * 3
@@ -296,7 +298,9 @@ async def test_sessions_are_opened_without_end(site: Deployment) -> None:
     """One a second is not too fast, but a session leaves a record, events and, judged, an entry of the decision log."""
     await site.enrol_host()
     for number in range(SESSIONS_AT_ONCE + 9):
-        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        hello = HostHello(
+            version=PROTOCOL, host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[]
+        )
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
         site.clock.at += 1
@@ -308,7 +312,9 @@ async def test_sessions_are_opened_without_end(site: Deployment) -> None:
 async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Deployment) -> None:
     await site.enrol_host()
     for number in range(2):
-        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        hello = HostHello(
+            version=PROTOCOL, host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[]
+        )
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
         site.clock.at -= 600
@@ -321,7 +327,9 @@ async def test_a_newer_hello_replaces_a_handshake_but_never_a_live_session(site:
     (live,) = await site.records(HostRecord)
     for number in range(3):
         await site.advance(2)
-        hello = HostHello(host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[])
+        hello = HostHello(
+            version=PROTOCOL, host="h1", random=bytes([number]) * 32, boot_id="", agent_version="x", can_give=[]
+        )
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
     states = {r.session: r.state for r in await site.records(HostRecord)}

@@ -16,6 +16,7 @@ from attestgate.enclave.simulated.pccs import application
 from attestgate.manager.attestation.collateral_client import PAUSE_S, Cached, CollateralClient, WhenDown
 from attestgate.manager.attestation.fetch import ATTEMPTS
 from attestgate.manager.attestation.pcs_client import Pcs
+from attestgate.manager.local.high_water import PolicyFloors
 from attestgate.manager.verification.sgx.collateral import MAX_PIECE, examine
 from attestgate.schemas.base import Refusal, pack, unpack
 from tests.support.reasons import refusal_codes
@@ -58,12 +59,15 @@ class Bench:
     service: Service
     bucket: Bucket
     marks: Marks
+    policy: PolicyFloors = field(default_factory=PolicyFloors)
 
     def client(self, when_down: WhenDown = "cache", **settings: int) -> CollateralClient:
         http = httpx.AsyncClient(transport=self.service)
         pcs = Pcs(http, "http://pccs.test/", retry_wait_s=0.0)
         root = self.sgx.authority.root_der
-        return CollateralClient(pcs, self.bucket, self.marks, root_der=root, when_down=when_down, **settings)
+        return CollateralClient(
+            pcs, self.bucket, self.marks, self.policy, root_der=root, when_down=when_down, **settings
+        )
 
     async def keys(self) -> list[str]:
         return await self.bucket.keys()
@@ -242,9 +246,9 @@ async def test_nothing_older_than_seen_is_accepted(bench: Bench) -> None:
     }
 
 
-@pytest.mark.parametrize(("floor", "value", "count"), [("tcb_evaluation_number", 21, 2), ("crl_number", 2, 2)])
+@pytest.mark.parametrize(("floor", "value", "count"), [("tcb_evaluation", 21, 2), ("crl_number", 2, 2)])
 async def test_the_manifests_floors(bench: Bench, floor: str, value: int, count: int) -> None:
-    bench.marks.raise_to(floor, value)
+    setattr(bench.policy, floor, value)
     found = await no_collateral(bench.client(), bench.sgx.quote())
     assert len(found) == count
     assert all(code.endswith(".floor") for code in found)

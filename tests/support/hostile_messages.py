@@ -12,6 +12,7 @@ import msgpack
 
 from attestgate.bus.crypto.channel import Frame
 from attestgate.schemas.base import Model, pack
+from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.bounds import bounds_of
 from attestgate.schemas.events import largest
 from attestgate.schemas.limits import INBOUND, OUTBOUND
@@ -51,9 +52,11 @@ def costliest(role: str, step: str) -> Iterator[tuple[str, bytes]]:
 def hello(role: str, name: str, random: bytes) -> bytes:
     """A valid one, by which a host or an application of this name on the bus opens a session."""
     if role == "host":
-        return pack(HostHello(host=name, random=random, boot_id="x", agent_version="x", can_give=["sgx"]))
+        return pack(
+            HostHello(version=PROTOCOL, host=name, random=random, boot_id="x", agent_version="x", can_give=["sgx"])
+        )
     host, app = name.split(".")
-    return pack(AppHello(app=app, host=host, random=random, agent_version="x"))
+    return pack(AppHello(version=PROTOCOL, app=app, host=host, random=random, agent_version="x"))
 
 
 def shapes(kind: type[Model], size: int) -> Iterator[tuple[str, bytes]]:
@@ -129,7 +132,7 @@ def _junk(role: str, step: str, size: int) -> bytes:
     elif kind is Frame:
         whole = Frame(session=SESSION, counter=1, ack=0, salt=bytes(32), ciphertext=b"")
     elif kind is Signed:
-        whole = Signed(payload=b"", signer=bytes(32), signature=bytes(64))
+        whole = Signed(version=PROTOCOL, payload=b"", signer=bytes(32), signature=bytes(64))
     else:
         return bytes(size)
     field = "payload" if kind is Signed else "ciphertext"

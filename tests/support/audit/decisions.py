@@ -11,26 +11,21 @@ from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
-from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.audit import Decision
-from attestgate.schemas.checkpoint import origin_of
 from tests.support.manager.world import World
 
 
 async def decided(bus: Bus, world: World, at: int) -> list[Decision]:
     """Every decision, in the tree's order, once the log verifies; a worker that waits for none takes in the last."""
-    key = read_identity(world.keys / "manager" / "identity.pem")
-    signers = {key.public_key().public_bytes_raw()}
     memory = LastHead(world.folder / "auditor" / token_hex(8))
     telling = Alarms("auditor", _complain)
-    log = DecisionLog(
-        bus, Intake(bus, lambda: at), memory, key, signers, origin_of("test.example"), telling, lambda: at
-    )
+    intake = Intake(bus, lambda: at)
+    log = DecisionLog(bus, intake, memory, world.manager, world.managers, telling, lambda: at)
     while await _more(log):
         pass
-    copy = await read_log(bus, signers)
-    assert check(copy, signers, [], at) == []
-    return [decision for _, decision, _ in sorted(decisions(copy, signers), key=lambda item: item[0])]
+    copy = await read_log(bus, {world.manager.public})
+    assert check(copy, world.managers, [], at) == []
+    return [decision for _, decision, _ in sorted(decisions(copy, world.managers), key=lambda item: item[0])]
 
 
 def said(found: list[Decision], session: str) -> list[str]:

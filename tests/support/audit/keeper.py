@@ -20,10 +20,12 @@ from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
 from attestgate.schemas.audit import Admitted, Decision, sign_decision
-from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint
+from attestgate.schemas.signing import Signer, TrustedKeys
 
-KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
-SIGNERS = {KEY.public_key().public_bytes_raw()}
+KEY = Signer("test.example", Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))
+SIGNERS = {KEY.public}
+MANAGERS = TrustedKeys(KEY.deployment, {"manager": SIGNERS})
 SESSION = "ab" * 16
 NOW = 1_800_000_000
 
@@ -32,7 +34,7 @@ class Keeper:
     """A worker's hand on the log, and what it told."""
 
     def __init__(
-        self, bus: Bus, folder: Path, key: Ed25519PrivateKey = KEY, signers: frozenset[bytes] = frozenset(SIGNERS)
+        self, bus: Bus, folder: Path, key: Signer = KEY, signers: frozenset[bytes] = frozenset(SIGNERS)
     ) -> None:
         self.bus = bus
         self.at = float(NOW)
@@ -41,8 +43,8 @@ class Keeper:
         self.intake = Intake(bus, lambda: self.at)
         self.memory = LastHead(folder / "decision-log.json")
         telling = Alarms("w", self._emit)
-        origin = origin_of("test.example")
-        self.log = DecisionLog(bus, self.intake, self.memory, key, set(signers), origin, telling, lambda: self.at)
+        managers = TrustedKeys(key.deployment, {"manager": set(signers)})
+        self.log = DecisionLog(bus, self.intake, self.memory, key, managers, telling, lambda: self.at)
 
     async def _emit(self, _kind: str, _id: str, what: str, **data: Any) -> None:
         self.told.append((what, data))
@@ -68,7 +70,7 @@ class Keeper:
         return open_checkpoint(self.log.checkpoint, SIGNERS)
 
 
-def entry(number: int, session: str = SESSION, key: Ed25519PrivateKey = KEY, id: str = "") -> tuple[str, bytes]:
+def entry(number: int, session: str = SESSION, key: Signer = KEY, id: str = "") -> tuple[str, bytes]:
     """An entry of a session: subject and bytes, the same each time."""
     decision = Decision(
         id=id or f"{session[:16]}{number:016x}",
@@ -80,7 +82,8 @@ def entry(number: int, session: str = SESSION, key: Ed25519PrivateKey = KEY, id:
         by="attestgate/w",
         fact=Admitted(serial=f"{number + 0x1000:x}", gateways=["g1"]),
     )
-    return subject_of(decision), sign_decision(key, decision)
+    subject = subject_of(decision)
+    return subject, sign_decision(key, subject, decision)
 
 
 async def copied(bus: Bus) -> LogCopy:
@@ -90,7 +93,7 @@ async def copied(bus: Bus) -> LogCopy:
 
 async def findings(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
     """What is found wrong with the log, by its codes."""
-    return [finding.code for finding in check(await copied(bus), SIGNERS, since, at)]
+    return [finding.code for finding in check(await copied(bus), MANAGERS, since, at)]
 
 
 async def rewrite(bus: NatsBus, messages: Sequence[StoredMessage | tuple[str, bytes]]) -> None:

@@ -18,10 +18,17 @@ from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
 from attestgate.schemas.admission import AppliedStatement, Statement, Withdrawal, open_report, post
 from attestgate.schemas.settings import BusSettings, GatewaySettings
+from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
 
 HOST = f"host.{HOST_SESSION}"
+TRUST_DOMAIN = "test.example"
 Told = tuple[str, dict[str, object]]
+
+
+def new_signer() -> Signer:
+    """A new key in this deployment."""
+    return Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
 
 
 class GatewayDeployment:
@@ -30,8 +37,8 @@ class GatewayDeployment:
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self.bus = FakeBus()
-        self.manager = Ed25519PrivateKey.generate()
-        self.identity = Ed25519PrivateKey.generate()
+        self.manager = new_signer()
+        self.identity = new_signer()
         self.events: list[Told] = []
         self.emit_fails = False
         self._sequence = 0
@@ -49,14 +56,15 @@ class GatewayDeployment:
             id="g1",
             gateway_set="sdn",
             identity=Path("unused"),
-            manager_identity=[self.manager.public_key().public_bytes_raw().hex()],
+            trust_domain=TRUST_DOMAIN,
+            manager_identity=[self.manager.public.hex()],
             nginx_socket=self.gate.config.admin,
             **values | more,
         )
         bus = cast(Bus, bus or self.bus)
         return GatewayWorker(settings, bus=bus, identity=self.identity, emit=self.emit, metrics=metrics)
 
-    async def say(self, *statements: Statement, signer: Ed25519PrivateKey | None = None) -> None:
+    async def say(self, *statements: Statement, signer: Signer | None = None) -> None:
         for statement in statements:
             await self.bus.put(statement.key, post(signer or self.manager, statement))
 
@@ -73,9 +81,9 @@ class GatewayDeployment:
         await self.reported(key, "withdrawn", sequence)
 
     def reports(self) -> list[AppliedStatement]:
-        gateways = {self.identity.public_key().public_bytes_raw()}
+        gateways = TrustedKeys(TRUST_DOMAIN, {"gateway": {self.identity.public}})
         assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
-        return [item for _, data in self.bus.published for item in open_report(data, gateways).applied]
+        return [item for _, data in self.bus.published for item in open_report(data, "g1", gateways).applied]
 
     async def reported(self, key: str, state: str, sequence: int) -> AppliedStatement:
         found: list[AppliedStatement] = []

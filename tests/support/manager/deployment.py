@@ -30,6 +30,7 @@ from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
+    COMMAND,
     Action,
     AppEnrolment,
     Command,
@@ -38,10 +39,11 @@ from attestgate.schemas.enrolment import (
     HostEnrolment,
     Placement,
     RecheckNow,
+    commands_of,
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, SuiteSetting, Timing
-from attestgate.schemas.signing import Signed, sign
+from attestgate.schemas.signing import Signed
 from tests.support.manager.gateway import Gateway
 from tests.support.manager.wire import Clock, Held, Wire
 from tests.support.manager.witness import PATIENCE_S, Witness
@@ -101,16 +103,14 @@ class Deployment(Witness):
 
     async def begin(self) -> None:
         """Put a policy in force and enrol the gateway: needs a worker."""
-        identity = bytes.fromhex(self.world.public["manager_identity"])
-        self.gateway = Gateway(self.wire.connect(), self.clock, self.world.gateway, {identity})
+        self.gateway = Gateway(self.wire.connect(), self.clock, self.world.gateway, self.world.managers)
         self._tasks.append(asyncio.create_task(self.gateway.run()))
         await self.order(self.world.policies.command(self.world.author, version=1))
         await self.enrol_gateway()
 
     async def enrol_gateway(self) -> None:
         """Enrol the gateway."""
-        public = self.world.gateway.public_key().public_bytes_raw()
-        await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=public)))
+        await self.order(Enrol(subject=GatewayEnrolment(id=GATEWAY, identity=self.world.gateway.public)))
 
     def assemble(self, bus: Any, name: str = "") -> Worker:
         """A worker that does not run yet, with the local state of its name, or one of its own."""
@@ -126,7 +126,7 @@ class Deployment(Witness):
     def signers(self) -> Signers:
         """Whose commands the workers take."""
         settings = self.world.manager_settings(self.folder, "any", self.timing, self.suite)
-        return Signers(settings.operators)
+        return Signers(settings.trust_domain, settings.operators, {self.world.manager.public})
 
     def add_worker(self) -> Worker:
         """One more worker."""
@@ -250,12 +250,11 @@ class Deployment(Witness):
         """An operator's next command."""
         self._sequence += 1
         fields: dict[str, Any] = {
-            "operator": OPERATOR,
             "sequence": int(self.clock() * 1_000_000) + self._sequence,
             "expires_at": int(self.clock()) + 60,
             "action": action,
         }
-        return pack(sign(self.world.operator, "command", Command(**fields | changes)))
+        return pack(self.world.operator.sign(COMMAND, commands_of(OPERATOR), Command(**fields | changes)))
 
     async def send_command(self, data: bytes, name: str = OPERATOR) -> Event:
         """Publish a command and wait for its answer."""

@@ -132,12 +132,11 @@ class Fleet:
 
     async def _admit(self, bus: NatsBus, reporter: Reporter) -> None:
         """A gateway worker's part without an nginx: believe statements, report what they let pass."""
-        managers = {bytes.fromhex(self.world.public["manager_identity"])}
         leases = LeaseTable("gateways", longest_lease_s=3600)
         async for entry in bus.bucket(BUCKET).watch():
             if entry is None or entry.value is None or entry.key.startswith("crl."):
                 continue
-            statement, now = open_posted(entry.key, entry.value, managers), int(time.time())
+            statement, now = open_posted(entry.key, entry.value, self.world.managers), int(time.time())
             if leases.take(statement, now) and isinstance(statement, Lease):
                 applied = AppliedStatement(
                     key=statement.key,
@@ -148,11 +147,11 @@ class Fleet:
                 reporter.report([applied], "ab" * 16, now)
 
     def _gateway_identity(self) -> bytes:
-        return self.world.gateway.public_key().public_bytes_raw()
+        return self.world.gateway.public
 
     async def order(self, action: Action) -> None:
         """Send an operator's command and wait until it is applied."""
-        await order(self.operator, OPERATOR, self.world.operator, action, 30.0)
+        await order(self.operator, self.world.operator_key, action, 30.0)
 
     async def enrol_host(self, id: str) -> None:
         """Enrol a host; all are on one machine."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from attestgate.bus import subjects
 from attestgate.bus.memory.server import MemoryBus
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal
+from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.manager.wire import Clock
 from tests.support.manager.world import GATEWAY
 
@@ -16,7 +15,7 @@ from tests.support.manager.world import GATEWAY
 class Gateway:
     """Follows the admissions, believes them for their signatures, reports each."""
 
-    def __init__(self, bus: MemoryBus, clock: Clock, identity: Ed25519PrivateKey, managers: set[bytes]) -> None:
+    def __init__(self, bus: MemoryBus, clock: Clock, identity: Signer, managers: TrustedKeys) -> None:
         self._bus = bus
         self._clock = clock
         self._identity = identity

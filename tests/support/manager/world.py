@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from attestgate.bus.operator import OperatorKey
 from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.compose.local.recorded import FOLDER
 from attestgate.enclave.api import KeyPolicy
@@ -28,6 +29,7 @@ from attestgate.schemas.settings import (
     Timing,
 )
 from attestgate.schemas.sgx import PlatformIdentity
+from attestgate.schemas.signing import Signer, TrustedKeys
 
 LISTS = FOLDER
 MRSIGNER = b"\x22" * 32
@@ -38,6 +40,7 @@ TIMING = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certif
 LONG = Timing(lease_s=3600, recheck_s=1800, evidence_window_s=600, skew_s=5, certificate_s=86400)
 """Windows so long that a redelivery after the consumer's 30 s still falls within them."""
 GATEWAY, OPERATOR, AUTHOR = "gateway-1", "operator", "policy-author"
+TRUST_DOMAIN = "test.example"
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.keys = folder / "keys"
-        deployment.init(
-            self.keys, trust_domain="test.example", operator=OPERATOR, policy_author=AUTHOR, gateway=GATEWAY
-        )
+        deployment.init(self.keys, trust_domain=TRUST_DOMAIN, operator=OPERATOR, policy_author=AUTHOR, gateway=GATEWAY)
         self.authority = folder / "authority"
         authority.create(self.authority)
         self.machines = {}
@@ -73,10 +74,14 @@ class World:
         self.policies = LearnedPolicies.learn(LISTS / "clean.bin")
         self.salt = read_secret(self.keys / "manager" / "salt").reveal()
         self.public = json.loads((self.keys / "public.json").read_text())
-        self.operator = read_identity(self.keys / "operators" / f"{OPERATOR}.pem")
-        self.author = read_identity(self.keys / "policy-authors" / f"{AUTHOR}.pem")
-        self.gateway = read_identity(self.keys / "gateways" / f"{GATEWAY}.pem")
+        self.operator = self._signer(self.keys / "operators" / f"{OPERATOR}.pem")
+        self.author = self._signer(self.keys / "policy-authors" / f"{AUTHOR}.pem")
+        self.gateway = self._signer(self.keys / "gateways" / f"{GATEWAY}.pem")
+        self.manager = self._signer(self.keys / "manager" / "identity.pem")
+        self.managers = TrustedKeys(TRUST_DOMAIN, {"manager": {self.manager.public}})
+        self.operator_key = OperatorKey(OPERATOR, self.operator, self.managers)
         self.measured = Measured(
+            trust_domain=TRUST_DOMAIN,
             manager_identity=[self.public["manager_identity"]],
             suites=["mlkem768-x25519", "x25519"],
             gateway_ca=(self.keys / "manager" / "pki" / "root-ca.pem").read_text(),
@@ -85,6 +90,10 @@ class World:
         )
         keys = self.keys / "manager" / "storage-keys.json"
         self.cipher = RecordCipher(StorageKeyFile(keys))
+
+    @staticmethod
+    def _signer(path: Path) -> Signer:
+        return Signer(TRUST_DOMAIN, read_identity(path))
 
     def ppid(self, machine: str) -> str:
         """A machine as an operator enrols it."""
@@ -109,7 +118,7 @@ class World:
             salt=keys / "salt",
             pki=keys / "pki",
             pki_passphrase=keys / "pki-passphrase",
-            trust_domain="test.example",
+            trust_domain=TRUST_DOMAIN,
             operators=[
                 OperatorSettings(name=OPERATOR, role="operator", identity=self.public["operators"][OPERATOR]),
                 OperatorSettings(name=AUTHOR, role="policy-author", identity=self.public["policy_authors"][AUTHOR]),
