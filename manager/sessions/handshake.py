@@ -131,7 +131,7 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
     """Move T1 to T2 over accepted evidence, whose quote names the key; it acknowledges the challenge. Returns T2."""
     handshake = _handshake(draft)
     t2 = next_transcript(handshake.transcript, "up", "evidence", data)
-    following = handshake.model_copy(update={"transcript": t2, "enclave_key": enclave_key})
+    following = handshake.model_copy(update={"transcript": t2, "t2": t2, "enclave_key": enclave_key})
     draft.set(handshake=following, enclave_key_hash=enclave_key_hash(enclave_key), unacknowledged=[])
     return t2
 

@@ -84,7 +84,7 @@ def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: S
         draft.move(Input.PROOF_GOOD)  # raises InvalidTransition: there is nothing to prove in this state
         raise AssertionError(f"no grant in {record.state}")
     proof = open_proof(handshake, "app", record.session, data)
-    k_app = application_key(k, record.session)
+    k_app = application_key(k, record.session, handshake.t2)
     if not same(proof, colocation_proof(k_app, handshake.challenge_nonce, handshake.transcript)):
         terminate(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
         return draft.finish()
