@@ -21,6 +21,7 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment, rotation
+from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.storage_keys import StorageKeyFile, add_epoch, destroy_old_epochs, seal_again
 from attestgate.schemas.audit import KeyInForce
@@ -123,7 +124,7 @@ def rotate(
                 sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
             in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
-            orders = Orders(Intake(bus, time.time), read_identity(loaded.identity), set())
+            orders = Orders(Intake(bus, time.time), read_identity(loaded.identity), Signers([]))
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone
 

@@ -95,7 +95,7 @@ def assemble(
     emitter = Emitter(bus, source, now, observer)
     intake = Intake(bus, now)
     decisions = _decision_log(settings, bus, intake, identity, emitter, now)
-    orders = Orders(intake, identity, signers.identities("operator"))
+    orders = Orders(intake, identity, signers)
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)

@@ -29,6 +29,11 @@ class Signers:
         """The public keys of everyone with a role."""
         return {operator.identity for operator in self._operators if operator.role == role}
 
+    def operator_of(self, signer: bytes, claimed: str) -> str:
+        """The operator whose key this is: `claimed`, if that is a name of the key, or else the first of its names."""
+        names = [o.name for o in self._operators if o.role == "operator" and o.identity == signer]
+        return claimed if claimed in names else names[0]
+
     def read_command(self, signed: Signed) -> Command:
         """A command, believed for its operator's signature. Raises Refusal (`signature.*`, `command.*`)."""
         command = verify(signed, Command, "command", self.identities("operator") | self.identities("policy-author"))

@@ -20,10 +20,24 @@ from attestgate.schemas import audit
 from attestgate.schemas.admission import GatewayReport, sign_report
 from attestgate.schemas.break_glass import LABEL, BreakGlass
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
+from attestgate.schemas.events import reasons_of
 from attestgate.schemas.signing import sign
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment
-from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS
+from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR
+
+
+GLASS = BreakGlass(
+    operator=OPERATOR,
+    gateways="gateways",
+    serial="4d01",
+    certificate="ab" * 32,
+    identity="spiffe://test.example/host/h1/app/a1",
+    allow=[],
+    issued_at=1_800_000_000,
+    expires_at=1_800_000_060,
+    reason="the managers are down",
+)
 
 
 async def log_of(site: Deployment) -> list[audit.Decision]:
@@ -133,20 +147,9 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
 async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
     operator, stranger = site.world.operator, Ed25519PrivateKey.generate()
-    glass = BreakGlass(
-        operator="ann",
-        gateways="gateways",
-        serial="4d01",
-        certificate="ab" * 32,
-        identity="spiffe://test.example/host/h1/app/a1",
-        allow=[],
-        issued_at=1_800_000_000,
-        expires_at=1_800_000_060,
-        reason="the managers are down",
-    )
-    signed = sign(operator, LABEL, glass)
+    signed = sign(operator, LABEL, GLASS)
     forged = signed.model_copy(update={"payload": signed.payload[:-1] + b"!"})
-    no_operators = sign(stranger, LABEL, glass)
+    no_operators = sign(stranger, LABEL, GLASS)
     subject = subjects.inbound("gateway", GATEWAY, "report")
     for said_by in ([signed], [signed], [forged], [no_operators]):
         report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
@@ -156,4 +159,29 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
     assert site.dropped_codes() == ["signature.invalid", "signature.signer"]
     (broken,) = facts(await log_of(site), audit.BreakGlassFact)
     public = operator.public_key().public_bytes_raw().hex()
-    assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")
+    assert (broken.operator, broken.signer, broken.serial) == (OPERATOR, public, "4d01")
+
+
+async def test_an_admission_by_hand_is_entered_in_the_name_of_its_key(site: Deployment) -> None:
+    """And what is wrong with one keeps none beside it out of the log: whoever has a key would hide his own there."""
+    operator = site.world.operator
+    in_anothers_name, forged, own = (
+        sign(operator, LABEL, GLASS.model_copy(update={"operator": name, "serial": serial}))
+        for name, serial in (("bob", "4d02"), (OPERATOR, "4d03"), (OPERATOR, "4d04"))
+    )
+    forged = forged.model_copy(update={"signature": bytes(64)})
+    report = GatewayReport(
+        gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=[in_anothers_name, forged, own]
+    )
+    subject = subjects.inbound("gateway", GATEWAY, "report")
+    await site.bus.publish(subject, sign_report(site.world.gateway, report))
+    dropped = await site.until("gateway", GATEWAY, "dropped")
+    reasons = {reason.code: reason for reason in reasons_of(dropped)}
+    assert reasons.keys() == {"break-glass.operator", "signature.invalid"}
+    wrong = reasons["break-glass.operator"]
+    assert (wrong.expected, wrong.found) == (OPERATOR, "bob")
+    await site.quiet()
+    log = await log_of(site)
+    entered = [(fact.operator, fact.serial) for fact in facts(log, audit.BreakGlassFact)]
+    assert entered == [(OPERATOR, "4d02"), (OPERATOR, "4d04")]
+    assert {entry.by for entry in log if entry.fact.did == "broken-glass"} == {OPERATOR}

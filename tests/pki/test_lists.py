@@ -14,6 +14,7 @@ from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki.authority import Authority, create_ca, key_id, load_authority
+from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.sessions.inter_session import RevokedCertificate
 from attestgate.schemas.admission import BUCKET, crl_key
@@ -33,7 +34,7 @@ class Lists:
 
     def worker(self, name: str = "manager-1") -> Certificates:
         bus = self.server.connect()
-        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), set())
+        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), Signers([]))
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
 
     async def revoke(self, worker: Certificates, serial: str) -> None:
