@@ -26,7 +26,6 @@ from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR
 
-
 GLASS = BreakGlass(
     operator=OPERATOR,
     gateways="gateways",

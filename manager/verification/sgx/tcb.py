@@ -48,7 +48,7 @@ def qe_date(qe_identity: Mapping[str, Any], isv_svn: int) -> int | None:
 def _date(body: Mapping[str, Any], have: list[int], wanted: Callable[[Mapping[str, Any]], list[int]]) -> int | None:
     try:
         levels = [(wanted(level["tcb"]), level["tcbDate"]) for level in body["tcbLevels"]]
-        # As dcap_qvl and Intel's library order them: by SVNs alone, and of equal ones the first in the document. By the
+        # As dcap_qvl orders them: by SVNs alone, and of equal ones the first in the document. By the
         # date as well, the status would be one level's and the date another's.
         for svns, date in sorted(levels, key=itemgetter(0), reverse=True):
             if all(mine >= theirs for mine, theirs in zip(have, svns, strict=True)):
