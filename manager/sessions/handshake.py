@@ -123,7 +123,7 @@ def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: by
         raise Refusal.because(
             "evidence.session", "session", expected=session, found=sealed.session, action="answer the newest challenge"
         )
-    info = canonical("evidence", handshake.transcript)
+    info = canonical("evidence encryption", handshake.transcript)
     return envelope.open_sealed(suite, handshake.session_private, info, sealed.ciphertext)
 
 
@@ -157,7 +157,9 @@ def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResul
     handshake = _handshake(draft)
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
-    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(result.reasons))
+    notice = Rejected(
+        session=draft.record.session, evidence=digest("rejected evidence", data), reasons=list(result.reasons)
+    )
     draft.say_signed("rejected", "rejected", notice)
     reasons: list[JsonValue] = [reason.model_dump() for reason in result.reasons]
     draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.ear(result))
@@ -167,7 +169,7 @@ def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_n
     """Encrypt the grant to the enclave's key, sign it, move T2 to T3."""
     handshake, record = _handshake(draft), draft.record
     t2 = handshake.transcript
-    ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant", t2), pack(model))
+    ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant encryption", t2), pack(model))
     signed = sign(draft.context.identity, "grant", Sealed(session=record.session, ciphertext=ciphertext), t2)
     data = pack(signed)
     draft.set(
