@@ -53,7 +53,7 @@ def _deliver(enclave: Enclave, k: Secret, volumes: list[Path], order: DeliverKey
             action="enrol the application with the right index, or add the volume to the host's settings",
         )
     info = canonical("volume key", order.app_session, order.t2)
-    k_app = application_key(k, order.app_session)
+    k_app = application_key(k, order.app_session, order.t2)
     ciphertext = envelope.seal(order.suite, order.enclave_key, info, k_app.reveal())
     inner = pack(VolumeKey(app_session=order.app_session, ciphertext=ciphertext))
     _write(volume_file(volumes[order.volume], order.app_session), seal(enclave, "mrsigner", PURPOSE, inner))

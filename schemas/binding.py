@@ -107,9 +107,9 @@ def host_proof(k: Secret, n1: bytes, t3: bytes) -> bytes:
     return hmac.digest(k.reveal(), canonical("host key proof", n1, t3), "sha512")
 
 
-def application_key(k: Secret, session: str) -> Secret:
-    """K_app: what the host's enclave delivers to the application of one session."""
-    return Secret(derive(k, canonical("application key", session), 32))
+def application_key(k: Secret, session: str, t2: bytes) -> Secret:
+    """K_app: what the host's enclave delivers to the application of one session, whose evidence T2 covers."""
+    return Secret(derive(k, canonical("application key", session, t2), 32))
 
 
 def colocation_proof(k_app: Secret, n2: bytes, t3: bytes) -> bytes:

@@ -187,7 +187,7 @@ class AgentSession:
 
     async def send_evidence(self, challenge: Challenge, evidence: BaseModel) -> None:
         """Seal evidence to the manager's session key and send it: T1 becomes T2."""
-        info = canonical("evidence", self._transcript)
+        info = canonical("evidence encryption", self._transcript)
         ciphertext = envelope.seal(self.suite, challenge.session_key, info, pack(evidence))
         self._evidence = pack(Sealed(session=self.session, ciphertext=ciphertext))
         self.t2 = self._transcript = next_transcript(self._transcript, "up", "evidence", self._evidence)
@@ -202,7 +202,9 @@ class AgentSession:
             sealed = self._said(GRANT, unpack(Signed, data), self.t2)
             if sealed.session != self.session:
                 return None
-            plaintext = envelope.open_sealed(self.suite, self._private, canonical("grant", self.t2), sealed.ciphertext)
+            plaintext = envelope.open_sealed(
+                self.suite, self._private, canonical("grant encryption", self.t2), sealed.ciphertext
+            )
             self._transcript = next_transcript(self.t2, "down", "grant", data)
             return unpack(kind, plaintext)
 
@@ -334,7 +336,7 @@ class AgentSession:
                 raise SessionOver(refused.reasons, "REFUSED")
         if step == "rejected" and self._evidence:
             rejected = self._said(REJECTED, unpack(Signed, data))
-            if rejected.session == self.session and rejected.evidence == digest("rejected", self._evidence):
+            if rejected.session == self.session and rejected.evidence == digest("rejected evidence", self._evidence):
                 raise SessionOver(rejected.reasons, "REFUSED")
 
     def _accepted_suite(self, suite: str) -> SuiteName:

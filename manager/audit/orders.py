@@ -13,7 +13,7 @@ from attestgate.manager.pki.authority import Issuer, key_id
 from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.audit import BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
-from attestgate.schemas.base import unpack
+from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.break_glass import BREAK_GLASS, at_gateways
 from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.signing import Signed, Signer
@@ -59,12 +59,18 @@ class Orders:
         await self._put(Decision(id=id, kind="manager", subject=MANAGERS, at=at, by=MANAGERS, fact=fact))
 
     async def broken_glass(self, gateway: str, signed: Signed) -> None:
-        """An operator's admission by hand at a gateway, as it was signed. Raises Refusal (`signature.*`), BusError."""
+        """An operator's admission by hand at a gateway, as it was signed.
+
+        Raises Refusal (`signature.*`; `break-glass.operator` for one in another's name, once it is entered), BusError.
+        """
         # Not any signer: with a gateway's key alone one could fill the log, in every operator's name.
         admission = self._signers.trusted.read(BREAK_GLASS, signed, at_gateways(self._gateways))
+        # The gateway compares keys only, so the admission is in force whatever name it bears: it is entered, in the
+        # name of the key. A stolen key neither writes in another operator's name nor keeps its use out of the log.
+        operator = self._signers.name_of(signed.signer)
         statement = hashlib.sha256(signed.payload).hexdigest()
         fact = BreakGlassFact(
-            operator=admission.operator,
+            operator=operator,
             signer=signed.signer.hex(),
             statement=statement,
             serial=admission.serial,
@@ -74,8 +80,16 @@ class Orders:
         )
         id = hashlib.sha256(f"{gateway} {statement}".encode()).hexdigest()[:32]
         await self._put(
-            Decision(id=id, kind="gateway", subject=gateway, at=admission.issued_at, by=admission.operator, fact=fact)
+            Decision(id=id, kind="gateway", subject=gateway, at=admission.issued_at, by=operator, fact=fact)
         )
+        if admission.operator != operator:
+            raise Refusal.because(
+                "break-glass.operator",
+                "operator",
+                expected=operator,
+                found=admission.operator,
+                action=f"find out who has the key of {operator}: it signed an admission in another's name",
+            )
 
     async def _put(self, decision: Decision) -> None:
         subject = subject_of(decision)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -74,17 +75,14 @@ class Relay:
             )
 
     async def run(self) -> None:
-        """Carry until cancelled; then every connection is cut. asyncio removes a stale socket."""
+        """Carry until cancelled; then every connection is cut. A stale socket is replaced."""
         path = self._settings.socket
         async with asyncio.TaskGroup() as tasks:
-            # Created with mode 0600, not changed to it later: nobody can connect in between.
-            mask = os.umask(0o177)
-            try:
-                server = await asyncio.start_unix_server(
-                    lambda reader, writer: tasks.create_task(self._take((reader, writer))), path, limit=_MAX_HEAD
-                )
-            finally:
-                os.umask(mask)
+            server = await asyncio.start_unix_server(
+                lambda reader, writer: tasks.create_task(self._take((reader, writer))),
+                sock=_bound(path),
+                limit=_MAX_HEAD,
+            )
             try:
                 await asyncio.Event().wait()
             finally:
@@ -178,6 +176,22 @@ class Relay:
             yield reader, writer
         finally:
             writer.transport.abort()
+
+
+def _bound(path: Path) -> socket.socket:
+    """A socket to listen on, mode 0600. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Linux gives the file the mode that the socket has when it is bound: nobody can connect in between, and the
+        # umask, which is the whole process's, stays.
+        os.fchmod(listener.fileno(), 0o600)
+        if path.is_socket():
+            path.unlink()
+        listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 async def _both_ways(one: _Stream, other: _Stream) -> None:

@@ -10,8 +10,8 @@ from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted, open_report
-from attestgate.schemas.base import Refusal
-from attestgate.schemas.signing import TrustedKeys
+from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.signing import Signed, TrustedKeys
 
 MAX_STRANGE = 8
 """Certificates without a lease, or without so new a one, that a report may name: it may be older than the bucket's
@@ -59,8 +59,18 @@ class GatewayReports:
                     raise _made_up(key)
             if known is not None and known.session and id not in known.passed_on:
                 await self._pass_on(id, key, known)
-        for signed in report.glass:
-            await self._orders.broken_glass(id, signed)
+        await self._enter(id, report.glass)
+
+    async def _enter(self, id: str, admissions: list[Signed]) -> None:
+        """Each in the decision log, whatever is wrong with another beside it. Raises Refusal, BusError."""
+        reasons: list[Reason] = []
+        for signed in admissions:
+            try:
+                await self._orders.broken_glass(id, signed)
+            except Refusal as refusal:
+                reasons.extend(refusal.reasons)
+        if reasons:
+            raise Refusal(*reasons)
 
     async def _pass_on(self, id: str, key: str, known: _Known) -> None:
         known.passed_on.add(id)

@@ -141,7 +141,7 @@ def open_evidence(handshake: Handshake, session: str, suite: SuiteName, data: by
         raise Refusal.because(
             "evidence.session", "session", expected=session, found=sealed.session, action="answer the newest challenge"
         )
-    info = canonical("evidence", handshake.transcript)
+    info = canonical("evidence encryption", handshake.transcript)
     return envelope.open_sealed(suite, handshake.session_private, info, sealed.ciphertext)
 
 
@@ -149,7 +149,7 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
     """Move T1 to T2 over accepted evidence, whose quote names the key; it acknowledges the challenge. Returns T2."""
     handshake = _handshake(draft)
     t2 = next_transcript(handshake.transcript, "up", "evidence", data)
-    following = handshake.model_copy(update={"transcript": t2, "enclave_key": enclave_key})
+    following = handshake.model_copy(update={"transcript": t2, "t2": t2, "enclave_key": enclave_key})
     draft.set(handshake=following, enclave_key_hash=enclave_key_hash(enclave_key), unacknowledged=[])
     return t2
 
@@ -175,7 +175,9 @@ def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResul
     handshake = _handshake(draft)
     draft.move(Input.EVIDENCE_FOREIGN)
     draft.set(handshake=handshake.model_copy(update={"verifications": handshake.verifications + 1}))
-    notice = Rejected(session=draft.record.session, evidence=digest("rejected", data), reasons=list(result.reasons))
+    notice = Rejected(
+        session=draft.record.session, evidence=digest("rejected evidence", data), reasons=list(result.reasons)
+    )
     draft.say_signed(REJECTED, notice)
     reasons: list[JsonValue] = [reason.model_dump() for reason in result.reasons]
     draft.event("evidence-rejected", step="evidence", reasons=reasons, **draft.ear(result))
@@ -185,7 +187,7 @@ def grant(draft: Draft[R], model: BaseModel, channel_secret: Secret, challenge_n
     """Encrypt the grant to the enclave's key, sign it, move T2 to T3."""
     handshake, record = _handshake(draft), draft.record
     t2 = handshake.transcript
-    ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant", t2), pack(model))
+    ciphertext = envelope.seal(record.suite, handshake.enclave_key, canonical("grant encryption", t2), pack(model))
     sealed = Sealed(session=record.session, ciphertext=ciphertext)
     data = pack(draft.context.identity.sign(GRANT, to_agent(record.role, record.name), sealed, t2))
     draft.set(

@@ -31,7 +31,8 @@ class Deliver(Model):
 
 
 class Delivered(Model):
-    """Host session to application session: the key was delivered, or why not."""
+    """Host session to application session: the key was delivered, or why not. From another host session it counts for
+    nothing."""
 
     host_session: SessionId
     problem: Reason | None = None

@@ -77,6 +77,8 @@ class Handshake(Model):
     session_private: Secret
     transcript: Bytes64
     """T1 when challenged, T3 when granted."""
+    t2: bytes = b""
+    """What an application's K_app is derived from; known from T2 on."""
     enclave_key: bytes = b""
     """The key in the quote, to which the grant is encrypted; known from T2 on."""
     channel_secret: Secret | None = None

@@ -11,7 +11,7 @@ from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
 from attestgate.manager.sessions.inter_session import Deliver, Delivered, Issue
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.states import Input, InvalidTransition
 from attestgate.manager.sessions.step4_host_key import WRONG_PROOF
 from attestgate.manager.sessions.step5_attest_application import step_deadline
 from attestgate.manager.sessions.termination import terminate
@@ -64,11 +64,15 @@ def take_delivered(record: HostRecord, context: Context, channel: Channel, answe
 
 def grant_application(record: AppRecord, context: Context, delivered: Delivered) -> AppRecord:
     """The application session once its key was delivered, or could not be. Raises InvalidTransition."""
+    given = Input.DELIVERED if delivered.problem is None else Input.NOT_DELIVERED
+    # The bus can put this record back to before its evidence, and repeat what an earlier host session said of its key.
+    if delivered.host_session != record.host_session:
+        raise InvalidTransition(record.state, given)
     draft = Draft(record, context)
     if delivered.problem is not None:
-        terminate(draft, Input.NOT_DELIVERED, "deliver_key", [delivered.problem])
+        terminate(draft, given, "deliver_key", [delivered.problem])
         return draft.finish()
-    draft.move(Input.DELIVERED)
+    draft.move(given)
     n2, channel = context.token(32), Secret(context.token(32))
     grant(draft, AppGrant(n2=n2, channel=channel), channel, n2)
     draft.set(deadline=step_deadline(draft))
@@ -84,7 +88,7 @@ def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: S
         draft.move(Input.PROOF_GOOD)  # raises InvalidTransition: there is nothing to prove in this state
         raise AssertionError(f"no grant in {record.state}")
     proof = open_proof(handshake, "app", record.session, data)
-    k_app = application_key(k, record.session)
+    k_app = application_key(k, record.session, handshake.t2)
     if not same(proof, colocation_proof(k_app, handshake.challenge_nonce, handshake.transcript)):
         terminate(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
         return draft.finish()

@@ -20,10 +20,22 @@ from attestgate.schemas import audit
 from attestgate.schemas.admission import GatewayReport, sign_report
 from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways
 from attestgate.schemas.enrolment import Enrol, HostEnrolment, Revoke
+from attestgate.schemas.events import reasons_of
 from attestgate.schemas.signing import Signer
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment
-from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, TRUST_DOMAIN
+from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, TRUST_DOMAIN
+
+GLASS = BreakGlass(
+    operator=OPERATOR,
+    serial="4d01",
+    certificate="ab" * 32,
+    identity="spiffe://test.example/host/h1/app/a1",
+    allow=[],
+    issued_at=1_800_000_000,
+    expires_at=1_800_000_060,
+    reason="the managers are down",
+)
 
 
 async def log_of(site: Deployment) -> list[audit.Decision]:
@@ -133,20 +145,10 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
 async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
     operator, stranger = site.world.operator, Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
-    glass = BreakGlass(
-        operator="ann",
-        serial="4d01",
-        certificate="ab" * 32,
-        identity="spiffe://test.example/host/h1/app/a1",
-        allow=[],
-        issued_at=1_800_000_000,
-        expires_at=1_800_000_060,
-        reason="the managers are down",
-    )
-    signed = operator.sign(BREAK_GLASS, at_gateways("gateways"), glass)
+    signed = operator.sign(BREAK_GLASS, at_gateways("gateways"), GLASS)
     forged = signed.model_copy(update={"payload": signed.payload[:-1] + b"!"})
-    no_operators = stranger.sign(BREAK_GLASS, at_gateways("gateways"), glass)
-    for_others = operator.sign(BREAK_GLASS, at_gateways("others"), glass)
+    no_operators = stranger.sign(BREAK_GLASS, at_gateways("gateways"), GLASS)
+    for_others = operator.sign(BREAK_GLASS, at_gateways("others"), GLASS)
     subject = subjects.inbound("gateway", GATEWAY, "report")
     for said_by in ([signed], [signed], [forged], [no_operators], [for_others]):
         report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
@@ -156,4 +158,29 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
     assert site.dropped_codes() == ["signature.invalid", "signature.signer", "signature.invalid"]
     (broken,) = facts(await log_of(site), audit.BreakGlassFact)
     public = operator.public.hex()
-    assert (broken.operator, broken.signer, broken.serial) == ("ann", public, "4d01")
+    assert (broken.operator, broken.signer, broken.serial) == (OPERATOR, public, "4d01")
+
+
+async def test_an_admission_by_hand_is_entered_in_the_name_of_its_key(site: Deployment) -> None:
+    """And what is wrong with one keeps none beside it out of the log: whoever has a key would hide his own there."""
+    operator, place = site.world.operator, at_gateways("gateways")
+    in_anothers_name, forged, own = (
+        operator.sign(BREAK_GLASS, place, GLASS.model_copy(update={"operator": name, "serial": serial}))
+        for name, serial in (("bob", "4d02"), (OPERATOR, "4d03"), (OPERATOR, "4d04"))
+    )
+    forged = forged.model_copy(update={"signature": bytes(64)})
+    report = GatewayReport(
+        gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=[in_anothers_name, forged, own]
+    )
+    subject = subjects.inbound("gateway", GATEWAY, "report")
+    await site.bus.publish(subject, sign_report(site.world.gateway, report))
+    dropped = await site.until("gateway", GATEWAY, "dropped")
+    reasons = {reason.code: reason for reason in reasons_of(dropped)}
+    assert reasons.keys() == {"break-glass.operator", "signature.invalid"}
+    wrong = reasons["break-glass.operator"]
+    assert (wrong.expected, wrong.found) == (OPERATOR, "bob")
+    await site.quiet()
+    log = await log_of(site)
+    entered = [(fact.operator, fact.serial) for fact in facts(log, audit.BreakGlassFact)]
+    assert entered == [(OPERATOR, "4d02"), (OPERATOR, "4d04")]
+    assert {entry.by for entry in log if entry.fact.did == "broken-glass"} == {OPERATOR}

@@ -1,6 +1,8 @@
 """WebSockets through the real nginx and the worker's relay: none outlives its admission, its time, or the worker."""
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from attestgate.manager.gateway.relay import Relay
 from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
+from attestgate.schemas.settings import RelaySettings
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, until
 from tests.support.reasons import refusal_code
@@ -297,6 +301,33 @@ async def test_what_nginx_would_not_hand_over_is_not_carried(here: Relayed) -> N
         writer.write_eof()
         assert await cut((reader, writer)), name
     assert here.upstream.heads == []
+
+
+async def test_its_socket_is_its_owners_alone_from_the_start_and_no_other_file_is(tmp_path: Path) -> None:
+    """The mode of new files belongs to the process: what other tasks create meanwhile keeps theirs."""
+    path = tmp_path / "relay.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    os.utime(path, (0, 0))
+    before = os.umask(0)
+    relay = asyncio.create_task(Relay(RelaySettings(socket=path, controller="127.0.0.1:1"), lambda key: 0).run())
+    try:
+        for turn in range(20):
+            await asyncio.sleep(0)
+            (tmp_path / str(turn)).touch()
+            if path.stat().st_mtime:
+                assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_mtime, "the stale one is replaced"
+        assert {(tmp_path / str(turn)).stat().st_mode & 0o777 for turn in range(20)} == {0o666}
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write_eof()
+        assert await cut((reader, writer))
+    finally:
+        os.umask(before)
+        relay.cancel()
+    await asyncio.gather(relay, return_exceptions=True)
+    assert not path.exists()
 
 
 def test_a_stock_nginx_has_no_relay(tmp_path: Path) -> None:

@@ -51,8 +51,7 @@ class Bench:
         """A worker whose settings name these operators, and these keys as policy authors'."""
         named = [(name, "operator") for name in names or ("ann",)] + [(name, "policy-author") for name in authors]
         operators = [
-            OperatorSettings(name=name, role=role, identity=OPERATORS[name].public.hex())
-            for name, role in named
+            OperatorSettings(name=name, role=role, identity=OPERATORS[name].public.hex()) for name, role in named
         ]
         signers = Signers(TRUST_DOMAIN, operators, {MANAGER.public})
         kept = Statements(self.folder / f"{memory}.sqlite")

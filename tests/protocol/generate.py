@@ -43,7 +43,7 @@ def handshake(role: Role) -> dict[str, Any]:
     t3 = binding.next_transcript(t2, "down", "grant", messages["grant"])
     t4 = binding.next_transcript(t3, "up", binding.PROOF_STEP[role], messages["proof"])
     k, n = Secret(filled("K", 32)), filled("n1" if role == "host" else "n2", 32)
-    k_app = binding.application_key(k, session)
+    k_app = binding.application_key(k, session, t2)
     proof = binding.host_proof(k, n, t3) if role == "host" else binding.colocation_proof(k_app, n, t3)
     down = binding.next_chain(binding.first_chain(t4, "down"), filled("recheck", 100))
     nothing = binding.evidence_hash(b"")

@@ -63,7 +63,8 @@ def test_a_second_implementation_agrees(role: str) -> None:
     assert made["hello_hash"] == sha512("hello", message["hello"])
     assert made["report_data"] == sha512("report data", role, session, subject, nonce, t[1], key, evidence)
     assert made["tpm_nonce"] == hashlib.sha256(encode("tpm nonce", nonce, t[1])).digest()
-    k_app = HKDF(algorithm=SHA512(), length=32, salt=None, info=encode("application key", session)).derive(k)
+    info = encode("application key", session, t[2])
+    k_app = HKDF(algorithm=SHA512(), length=32, salt=None, info=info).derive(k)
     assert made["k_app"] == k_app
     if role == "host":
         proof = hmac.digest(k, encode("host key proof", bytes.fromhex(given["n1"]), t[3]), "sha512")

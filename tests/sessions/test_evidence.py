@@ -47,7 +47,7 @@ class Question:
 
     def seal(self, evidence: Any) -> bytes:
         """Anybody can seal to a public challenge."""
-        info = canonical("evidence", self.t1)
+        info = canonical("evidence encryption", self.t1)
         suite: Any = self.challenge.suite
         ciphertext = envelope.seal(suite, self.challenge.session_key, info, pack(evidence))
         return pack(Sealed(session=self.challenge.session, ciphertext=ciphertext))
@@ -277,7 +277,7 @@ async def test_evidence_in_a_name_that_is_rejected_is_told_to_its_sender_only(si
     site.wire.inject(honest[0], foreign)
     await site.until("host", "h1", "evidence-rejected")
     (notice,) = site.wire.said(subjects.outbound("host", "h1", "rejected"))
-    assert digest("rejected", foreign) in unpack(Signed, notice).payload
+    assert digest("rejected evidence", foreign) in unpack(Signed, notice).payload
     site.wire.inject(*honest)
     await trusted
 

@@ -70,6 +70,11 @@ def _n(record: HostRecord | AppRecord) -> tuple[bytes, bytes]:
     return record.handshake.challenge_nonce, record.handshake.transcript
 
 
+def _t2(record: AppRecord) -> bytes:
+    assert record.handshake is not None
+    return record.handshake.t2
+
+
 @pytest.mark.parametrize("wrong", ["reflected", "other nonce", "other transcript", "other key", "zero"])
 async def test_a_wrong_host_proof_ends_the_session(site: Deployment, wrong: str) -> None:
     record = await granted_host(site)
@@ -86,16 +91,20 @@ async def test_a_wrong_host_proof_ends_the_session(site: Deployment, wrong: str)
     assert event_code(await site.until("host", "h1", "refused")) == "proof.hmac"
 
 
-@pytest.mark.parametrize("wrong", ["reflected", "K itself", "other session's key", "other nonce"])
+@pytest.mark.parametrize(
+    "wrong", ["reflected", "K itself", "other session's key", "other transcript's key", "other nonce"]
+)
 async def test_a_wrong_co_location_proof_ends_the_session(site: Deployment, wrong: str) -> None:
     host, record, _ = await granted_app(site)
     n2, t3 = _n(record)
+    t2 = _t2(record)
     assert host.k is not None
-    k_app = application_key(host.k, record.session)
+    k_app = application_key(host.k, record.session, t2)
     proof = {
         "reflected": host_proof(k_app, n2, t3),
         "K itself": colocation_proof(host.k, n2, t3),
-        "other session's key": colocation_proof(application_key(host.k, "ab" * 16), n2, t3),
+        "other session's key": colocation_proof(application_key(host.k, "ab" * 16, t2), n2, t3),
+        "other transcript's key": colocation_proof(application_key(host.k, record.session, bytes(64)), n2, t3),
         "other nonce": colocation_proof(k_app, bytes(32), t3),
     }[wrong]
     site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), message(record, proof))
@@ -107,7 +116,7 @@ async def test_a_wrong_co_location_proof_ends_the_session(site: Deployment, wron
 async def test_the_control_the_right_proof_made_here_is_taken(site: Deployment) -> None:
     host, record, _ = await granted_app(site)
     assert host.k is not None
-    proof = colocation_proof(application_key(host.k, record.session), *_n(record))
+    proof = colocation_proof(application_key(host.k, record.session, _t2(record)), *_n(record))
     site.wire.inject(subjects.inbound("app", "h1.a1", "colocation_proof"), message(record, proof))
     await site.until("app", "a1", "proven")
 
@@ -130,7 +139,7 @@ async def test_a_proof_in_another_frame_does_not_open_and_the_honest_one_is_take
 ) -> None:
     host, record, honest = await granted_app(site)
     assert host.k is not None
-    proof = colocation_proof(application_key(host.k, record.session), *_n(record))
+    proof = colocation_proof(application_key(host.k, record.session, _t2(record)), *_n(record))
     if changes == {"ack": 1}:
         frame = message(record, proof)
         changed = pack(unpack_frame(frame, ack=1))
@@ -207,7 +216,9 @@ def volume(world: World, tmp_path: Path) -> Volume:
 
 def test_the_owner_reads_its_key_once(volume: Volume) -> None:
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
-    assert read_key(volume.owner, enclave, volume.file) == application_key(volume.k, volume.owner.session)
+    assert read_key(volume.owner, enclave, volume.file) == application_key(
+        volume.k, volume.owner.session, volume.owner.t2
+    )
     with pytest.raises(Refusal, match=r"volume\.read"):
         read_key(volume.owner, enclave, volume.file)
 
@@ -278,7 +289,9 @@ def test_a_volume_that_only_the_host_writes_serves(volume: Volume, monkeypatch: 
 
     monkeypatch.setattr(Path, "unlink", read_only)
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
-    assert read_key(volume.owner, enclave, volume.file) == application_key(volume.k, volume.owner.session)
+    assert read_key(volume.owner, enclave, volume.file) == application_key(
+        volume.k, volume.owner.session, volume.owner.t2
+    )
 
 
 def test_the_host_does_not_write_through_a_link_that_the_application_put_there(volume: Volume, tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from attestgate.bus import layout, subjects
-from attestgate.bus.crypto.channel import Frame
+from attestgate.bus.crypto.channel import Channel, Frame
 from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
-from attestgate.schemas.base import Refusal, unpack
+from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.enrolment import RecheckNow, Revoke
+from attestgate.schemas.messages import KeyDelivered
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
@@ -143,6 +146,73 @@ async def test_a_record_moved_to_another_session_does_not_open(site: Deployment)
     site.wire.inject(subjects.due(subjects.deadline("ab" * 16)), b"host")
     await site.dropped(1)
     assert site.dropped_codes() == ["record.open"]
+
+
+@pytest.mark.parametrize("mounted", [True, False], ids=["delivered", "not delivered"])
+async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_waits_for_a_later(
+    site: Deployment, mounted: bool
+) -> None:
+    """The bus keeps the word, puts the application's record back, and gives the word in the host's next session."""
+    first, bucket = await site.trusted(), site.bus.bucket("sessions")
+    sent = site.wire.hold(subjects.inbound("app", "h1.a1", "evidence"))
+    said = site.wire.hold(f"{subjects.WORK}.app.*.delivered")
+    agent = await site.app()
+    evidence = await sent
+    (app,) = await site.records(AppRecord)
+    challenged = await bucket.get(f"app.{app.session}")
+    if not mounted:
+        site.volume.rename(site.folder / "unmounted")
+    site.wire.inject(*evidence)
+    earlier = await said
+    if not mounted:
+        (site.folder / "unmounted").rename(site.volume)
+    await agent.stop()
+    await first.stop()
+    await site.advance(2)
+    since = len(site.events)
+    await site.host()
+    await site.until("host", "h1", "trusted", since=since)
+    await site.quiet()
+    assert challenged is not None and challenged.value is not None
+    await bucket.put(f"app.{app.session}", challenged.value)
+    said = site.wire.hold(f"{subjects.WORK}.app.*.delivered")
+    site.wire.inject(*evidence)
+    later = await said
+    for word, state in ((earlier, State.WAITING_FOR_KEY), (later, State.GRANTED)):
+        site.wire.inject(*word)
+        await site.quiet()
+        assert (await site.record(AppRecord, app.session)).state is state
+
+
+async def test_another_hosts_word_on_a_key_moves_nothing(site: Deployment) -> None:
+    """A trusted host says that it delivered a key, which another one was asked for."""
+    await site.trusted()
+    await site.enrol_host("h2", "machine-b")
+    await site.host("h2", "machine-b")
+    await site.until("host", "h2", "trusted")
+    said = site.wire.hold(f"{subjects.WORK}.app.*.delivered")
+    await site.app()
+    honest = await said
+    (app,), hosts = await site.records(AppRecord), await site.records(HostRecord)
+    (other,) = [record for record in hosts if record.subject == "h2"]
+    assert other.channel is not None
+    end = Channel(
+        session=other.session,
+        secret=other.channel.secret,
+        base=other.channel.base,
+        sends="up",
+        sent=other.channel.opened,
+        sent_chain=other.channel.opened_chain,
+        opened_chain=other.channel.sent_chain,
+    )
+    _, word = end.seal("key_delivered", pack(KeyDelivered(app_session=app.session)))
+    site.wire.inject(subjects.inbound("host", "h2", "key_delivered"), word)
+    await site.quiet()
+    heard = (await site.record(HostRecord, other.session)).channel
+    assert heard is not None and heard.opened == other.channel.opened + 1, "it was read"
+    assert (await site.record(AppRecord, app.session)).state is State.WAITING_FOR_KEY
+    site.wire.inject(*honest)
+    await site.until("app", "a1", "granted")
 
 
 async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> None:

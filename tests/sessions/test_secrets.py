@@ -11,10 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import BaseModel
 
 from attestgate.app_agent.step5_evidence import TlsKey
+from attestgate.host_agent import step6_deliver
 from attestgate.manager.local.keyfiles import read_secret
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Secret
+from attestgate.schemas.binding import application_key
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from attestgate.schemas.messages import AppGrant, HostGrant
 from tests.support.manager.deployment import Deployment
@@ -48,7 +50,13 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         found.append(key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return key
 
+    def noting_key(k: Secret, session: str, t2: bytes) -> Secret:
+        key = application_key(k, session, t2)
+        found.append(key.reveal())
+        return key
+
     monkeypatch.setattr(RecordCipher, "seal", noting_seal)
+    monkeypatch.setattr(step6_deliver, "application_key", noting_key)
     monkeypatch.setattr(TlsKey, "generate", classmethod(noting_generate))
     return found
 

@@ -230,6 +230,19 @@ def test_the_order_of_levels_does_not_matter(shared: SimulatedSgx) -> None:
     assert (turned.tcb_status, turned.tcb_date) == (good.tcb_status, good.tcb_date)
 
 
+def test_of_two_levels_with_the_same_svns_status_and_date_are_of_one(shared: SimulatedSgx) -> None:
+    """A date of the other would let an outdated platform through its grace period, or its minimum date."""
+    levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
+    old = levels[0] | {"tcbStatus": "OutOfDate", "tcbDate": "2023-01-01T00:00:00Z"}
+    policy = {"tcb_statuses": ("UpToDate", "OutOfDate"), "out_of_date_grace_s": NOW}
+    found = [
+        shared.appraise(collateral=signed(shared, "tcb_info", tcbLevels=[*both, *levels[1:]]), policy=policy)
+        for both in ([old, levels[0]], [levels[0], old])
+    ]
+    dates = [int(datetime.fromisoformat(level["tcbDate"]).timestamp()) for level in (old, levels[0])]
+    assert [(one.tcb_status, one.tcb_date) for one in found] == [("OutOfDate", dates[0]), ("UpToDate", dates[1])]
+
+
 @pytest.mark.parametrize("status", ["OutOfDate", "Revoked"])
 @pytest.mark.parametrize("above", [[7], [8], [8, 9]])
 def test_levels_of_the_quoting_enclave_go_down(shared: SimulatedSgx, above: list[int], status: str) -> None:

@@ -14,13 +14,19 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel
 
+from attestgate.bus import subjects
+from attestgate.bus.api import Message
 from attestgate.bus.client.nats import connect
+from attestgate.compose.demo.wiretap import Wiretap
 from attestgate.compose.local.stack import Stack
 from attestgate.manager.records.record_cipher import RecordCipher, StorageKeys
 from attestgate.manager.sessions.record import AppRecord, HostRecord
-from attestgate.schemas.base import Secret, parse_json
-from attestgate.schemas.binding import application_key
+from attestgate.schemas.base import Secret, parse_json, unpack
+from attestgate.schemas.binding import application_key, first_transcript, next_transcript
+from attestgate.schemas.messages import Challenge, Sealed
+from attestgate.schemas.signing import Signed
 from tests.support.processes import processes_of
+from tests.support.story import HOST, MACHINE
 
 _SEED = re.compile(rb"S[OAUNC][A-Z2-7]{56}")
 """An nkey seed in NATS's spelling."""
@@ -78,8 +84,40 @@ def key_files(stack: Stack) -> set[Path]:
     return {*made, *simulated, plan.signer, plan.folder / "gateway" / "server.key"}
 
 
-async def in_records(stack: Stack) -> Named:
-    """What the live session records hold, opened with the storage key: K, session keys, channel secrets."""
+async def overheard(stack: Stack, tap: Wiretap, app: str) -> dict[str, bytes]:
+    """Start an application anew through a wiretap: T2 of its sessions, made of what the bus's operator sees."""
+    name, challenges = subjects.app_name(HOST, app), list[bytes]()
+
+    async def challenged(message: Message) -> None:
+        challenges.append(message.data)
+
+    listener = await connect([stack.server.url], stack.plan.credentials("app", name))
+    try:
+        await listener.listen(subjects.outbound("app", name, "challenge"), challenged)
+        await stack.agent(app).stop()
+        mark = stack.events.mark
+        await stack.start_app(app, HOST, MACHINE, bus=tap.url)
+        await stack.until("app", app, "admitted", since=mark, within_s=60)
+    finally:
+        await listener.close()
+    sent = tap.published(subjects.inbound("app", name, "evidence"))
+    evidence = {unpack(Sealed, data).session: data for data in sent}
+    found = {}
+    for data in challenges:
+        signed = unpack(Signed, data)
+        challenge = unpack(Challenge, signed.payload)
+        t0 = first_transcript(challenge.suite, "app", challenge.session, app, signed.signer)
+        t1 = next_transcript(t0, "down", "challenge", data)
+        if challenge.session in evidence:
+            found[challenge.session] = next_transcript(t1, "up", "evidence", evidence[challenge.session])
+    return found
+
+
+async def in_records(stack: Stack, transcripts: dict[str, bytes]) -> Named:
+    """What the live session records hold, opened with the storage key: K, session keys, channel secrets.
+
+    And every K_app that a host's K makes, of the sessions whose T2 is in `transcripts`.
+    """
     keys = stack.plan.keys / "manager" / "storage-keys.json"
     cipher = RecordCipher(lambda: parse_json(StorageKeys, keys.read_bytes(), source=str(keys)))
     bus = await connect([stack.server.url], stack.plan.credentials("manager", "manager"))
@@ -95,8 +133,9 @@ async def in_records(stack: Stack) -> Named:
             record = cipher.open(kind, "sessions", key, entry.value)
             found |= {f"{key} {name}": secret.reveal() for name, secret in _within(record)}
             if isinstance(record, HostRecord) and record.k is not None:
-                derived = {session: application_key(record.k, session).reveal() for session in record.apps}
-                found |= {f"{key} K of {session}": secret for session, secret in derived.items()}
+                for session in record.apps.keys() & transcripts.keys():
+                    k_app = application_key(record.k, session, transcripts[session])
+                    found[f"{key} K of {session}"] = k_app.reveal()
     finally:
         await bus.close()
     return found

@@ -11,11 +11,12 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Message
+from attestgate.compose.demo.wiretap import Wiretap
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
-from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, written
-from tests.support.story import APPS, HOST, through
+from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, overheard, written
+from tests.support.story import APPS, HOST, restart, through
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -62,11 +63,15 @@ async def test_everything_that_rests_on_a_simulated_platform_says_so(stack: Stac
 
 
 async def test_no_secret_is_anywhere_but_in_its_file(stack: Stack) -> None:
-    await through(stack, *APPS)
-    kept, live = at_rest(stack), await in_records(stack)
-    assert len(kept) >= 25
-    assert any(name.endswith(" k") for name in live) and any(" K of " in name for name in live)
-    assert leaks(kept | live, written(stack)) == []
+    async with Wiretap(stack.server.url) as tap:
+        transcripts = {s: t2 for app in APPS for s, t2 in (await overheard(stack, tap, app)).items()}
+        await through(stack, *APPS)
+        kept, live = at_rest(stack), await in_records(stack, transcripts)
+        assert len(kept) >= 25
+        assert any(name.endswith(" k") for name in live)
+        assert sum(" K of " in name for name in live) == len(APPS)
+        assert leaks(kept | live, written(stack)) == []
+    await restart(stack, *APPS)
 
 
 async def test_such_a_search_would_find_one(stack: Stack) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 QE_STATUSES = frozenset({"UpToDate", "OutOfDate", "Revoked"})
@@ -47,7 +48,9 @@ def qe_date(qe_identity: Mapping[str, Any], isv_svn: int) -> int | None:
 def _date(body: Mapping[str, Any], have: list[int], wanted: Callable[[Mapping[str, Any]], list[int]]) -> int | None:
     try:
         levels = [(wanted(level["tcb"]), level["tcbDate"]) for level in body["tcbLevels"]]
-        for svns, date in sorted(levels, reverse=True):
+        # As dcap_qvl orders them: by SVNs alone, and of equal ones the first in the document. By the
+        # date as well, the status would be one level's and the date another's.
+        for svns, date in sorted(levels, key=itemgetter(0), reverse=True):
             if all(mine >= theirs for mine, theirs in zip(have, svns, strict=True)):
                 parsed = datetime.fromisoformat(date)
                 return None if parsed.tzinfo is None else int(parsed.timestamp())
