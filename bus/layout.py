@@ -10,6 +10,7 @@ from attestgate.bus import subjects
 from attestgate.schemas.base import MAX_MESSAGE
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import MAX_EVENT
+from attestgate.schemas.in_force import MAX_AUTHORS
 from attestgate.schemas.limits import COMMAND, largest
 
 KIB = 1024
@@ -246,11 +247,11 @@ SESSIONS = BucketLayout("sessions", max_bytes=256 * MIB)
 SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB, discard="old")
 """What people may read of a session, in the clear; no decision depends on it, so a full bucket holds up no session."""
 
-ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB)
-"""Enrolment records, signed by an operator."""
+ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB, max_value=MAX_AUTHORS * (COMMAND + KIB))
+"""Of each host, application and gateway the newest command of each operator, and the managers' word that it is in force."""
 
 POLICIES = BucketLayout("policies", max_bytes=256 * MIB, max_value=MAX_MESSAGE)
-"""Policy documents by hash, and the signed manifest that puts some in force."""
+"""Policy documents by hash, and of each author the newest manifest in force, and on trial."""
 
 COLLATERAL = BucketLayout("collateral", max_bytes=32 * MIB, max_value=2 * MIB)
 """Attestation collateral as fetched, for every worker."""
@@ -266,7 +267,7 @@ TREE = BucketLayout("log", max_bytes=256 * MIB)
 """The decision log's head, and the tree's leaf hashes, 32 bytes per entry, kept forever: room for eight million."""
 
 OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
-"""The highest command sequence applied, by operator."""
+"""The newest command applied of each operator's key, as a manager signed it."""
 
 BUCKETS = {
     bucket.name: bucket

@@ -14,6 +14,7 @@ from attestgate.cli import (
     demo,
     doctor,
     enrol,
+    enrolments,
     events,
     gateway,
     inspect,
@@ -70,6 +71,7 @@ processes.application.command("exec")(run_exec)
 app.add_typer(processes.application, name="app")
 watch.register(app)
 enrol.register(app)
+app.add_typer(enrolments.app, name="enrolments")
 policy_set.register(policy.app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="keys")

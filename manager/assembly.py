@@ -86,7 +86,7 @@ def assemble(
     told = partial(tell_rollback, emitter.emit, settings.name)
     in_force = partial(StatementsInForce, manager=identity, trusted=signers.trusted, memory=memory, tell=told)
     enrolled = bus.bucket(ENROLMENT.name)
-    enrolments = Enrolments(enrolled, signers, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of))
+    enrolments = Enrolments(enrolled, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of))
     slices, floors, documents = Slices(), PolicyFloors(), bus.bucket(POLICIES.name)
     manifests = in_force(POLICIES.name, documents, MANIFEST, lambda _: MANIFESTS)
     policies = Policies(documents, manifests, floors, slices, policy_keys)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from attestgate.schemas.base import Hex32, Model, Reasons, Seconds
+from attestgate.schemas.base import Hex32, Id, Model, Reasons, Seconds
 from attestgate.schemas.enrolment import Sequence
 from attestgate.schemas.signing import Purpose, Signed
 from attestgate.schemas.versioned import Versioned
@@ -22,7 +22,7 @@ MAX_AUTHORS = 8
 
 
 class InForce(Model):
-    """A manager applied a command at `applied_at`.
+    """A manager applied a command of `operator` at `applied_at`.
 
     `statement` is the SHA-256 of what stands beside, `command` that of the operator's command, each as it was signed.
     `order` is the command's sequence, or a policy manifest's version.
@@ -30,6 +30,7 @@ class InForce(Model):
 
     statement: Hex32
     command: Hex32
+    operator: Id
     order: Sequence
     applied_at: Seconds
 

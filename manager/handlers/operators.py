@@ -67,7 +67,7 @@ class Received:
 
     def said(self, statement: str, order: int) -> InForce:
         """What a manager says of a statement that this command puts in force."""
-        return InForce(statement=statement, command=self.message, order=order, applied_at=self.at)
+        return InForce(statement=statement, command=self.message, operator=self.name, order=order, applied_at=self.at)
 
 
 class Operators:

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from attestgate.bus.api import Bucket
 from attestgate.manager.policy.in_force import Held, StatementsInForce
-from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import (
     AppEnrolment,
@@ -27,9 +26,8 @@ BUCKET = "enrolment"
 class Enrolments:
     """Who is enrolled, by the operators' newest word."""
 
-    def __init__(self, bucket: Bucket, signers: Signers, in_force: StatementsInForce[Command]) -> None:
+    def __init__(self, bucket: Bucket, in_force: StatementsInForce[Command]) -> None:
         self._bucket = bucket
-        self._signers = signers
         self._in_force = in_force
 
     async def host(self, id: str) -> HostEnrolment:
@@ -103,7 +101,7 @@ class Enrolments:
                 "enrolment.revoked",
                 f"{kind} id",
                 expected=f"an enrolled {kind}",
-                found=f"{id}, revoked by {self._signers.name_of(held.author)}: {action.reason}",
+                found=f"{id}, revoked by {held.said.operator}: {action.reason}",
                 action=f"enrol it again once that is resolved: attestgate enrol {kind} {id}",
             )
         # The managers' signature is for this key, and they put nothing there but commands about its subject.

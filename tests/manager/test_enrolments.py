@@ -58,7 +58,7 @@ class Bench:
         held = StatementsInForce(
             BUCKET, self.bucket, COMMAND, signers.commands_of, MANAGER, signers.trusted, kept, self._tell
         )
-        return Enrolments(self.bucket, signers, held)
+        return Enrolments(self.bucket, held)
 
     async def put(self, *standing: Standing, key: str = "host.h1") -> None:
         """What the bus writes."""
@@ -85,7 +85,7 @@ def signed(command: Command, by: str = "ann", place: str = "", deployment: str =
 
 def said(statement: Signed, order: int, at: int = AT) -> InForce:
     name = name_of(pack(statement))
-    return InForce(statement=name, command=name, order=order, applied_at=at)
+    return InForce(statement=name, command=name, operator="ann", order=order, applied_at=at)
 
 
 def standing(

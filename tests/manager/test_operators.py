@@ -189,7 +189,7 @@ async def test_another_command_under_a_used_sequence_is_refused_though_the_bus_f
 async def test_what_the_bus_says_was_applied_locks_nobody_out(site: Deployment) -> None:
     """The bucket with each operator's newest command, as the bus likes it: signed by the operator, or by nobody."""
     given = command(site, enrol())
-    said = InForce(statement="00" * 32, command="00" * 32, order=2**63 - 1, applied_at=1)
+    said = InForce(statement="00" * 32, command="00" * 32, operator="ann", order=2**63 - 1, applied_at=1)
     key = site.world.operator.public.hex()
     forged = site.world.operator.sign(IN_FORCE, place_of("operators", key), said)
     for value in (pack(forged), b"", b"junk"):
@@ -412,7 +412,7 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
 async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> None:
     """Its author was taken out of the settings before another had signed, or the bus put something there."""
     foreign = put(site, stranger(), version=9)
-    said = InForce(statement=name_of(pack(foreign.manifest)), command="00" * 32, order=9, applied_at=1)
+    said = InForce(statement=name_of(pack(foreign.manifest)), command="00" * 32, operator="ann", order=9, applied_at=1)
     in_force = site.world.manager.sign(IN_FORCE, place_of("policies", "manifest"), said)
     standing = Standing(statement=foreign.manifest, in_force=in_force)
     await site.bus.bucket("policies").put("manifest", pack(Standings(version=PROTOCOL, standing=[standing])))

@@ -77,7 +77,7 @@ class Bench:
 
     @staticmethod
     def _said(manifest: Signed, order: int) -> InForce:
-        return InForce(statement=name_of(pack(manifest)), command="00" * 32, order=order, applied_at=1)
+        return InForce(statement=name_of(pack(manifest)), command="00" * 32, operator="ann", order=order, applied_at=1)
 
     def version(self, number: int, author: Signer | None = None) -> PutPolicy:
         """The world's policies as this version."""

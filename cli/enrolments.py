@@ -1,0 +1,160 @@
+"""`attestgate enrolments`: who is enrolled by whom, and the same under another operator's key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from rich.table import Table
+
+from attestgate.bus.api import Bus
+from attestgate.bus.client.nats import join
+from attestgate.bus.layout import ENROLMENT
+from attestgate.bus.operator import OperatorKey, order
+from attestgate.cli.common import Json, OperatorOption, operator_file, say, screen
+from attestgate.manager.local.keyfiles import read_identity
+from attestgate.schemas.base import Refusal, pack, printable, unpack
+from attestgate.schemas.enrolment import Command, Revoke
+from attestgate.schemas.in_force import IN_FORCE, InForce, Standings, name_of, place_of
+from attestgate.schemas.signing import TrustedKeys
+
+log = structlog.get_logger(__name__)
+app = typer.Typer(help="List who is enrolled, by whom, and sign enrolments with another key.", no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """An operator's newest command about a subject, as a manager put it in force. `key` is its signer, hexadecimal."""
+
+    subject: str
+    key: str
+    said: InForce
+    command: Command
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """A row of the table."""
+        action = self.command.action
+        what = f"revoked: {action.reason}" if isinstance(action, Revoke) else "enrolled"
+        when = datetime.fromtimestamp(self.said.applied_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return self.subject, what, when, self.said.operator, self.key[:16]
+
+
+@app.command("list")
+def list_all(operator: OperatorOption, as_json: Json = False) -> None:
+    """List the newest command about each subject: what it says, since when, whose it is, by which key."""
+    found = _newest(asyncio.run(_read(operator)), ())
+    if as_json:
+        rows = [dict(zip(("subject", "state", "since", "operator", "key"), one.cells(), strict=True)) for one in found]
+        say(json.dumps(rows, indent=2))
+    else:
+        screen().print(_table(found) if found else "nobody is enrolled")
+
+
+@app.command("resign")
+def resign(
+    operator: OperatorOption,
+    key: Annotated[Path | None, typer.Option(help="The key that signs, in place of your operator file's.")] = None,
+    signed_by: Annotated[
+        list[str] | None, typer.Option("--from", metavar="KEY", help="Only what this public key signed. Repeatable.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="As if this public key had signed nothing: a stolen one. Repeatable."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Sign without being asked.")] = False,
+) -> None:
+    """Sign with your key what other operators' keys have signed, before one of them is taken out of the settings.
+
+    What a key has signed ends with it. Lists what is to be signed, and whose it was, before anything is signed.
+    Keys are named by their first 8 digits or more, as `enrolments list` shows them.
+    """
+    settings = operator_file(operator)
+    own = OperatorKey.of(settings, read_identity(key or settings.identity))
+    newest = _newest(asyncio.run(_read(operator)), _prefixes(without))
+    chosen = _prefixes(signed_by)
+    found = [one for one in newest if one.key != own.signer.public.hex() and (not chosen or one.key.startswith(chosen))]
+    if not found:
+        say("nothing to sign")
+        return
+    screen().print(_table(found))
+    if not yes:
+        typer.confirm(f"Sign these {len(found)} with key {own.signer.public.hex()[:16]}?", abort=True)
+
+    async def send() -> None:
+        async with await join(settings.bus) as bus:
+            for one in found:
+                await order(bus, own, one.command.action, settings.answer_s)
+                say(f"{one.subject}: signed")
+
+    asyncio.run(send())
+
+
+async def _read(operator: Path) -> list[Enrolled]:
+    """Every operator's newest command about each subject. Raises Refusal, BusError."""
+    settings = operator_file(operator)
+    async with await join(settings.bus) as bus:
+        return await _present(bus, settings.managers)
+
+
+async def _present(bus: Bus, managers: TrustedKeys) -> list[Enrolled]:
+    found: list[Enrolled] = []
+    async with aclosing(bus.bucket(ENROLMENT.name).watch()) as changes:  # type: ignore[type-var]
+        async for entry in changes:
+            if entry is None:
+                break
+            if entry.value is None:
+                continue
+            try:
+                found += _enrolled(entry.key, entry.value, managers)
+            except Refusal as refusal:
+                log.warning("not shown", key=entry.key, reason=refusal.reasons[0].sentence())
+    return found
+
+
+def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Enrolled]:
+    """What managers have put in force under a key. Raises Refusal."""
+    found = []
+    for standing in unpack(Standings, value).standing:
+        said = managers.read(IN_FORCE, standing.in_force, place_of(ENROLMENT.name, key))
+        # A manager has checked whose it is: whose keys count stands in the managers' settings.
+        if said.statement == name_of(pack(standing.statement)):
+            command = unpack(Command, standing.statement.payload)
+            found.append(Enrolled(key, standing.statement.signer.hex(), said, command))
+    return found
+
+
+def _newest(found: list[Enrolled], without: tuple[str, ...]) -> list[Enrolled]:
+    """Of each subject the newest, leaving out what some keys have signed."""
+    newest: dict[str, Enrolled] = {}
+    for one in found:
+        if not (without and one.key.startswith(without)):
+            before = newest.get(one.subject)
+            newest[one.subject] = one if before is None or before.said.order < one.said.order else before
+    return [newest[subject] for subject in sorted(newest)]
+
+
+def _prefixes(keys: list[str] | None) -> tuple[str, ...]:
+    for key in keys or ():
+        if len(key) < 8 or not set(key) <= set("0123456789abcdef"):
+            raise Refusal.because(
+                "cli.argument",
+                "KEY",
+                expected="8 hexadecimal digits of a public key, or more",
+                found=key,
+                action="see: attestgate enrolments list",
+            )
+    return tuple(keys or ())
+
+
+def _table(found: list[Enrolled]) -> Table:
+    table = Table("subject", "state", "since", "by", "key", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(*map(printable, one.cells()))
+    return table
