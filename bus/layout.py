@@ -248,7 +248,7 @@ SUMMARIES = BucketLayout("summaries", max_bytes=64 * MIB, discard="old")
 """What people may read of a session, in the clear; no decision depends on it, so a full bucket holds up no session."""
 
 ENROLMENT = BucketLayout("enrolment", max_bytes=64 * MIB, max_value=MAX_AUTHORS * (COMMAND + KIB))
-"""Of each host, application and gateway the newest command of each operator, and the managers' word that it is in force."""
+"""About each subject the newest command of each operator, and the managers' word that it is in force."""
 
 POLICIES = BucketLayout("policies", max_bytes=256 * MIB, max_value=MAX_MESSAGE)
 """Policy documents by hash, and of each author the newest manifest in force, and on trial."""

@@ -21,8 +21,9 @@ from attestgate.bus.operator import OperatorKey, order
 from attestgate.cli.common import Json, OperatorOption, operator_file, say, screen
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.base import Refusal, pack, printable, unpack
-from attestgate.schemas.enrolment import Command, Revoke
+from attestgate.schemas.enrolment import Action, AppEnrolment, Command, Enrol, GatewayEnrolment, HostEnrolment, Revoke
 from attestgate.schemas.in_force import IN_FORCE, InForce, Standings, name_of, place_of
+from attestgate.schemas.settings import OperatorFile
 from attestgate.schemas.signing import TrustedKeys
 
 log = structlog.get_logger(__name__)
@@ -40,10 +41,29 @@ class Enrolled:
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """A row of the table."""
-        action = self.command.action
-        what = f"revoked: {action.reason}" if isinstance(action, Revoke) else "enrolled"
         when = datetime.fromtimestamp(self.said.applied_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        return self.subject, what, when, self.said.operator, self.key[:16]
+        return self.subject, _said(self.command.action), when, self.said.operator, self.key[:16]
+
+
+def _said(action: Action) -> str:
+    """What a command makes of its subject, in a line."""
+    match action:
+        case Revoke():
+            return f"revoked: {action.reason}"
+        case Enrol(subject=HostEnrolment() as host):
+            anchored = "with its TPM" if host.enrolled_tpm else "without TPM"
+            return f"{_short(host.mrenclaves)} on {host.platform[:16]}, {anchored}"
+        case Enrol(subject=AppEnrolment() as app):
+            hosts = ", ".join(place.host for place in app.placements)
+            return f"{_short(app.mrenclaves)} on {hosts}: {'; '.join(app.allow) or 'no request'}"
+        case Enrol(subject=GatewayEnrolment() as gateway):
+            return f"identity {gateway.identity.hex()[:16]}"
+        case _:
+            raise AssertionError(f"{action.do} enrols nobody")
+
+
+def _short(mrenclaves: list[str]) -> str:
+    return f"mrenclave {' or '.join(one[:16] for one in mrenclaves)}"
 
 
 @app.command("list")
@@ -51,7 +71,7 @@ def list_all(operator: OperatorOption, as_json: Json = False) -> None:
     """List the newest command about each subject: what it says, since when, whose it is, by which key."""
     found = _newest(asyncio.run(_read(operator)), ())
     if as_json:
-        rows = [dict(zip(("subject", "state", "since", "operator", "key"), one.cells(), strict=True)) for one in found]
+        rows = [dict(zip(("subject", "what", "since", "operator", "key"), one.cells(), strict=True)) for one in found]
         say(json.dumps(rows, indent=2))
     else:
         screen().print(_table(found) if found else "nobody is enrolled")
@@ -62,11 +82,12 @@ def resign(
     operator: OperatorOption,
     key: Annotated[Path | None, typer.Option(help="The key that signs, in place of your operator file's.")] = None,
     signed_by: Annotated[
-        list[str] | None, typer.Option("--from", metavar="KEY", help="Only what this public key signed. Repeatable.")
+        list[str] | None,
+        typer.Option("--from", metavar="KEY", help="Only what this key has signed. Repeatable."),
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="As if this public key had signed nothing: a stolen one. Repeatable."),
+        typer.Option(metavar="KEY", help="As if this key, a stolen one, had signed nothing. Repeatable."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Sign without being asked.")] = False,
 ) -> None:
@@ -77,23 +98,24 @@ def resign(
     """
     settings = operator_file(operator)
     own = OperatorKey.of(settings, read_identity(key or settings.identity))
-    newest = _newest(asyncio.run(_read(operator)), _prefixes(without))
-    chosen = _prefixes(signed_by)
-    found = [one for one in newest if one.key != own.signer.public.hex() and (not chosen or one.key.startswith(chosen))]
+    newest, chosen = _newest(asyncio.run(_read(operator)), _prefixes(without)), _prefixes(signed_by)
+    mine = own.signer.public.hex()
+    found = [one for one in newest if (one.key.startswith(chosen) if chosen else one.key != mine)]
     if not found:
         say("nothing to sign")
         return
     screen().print(_table(found))
     if not yes:
-        typer.confirm(f"Sign these {len(found)} with key {own.signer.public.hex()[:16]}?", abort=True)
+        typer.confirm(f"Sign these {len(found)} with key {mine[:16]}?", abort=True)
+    asyncio.run(_sign(settings, own, found))
 
-    async def send() -> None:
-        async with await join(settings.bus) as bus:
-            for one in found:
-                await order(bus, own, one.command.action, settings.answer_s)
-                say(f"{one.subject}: signed")
 
-    asyncio.run(send())
+async def _sign(settings: OperatorFile, own: OperatorKey, found: list[Enrolled]) -> None:
+    """Order each again, as its newest command says. Raises Refusal, BusError."""
+    async with await join(settings.bus) as bus:
+        for one in found:
+            await order(bus, own, one.command.action, settings.answer_s)
+            say(f"{one.subject}: signed")
 
 
 async def _read(operator: Path) -> list[Enrolled]:
@@ -154,7 +176,7 @@ def _prefixes(keys: list[str] | None) -> tuple[str, ...]:
 
 
 def _table(found: list[Enrolled]) -> Table:
-    table = Table("subject", "state", "since", "by", "key", box=None, pad_edge=False)
+    table = Table("subject", "what", "since", "by", "key", box=None, pad_edge=False)
     for one in found:
         table.add_row(*map(printable, one.cells()))
     return table

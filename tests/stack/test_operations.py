@@ -22,7 +22,7 @@ from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import connect
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.compose.local.children import Child
-from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, Plan
+from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN, Plan
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.local.up import one_of_each
 from attestgate.compose.nginx.process import Nginx
@@ -183,9 +183,10 @@ async def test_a_restored_bus_is_not_believed_about_who_was_revoked(operated: Op
 
     def refused() -> bool:
         codes = {r.code for e in stack.events.seen[mark:] if e.subject == "app-1" for r in reasons_of(e)}
-        return "rollback" in codes
+        return "enrolment.revoked" in codes
 
-    await wait(refused, "app-1 refused as rollback")
+    await wait(refused, "app-1 refused as revoked")
+    assert any(event.what == "rolled-back" for event in stack.events.seen[mark:])
     again = time.time()
     await operated.enrol("app-1")
     await stack.until("app", "app-1", "admitted", since=mark, within_s=PATIENCE_S)
@@ -284,16 +285,18 @@ async def test_the_managers_identity_is_replaced(operated: OperatedStack) -> Non
 async def test_an_operator_is_replaced(operated: OperatedStack) -> None:
     stack = operated.stack
     await operated.fresh_keys()
-    await operated.type(section="Replace an operator", BUS=stack.url)
+    lines = commands(PAGE, "Replace an operator")
+    await operated.type(*lines[:-1], BUS=stack.url)
     await operated.restart_manager()
+    assert {f"{subject}: signed" for subject in ("host.host-1", "app.app-1", f"gateway.{GATEWAY}")} <= set(
+        (await operated.type(lines[-1])).splitlines()
+    )
     olga = {"ATTESTGATE_OPERATOR": "olga.toml"}
     said = await operated.type("attestgate hosts", "attestgate revoke app app-1 --reason trial", **olga)
     assert "host-1" in said and "revoke: applied" in said
-    mark, gateway, enclaves = stack.events.mark, operated.plan.public()["gateways"][GATEWAY], await operated.enrolled()
+    mark, enclaves = stack.events.mark, await operated.enrolled()
     await operated.type(
-        'attestgate enrol host host-1 --mrenclave "$OLD" --platform "$PLATFORM"',
         "attestgate enrol app app-1 --mrenclave \"$OLD_APP\" --host host-1:0 --allow 'GET,POST,DELETE /switches/**'",
-        f"attestgate enrol gateway {GATEWAY} --identity {gateway}",
         **olga,
         **enclaves,
     )
@@ -312,7 +315,12 @@ async def test_a_policy_author_is_replaced(operated: OperatedStack) -> None:
     await operated.fresh_keys()
     (operated.desk / "list.bin").symlink_to(operated.listed)
     lines = commands("getting-started.md")
-    await operated.type(*(line for line in lines if line.startswith(("attestgate policy learn", "printf '{"))))
+    wanted = [
+        line for line in lines if line.startswith("attestgate policy learn") or (".json" in line and "printf" in line)
+    ]
+    await operated.type(
+        *(line.replace("sdn.example.org", TRUST_DOMAIN) for line in wanted if "public.json" not in line)
+    )
     lines = commands(PAGE, "Replace a policy author")
     await operated.type(*lines[:2])
     await operated.restart_manager()
