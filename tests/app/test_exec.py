@@ -131,7 +131,12 @@ async def test_a_program_gets_through_and_is_stopped_with_a_reason(stack: Stack)
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
-    measured = {"manager_identity": ["00" * 32], "suites": ["x25519"], "program": "attestgate.app_agent.examples.flows"}
+    measured = {
+        "trust_domain": "test.example",
+        "manager_identity": ["00" * 32],
+        "suites": ["x25519"],
+        "program": "attestgate.app_agent.examples.flows",
+    }
     (tmp_path / "measured.toml").write_text(tomli_w.dumps(measured))
     values = {
         "id": "a1",

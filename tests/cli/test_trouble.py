@@ -21,7 +21,7 @@ from attestgate.bus.auth import credentials
 from attestgate.bus.client.nats import connect
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import find_binary
-from attestgate.compose.local.plan import GATEWAY, POLICY_AUTHOR, Plan
+from attestgate.compose.local.plan import GATEWAY, POLICY_AUTHOR, TRUST_DOMAIN, Plan
 from attestgate.compose.nginx.process import Nginx, free_port
 from attestgate.enclave.simulated import authority
 from attestgate.host_agent import tpm_service
@@ -263,7 +263,11 @@ def test_an_argument_that_does_not_fit_is_named(
 
 @pytest.mark.parametrize(
     ("content", "keys"),
-    [("", ["bus", "name", "identity"]), ("name = 1", ["bus", "name", "identity"]), ("name = 'x'", ["bus", "identity"])],
+    [
+        ("", ["bus", "name", "identity", "trust_domain", "manager_identity"]),
+        ("name = 1", ["bus", "name", "identity", "trust_domain", "manager_identity"]),
+        ("name = 'x'", ["bus", "identity", "trust_domain", "manager_identity"]),
+    ],
 )
 def test_an_operator_file_that_does_not_fit_is_named(
     attestgate: Run, tmp_path: Path, content: str, keys: list[str]
@@ -302,7 +306,7 @@ def test_a_file_that_cannot_be_written_is_named(attestgate: Run, deployed: Plan,
     sgx.write_text('{"version": 1}')
     host.write_text(json.dumps({"version": 1, "runtime_policy": sha256(learned.read_bytes()).hexdigest()}))
     names = {"sgx_policy": sgx.name, "host_policy": host.name, "runtime_policy": learned.name}
-    of_set.write_text(json.dumps({"version": 1, **names}))
+    of_set.write_text(json.dumps({"version": 1, "trust_domain": TRUST_DOMAIN, **names}))
     for command in (["dsse", learned], ["sign", of_set]):
         ran = attestgate("policy", *command, "--key", author, "-o", learned.parent)
         assert ran.status == 2 and f"file.access: {learned.parent}:" in ran.line

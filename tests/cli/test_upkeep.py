@@ -1,4 +1,4 @@
-"""`attestgate quarantine` and `attestgate keys rotate` against a real server and a worker that goes on meanwhile."""
+"""`attestgate quarantine`, `enrolments` and `keys rotate` against a real server and a worker that goes on meanwhile."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from attestgate.manager.records.record_cipher import epoch_of
 from attestgate.manager.records.storage_keys import read
 from attestgate.schemas.base import Reason, pack
 from attestgate.schemas.binding import PROTOCOL
-from attestgate.schemas.enrolment import RecheckNow
+from attestgate.schemas.enrolment import RecheckNow, Revoke
 from attestgate.schemas.messages import HostHello
 from tests.support.cli.command import Ran
 from tests.support.cli.fixtures import Run
 from tests.support.manager.fleet import Fleet
-from tests.support.manager.world import OPERATOR, World
+from tests.support.manager.world import GATEWAY, OPERATOR, TRUST_DOMAIN, World
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0
@@ -59,7 +59,13 @@ def settings_file(fleet: Fleet, name: str, table: dict[str, Any], role: str) -> 
 @pytest.fixture
 def operator(fleet: Fleet) -> Path:
     key = fleet.world.keys / "operators" / f"{OPERATOR}.pem"
-    return settings_file(fleet, OPERATOR, {"name": OPERATOR, "identity": str(key)}, "operator")
+    return settings_file(fleet, OPERATOR, operator_table(fleet, key), "operator")
+
+
+def operator_table(fleet: Fleet, key: Path) -> dict[str, Any]:
+    """An operator's file, but for the bus."""
+    managers = {"trust_domain": TRUST_DOMAIN, "manager_identity": [fleet.world.public["manager_identity"]]}
+    return {"name": OPERATOR, "identity": str(key), **managers}
 
 
 async def put_aside(fleet: Fleet, host: str) -> str:
@@ -129,6 +135,54 @@ async def test_what_is_no_message_in_quarantine_ends_no_command(fleet: Fleet, op
     listed = await asyncio.to_thread(attestgate, "quarantine", "list", "--json", "-O", operator)
     assert listed.status == 0, listed.err
     assert [message["message"] for message in json.loads(listed.out)] == [good]
+
+
+async def test_enrolments_are_listed_and_signed_again(
+    fleet: Fleet, operator: Path, attestgate: Run, tmp_path: Path
+) -> None:
+    """With the key of the settings (a worker knows no other): what a key takes along is signed again in one go."""
+
+    async def enrolments(*arguments: str | Path, answer: str = "") -> Ran:
+        return await asyncio.to_thread(attestgate, "enrolments", *arguments, "-O", operator, typed=answer)
+
+    await fleet.enrol_host("h1")
+    await fleet.enrol_app("a1", "h1")
+    await fleet.order(Revoke(kind="app", id="a1", reason="the key is lost"))
+    key = fleet.world.operator.public.hex()
+    listed = json.loads((await enrolments("list", "--json")).out)
+    assert {(one["subject"], one["what"].split(" ")[0], one["operator"], one["key"]) for one in listed} == {
+        ("app.a1", "revoked:", OPERATOR, key[:16]),
+        (f"gateway.{GATEWAY}", "identity", OPERATOR, key[:16]),
+        ("host.h1", "mrenclave", OPERATOR, key[:16]),
+    }
+    assert (await enrolments("resign")).out == "nothing to sign\n"
+    assert (await enrolments("resign", "--without", key[:8])).out == "nothing to sign\n"
+    refused = await enrolments("resign", "--from", "nobody")
+    assert (refused.status, "cli.argument: KEY" in refused.err) == (2, True)
+    declined = await enrolments("resign", "--from", key[:8], answer="n\n")
+    assert declined.status == 1 and "app.a1" in declined.out and "signed" not in declined.out
+    signed = await enrolments("resign", "--from", key[:8], answer="y\n")
+    assert signed.status == 0, signed.err
+    assert [line for line in signed.out.splitlines() if line.endswith(": signed")] == [
+        "app.a1: signed",
+        f"gateway.{GATEWAY}: signed",
+        "host.h1: signed",
+    ]
+    again = json.loads((await enrolments("list", "--json")).out)
+    assert [one["what"] for one in again] == [one["what"] for one in listed]
+
+
+async def test_what_no_manager_put_in_force_is_not_listed(fleet: Fleet, operator: Path, attestgate: Run) -> None:
+    await fleet.enrol_host("h1")
+    bucket = (await fleet.join("manager", "junk")).bucket("enrolment")
+    entry = await bucket.get("host.h1")
+    assert entry is not None and entry.value is not None
+    for key, value in (("host.h2", entry.value), ("host.h3", b"junk"), ("host.h4", b"")):
+        await bucket.put(key, value)
+    listed = await asyncio.to_thread(attestgate, "enrolments", "list", "--json", "-O", operator)
+    assert listed.status == 0, listed.err
+    subjects_listed = [one["subject"] for one in json.loads(listed.out)]
+    assert subjects_listed == [f"gateway.{GATEWAY}", "host.h1"]
 
 
 async def test_storage_keys_are_rotated_while_sessions_live(fleet: Fleet, attestgate: Run) -> None:

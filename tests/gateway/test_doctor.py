@@ -65,6 +65,7 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
             id="g1",
             gateway_set="sdn",
             identity=Path("unused"),
+            trust_domain="test.example",
             manager_identity=["00" * 32],
             nginx_socket=gate.config.admin,
         )

@@ -90,6 +90,8 @@ async def observed(tmp_path: Path) -> AsyncIterator[Observed]:
         settings = {
             "name": "operator",
             "identity": "operator.pem",
+            "trust_domain": "test.example",
+            "manager_identity": ["00" * 32],
             "bus": {"url": server.url, "credentials": "operator.creds"},
         }
         (tmp_path / "operator.toml").write_text(tomli_w.dumps(settings))

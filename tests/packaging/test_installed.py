@@ -29,7 +29,7 @@ pytestmark = pytest.mark.stack
 
 ROOT = Path(attestgate.__file__).parents[2]
 NAME = f"attestgate-{version('attestgate')}"
-MEASURED = {"manager_identity": ["00" * 32], "suites": ["mlkem768-x25519"]}
+MEASURED = {"trust_domain": "test.example", "manager_identity": ["00" * 32], "suites": ["mlkem768-x25519"]}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from io import StringIO
 
 import pytest
 import structlog
@@ -21,8 +22,9 @@ Run = Callable[..., Ran]
 def attestgate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """`attestgate ARGUMENTS`, by the command's own entry point."""
 
-    def command(*arguments: object) -> Ran:
+    def command(*arguments: object, typed: str = "") -> Ran:
         monkeypatch.setattr("sys.argv", ["attestgate", *map(str, arguments)])
+        monkeypatch.setattr("sys.stdin", StringIO(typed))
         status: object = 0
         try:
             run()
