@@ -19,12 +19,12 @@ FRAME = 192
 """Most that a channel message is longer than its plaintext (bus/crypto/channel.py)."""
 ENVELOPE = 1280
 """Most that a sealed message is longer than its plaintext: the key's encapsulation, the tag, the session's id."""
-SIGNED = 160
-"""Most that a signed statement is longer than its payload: signer and signature."""
+SIGNED = 192
+"""Most that a signed statement is longer than its payload: version, signer and signature."""
 SMALL = 48 * 1024
 """Packed bytes up to which a host's answer to a recheck is `recheck_evidence`; a longer one is `recheck_list`."""
 COMMAND = 256 * 1024
-"""An operator's command without policies: the bucket of enrolments holds no larger value."""
+"""An operator's command without policies."""
 
 
 def _plain(kind: type[BaseModel]) -> int:

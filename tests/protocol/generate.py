@@ -140,7 +140,8 @@ def frames() -> dict[str, Any]:
 def decision_log() -> dict[str, Any]:
     """An entry, the leaf hash that stands for it, the tree of three like it, and that tree's signed head."""
     key = Signer("sdn.example.org", Ed25519PrivateKey.from_private_bytes(filled("manager", 32)))
-    entries = [_entry(key, number) for number in (1, 2, 3)]
+    made = [_entry(key, number) for number in (1, 2, 3)]
+    entries = [entry for _, entry in made]
     leaves = [merkle.leaf_hash(entry) for entry in entries]
     head = Checkpoint(origin=origin_of("sdn.example.org"), size=3, root=merkle.root_of(leaves), cursor=4, at=1800000000)
     return {
@@ -148,6 +149,8 @@ def decision_log() -> dict[str, Any]:
         "in": {
             "manager_key": filled("manager", 32).hex(),
             "manager_identity": key.public.hex(),
+            "deployment": key.deployment,
+            "subjects": [subject for subject, _ in made],
             "entries": [entry.hex() for entry in entries],
         },
         "out": {
@@ -160,7 +163,7 @@ def decision_log() -> dict[str, Any]:
     }
 
 
-def _entry(key: Signer, number: int) -> bytes:
+def _entry(key: Signer, number: int) -> tuple[str, bytes]:
     decision = Decision(
         id=filled(f"id {number} ", 16).hex(),
         kind="app",
@@ -171,7 +174,8 @@ def _entry(key: Signer, number: int) -> bytes:
         by="attestgate/manager",
         fact=Admitted(serial=f"{16 + number:x}", gateways=["gateway-1"]),
     )
-    return sign_decision(key, subject_of(decision), decision)
+    subject = subject_of(decision)
+    return subject, sign_decision(key, subject, decision)
 
 
 def vectors() -> dict[str, dict[str, Any]]:

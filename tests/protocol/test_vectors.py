@@ -35,7 +35,7 @@ def load(name: str) -> dict[str, Any]:
 
 def encode(label: str, *parts: Any) -> bytes:
     """What docs/protocol.md says, without the project's own code."""
-    return bytes(msgpack.packb([f"attestgate/v1 {label}", *parts]))
+    return bytes(msgpack.packb([f"attestgate/v2 {label}", *parts]))
 
 
 def sha512(label: str, *parts: Any) -> bytes:
@@ -104,9 +104,11 @@ def test_a_second_implementation_of_the_decision_log_agrees() -> None:
     given, made = content["in"], content["out"]
     identity = Ed25519PublicKey.from_public_bytes(bytes.fromhex(given["manager_identity"]))
     entries = [bytes.fromhex(entry) for entry in given["entries"]]
-    for entry in entries:
+    for subject, entry in zip(given["subjects"], entries, strict=True):
         signed = msgpack.unpackb(entry)
-        identity.verify(signed["signature"], encode("decision", signed["payload"]))
+        statement = encode("decision", given["deployment"], "manager", subject, signed["payload"])
+        identity.verify(signed["signature"], statement)
+        assert signed["version"] == 2
     one, two, three = (hashlib.sha256(b"\x00" + entry).digest() for entry in entries)
     both = hashlib.sha256(b"\x01" + one + two).digest()
     root = hashlib.sha256(b"\x01" + both + three).digest()

@@ -12,7 +12,8 @@ from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, pack, unpack
-from attestgate.schemas.enrolment import RecheckNow, Revoke
+from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, Revoke
+from attestgate.schemas.in_force import Standings
 from attestgate.schemas.messages import KeyDelivered
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import LISTS, World
@@ -224,33 +225,41 @@ async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> No
     assert not site.gateway.passes("a1")
 
 
-async def test_an_enrolment_that_goes_back_is_noticed_by_who_has_seen_the_newer(site: Deployment) -> None:
+async def test_an_enrolment_that_goes_back_is_put_back_by_who_has_seen_the_newer(site: Deployment) -> None:
     await site.enrol_host()
     old = site.wire.snapshot("enrolment")
     await site.order(Revoke(kind="host", id="h1", reason="stolen"))
     site.wire.restore("enrolment", old)
     await site.host()
-    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
+    assert event_code(await site.until("host", "h1", "dropped")) == "enrolment.revoked"
+    assert event_code(await site.until("manager", "manager-0", "rolled-back")) == "rollback"
     assert "granted" not in site.what("host", "h1")
 
 
-async def test_an_enrolment_that_vanishes_is_noticed(site: Deployment) -> None:
+async def test_an_enrolment_that_vanishes_is_put_back(site: Deployment) -> None:
     none = site.wire.snapshot("enrolment")
     await site.enrol_host()
     site.wire.restore("enrolment", none)
     await site.host()
-    assert event_code(await site.until("host", "h1", "dropped")) == "rollback"
+    await site.until("host", "h1", "trusted")
+    assert event_code(await site.until("manager", "manager-0", "rolled-back")) == "rollback"
 
 
-async def test_a_policy_that_goes_back_refuses_everything(site: Deployment) -> None:
+async def test_a_policy_that_goes_back_is_put_back(site: Deployment) -> None:
     old = site.wire.snapshot("policies")
     await site.order(site.world.policies.command(site.world.author, version=2))
     await site.enrol_host()
     await site.host()
     await site.until("host", "h1", "trusted")
     site.wire.restore("policies", old)
+    since = len(site.events)
     await site.order(RecheckNow(kind="host", id="h1"))
-    assert event_code(await site.until("host", "h1", "evidence-rejected")) == "rollback"
+    await site.until("host", "h1", "rechecked", since=since)
+    assert event_code(await site.until("manager", "manager-0", "rolled-back")) == "rollback"
+    entry = await site.bus.bucket("policies").get("manifest")
+    assert entry is not None and entry.value is not None
+    (standing,) = unpack(Standings, entry.value).standing
+    assert unpack(PolicyManifest, standing.statement.payload).version == 2
 
 
 async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
@@ -258,7 +267,8 @@ async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
     for key in await site.bus.bucket("policies").keys():
         await site.bus.bucket("policies").delete(key)
     await site.host()
-    assert event_code(await site.until("host", "h1", "dropped")) == "policy.none"
+    # This worker has kept the manifest, but not the documents that it names.
+    assert event_code(await site.until("host", "h1", "dropped")) == "policy.document"
     assert (await site.records(HostRecord))[0].state is State.CHALLENGED
 
 
