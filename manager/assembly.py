@@ -43,7 +43,7 @@ from attestgate.manager.metrics.manager import ManagerMetrics
 from attestgate.manager.pki.authority import expiries, load_authority
 from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import Enrolments
-from attestgate.manager.policy.in_force import StatementsInForce, tell_rollback
+from attestgate.manager.policy.in_force import RollbackAlarm, StatementsInForce
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.policy_set import read_policy_key
 from attestgate.manager.policy.signers import Signers
@@ -83,7 +83,7 @@ def assemble(
     signers = Signers(settings.trust_domain, settings.operators, managers)
     emitter = Emitter(bus, source, now, observer)
     memory = Statements(settings.state_dir / "statements.sqlite")
-    told = partial(tell_rollback, emitter.emit, settings.name)
+    told = RollbackAlarm(settings.name, emitter.emit).tell
     in_force = partial(StatementsInForce, manager=identity, trusted=signers.trusted, memory=memory, tell=told)
     enrolled = bus.bucket(ENROLMENT.name)
     enrolments = Enrolments(enrolled, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 ONE_STACK = "tests/story/"
 """Its tests share one running stack, and follow one another on it."""

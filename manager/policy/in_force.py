@@ -44,6 +44,19 @@ class Held(Generic[M]):
         return self.standing.statement.signer
 
 
+class RollbackAlarm:
+    """A worker's word that the bus was set back. `emit` publishes its events."""
+
+    def __init__(self, worker: str, emit: Emit) -> None:
+        self._worker = worker
+        self._emit = emit
+
+    async def tell(self, reason: Reason) -> None:
+        """Say what was set back. Raises BusError."""
+        log.error("rolled back", reason=reason.sentence())
+        await self._emit("manager", self._worker, "rolled-back", reasons=plain([reason]))
+
+
 ByAuthor = dict[bytes, Held[M]]
 
 
@@ -122,7 +135,6 @@ class StatementsInForce(Generic[M]):
         best = _in_force(merged)
         if best is not None and best is not _in_force(on_bus) and await self._store(key, entry, merged):
             reason = _rolled_back(place_of(self._name, key), best.said, _in_force(on_bus))
-            log.error("rolled back", reason=reason.sentence())
             await self._tell(reason)
         return merged
 
@@ -201,11 +213,6 @@ class StatementsInForce(Generic[M]):
         for standing in unpack(Standings, value).standing:
             self._held(key, standing)
             self._says(standing)
-
-
-async def tell_rollback(emit: Emit, worker: str, reason: Reason) -> None:
-    """Publish that the bus was set back."""
-    await emit("manager", worker, "rolled-back", reasons=plain([reason]))
 
 
 def _in_force(by_author: ByAuthor[M]) -> Held[M] | None:
