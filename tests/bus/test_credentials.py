@@ -8,6 +8,7 @@ import socket
 import struct
 from base64 import urlsafe_b64decode
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nkeys
 import pytest
@@ -188,6 +189,19 @@ async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path
     await bus.close()
     other_key = new_seed(nkeys.PREFIX_BYTE_USER)
     await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("said", [{}, {"user": "manager", "pass": ""}, {"auth_token": ""}, {"jwt": "", "sig": ""}])
+async def test_without_a_credential_nobody_connects(server: EmbeddedServer, said: dict[str, str]) -> None:
+    """There is no user for those who name none."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+    async with asyncio.timeout(15):
+        assert (await reader.readline()).startswith(b"INFO ")
+        writer.write(f"CONNECT {json.dumps(said)}\r\nPING\r\n".encode())
+        answer = await reader.read()  # up to the end of the connection
+    writer.transport.abort()
+    assert b"Authorization Violation" in answer and b"PONG" not in answer
 
 
 @pytest.mark.stack

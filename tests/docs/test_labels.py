@@ -10,7 +10,6 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -158,7 +157,33 @@ def test_a_row_names_each_part_of_the_context(row: Row) -> None:
     assert counts == {None if "..." in named else len(named)}
 
 
-def test_what_the_code_calls_by_another_name_is_seen(tmp_path: Path) -> None:
+def test_every_key_is_derived_from_a_labelled_statement() -> None:
+    """What `derive` is given as info is `canonical(...)`, there or in an assignment of the same function."""
+    found = 0
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            functions = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for function in (node for node in functions if isinstance(node, ast.FunctionDef)):
+                made = {
+                    target.id
+                    for node in ast.walk(function)
+                    if isinstance(node, ast.Assign) and _calls(node.value, "canonical")
+                    for target in node.targets
+                    if isinstance(target, ast.Name)
+                }
+                for call in (node for node in ast.walk(function) if _calls(node, "derive")):
+                    assert isinstance(call, ast.Call)
+                    info = call.args[1]
+                    assert _calls(info, "canonical") or (isinstance(info, ast.Name) and info.id in made), path
+                    found += 1
+    assert found >= 6
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
+def test_what_the_code_calls_by_another_name_is_seen() -> None:
     """The control: a call under an alias, by its module, or with a label that is put together."""
     source = """
 from attestgate.schemas.binding import canonical as c

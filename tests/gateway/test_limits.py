@@ -134,6 +134,30 @@ async def test_a_refusal_waits_for_no_body_and_is_counted_and_logged(gate: Gate,
     assert counted == {("no certificate", ""): 2, **{("not admitted", serial): 1 for serial in serials}}
 
 
+INNER = b"GET /smuggled HTTP/1.1\r\nHost: g\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (LENGTH.replace(b"1000000", str(len(INNER)).encode()) + INNER, 403),
+        (LENGTH + INNER, 403),
+        (CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(INNER), INNER), 403),
+        (CHUNKED + INNER, 400),
+    ],
+    ids=["its length", "longer", "chunk", "no chunk"],
+)
+async def test_a_request_in_the_body_of_a_refused_one_is_none(gate: Gate, request_: bytes, status: int) -> None:
+    """The answer is a page of nginx's own, and the connection ends with it: the unread body is no next request."""
+    client, admitted = gate.client(), gate.client(app="a2")
+    await gate.admit(admitted)
+    for context in (client.context, gate.context()):
+        answer = await answered(gate, context, request_)
+        assert answer.startswith(b"HTTP/1.1 %d " % status) and answer.count(b"HTTP/1.") == 1
+    assert (await admitted.http.get("/own")).status_code == 200
+    assert [request.url.path for request in gate.upstream.requests] == ["/own"]
+
+
 @pytest.mark.parametrize("mode", ["njs", "stock"])
 async def test_the_public_port_waits_for_no_body_and_has_limits_of_its_own(tmp_path: Path, mode: str) -> None:
     port = free_port()

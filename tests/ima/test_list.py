@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestgate.manager.verification.ima import measurement_list
-from attestgate.manager.verification.ima.measurement_list import byte_order, entries, frames, parse, readable, replay
+from attestgate.manager.verification.ima.measurement_list import (
+    BUILTIN_TEMPLATES,
+    byte_order,
+    entries,
+    frames,
+    parse,
+    readable,
+    replay,
+)
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.base import pack as packed
 from attestgate.schemas.host_policy import BANKS, Replay
@@ -21,6 +29,7 @@ from tests.support.ima.lists import (
     boot_aggregate,
     frame,
     framed_data,
+    loaded,
     ng,
     old_frame,
     quote,
@@ -82,6 +91,36 @@ def test_every_template_in_both_orders(order: str, template: bytes, fields: list
     assert entry.extends("sha1") == entry.template_hash
     assert entry.buffer == (b"buffer" if template == b"ima-buf" else None)
     assert (entry.signature is not None) is (b"sig" in template.replace(b"evm-sig", b"").replace(b"ima-modsig", b"sig"))
+
+
+UNKNOWN = [
+    (b"ima-ng", [ng(), b"/bin/x\0"]),
+    (b"ima-ngv2", [b"ima:" + ng(), b"/bin/x\0"]),
+    (b"ima-sig", [ng(), b"/bin/x\0", b"\x03\x02sig"]),
+    (b"ima-sig", [ng(), b"/bin/x\0", b""]),
+    (b"ima-modsig", [ng(), b"/bin/x\0", *OTHER]),
+    (b"evm-sig", [ng(), b"/bin/x\0", *EVM]),
+    (b"d-ng|n-ng|sig", [ng(), b"/bin/x\0", b""]),
+]
+FORMATS = [*BUILTIN_TEMPLATES, *BUILTIN_TEMPLATES.values(), b"n-ng|d-ng", b"d-ng|sig|n-ng", b"sig|n-ng|d-ng", b"x"]
+
+
+@pytest.mark.parametrize("label", FORMATS)
+@pytest.mark.parametrize(("template", "fields"), UNKNOWN, ids=[name.decode() for name, _ in UNKNOWN])
+def test_an_unknown_program_under_another_templates_name_is_not_known(
+    template: bytes, fields: list[bytes], label: bytes
+) -> None:
+    """A template's name is in no hash: whoever keeps the list can write another, and it replays all the same."""
+    policy = loaded(recorded("clean"))
+    genuine = frame(template, *fields)
+    size = len(template)
+    renamed = genuine[:24] + pack("<I", len(label)) + label + genuine[28 + size :]
+    try:
+        (entry,) = entries(renamed)
+    except Refusal as refusal:
+        assert all(reason.code.startswith("ima.") for reason in refusal.reasons)
+    else:
+        assert policy.judge(entry) == "unknown" or entry.extends("sha1") != entry.template_hash
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

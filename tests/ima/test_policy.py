@@ -100,6 +100,18 @@ def test_what_is_no_policy_is_refused(text: str) -> None:
     assert refusal_of(text).startswith("file.")
 
 
+@pytest.mark.parametrize("pattern", ["", ".*", "/", "/?", "(/usr)?", "^", "/tmp/|", "x*", "/(.|\\n)"])
+def test_a_pattern_that_hides_every_path_is_refused(pattern: str) -> None:
+    """An empty line of somebody's list, for one: with it every program would be accepted unseen."""
+    sentence = refusal_of(KEYLIME | {"excludes": ["/tmp/", pattern]})
+    assert sentence.startswith("policy.pattern") and "every path" in sentence and "excludes[1]" in sentence
+
+
+@pytest.mark.parametrize("pattern", ["/tmp/", "^$", "/$", "/[^u]", "/(usr|etc)/", "boot_aggregate"])
+def test_a_pattern_that_leaves_some_path_visible_is_loaded(pattern: str) -> None:
+    assert load(json.dumps(KEYLIME | {"excludes": [pattern]})).excluded(b"/usr/bin/x") == ("usr" in pattern)
+
+
 def test_a_pattern_is_refused_by_its_line() -> None:
     text = json.dumps(KEYLIME | {"excludes": ["/tmp/.*", "(?<=x)y"]}, indent=1)
     line = next(number for number, line in enumerate(text.splitlines(), 1) if "(?<=x)y" in line)

@@ -1,6 +1,9 @@
 """Issuing: what comes out, and that a request for anything else is refused for its own reason."""
 
+import ssl
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -9,11 +12,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestgate.app_agent.step5_evidence import TlsKey
+from attestgate.app_agent.step7_certificate import ssl_context
+from attestgate.enclave.providers.memory import file_in_memory
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
 from attestgate.manager.pki.issue import MAX_REQUEST, issue, issue_server
 from attestgate.schemas.base import Refusal
@@ -183,6 +195,35 @@ def test_a_server_certificate_is_for_a_server(authority: Authority) -> None:
     key = load_pem_private_key(server.key.reveal(), None)
     assert key.public_key() == leaf.public_key()
     assert "PRIVATE" not in repr(server)
+
+
+def shaken(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A TLS handshake in memory with the server `localhost`. Raises ssl.SSLError."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(down, up, server_hostname="localhost"), server.wrap_bio(up, down, server_side=True)]
+    for _ in range(4):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+
+
+def test_an_applications_certificate_is_no_gateways(authority: Authority) -> None:
+    """Both are of one CA, which applications pin: only a certificate for a server, of its name, passes."""
+    key = TlsKey.generate()
+    own = issue(authority, key.request(), host="h1", app="a1", lifetime_s=3600, at=int(time.time()))
+    server = issue_server(authority, names=["localhost"], lifetime_s=3600, at=int(time.time()))
+    root = authority.root.public_bytes(Encoding.PEM).decode()
+    client = ssl_context(key, own.chain, root)
+    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for served, refused in ((server.key.reveal() + server.chain.encode(), False), (pem + own.chain.encode(), True)):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with file_in_memory(served) as path:
+            context.load_cert_chain(path)
+        if refused:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                shaken(context, client)
+        else:
+            shaken(context, client)
 
 
 @pytest.mark.parametrize("names", [[], ["bücher.example"]])

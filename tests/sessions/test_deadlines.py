@@ -124,6 +124,19 @@ async def test_a_bus_that_is_full_for_minutes_loses_no_deadline(
     await site.until("host", "h1", "expired", session=host.session)
 
 
+async def test_a_host_that_fell_silent_expires_also_when_every_worker_was_started_anew(site: Deployment) -> None:
+    """Timers are kept by the bus, and a record's times are compared on each load: no worker has to remember."""
+    host = await trusted(site)
+    for agent in site.agents:
+        await agent.stop()
+    await site.kill_workers()
+    assert host.lease_end is not None
+    site.clock.at = host.lease_end + 1
+    site.add_worker()
+    site.wire.tick()
+    await site.until("host", "h1", "expired", session=host.session)
+
+
 async def test_a_waking_long_before_its_time_is_none(site: Deployment) -> None:
     host = await trusted(site)
     await site.advance(1)

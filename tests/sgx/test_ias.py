@@ -161,6 +161,22 @@ def test_the_signature_and_its_chain() -> None:
     assert codes(judge(chain=forged + other_root)) == ["ias.certificates.root"]
 
 
+def test_a_genuine_certificate_beside_the_one_that_signed_lends_it_nothing() -> None:
+    """The certificate that the chain is verified for is the one whose key verifies the signature."""
+    root, signer, _ = authority()
+    key, body = rsa.generate_private_key(65537, 2048), report()
+    own = issue("Report Signing", key.public_key(), "Root", key, ca=False)
+    signature = key.sign(body, PKCS1v15(), SHA256())
+    for chain, expected in (
+        ([signer, root], "ias.signature"),
+        ([signer, root, own], "ias.certificates.chain"),
+        ([own, signer, root], "ias.certificates.chain"),
+        ([signer, own, root], "ias.certificates.chain"),
+    ):
+        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+        assert codes(judge(body, signature=signature, chain=pem)) == [expected]
+
+
 @pytest.mark.parametrize("junk", [b"", b"[]", b"null", b"{", b"[" * 60_000, b'"' + b"a" * 70_000 + b'"', b"\xff"])
 def test_junk(junk: bytes) -> None:
     assert codes(judge(junk)) == ["ias.report"]

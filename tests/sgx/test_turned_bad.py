@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -310,6 +311,21 @@ def test_a_crl_of_another_hierarchy(shared: SimulatedSgx, sgx: SimulatedSgx) -> 
     assert codes(shared.appraise(collateral=pck))[0] == "collateral.pck_crl.root"
     root = shared.collateral(NOW, root_ca_crl=other.root_ca_crl)
     assert codes(shared.appraise(collateral=root))[0] == "collateral.root_ca_crl.signature"
+
+
+def test_a_genuine_signer_beside_the_one_that_signed_lends_it_nothing(shared: SimulatedSgx) -> None:
+    """The certificate that the chain is verified for is the one whose key verifies the document."""
+    root, tcb = issuer(shared, "root").certificate, issuer(shared, "tcb_signing").certificate
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder(tcb.issuer, tcb.subject, key.public_key(), tcb.serial_number)
+    builder = builder.not_valid_before(tcb.not_valid_before_utc).not_valid_after(tcb.not_valid_after_utc)
+    own, good = builder.sign(key, SHA256()), shared.collateral()
+    r, s = decode_dss_signature(key.sign(good.tcb_info.encode(), ec.ECDSA(SHA256())))
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    for chain, code in (([tcb, root], "signature"), ([own, tcb, root], "chain"), ([tcb, own, root], "chain")):
+        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain).decode()
+        forged = good.model_copy(update={"tcb_info_signature": signature, "tcb_info_issuer_chain": pem})
+        assert codes(shared.appraise(collateral=forged))[0] == f"collateral.tcb_info.{code}"
 
 
 def test_a_signer_with_another_kind_of_key(shared: SimulatedSgx) -> None:

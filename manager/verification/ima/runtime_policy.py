@@ -110,6 +110,9 @@ Judgement = Literal["known", "excluded", "unknown"]
 _HASHED = frozenset({"sha1", "sha224", "sha256", "sha384", "sha512"})
 """Algorithms under which a measured buffer's digest is computed again."""
 
+_UNLIKE = (b"/usr/bin/x", b"/etc/x", b"/home/x", b"/tmp/x", b"/var/x", b"/init", b"/0", b"/\x01")
+"""Paths with nothing in common but that they are absolute: an exclude pattern that matches all of them matches any."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
@@ -321,10 +324,16 @@ def _patterns(excludes: list[str], raw: bytes, source: str) -> Generator[None, N
     groups: list[list[str]] = []
     size = total = 0
     for number, pattern in enumerate(excludes):
+        field = f"{source}, line {line_of(pattern, raw)}: excludes[{number}]"
         try:
-            length = compiled(pattern).programsize
+            one = compiled(pattern)
         except ValueError as error:
-            raise _bad_pattern(f"{source}, line {line_of(pattern, raw)}: excludes[{number}]", pattern, error) from None
+            raise _bad_pattern(field, pattern, error) from None
+        if all(one.match(path) is not None for path in _UNLIKE):
+            expected, found = "a pattern that matches some paths", f"{pattern!r}, which matches every path"
+            action = "narrow it, or take it out: every program would be accepted unseen"
+            raise _refused("policy.pattern", field, expected, found, action)
+        length = one.programsize
         total += length
         size += length
         if not groups or size > PROGRAM:
