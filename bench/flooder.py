@@ -33,6 +33,7 @@ from attestgate.schemas.admission import MAX_APPLIED, AppliedStatement, GatewayR
 from attestgate.schemas.base import MAX_MESSAGE, Model, pack
 from attestgate.schemas.events import largest
 from attestgate.schemas.limits import COMMAND, FRAME, INBOUND
+from attestgate.schemas.signing import Signer
 from tests.support.bus.unread import connect_lines
 from tests.support.hostile_messages import costliest, hello
 
@@ -63,6 +64,7 @@ class Flood(Model):
     source: str = ""
     session: str = ""
     identity: Path | None = None
+    trust_domain: str = ""
 
     def holder(self) -> Holder:
         """Whose credential it has."""
@@ -122,7 +124,7 @@ def frames(flood: Flood) -> Iterator[Publication]:
 def reports(flood: Flood) -> Iterator[Publication]:
     """A gateway's signed reports of certificates and sessions that it makes up, as many as one holds."""
     assert flood.identity is not None
-    key, name = read_identity(flood.identity), flood.holder().name
+    key, name = Signer(flood.trust_domain, read_identity(flood.identity)), flood.holder().name
     while True:
         applied = [
             AppliedStatement(key=f"cert.{token_hex(20)}", state="admitted", sequence=1, app_session=token_hex(16))

@@ -58,7 +58,7 @@ from bench.loop_lag import Lag
 from bench.sessions import Site, cpu_s, peak_mib, site
 from tests.support.bus import network
 from tests.support.manager.fleet import Fleet
-from tests.support.manager.world import AUTHOR, World
+from tests.support.manager.world import AUTHOR, TRUST_DOMAIN, World
 
 HOSTS, APPS, NEWCOMERS = 30, 20, 20
 TIMING = Timing(lease_s=8, recheck_s=5, evidence_window_s=5, skew_s=5, certificate_s=3600)
@@ -305,6 +305,7 @@ class Ground:
             source=source,
             session=self.fleet.sessions["host", "thief"],
             identity=self.folder / "stolen.pem",
+            trust_domain=TRUST_DOMAIN,
         )
         log = self.folder / f"flooder-{source}-{attack.kind}.log"
         async with process("bench.flooder", flood.model_dump_json(), cores=BUS_CORE, log=log) as flooder:

@@ -21,8 +21,9 @@ import structlog
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.schemas.admission import ALL, HostLease, Lease, open_posted, post
+from attestgate.schemas.signing import TrustedKeys
 from bench.gateway import spread
-from tests.support.gateway.deployment import GatewayDeployment, at_work
+from tests.support.gateway.deployment import TRUST_DOMAIN, GatewayDeployment, at_work
 from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Gate, running
 
 LONG_S = 3000
@@ -62,7 +63,7 @@ class Period:
     def __init__(self, deployment: GatewayDeployment, metrics: Told) -> None:
         self._deployment = deployment
         self._metrics = metrics
-        self._managers = {deployment.manager.public_key().public_bytes_raw()}
+        self._managers = TrustedKeys(TRUST_DOMAIN, {"manager": {deployment.manager.public}})
 
     def signed(self, serials: list[str], sequence: int) -> dict[str, bytes]:
         """A lease for each certificate, by key."""

@@ -27,8 +27,9 @@ from attestgate.enclave.simulated import authority, pccs, platform
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.manager.attestation.collateral_client import CollateralClient
 from attestgate.manager.attestation.pcs_client import Pcs
-from attestgate.manager.local.high_water import HighWater
-from attestgate.manager.verification.sgx.appraisal import appraise, dcap
+from attestgate.manager.local.high_water import HighWater, PolicyFloors
+from attestgate.manager.verification.sgx import dcap
+from attestgate.manager.verification.sgx.appraisal import appraise
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.schemas.base import read_json
@@ -138,6 +139,7 @@ async def _simulated(folder: Path) -> tuple[Case, list[float]]:
             Pcs(http, "http://pccs.invalid"),
             MemoryServer().connect().bucket("collateral"),
             HighWater(folder / "high-water.json"),
+            PolicyFloors(),
             root_der=root,
             when_down="refuse",
         )

@@ -17,7 +17,7 @@ from attestgate.bus.api import Bus, Message
 from attestgate.bus.forward import event_of
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.enrolment import COMMAND, Action, Command, commands_of
-from attestgate.schemas.in_force import ANSWER, Answer, name_of
+from attestgate.schemas.in_force import ANSWER, Answer, digest_of
 from attestgate.schemas.settings import OperatorFile
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 
@@ -66,7 +66,7 @@ async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, n
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     async def hear(message: Message) -> None:
-        said = _answer(operator, name_of(data), message)
+        said = _answer(operator, digest_of(data), message)
         if said is not None and not answer.done():
             answer.set_result(said)
 
@@ -89,16 +89,16 @@ async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, n
         await subscription.close()
 
 
-def _answer(operator: OperatorKey, command: str, message: Message) -> Answer | None:
+def _answer(operator: OperatorKey, command: bytes, message: Message) -> Answer | None:
     """A manager's answer to this command; None for any other event, and for what no manager signed."""
     event = event_of(message.subject, message.data)
-    text = event.data.get("answer") if event is not None and event.data.get("message") == command else None
+    text = event.data.get("answer") if event is not None and event.data.get("message") == command.hex() else None
     if not isinstance(text, str):
         return None
     try:
         signed = unpack(Signed, base64.b64decode(text, validate=True))
         # The event itself is nobody's word: with it alone the bus could drop a revocation, and say it was applied.
-        return operator.managers.read(ANSWER, signed, commands_of(operator.name), bytes.fromhex(command))
+        return operator.managers.read(ANSWER, signed, commands_of(operator.name), command)
     except (Refusal, binascii.Error) as error:
         log.warning("an answer that no manager signed, ignored", error=str(error))
         return None

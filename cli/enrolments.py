@@ -22,7 +22,7 @@ from attestgate.cli.common import Json, OperatorOption, operator_file, say, scre
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.schemas.base import Refusal, pack, printable, unpack
 from attestgate.schemas.enrolment import Action, AppEnrolment, Command, Enrol, GatewayEnrolment, HostEnrolment, Revoke
-from attestgate.schemas.in_force import IN_FORCE, InForce, Standings, name_of, place_of
+from attestgate.schemas.in_force import IN_FORCE, InForce, Standings, digest_of, place_of
 from attestgate.schemas.settings import OperatorFile
 from attestgate.schemas.signing import TrustedKeys
 
@@ -146,7 +146,7 @@ def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Enrolled]:
     for standing in unpack(Standings, value).standing:
         said = managers.read(IN_FORCE, standing.in_force, place_of(ENROLMENT.name, key))
         # A manager has checked whose it is: whose keys count stands in the managers' settings.
-        if said.statement == name_of(pack(standing.statement)):
+        if said.statement == digest_of(pack(standing.statement)):
             command = unpack(Command, standing.statement.payload)
             found.append(Enrolled(key, standing.statement.signer.hex(), said, command))
     return found

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from attestgate.schemas.base import Hex32, Id, Model, Reasons, Seconds
+from attestgate.schemas.base import Bytes32, Id, Model, Reasons, Seconds
 from attestgate.schemas.enrolment import Sequence
 from attestgate.schemas.signing import Purpose, Signed
 from attestgate.schemas.versioned import Versioned
@@ -28,8 +28,8 @@ class InForce(Model):
     `order` is the command's sequence, or a policy manifest's version.
     """
 
-    statement: Hex32
-    command: Hex32
+    statement: Bytes32
+    command: Bytes32
     operator: Id
     order: Sequence
     applied_at: Seconds
@@ -67,9 +67,9 @@ class Answer(Model):
 ANSWER = Purpose("answer", "manager", Answer)
 
 
-def name_of(signed: bytes) -> str:
+def digest_of(signed: bytes) -> bytes:
     """The SHA-256 that names a signed message."""
-    return hashlib.sha256(signed).hexdigest()
+    return hashlib.sha256(signed).digest()
 
 
 def place_of(bucket: str, key: str) -> str:

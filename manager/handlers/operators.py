@@ -35,7 +35,7 @@ from attestgate.schemas.enrolment import (
     TryPolicy,
     commands_of,
 )
-from attestgate.schemas.in_force import ANSWER, Answer, InForce, name_of
+from attestgate.schemas.in_force import ANSWER, Answer, InForce, digest_of
 from attestgate.schemas.signing import Signed, Signer
 
 MAX_ANSWERED = 4
@@ -46,10 +46,10 @@ MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True)
 class Received:
-    """A command as it was received, its signature verified. `name` is the operator's, `message` its SHA-256."""
+    """A command as it was received, its signature verified. `name` is the operator's, `digest` its SHA-256."""
 
     name: str
-    message: str
+    digest: bytes
     signed: Signed
     command: Command
     at: int
@@ -65,9 +65,9 @@ class Received:
             case _:
                 return None
 
-    def said(self, statement: str, order: int) -> InForce:
+    def said(self, statement: bytes, order: int) -> InForce:
         """What a manager says of a statement that this command puts in force."""
-        return InForce(statement=statement, command=self.message, operator=self.name, order=order, applied_at=self.at)
+        return InForce(statement=statement, command=self.digest, operator=self.name, order=order, applied_at=self.at)
 
 
 class Operators:
@@ -106,33 +106,34 @@ class Operators:
 
         Raises Refusal (`command.*`, `signature.*`), BusError.
         """
-        message, newest = await aside(len(data), name_of, data), 0
+        digest, newest = await aside(len(data), digest_of, data), 0
+        message = digest.hex()
         try:
             self._signers.check_named(name)
-            received = await self._read(name, data, message)
+            received = await self._read(name, data, digest)
             newest = await self._newest(received)
             await self._take(received, newest)
         except Refusal as refusal:
-            answer = self._answer(name, message, newest, refusal)
+            answer = self._answer(name, digest, newest, refusal)
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
             raise
         command = received.command
-        answer = self._answer(name, message, max(newest, command.sequence))
+        answer = self._answer(name, digest, max(newest, command.sequence))
         told = {"message": message, "sequence": command.sequence, "command": command.action.do, "answer": answer}
         await self._emit("op", name, "applied", **told)
 
-    async def _read(self, name: str, data: bytes, message: str) -> Received:
+    async def _read(self, name: str, data: bytes, digest: bytes) -> Received:
         signed = unpack(Signed, data)
         command = await aside(len(data), self._signers.read_command, signed)
         if self._signers.name_of(signed.signer) != name:
             found = self._signers.name_of(signed.signer)
             raise _refused("subject", f"a command signed by {name}", found, "publish on your own subject")
-        return Received(name, message, signed, command, int(self._now()))
+        return Received(name, digest, signed, command, int(self._now()))
 
     async def _newest(self, received: Received) -> int:
         """The highest sequence in force of this operator, and of whom the command is about, itself left out."""
         own = await self._applied.newest(received.signed.signer)
-        newest = own.order if own is not None and own.command != received.message else 0
+        newest = own.order if own is not None and own.command != received.digest else 0
         if received.about is not None:
             newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
         return newest
@@ -150,11 +151,11 @@ class Operators:
         if command.sequence > latest:
             raise _refused("ahead", f"a sequence of at most {latest}", str(command.sequence), "correct your clock")
         own = await self._applied.newest(received.signed.signer)
-        if own is not None and own.command == received.message:
+        if own is not None and own.command == received.digest:
             return  # applied before: only the answer was lost
         await self._apply(received)
-        await self._orders.note(received.name, command, received.message)
-        await self._applied.note(received.signed.signer, received.said(received.message, command.sequence))
+        await self._orders.note(received.name, command, received.digest.hex())
+        await self._applied.note(received.signed.signer, received.said(received.digest, command.sequence))
 
     async def _apply(self, received: Received) -> None:
         action = received.command.action
@@ -177,13 +178,13 @@ class Operators:
                 await self._quarantine.drop(action.message)
 
     async def _put(self, received: Received, kind: SubjectKind, id: str) -> None:
-        said = received.said(received.message, received.command.sequence)
+        said = received.said(received.digest, received.command.sequence)
         await self._enrolments.put(kind, id, received.signed, received.command, said)
 
     async def _policy(self, action: PutPolicy | TryPolicy, received: Received) -> None:
         # A policy's authority is the signature of its author, not that of the command which brings it.
         manifest = self._signers.read_manifest(action.manifest)
-        statement = name_of(pack(action.manifest))
+        statement = digest_of(pack(action.manifest))
         if isinstance(action, PutPolicy):
             said = received.said(statement, manifest.version)
             await self._policies.put(action.manifest, manifest, action.documents, said)
@@ -200,11 +201,11 @@ class Operators:
                 once = f"{received.name}-{received.command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
 
-    def _answer(self, name: str, message: str, newest: int, refusal: Refusal | None = None) -> str:
+    def _answer(self, name: str, digest: bytes, newest: int, refusal: Refusal | None = None) -> str:
         """The signed answer to a command, in base64: the bus delivers it, and has no say in it."""
         reasons = list(refusal.reasons[:MAX_ANSWERED]) if refusal else []
         answer = Answer(applied=refusal is None, at=int(self._now()), newest=newest, reasons=reasons)
-        signed = self._identity.sign(ANSWER, commands_of(name), answer, bytes.fromhex(message))
+        signed = self._identity.sign(ANSWER, commands_of(name), answer, digest)
         return base64.b64encode(pack(signed)).decode()
 
 

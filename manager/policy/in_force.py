@@ -19,7 +19,7 @@ from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.local.statements import Statements
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
-from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, name_of, place_of
+from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
@@ -195,7 +195,7 @@ class StatementsInForce(Generic[M]):
                 unpack(self._purpose.model, standing.statement.payload),
             )
         said = self._trusted.read(IN_FORCE, standing.in_force, place_of(self._name, key))
-        if said.statement != name_of(pack(standing.statement)):
+        if said.statement != digest_of(pack(standing.statement)):
             raise _another(place_of(self._name, key), said)
         if standing.statement.signer not in self._trusted.by_role[self._purpose.author]:
             return Held(standing, said)
@@ -239,7 +239,7 @@ def _another(place: str, said: InForce) -> Refusal:
     return Refusal.because(
         "in-force.statement",
         place,
-        expected=f"the statement {said.statement}, which a manager put in force",
+        expected=f"the statement {said.statement.hex()}, which a manager put in force",
         found="another statement beside the manager's",
         action="find out who may write the bucket",
     )

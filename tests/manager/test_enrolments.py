@@ -21,7 +21,7 @@ from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.enrolment import COMMAND, Command, Enrol, HostEnrolment, Revoke, commands_of
-from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, name_of, place_of
+from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 from tests.support.manager.world import TRUST_DOMAIN
@@ -84,7 +84,7 @@ def signed(command: Command, by: str = "ann", place: str = "", deployment: str =
 
 
 def said(statement: Signed, order: int, at: int = AT) -> InForce:
-    name = name_of(pack(statement))
+    name = digest_of(pack(statement))
     return InForce(statement=name, command=name, operator="ann", order=order, applied_at=at)
 
 

@@ -30,7 +30,7 @@ from attestgate.schemas.enrolment import (
     commands_of,
 )
 from attestgate.schemas.events import Event
-from attestgate.schemas.in_force import ANSWER, IN_FORCE, Answer, InForce, Standing, Standings, name_of, place_of
+from attestgate.schemas.in_force import ANSWER, IN_FORCE, Answer, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.signing import Purpose, Signed, Signer
 from tests.support.manager.deployment import Deployment, order_subject
 from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN
@@ -134,7 +134,12 @@ async def test_the_command_line_believes_no_answer_of_the_bus(site: Deployment) 
     before = await give(site, command(site, enrol()))
 
     async def lie(message: Message) -> None:
-        data = {"message": name_of(message.data), "sequence": 1, "command": "revoke", "answer": before.data["answer"]}
+        data = {
+            "message": digest_of(message.data).hex(),
+            "sequence": 1,
+            "command": "revoke",
+            "answer": before.data["answer"],
+        }
         told = before.model_copy(update={"id": "ab" * 16, "data": data})
         await site.bus.publish(subjects.event("op", OPERATOR, "applied"), told.body())
 
@@ -189,7 +194,7 @@ async def test_another_command_under_a_used_sequence_is_refused_though_the_bus_f
 async def test_what_the_bus_says_was_applied_locks_nobody_out(site: Deployment) -> None:
     """The bucket with each operator's newest command, as the bus likes it: signed by the operator, or by nobody."""
     given = command(site, enrol())
-    said = InForce(statement="00" * 32, command="00" * 32, operator="ann", order=2**63 - 1, applied_at=1)
+    said = InForce(statement=bytes(32), command=bytes(32), operator="ann", order=2**63 - 1, applied_at=1)
     key = site.world.operator.public.hex()
     forged = site.world.operator.sign(IN_FORCE, place_of("operators", key), said)
     for value in (pack(forged), b"", b"junk"):
@@ -412,7 +417,9 @@ async def test_of_two_manifests_at_once_the_newer_stays_in_force(
 async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> None:
     """Its author was taken out of the settings before another had signed, or the bus put something there."""
     foreign = put(site, stranger(), version=9)
-    said = InForce(statement=name_of(pack(foreign.manifest)), command="00" * 32, operator="ann", order=9, applied_at=1)
+    said = InForce(
+        statement=digest_of(pack(foreign.manifest)), command=bytes(32), operator="ann", order=9, applied_at=1
+    )
     in_force = site.world.manager.sign(IN_FORCE, place_of("policies", "manifest"), said)
     standing = Standing(statement=foreign.manifest, in_force=in_force)
     await site.bus.bucket("policies").put("manifest", pack(Standings(version=PROTOCOL, standing=[standing])))

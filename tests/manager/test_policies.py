@@ -22,7 +22,7 @@ from attestgate.manager.policy.signers import Signers
 from attestgate.manager.verification.ima.runtime_policy import DIGESTS_A_SLICE, load_in_slices
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.enrolment import MANIFEST, MANIFESTS, PolicyManifest, PutPolicy
-from attestgate.schemas.in_force import InForce, name_of
+from attestgate.schemas.in_force import InForce, digest_of
 from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed, Signer
@@ -77,7 +77,9 @@ class Bench:
 
     @staticmethod
     def _said(manifest: Signed, order: int) -> InForce:
-        return InForce(statement=name_of(pack(manifest)), command="00" * 32, operator="ann", order=order, applied_at=1)
+        return InForce(
+            statement=digest_of(pack(manifest)), command=bytes(32), operator="ann", order=order, applied_at=1
+        )
 
     def version(self, number: int, author: Signer | None = None) -> PutPolicy:
         """The world's policies as this version."""

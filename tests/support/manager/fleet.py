@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -74,7 +74,7 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit = AsyncExitStack()
 
-    async def __aenter__(self) -> Fleet:
+    async def __aenter__(self) -> Self:
         try:
             await self._start()
         except BaseException:
