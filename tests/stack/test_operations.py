@@ -306,7 +306,7 @@ async def test_an_operator_is_replaced(operated: OperatedStack) -> None:
     mark = stack.events.mark
     await operated.rechecked(mark)
     assert operated.undisturbed(mark)
-    with pytest.raises(AssertionError, match="signature"):
+    with pytest.raises(AssertionError, match=r"command\.subject"):
         await operated.type("attestgate revoke app app-1 --reason trial")
 
 
