@@ -13,14 +13,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 
+from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Conflict
 from attestgate.bus.logs import bind_session
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.sessions.recheck import expire
-from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key
+from attestgate.manager.sessions.recheck import end_stale, expire
+from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key, waking
 from attestgate.schemas.base import Refusal
 
 R = TypeVar("R", HostRecord, AppRecord)
@@ -46,6 +47,7 @@ class SessionStore:
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
+        self._bus = bus
         self._bucket = bus.bucket(BUCKET)
         self._cipher = cipher
         self._outbox = outbox
@@ -100,9 +102,8 @@ class SessionStore:
             if record.outbox and (key, revision) not in self._published:
                 await self._outbox.publish(record)
                 self._remember(key, revision)
-            context = self._context()
-            late = not record.over and context.now >= record.deadline
-            following = expire(record, context) if late else await step(record)
+            ended = _ended_by_clock(record, self._context())
+            following = ended or await step(record)
             if following is record:
                 return record
             try:
@@ -113,7 +114,7 @@ class SessionStore:
                 continue
             self._stored(following)
             await self._publish(key, following, stored)
-            if not late:
+            if ended is None:
                 return following
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
@@ -121,6 +122,15 @@ class SessionStore:
         """Delete a session that ended long ago: its summary, then its record."""
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
+
+    async def sessions(self, kind: type[R]) -> list[str]:
+        """The ids of all sessions of a kind that are kept. Raises BusError."""
+        role = ROLE[kind]
+        return [key.removeprefix(f"{role}.") for key in await self._bucket.keys(record_key(role, "*"))]
+
+    async def wake_in_time(self, record: HostRecord | AppRecord) -> None:
+        """Set a session's timer again, in the place of whatever is set. Raises BusError."""
+        await self._bus.schedule(subjects.deadline(record.session), waking(record), at=record.next_timer)
 
     async def resend(self, kind: type[R], session: str) -> R:
         """Resend what the agent has not acknowledged, with the same bytes."""
@@ -161,3 +171,12 @@ class SessionStore:
         self._published[key, revision] = None
         while len(self._published) > REMEMBERED:
             self._published.popitem(last=False)
+
+
+def _ended_by_clock(record: R, context: Context) -> R | None:
+    """The session ended if its times say so, whatever message it was loaded for; else None."""
+    if record.over:
+        return None
+    if record.stale(context.now, context.timing.skew_s):
+        return end_stale(record, context)
+    return expire(record, context) if context.now >= record.deadline else None

@@ -33,6 +33,7 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
     assert book.take(lease(), 100) and book.take(host(), 100)
     assert book.entry(CERT, 129) == CertificateEntry(
         sequence=1,
+        since=100,
         until=130,
         sha256="ab" * 32,
         identity="spiffe://sdn.example.org/host/h1/app/a1",
@@ -41,7 +42,7 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
         marks="",
         allow=["* /**"],
     )
-    assert book.entry(HOST, 129) == HostEntry(sequence=1, until=130, host="h1")
+    assert book.entry(HOST, 129) == HostEntry(sequence=1, since=100, until=130, host="h1")
     assert book.entry(CERT, 130) is None and book.entry(HOST, 130) is None
     assert book.entry("cert.02", 100) is None
 
@@ -126,7 +127,7 @@ def test_lapsed_leases_are_told_once() -> None:
 
 
 def test_difference() -> None:
-    kept, new, changed = (HostEntry(sequence=i, until=9, host="h1") for i in (1, 2, 3))
+    kept, new, changed = (HostEntry(sequence=i, since=1, until=9, host="h1") for i in (1, 2, 3))
     changes = difference(
         {"kept": kept, "new": new, "changed": changed},
         {"kept": kept.model_dump_json(), "changed": new.model_dump_json(), "stray": "junk"},
