@@ -106,8 +106,9 @@ def assemble(
     store = SessionStore(bus, cipher, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     verifier = Verifier(enrolments, policies, service, authority, high_water, slices)
+    steps = ClockSteps(now, steady, memory_s=settings.timing.certificate_s)
     certificates = Certificates(
-        bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now
+        bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now, steps.passed
     )
 
     async def take(subject: str, data: bytes) -> None:
@@ -115,7 +116,7 @@ def assemble(
 
     quarantine = Quarantine(bus, settings.name, take)
     sessions = SessionSteps(store, enrolments, policies, context, certificates)
-    clock = ClockWatch(settings.name, ClockSteps(now, steady), store, sessions.policy, context, emitter.emit)
+    clock = ClockWatch(settings.name, steps, store, sessions.policy, context, emitter.emit, certificates.clock_was_set)
     dispatcher = Dispatcher(
         store,
         messages,

@@ -42,13 +42,16 @@ class ClockWatch:
         policy: Callable[[], Awaitable[dict[str, str]]],
         context: Callable[[], Context],
         emit: Emit,
+        stepped: Callable[[], None],
     ) -> None:
+        """`stepped` is called after a step of the clock."""
         self._worker = worker
         self._steps = steps
         self._store = store
         self._policy = policy
         self._context = context
         self._emit = emit
+        self._stepped = stepped
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -67,6 +70,7 @@ class ClockWatch:
         since = self._context().now if by_s else None
         try:
             if by_s:
+                self._stepped()
                 await self._tell(by_s)
             policy = await self._policy()
             await self._all(HostRecord, since, policy)

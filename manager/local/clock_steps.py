@@ -26,24 +26,31 @@ class ClockSteps:
         self._steady = steady
         self._memory_s = memory_s
         self._apart = wall() - steady()
+        self._untold = 0.0
         self._recent: deque[tuple[float, float]] = deque()
         """Monotonic time and size of each step within `memory_s`."""
 
     def look(self) -> float:
         """By how many seconds the wall clock was set since the last look: above 0 ahead, below 0 back, 0 if not."""
-        steady = self._steady()
-        apart = self._wall() - steady
-        step = apart - self._apart
-        if abs(step) < STEP_S:
-            return 0.0
-        self._apart = apart
-        self._recent.append((steady, step))
+        self._compare()
+        step, self._untold = self._untold, 0.0
         return step
 
     def passed(self) -> float:
-        """The wall clock, as what may only be forgotten in time has to see it: it follows a step forward `memory_s`
-        later, so that a clock that is ahead for a moment makes nobody forget."""
-        self.look()
+        """The wall clock, as whatever forgets has to see it: it follows a step forward `memory_s` later.
+
+        So a clock that is ahead for a moment makes nobody forget.
+        """
+        self._compare()
         while self._recent and self._recent[0][0] + self._memory_s <= self._steady():
             self._recent.popleft()
         return self._wall() - max(sum(step for _, step in self._recent), 0.0)
+
+    def _compare(self) -> None:
+        steady = self._steady()
+        apart = self._wall() - steady
+        step = apart - self._apart
+        if abs(step) >= STEP_S:
+            self._apart = apart
+            self._untold += step
+            self._recent.append((steady, step))

@@ -217,7 +217,7 @@ class Deployment(Witness):
         host: str = "h1",
         machine: str = "machine-a",
         identity: EnclaveIdentity = APP_ENCLAVE,
-        retry_s: int = 1,
+        retry_s: float = 1.0,
         **measured: object,
     ) -> Agent:
         """Start an application's agent; `measured` are changes of its measured settings."""
@@ -226,10 +226,9 @@ class Deployment(Witness):
             bus=BusSettings(url="memory", credentials=Path("none")),
             id=id,
             measured=Path("none"),
-            retry_s=retry_s,
             host=host,
             volume=self.volume,
-        )
+        ).model_copy(update={"retry_s": retry_s})
         enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
         return await self._start("app", id, host, lambda link: AppAgent(enclave, link, settings, read))
 
@@ -350,7 +349,7 @@ class Deployment(Witness):
     def _waits(self, consumer: MemoryConsumer) -> str | None:
         """Whether a consumer's messages are in hand or due `now`, put back for `later`, or none."""
         found = None
-        now = self.clock()
+        now = self.wire.now()
         for stored in consumer._stream.items():
             if any(subjects.matches(pattern, stored.subject) for pattern in consumer.layout.filter_subjects):
                 out = consumer._out.get(stored.sequence)
