@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar, TypeVarTuple
+from typing import TypeAlias, TypeVar, TypeVarTuple
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Conflict
@@ -27,6 +27,7 @@ from attestgate.schemas.base import Refusal
 R = TypeVar("R", HostRecord, AppRecord)
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
+Kind: TypeAlias = type[HostRecord] | type[AppRecord]
 MAX_CONFLICTS = 50
 """Lost compare-and-sets in a row before the message is redelivered later: others are busy with this session."""
 REMEMBERED = 4096
@@ -54,6 +55,8 @@ class SessionStore:
         self._context = context
         self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._timers: dict[tuple[Kind, str], int] = {}
+        """When each live session is due that this worker stored, Unix seconds."""
 
     async def load(self, kind: type[R], session: str) -> R:
         """A record as it is stored. Raises Refusal `session.unknown`, or `record.open`."""
@@ -123,10 +126,27 @@ class SessionStore:
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
 
-    async def sessions(self, kind: type[R]) -> list[str]:
-        """The ids of all sessions of a kind that are kept. Raises BusError."""
-        role = ROLE[kind]
-        return [key.removeprefix(f"{role}.") for key in await self._bucket.keys(record_key(role, "*"))]
+    async def sessions(self) -> list[tuple[Kind, str]]:
+        """All sessions that are kept, hosts' first. Raises BusError."""
+        kinds: tuple[Kind, ...] = (HostRecord, AppRecord)
+        return [
+            (kind, key.split(".")[1]) for kind in kinds for key in await self._bucket.keys(record_key(ROLE[kind], "*"))
+        ]
+
+    def overdue(self, by: int) -> list[tuple[Kind, str]]:
+        """Sessions that this worker stored and that were due before Unix second `by`; each is returned once.
+
+        Most are none: another worker has stored them since.
+        """
+        late = [key for key, at in self._timers.items() if at < by]
+        for key in late:
+            del self._timers[key]
+        return late
+
+    def still_due(self, sessions: Iterable[tuple[Kind, str]], at: int) -> None:
+        """These could not be looked at now."""
+        for key in sessions:
+            self._timers.setdefault(key, at)
 
     async def wake_in_time(self, record: HostRecord | AppRecord) -> None:
         """Set a session's timer again, in the place of whatever is set. Raises BusError."""
@@ -163,6 +183,10 @@ class SessionStore:
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
         """Count the events of this transition: once, in the worker that stored it, however often they are sent."""
+        if record.over:
+            self._timers.pop((type(record), record.session), None)
+        else:
+            self._timers[type(record), record.session] = record.next_timer
         for outgoing in record.outbox:
             if outgoing.how == "publish":
                 self._observer.published(outgoing.subject, outgoing.data)

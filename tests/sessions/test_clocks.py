@@ -13,6 +13,8 @@ import pytest
 from attestgate.app_agent import main as app_agent
 from attestgate.bus import layout, subjects
 from attestgate.bus.agent.managers_clock import ManagersClock
+from attestgate.bus.api import BusError
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.host_agent import main as host_agent
 from attestgate.manager.handlers import clock_watch
 from attestgate.manager.sessions.draft import KEPT_S
@@ -206,12 +208,44 @@ async def test_time_that_passes_is_no_step(site: Deployment) -> None:
     assert [event.what for event in site.events[since:] if event.kind == "manager"] == []
 
 
-async def test_a_session_whose_timer_was_lost_is_found(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bus's clock was set back, and its timers come later by as much; so do messages that were put back."""
-    monkeypatch.setattr(clock_watch, "LOOK_AFTER_S", 0.01)
-    set_by(site, "bus", -HOUR_S)
+@pytest.mark.parametrize("first", [0, HOUR_S])
+async def test_a_bus_whose_clock_was_set_back_wakes_nobody_and_the_worker_does(site: Deployment, first: int) -> None:
+    """Its timers come later by as much, and so do messages that were put back while it was ahead."""
+    set_by(site, "bus", first)
+    await live(site, site.timing.recheck_s)
     since = len(site.events)
-    assert await live(site, 300, lambda: "rechecked" in site.what("host", "h1", since=since))
+    set_by(site, "bus", -HOUR_S)
+    rechecked = partial(site.what, "host", "h1", since=since)
+    assert await live(site, 10 * site.timing.lease_s, lambda: rechecked().count("rechecked") == 4)
+    assert begun(site, since)[0] == 0
+
+
+async def test_a_worker_finds_a_session_that_another_left_overdue(site: Deployment) -> None:
+    await site.kill_workers()
+    set_by(site, "bus", -HOUR_S)
+    site.clock.at += site.timing.recheck_s + site.timing.skew_s + 1
+    since = len(site.events)
+    site.timing = site.timing.model_copy(update={"recheck_s": 1})
+    site.add_worker()
+    await site.until("host", "h1", "rechecked", since=since)
+
+
+async def test_a_step_while_the_bus_is_away_is_told_and_acted_upon_later(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since = len(site.events)
+
+    async def away(*_: object) -> list[str]:
+        raise BusError("not connected")
+
+    with monkeypatch.context() as bus:
+        bus.setattr(MemoryBucket, "keys", away)
+        set_by(site, "manager", 3)
+        await site.until("manager", "manager-0", "clock-stepped", since=since)
+        await asyncio.sleep(0.1)
+        assert site.what("host", "h1", since=since) == []
+    await site.until("host", "h1", "rechecked", since=since)
+    assert site.what("manager", "manager-0", since=since) == ["clock-stepped"]
 
 
 async def test_a_worker_that_begins_with_the_right_clock_ends_what_the_wrong_one_began(site: Deployment) -> None:
@@ -221,7 +255,7 @@ async def test_a_worker_that_begins_with_the_right_clock_ends_what_the_wrong_one
         await agent.stop()
     set_by(site, "all", -HOUR_S)
     since = len(site.events)
-    site.timing = site.timing.model_copy(update={"recheck_s": 0})
+    site.timing = site.timing.model_copy(update={"recheck_s": 1})
     site.add_worker()
     for kind, id in (("host", "h1"), ("app", "a1")):
         assert event_code(await site.until(kind, id, "expired", since=since)) == "session.future"
