@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from itertools import dropwhile
 
 import structlog
@@ -14,7 +13,8 @@ from attestgate.app_agent.step5_evidence import TlsKey, first_evidence, hello, r
 from attestgate.app_agent.step6_colocation import prove_colocation
 from attestgate.app_agent.step7_certificate import Credential, accept_certificate
 from attestgate.bus.agent.link import AgentSession, Link, SessionOver
-from attestgate.bus.agent.process import agent_main, healthy_until, lease_over, sessions_without_end
+from attestgate.bus.agent.managers_clock import ManagersClock
+from attestgate.bus.agent.process import agent_main, healthy_for, lease_over, sessions_without_end
 from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import require
 from attestgate.bus.client.nats import join
@@ -61,6 +61,7 @@ class AppAgent:
         settings, managers = self._settings, self._measured.managers
         session = AgentSession(self._link, managers, list(self._measured.suites), settings.retry_s)
         challenge = await session.open(hello(settings.id, settings.host), PATIENCE_S)
+        now = ManagersClock(challenge.issued_at)
         log.info("challenged", session=session.session, suite=session.suite)
         key = TlsKey.generate()
         evidence = await asyncio.to_thread(
@@ -76,14 +77,14 @@ class AppAgent:
         log.info("evidence sent", quote_bytes=len(evidence.quote))
         await prove_colocation(session, self._enclave, settings.volume, PATIENCE_S)
         log.info("co-location proven")
-        await self._serve(session, key)
+        await self._serve(session, key, now)
 
-    async def _serve(self, session: AgentSession, key: TlsKey) -> None:
+    async def _serve(self, session: AgentSession, key: TlsKey, now: ManagersClock) -> None:
         """Answer the manager on the channel until the lease expires."""
         credentials: dict[str, Credential] = {}
-        lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
-        while time.time() < lease_end:
-            heard = await session.hear(min(quiet_s, max(lease_end - time.time(), 0.0)))
+        lease_end, quiet_s = now() + PATIENCE_S, float(self._settings.retry_s)
+        while now() < lease_end:
+            heard = await session.hear(min(quiet_s, max(lease_end - now(), 0.0)))
             if heard is None:
                 await session.resume()
                 continue
@@ -96,11 +97,12 @@ class AppAgent:
                 ready = unpack(Ready, data)
                 credentials = _still_used(credentials, ready.serial)
                 lease_end = float(ready.lease_end)
-                healthy_until(self._settings.health_file, ready.lease_end)
-                quiet_s = max(ready.next_recheck - time.time(), 0.0) + self._settings.retry_s
+                healthy_for(self._settings.health_file, lease_end - now())
+                quiet_s = max(ready.next_recheck - now(), 0.0) + self._settings.retry_s
                 self._start(ready, credentials[ready.serial])
             elif step == "recheck":
                 question = unpack(Recheck, data)
+                now.heard(question.issued_at)
                 answer = await asyncio.to_thread(recheck_evidence, self._enclave, session, question, self._settings.id)
                 await session.say("recheck_evidence", answer)
                 log.info("rechecked")

@@ -76,7 +76,7 @@ def with_empty_script(folder: Path) -> Change:
     """njs in the request path, doing nothing: its cost before the first line of ours."""
     folder.mkdir()
     (folder / "admission.js").write_text(EMPTY)
-    for name in ("admin.js", "door.js"):
+    for name in ("admin.js", "clock.js", "door.js"):
         shutil.copy(rendering._FILES / name, folder)
     return lambda text: text.replace(f'js_path "{rendering._FILES}"', f'js_path "{folder}"')
 
@@ -164,7 +164,8 @@ def in_and_out(
     """Milliseconds from each change to the first answer that shows it; plain blocking clients, which cost least."""
     application = HTTPSConnection("localhost", gate.config.port, context=client.context)
     admin = AdminConnection(gate.config.admin)
-    row = {"key": client.key, "until": entry.until, "sequence": entry.sequence, "value": entry.model_dump_json()}
+    row = {"key": client.key, "since": entry.since, "until": entry.until, "sequence": entry.sequence}
+    row["value"] = entry.model_dump_json()
     put = ("PUT", "/entries", json.dumps({"epoch": epoch, "entries": [row]}))
     remove = ("DELETE", "/entries", json.dumps({"epoch": epoch, "keys": [client.key]}))
 
@@ -190,7 +191,7 @@ def in_and_out(
 
 async def fill(dictionary: Dictionary, epoch: str, there: int, size: int) -> None:
     """Bring the number of entries from `there` to `size`."""
-    entries = {f"host.{i:032x}": HostEntry(sequence=1, until=2**33, host="h1") for i in range(there, size)}
+    entries = {f"host.{i:032x}": HostEntry(sequence=1, since=0, until=2**33, host="h1") for i in range(there, size)}
     await dictionary.put(epoch, entries)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 
 from attestgate.bus.agent.link import AgentSession, Link, SessionOver
-from attestgate.bus.agent.process import agent_main, healthy_until, lease_over, sessions_without_end, tell
+from attestgate.bus.agent.managers_clock import ManagersClock
+from attestgate.bus.agent.process import agent_main, healthy_for, lease_over, sessions_without_end, tell
 from attestgate.bus.api import BusError
 from attestgate.bus.auth.credentials import require
 from attestgate.bus.client.nats import join
@@ -50,6 +50,7 @@ class HostAgent:
         session = AgentSession(self._link, self._managers, list(self._measured.suites), self._settings.retry_s)
         can_give: list[EvidenceKind] = ["sgx", "ima", "tpm"] if self._tpm else ["sgx", "ima"]
         challenge = await session.open(hello(self._settings.id, can_give), PATIENCE_S)
+        now = ManagersClock(challenge.issued_at)
         log.info("challenged", session=session.session, suite=session.suite)
         tpm = self._wanted_tpm(challenge)
         evidence = await asyncio.to_thread(
@@ -59,7 +60,7 @@ class HostAgent:
         log.info("evidence sent", list_bytes=evidence.measurements.size, quote_bytes=len(evidence.quote))
         k = await take_key(session, PATIENCE_S)
         log.info("key K received and proven")
-        await self._serve(session, k, tpm)
+        await self._serve(session, k, tpm, now)
 
     def _wanted_tpm(self, challenge: Challenge) -> TpmClient | None:
         """The TPM's service, if the manager wants its quotes in this session. Raises Refusal if there is none."""
@@ -75,10 +76,10 @@ class HostAgent:
             )
         return self._tpm
 
-    async def _serve(self, session: AgentSession, k: Secret, tpm: TpmClient | None) -> None:
+    async def _serve(self, session: AgentSession, k: Secret, tpm: TpmClient | None, now: ManagersClock) -> None:
         """Answer the manager on the channel until the lease expires."""
-        lease_end, quiet_s = time.time() + PATIENCE_S, float(self._settings.retry_s)
-        while time.time() < lease_end:
+        lease_end, quiet_s = now() + PATIENCE_S, float(self._settings.retry_s)
+        while now() < lease_end:
             heard = await session.hear(quiet_s)
             if heard is None:
                 await session.resume()
@@ -87,11 +88,12 @@ class HostAgent:
             if step == "accepted":
                 accepted = unpack(Accepted, data)
                 lease_end = float(accepted.lease_end)
-                healthy_until(self._settings.health_file, accepted.lease_end)
-                quiet_s = max(accepted.next_recheck - time.time(), 0.0) + self._settings.retry_s
+                healthy_for(self._settings.health_file, lease_end - now())
+                quiet_s = max(accepted.next_recheck - now(), 0.0) + self._settings.retry_s
                 log.info("accepted", lease_end=accepted.lease_end, next_recheck=accepted.next_recheck)
             elif step == "recheck":
                 question = unpack(Recheck, data)
+                now.heard(question.issued_at)
                 self._witness.hear(question.log_head)
                 answer = await asyncio.to_thread(
                     recheck_evidence,

@@ -27,6 +27,7 @@ from attestgate.manager.audit.orders import Orders
 from attestgate.manager.events.emitter import Emitter
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.agent_messages import AgentMessages
+from attestgate.manager.handlers.clock_watch import ClockWatch
 from attestgate.manager.handlers.dispatcher import Dispatcher
 from attestgate.manager.handlers.gateway_reports import GatewayReports
 from attestgate.manager.handlers.hello import HelloHandler
@@ -34,6 +35,7 @@ from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.handlers.session_messages import SessionSteps
 from attestgate.manager.handlers.worker import Worker
+from attestgate.manager.local.clock_steps import ClockSteps
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.local.high_water import HighWater, PolicyFloors
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
@@ -71,6 +73,7 @@ def assemble(
     http: httpx.AsyncClient,
     now: Callable[[], float] = time.time,
     metrics: ManagerMetrics | None = None,
+    steady: Callable[[], float] = time.monotonic,
 ) -> Worker:
     """A worker on a bus. Reads the keys that the settings name. `now` is the clock, Unix seconds. Raises Refusal."""
     observer = metrics or Observer()
@@ -115,20 +118,23 @@ def assemble(
     store = SessionStore(bus, cipher, Outbox(bus, messages, current, intake), context, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     verifier = Verifier(enrolments, policies, service, authority, high_water, slices)
+    steps = ClockSteps(now, steady, memory_s=settings.timing.certificate_s)
     certificates = Certificates(
-        bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now
+        bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now, steps.passed
     )
 
     async def take(subject: str, data: bytes) -> None:
         await dispatcher.take(subject, data)
 
     quarantine = Quarantine(bus, settings.name, take)
+    sessions = SessionSteps(store, enrolments, policies, context, certificates)
+    clock = ClockWatch(settings.name, steps, store, sessions.policy, context, emitter.emit, certificates.clock_was_set)
     dispatcher = Dispatcher(
         store,
         messages,
         HelloHandler(bus, store, current, enrolments, context, settings.suite),
         AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
-        SessionSteps(store, enrolments, policies, context, certificates),
+        sessions,
         GatewayReports(bus, enrolments, messages, orders, signers.trusted),
         Operators(
             identity,
@@ -145,7 +151,7 @@ def assemble(
             settings.timing.skew_s,
         ),
     )
-    background = (certificates.keep_lists, policies.follow, decisions.run)
+    background = (certificates.keep_lists, policies.follow, decisions.run, clock.run)
     return Worker(bus, dispatcher.take, background, emitter.emit, quarantine, now, observer)
 
 

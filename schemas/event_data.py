@@ -50,6 +50,7 @@ GatewayWhat: TypeAlias = Literal[
     "break-glass",
     "reconciled",
     "nginx-failed",
+    "clock-stepped",
     "failed",
 ]
 """The events of a gateway worker."""
@@ -360,6 +361,12 @@ class NginxFailed(Model):
     problem: Text
 
 
+class ClockStepped(Model):
+    """By how many seconds the wall clock was set, above 0 ahead: seen against the monotonic clock."""
+
+    by_s: float
+
+
 class WorkerFailed(Model):
     """Why a worker did not start, or stopped."""
 
@@ -449,6 +456,13 @@ EVENTS = (
         alarm=True,
     ),
     Told(("manager",), "log-overdue", "ALARM: decisions a minute old are not in the log", LogOverdue, alarm=True),
+    Told(
+        ("manager", "gateway"),
+        "clock-stepped",
+        "ALARM: the machine's clock was set, or it was suspended; everybody is judged anew",
+        ClockStepped,
+        alarm=True,
+    ),
     Told(
         ("manager", "gateway"),
         "failed",

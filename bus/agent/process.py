@@ -84,13 +84,13 @@ def tell(what: str, reasons: list[Reason], **more: object) -> None:
         log.warning(what, **more, **reason.model_dump())
 
 
-def healthy_until(path: Path | None, lease_end: int) -> None:
-    """Write the end of the lease for health checks. A file that cannot be written is logged."""
+def healthy_for(path: Path | None, left_s: float) -> None:
+    """Write the end of the lease, by this machine's clock, for health checks. If that fails it is logged."""
     if path is None:
         return
     try:
         new = path.with_name(f"{path.name}.new")
-        new.write_text(f"{lease_end}\n", encoding="ascii")
+        new.write_text(f"{int(time.time() + left_s)}\n", encoding="ascii")
         new.replace(path)
     except OSError as error:
         log.warning("health file not written", path=str(path), error=error.strerror)

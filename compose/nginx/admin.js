@@ -1,5 +1,7 @@
 // The gateway worker's API to the dictionary, on a unix socket; and its public health check.
 
+import clock from 'clock.js';
+
 const EPOCH = 'epoch';
 const EPOCH_LIFE_MS = 30 * 24 * 3600 * 1000;
 const KEPT = 'kept';
@@ -82,8 +84,8 @@ function meant(r) {
     return undefined;
 }
 
-// { epoch, entries: [{ key, until, sequence, value }] }: `until` in Unix seconds, turned into a timeout here, so that no delay on
-// the way makes a lease longer.
+// { epoch, entries: [{ key, since, until, sequence, value }] }: Unix seconds, turned into a timeout here, so that no delay on
+// the way makes a lease longer; nor does a clock here that is behind the worker's: none is held for longer than its span.
 function put(r) {
     const body = meant(r);
     if (body === undefined) {
@@ -91,15 +93,16 @@ function put(r) {
     }
     const zone = ngx.shared.admissions;
     body.entries.forEach((entry) => {
-        if (!KEY.test(entry.key) || typeof entry.value !== 'string' || !(entry.until > 0) || !(entry.sequence > 0)) {
-            throw new Error('an entry is { key, until, sequence, value }');
+        if (!KEY.test(entry.key) || typeof entry.value !== 'string' || !(entry.since >= 0) || !(entry.until > 0)
+            || !(entry.sequence > 0)) {
+            throw new Error('an entry is { key, since, until, sequence, value }');
         }
-        const left = entry.until * 1000 - Date.now();
-        if (left < 1) {
+        const left = Math.min(entry.until * 1000 - Date.now(), (entry.until - entry.since) * 1000);
+        if (left < 1 || clock.stale(entry.since)) {
             forget(entry.key);
         } else {
             zone.set(entry.key, entry.value, left);
-            ngx.shared.live.set(entry.key, entry.sequence, left);
+            ngx.shared.live.set(entry.key, `${entry.sequence} ${entry.since}`, left);
         }
     });
     answer(r, 200, { epoch: body.epoch });

@@ -3,11 +3,12 @@
 //
 // The dictionary is kept by the gateway worker, through admin.js. Keys are `cert.<serial>` and `host.<session>`; each
 // has a timeout of its own: the end of its lease. The zone `admissions` holds the lease in JSON, the zone `live` only its
-// sequence, which is all that most requests have to read.
+// sequence and when it was issued, which is all that most requests have to read.
 // Any error in here ends in a refusal. Written for the default njs engine (no for..of), which runs the top of this file
 // again for each request: it is kept short.
 
 import hash from 'crypto';
+import clock from 'clock.js';
 
 // A request with a body is judged before its body is read, every second meanwhile, and again when all of it is in.
 // Nothing of it goes upstream before that. A refused request has its answer before any of its body is read.
@@ -91,9 +92,8 @@ function judge(r, v) {
 
 // Who sends a request, if admitted; otherwise why not.
 function identified(v) {
-    const live = ngx.shared.live;
     let who = remembered(v);
-    if (who === undefined || live.get(who[KEY]) !== +who[SEQUENCE]) {
+    if (who === undefined || current(who[KEY]) !== who[LEASE]) {
         if (v.ssl_client_verify !== 'SUCCESS') {
             return 'no certificate';
         }
@@ -103,7 +103,13 @@ function identified(v) {
         }
     }
     v.attestgate_identity = who[IDENTITY];
-    return live.has(who[HOST_KEY]) ? who : 'host not trusted';
+    return current(who[HOST_KEY]) === undefined ? 'host not trusted' : who;
+}
+
+// `SEQUENCE SINCE` of the lease under a key; undefined if there is none, or it is stale.
+function current(key) {
+    const lease = ngx.shared.live.get(key);
+    return lease === undefined || clock.stale(+lease.slice(lease.indexOf(' '))) ? undefined : lease;
 }
 
 // The verdict on a request of this client's.
@@ -127,7 +133,7 @@ function judged(r, v, who) {
 // Without session reuse and renegotiation it cannot change, and no number of a connection comes twice. A newer lease has
 // another sequence. No field can hold a line break (schemas/admission.py). A sequence is the revision of a session's
 // record, or for break-glass a Unix second: far below 2^53, so it is exact as a number.
-const KEY = 0, SEQUENCE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, RULES = 6;
+const KEY = 0, LEASE = 1, HOST_KEY = 2, IDENTITY = 3, INTEGRITY = 4, MARKS = 5, RULES = 6;
 
 // What is cached of a connection, its certificate put into the variable; undefined if either was evicted.
 function remembered(v) {
@@ -144,7 +150,7 @@ function remembered(v) {
 function look(v) {
     const key = `cert.${v.ssl_client_serial.toLowerCase()}`;
     const text = ngx.shared.admissions.get(key);
-    if (text === undefined || !ngx.shared.live.has(key)) {
+    if (text === undefined || current(key) === undefined) {
         return 'not admitted';
     }
     const lease = JSON.parse(text);
@@ -154,7 +160,7 @@ function look(v) {
     if (lease.kind !== 'cert' || lease.sha256 !== digest) {
         return 'other certificate';
     }
-    const who = [key, String(lease.sequence), lease.host_key, lease.identity, lease.integrity, lease.marks];
+    const who = [key, `${lease.sequence} ${lease.since}`, lease.host_key, lease.identity, lease.integrity, lease.marks];
     const known = who.concat(lease.allow);
     v.attestgate_certificate = `:${base64}:`;
     ngx.shared.connections.set(`${v.connection} certificate`, v.attestgate_certificate);
@@ -215,10 +221,9 @@ function bound(r, data, flags) {
         r.sendBuffer(data, flags);
         return;
     }
-    const live = ngx.shared.live;
     if (+v.request_time > +v.attestgate_response_s) {
         v.attestgate_verdict = 'cut: response took too long';
-    } else if (!live.has(v.attestgate_key) || !live.has(v.attestgate_host_key)) {
+    } else if (current(v.attestgate_key) === undefined || current(v.attestgate_host_key) === undefined) {
         v.attestgate_verdict = 'cut: no longer admitted';
     } else {
         r.sendBuffer(data, flags);

@@ -14,7 +14,7 @@ import structlog
 
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
 from attestgate.schemas.base import Refusal, unpack
-from attestgate.schemas.break_glass import MAX_FILE, BreakGlass, read_break_glass
+from attestgate.schemas.break_glass import MAX_FILE, BreakGlass, check_time, open_break_glass
 from attestgate.schemas.settings import BreakGlassSettings
 from attestgate.schemas.signing import Signed, TrustedKeys
 
@@ -39,8 +39,10 @@ class BreakGlassFolder:
         self._gateways = gateways
         self._admitted = admitted
         self._refused = refused
-        self._admissions: dict[str, BreakGlass | None] = {}
-        """What was read, by the hash of the file; None for a refused one."""
+        self._files: dict[str, BreakGlass | None] = {}
+        """What was read, by the hash of the file; None for one that is refused whatever the time."""
+        self._told: dict[str, str] = {}
+        """What was last told of a file, by its hash: a refusal's code, or that it admits."""
 
     def entries(self, at: int) -> dict[str, DictionaryEntry]:
         """The entries that these files call for at Unix second `at`."""
@@ -51,25 +53,39 @@ class BreakGlassFolder:
             except OSError as error:
                 log.warning("break-glass file not readable", file=path.name, problem=error.strerror)
                 continue
-            admission = self._read(path.name, data, at)
-            if admission is not None and admission.expires_at > at:
+            digest = hashlib.sha256(data).hexdigest()
+            admission = self._read(path.name, digest, data)
+            if admission is not None and self._in_time(path.name, digest, admission, at):
                 found |= _entries(admission)
+                if self._news(digest, MARK):
+                    self._admitted(admission, unpack(Signed, data))
         return found
 
-    def _read(self, name: str, data: bytes, at: int) -> BreakGlass | None:
-        digest = hashlib.sha256(data).hexdigest()
-        # The hash covers the signature, and the operators' keys are read once at the start: an accepted file stays
-        # acceptable until it expires, which `entries` checks each time.
-        if digest not in self._admissions:
+    def _read(self, name: str, digest: str, data: bytes) -> BreakGlass | None:
+        # The hash covers the signature, and the operators' keys are read once at the start: only the time changes.
+        if digest not in self._files:
+            self._files[digest] = None
             try:
-                admission = read_break_glass(data, self._operators, self._gateways, self._settings.longest_s, at)
+                self._files[digest] = open_break_glass(data, self._operators, self._gateways, self._settings.longest_s)
             except Refusal as refusal:
-                self._admissions[digest] = None
                 self._refused(name, refusal)
-                return None
-            self._admissions[digest] = admission
-            self._admitted(admission, unpack(Signed, data))
-        return self._admissions[digest]
+        return self._files[digest]
+
+    def _in_time(self, name: str, digest: str, admission: BreakGlass, at: int) -> bool:
+        """Judged anew each time: a clock that was wrong may be right now."""
+        try:
+            check_time(admission, at)
+        except Refusal as refusal:
+            # That an admission which took effect has ended is no news.
+            ended = self._told.get(digest) == MARK and admission.expires_at <= at
+            if not ended and self._news(digest, refusal.reasons[0].code):
+                self._refused(name, refusal)
+            return False
+        return True
+
+    def _news(self, digest: str, what: str) -> bool:
+        before, self._told[digest] = self._told.get(digest), what
+        return before != what
 
 
 def _entries(admission: BreakGlass) -> dict[str, DictionaryEntry]:
@@ -77,6 +93,7 @@ def _entries(admission: BreakGlass) -> dict[str, DictionaryEntry]:
     host_key = f"host.{hashlib.sha256(f'{MARK} {admission.serial}'.encode()).hexdigest()[:32]}"
     certificate = CertificateEntry(
         sequence=admission.issued_at,
+        since=admission.issued_at,
         until=admission.expires_at,
         sha256=admission.certificate,
         identity=admission.identity,
@@ -85,5 +102,10 @@ def _entries(admission: BreakGlass) -> dict[str, DictionaryEntry]:
         marks=MARK,
         allow=admission.allow,
     )
-    host = HostEntry(sequence=admission.issued_at, until=admission.expires_at, host=admission.identity.split("/")[4])
+    host = HostEntry(
+        sequence=admission.issued_at,
+        since=admission.issued_at,
+        until=admission.expires_at,
+        host=admission.identity.split("/")[4],
+    )
     return {f"cert.{admission.serial}": certificate, host_key: host}

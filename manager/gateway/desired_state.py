@@ -113,6 +113,11 @@ class DesiredState:
         """A round did not reach its end: its keys are dirty again."""
         self._dirty |= set(failed.keys)
 
+    def look_again(self) -> None:
+        """The clock was set: any entry may have come to its end, or be stale."""
+        for key in {*self.leases, *self._break_glass}:
+            self._changed(key)
+
     def repeat_break_glass(self) -> None:
         """nginx has lost its memory: write the break-glass entries again, without waiting for the bus."""
         self._dirty |= self._break_glass.keys()

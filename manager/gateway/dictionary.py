@@ -119,9 +119,15 @@ class Dictionary:
         return self._read(Rejections, answer).rejections
 
     async def put(self, epoch: str, entries: Mapping[str, DictionaryEntry]) -> None:
-        """Write entries; nginx drops each by itself at its `until`."""
+        """Write entries; nginx drops each by itself at its `until`, and none counts before its `since`."""
         rows = [
-            {"key": key, "until": entry.until, "sequence": entry.sequence, "value": entry.model_dump_json()}
+            {
+                "key": key,
+                "since": entry.since,
+                "until": entry.until,
+                "sequence": entry.sequence,
+                "value": entry.model_dump_json(),
+            }
             for key, entry in entries.items()
         ]
         for body in _bodies(epoch, "entries", rows):

@@ -15,6 +15,8 @@ class CertificateEntry(Model):
 
     kind: Literal["cert"] = "cert"
     sequence: int
+    since: Seconds
+    """When it was issued: while that is ahead of nginx's clock, it admits nobody."""
     until: Seconds
     sha256: Hex32
     identity: str
@@ -30,6 +32,7 @@ class HostEntry(Model):
 
     kind: Literal["host"] = "host"
     sequence: int
+    since: Seconds
     until: Seconds
     host: Id
 

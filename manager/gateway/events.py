@@ -89,6 +89,10 @@ class GatewayEvents:
         data = admission.model_dump(include={"operator", "identity", "serial", "reason"})
         self._reporter.event("break-glass", {**data, "until": admission.expires_at})
 
+    def clock_stepped(self, by_s: float) -> None:
+        """This machine's clock was set, or it was suspended."""
+        self._reporter.event("clock-stepped", {"by_s": round(by_s, 3)})
+
     def nginx_failed(self, problem: str) -> None:
         """nginx could not be brought in line."""
         self._reporter.event("nginx-failed", {"problem": problem})

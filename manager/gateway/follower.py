@@ -44,6 +44,14 @@ class StatementFollower:
         self._public = public
         self._clock = clock
         self._metrics = metrics
+        self._caught_up = False
+        """Whether every statement of the bucket has been read since the watch began."""
+        self._reading: asyncio.Timeout | None = None
+
+    def read_again(self) -> None:
+        """Begin the watch again: the clock was set, by which statements were refused."""
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Follow until cancelled; a watch that fails or ends is started again and reads everything again.
@@ -55,8 +63,12 @@ class StatementFollower:
             with attempt:
                 heard = await self._bus.listen(self._admissions.subject(">"), self._changed)
                 try:
-                    await self._watch()
+                    async with asyncio.timeout(None) as self._reading:
+                        await self._watch()
+                except TimeoutError:
+                    raise BusError("the clock was set: reading everything again") from None
                 finally:
+                    self._reading = None
                     await heard.close()
                 raise BusError("the watch ended")
 
@@ -71,8 +83,10 @@ class StatementFollower:
                 self._accept(key, entry.value)
 
     async def _watch(self) -> None:
+        self._caught_up = False
         async for entry in self._bus.bucket(BUCKET).watch():
             if entry is None:
+                self._caught_up = True
                 self._desired.all_read()
             elif entry.value is not None and entry.key.startswith(CRL):
                 self._publish(entry.key, entry.value)
@@ -92,8 +106,8 @@ class StatementFollower:
         try:
             self._accept(key, value)
         except Refusal as refusal:
-            # Expired leases stay in the bucket until they are purged; every start reads them all.
-            if self._desired.complete or refusal.reasons[0].code != "admission.expired":
+            # Expired leases stay in the bucket until they are purged; every reading of it comes to them all.
+            if self._caught_up or refusal.reasons[0].code != "admission.expired":
                 self._events.refused(key, refusal)
             return
         # A long first load must not keep a withdrawal from being applied.

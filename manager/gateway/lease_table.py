@@ -1,23 +1,28 @@
 """The newest signed statement about each key, and from it what the manager wants nginx to hold under that key.
 
 Rules:
-  - A lease counts from its issue to its expiry, but never for more than `longest_lease_s`.
-  - A lease that was issued in the future, has expired, or is for another set of gateways is refused.
+  - A lease counts from its issue to its expiry, but never for more than `longest_lease_s`, nor for longer than it had
+    left when it came, by the monotonic clock.
+  - A lease that was issued in the future, has expired, or is for another set of gateways is refused. One that is in the
+    future because the clock was set back admits nobody (`schemas.clocks.stale`).
   - The sequence of each key rises: an older statement, or a different one with the same number, is refused.
   - A withdrawal is final and beats every sequence. It is remembered until every lease signed before it has expired, so
     that a bus which replays an old lease gains nothing, and for at least `remember_s`, so that it also outlasts any
-    break-glass file that it must overrule.
-No I/O: statements arrive with their signatures verified, and the time is an argument.
+    break-glass file that it must overrule. Whatever the clock says, it is taken where something is held to withdraw.
+No I/O: statements arrive with their signatures verified, and the time is an argument; only spans are the monotonic
+clock's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
 from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
+from attestgate.schemas.clocks import SKEW_S, stale
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,33 @@ class _Record:
     """From here on no statement about this key that was accepted so far can be valid."""
     session: str | None
     """The session that the lease is or was for; a withdrawal does not name one."""
+    over: float = 0.0
+    """When the lease ends by the monotonic clock, which nobody can set."""
 
 
 class LeaseTable(Mapping[str, Statement]):
     """The newest statement of each key, for one gateway. Times are Unix seconds."""
 
-    def __init__(self, gateway_set: str, *, longest_lease_s: int, remember_s: int = 0, skew_s: int = 5) -> None:
+    def __init__(
+        self,
+        gateway_set: str,
+        *,
+        longest_lease_s: int,
+        remember_s: int = 0,
+        skew_s: int = SKEW_S,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._set = gateway_set
+        self._steady = steady
         self._longest_s = longest_lease_s
         self._remember_s = max(longest_lease_s, remember_s)
         self._skew_s = skew_s
         self._records: dict[str, _Record] = {}
+
+    @property
+    def memory_s(self) -> int:
+        """How long after a statement another may come that was signed before it, and must not count."""
+        return self._remember_s + self._skew_s
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)
@@ -58,7 +79,9 @@ class LeaseTable(Mapping[str, Statement]):
         record = (
             self._withdrawn(statement, held) if isinstance(statement, Withdrawal) else self._leased(statement, held, at)
         )
-        if record.ends <= at:
+        # By a clock that is ahead a withdrawal is over; once it is right again the lease would count. So it is taken.
+        overrules = held is not None and isinstance(statement, Withdrawal)
+        if record.ends <= at and not overrules:
             raise _refused("expired", statement, f"an end after {at}", record.ends, "none: the statement has expired")
         self._records[statement.key] = record
         return True
@@ -67,7 +90,7 @@ class LeaseTable(Mapping[str, Statement]):
         # By then every lease signed before the withdrawal has ended, including one that this gateway has not seen.
         ends = max(
             withdrawal.until,
-            withdrawal.issued_at + self._remember_s + self._skew_s,
+            withdrawal.issued_at + self.memory_s,
             held.forget_at if held else 0,
         )
         return _Record(withdrawal, ends, ends, held.session if held else None)
@@ -75,7 +98,7 @@ class LeaseTable(Mapping[str, Statement]):
     def _leased(self, lease: Lease | HostLease, held: _Record | None, at: int) -> _Record:
         if isinstance(lease, Lease) and lease.gateways != self._set:
             raise _refused("set", lease, self._set, lease.gateways, "none: the lease is for other gateways")
-        if lease.issued_at > at + self._skew_s:
+        if stale(lease.issued_at, at, self._skew_s):
             expected = f"an issue time of at most {at + self._skew_s}"
             raise _refused("future", lease, expected, lease.issued_at, "synchronize the clocks of manager and gateway")
         if held is not None and isinstance(held.statement, Withdrawal):
@@ -87,7 +110,8 @@ class LeaseTable(Mapping[str, Statement]):
         ends = min(lease.expires_at, lease.issued_at + self._longest_s)
         session = lease.app_session if isinstance(lease, Lease) else lease.host_session
         # A renewal may end before the lease it replaces: the record outlives both, or the bus could replay the longer.
-        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session)
+        over = self._steady() + min(ends - at, self._longest_s)
+        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session, over)
 
     def entry(self, key: str, at: int) -> DictionaryEntry | None:
         """What nginx must hold under a key at Unix second `at`; None for nothing."""
@@ -95,9 +119,12 @@ class LeaseTable(Mapping[str, Statement]):
         if record is None or record.ends <= at or isinstance(record.statement, Withdrawal):
             return None
         lease = record.statement
+        if stale(lease.issued_at, at, self._skew_s) or record.over <= self._steady():
+            return None
         if isinstance(lease, Lease):
             return CertificateEntry(
                 sequence=lease.sequence,
+                since=lease.issued_at,
                 until=record.ends,
                 sha256=lease.certificate,
                 identity=lease.identity,
@@ -106,7 +133,7 @@ class LeaseTable(Mapping[str, Statement]):
                 marks=", ".join(lease.marks),
                 allow=lease.allow,
             )
-        return HostEntry(sequence=lease.sequence, until=record.ends, host=lease.host)
+        return HostEntry(sequence=lease.sequence, since=lease.issued_at, until=record.ends, host=lease.host)
 
     def session(self, key: str) -> str | None:
         """The session that a key's lease is or was for, if this gateway has seen a lease."""

@@ -31,6 +31,7 @@ from attestgate.manager.gateway.dictionary import (
 )
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry
 from attestgate.manager.local.atomic_file import atomic_write
+from attestgate.schemas.clocks import stale
 
 _MARK = "# "
 _ENTRY: TypeAdapter[DictionaryEntry] = TypeAdapter(DictionaryEntry)
@@ -47,9 +48,9 @@ class MapFile:
         self._path = path
 
     async def health(self) -> Health:
-        """The master process is the epoch. Removes entries that have expired: nginx does not do it here."""
-        entries = self._read()
-        over = [key for key, entry in entries.items() if entry.until <= time.time()]
+        """The master process is the epoch. Removes entries that have expired or are stale: nginx does not do it."""
+        entries, now = self._read(), time.time()
+        over = [key for key, entry in entries.items() if entry.until <= now or stale(entry.since, now)]
         if over:
             await self._write({key: entry for key, entry in entries.items() if key not in over})
         return Health(epoch=self._epoch(), entries=len(entries) - len(over), free=0)

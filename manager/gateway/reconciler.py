@@ -1,7 +1,8 @@
 """Brings one nginx in line with what it must hold, and keeps it there.
 
-A round writes the keys that changed. It compares everything where nginx has a new epoch (it has lost its memory), and
-once in every `reconcile_s`. An idle reconciler probes the epoch every second.
+A round writes the keys that changed. It compares everything where nginx has a new epoch (it has lost its memory), after
+a step of the clock, and once in every `reconcile_s`. An idle reconciler probes the epoch, and looks for a step, every
+second.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from attestgate.manager.gateway.map_file import MapFile
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.reports import Reporter
 from attestgate.manager.gateway.retries import log_retries
+from attestgate.manager.local.clock_steps import ClockSteps
 
 _log = structlog.get_logger()
 AdmissionStore: TypeAlias = Dictionary | MapFile
@@ -43,8 +45,12 @@ class Reconciler:
         events: GatewayEvents,
         metrics: GatewayMetrics,
         clock: Callable[[], float],
+        steps: ClockSteps,
+        stepped: Callable[[], None],
         reconcile_s: float,
     ) -> None:
+        """`stepped` is called after a step of the clock: statements that were refused by the wrong one have to be read
+        again."""
         self._store = store
         self._desired = desired
         self._break_glass = break_glass
@@ -52,6 +58,8 @@ class Reconciler:
         self._events = events
         self._metrics = metrics
         self._clock = clock
+        self._steps = steps
+        self._stepped = stepped
         self._reconcile_s = reconcile_s
         self._epoch: str | None = None
         """The epoch in which everything was last compared."""
@@ -73,13 +81,14 @@ class Reconciler:
                 # Not after every round: the renewals of a whole fleet come as hundreds of them.
                 probe_at = time.monotonic() + _PROBE_S
                 await self._collect_refusals()
-                self._events.lapsed(self._desired.forget(int(self._clock())))
+                self._events.lapsed(self._desired.forget(int(self._steps.passed())))
             await self._desired.pause(_PROBE_S)
 
     async def _reconcile(self) -> None:
         """One round: write what changed, or compare everything if nginx's memory is new or the period is over."""
         # Cleared before anything is read: a statement that arrives during this round brings about the next one.
         self._desired.reset_wake()
+        self._notice_step()
         epoch = (await self._store.health()).epoch
         at = int(self._clock())
         if self._break_glass is not None:
@@ -100,6 +109,15 @@ class Reconciler:
             self._epoch = epoch
             self._reconcile_at = time.monotonic() + self._reconcile_s
             self._events.reconciled(changes)
+
+    def _notice_step(self) -> None:
+        """After a step of the clock everything is looked at again: leases, files, nginx, and the bucket."""
+        by_s = self._steps.look()
+        if by_s:
+            self._events.clock_stepped(by_s)
+            self._desired.look_again()
+            self._reconcile_at = 0.0
+            self._stepped()
 
     async def _write(self, epoch: str, batch: Round, *, everything: bool) -> DictionaryChanges:
         try:

@@ -4,7 +4,7 @@ It starts tasks that run side by side, so that none of them delays a withdrawal:
 the bus (follower.py), one brings nginx in line with them (reconciler.py), two publish reports and events (reports.py),
 and one carries WebSockets where they are enabled (relay.py). The worker has no state of its own on disk: killed at any
 point and restarted, it reads the bucket and nginx and arrives at the same result. It never extends a lease; without it,
-every admission still expires at its own time.
+every admission still expires at its own time. A step of the clock makes it read and compare everything again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.reconciler import AdmissionStore, Reconciler
 from attestgate.manager.gateway.relay import Relay
 from attestgate.manager.gateway.reports import PublishEvent, Reporter
+from attestgate.manager.local.clock_steps import ClockSteps
 from attestgate.schemas.break_glass import BreakGlass
 from attestgate.schemas.settings import GatewaySettings
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
@@ -42,6 +43,7 @@ class GatewayWorker:
         identity: Signer,
         emit: PublishEvent,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         metrics: GatewayMetrics | None = None,
     ) -> None:
         self._settings = settings
@@ -51,7 +53,9 @@ class GatewayWorker:
             settings.gateway_set,
             longest_lease_s=settings.longest_lease_s,
             remember_s=settings.break_glass.longest_s if settings.break_glass else 0,
+            steady=steady,
         )
+        self._steps = ClockSteps(clock, steady, memory_s=leases.memory_s)
         self._desired = DesiredState(leases)
         self._reporter = Reporter(settings.id, bus=bus, identity=identity, emit=emit)
         self._events = GatewayEvents(self._reporter, leases, clock)
@@ -102,6 +106,8 @@ class GatewayWorker:
             events=self._events,
             metrics=self._metrics,
             clock=self._clock,
+            steps=self._steps,
+            stepped=self._follower.read_again,
             reconcile_s=self._settings.reconcile_s,
         )
 

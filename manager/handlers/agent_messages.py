@@ -132,7 +132,7 @@ class AgentMessages:
     async def colocation_proof(self, record: AppRecord, id: str, data: bytes) -> AppRecord:
         """The application's HMAC over n2: step 6."""
         _owned(record, id)
-        host = await trusted_host(self._store, record, self._context().now)
+        host = await trusted_host(self._store, record, self._context())
         if host.k is None:
             raise AssertionError("a trusted host without K")
         return take_colocation_proof(record, self._context(), data, host.k)
@@ -143,7 +143,7 @@ class AgentMessages:
         context, evidence = self._context(), unpack(AppRecheckEvidence, plaintext)
         if _late(record, evidence.nonce, context):
             return late_answer(record, context, channel)
-        host = await trusted_host(self._store, record, context.now)
+        host = await trusted_host(self._store, record, context)
         try:
             enrolled = await self._enrolments.app(record.subject)
             result = await self._verifier.app_recheck(record, evidence, host, enrolled, context.now)
@@ -167,15 +167,15 @@ class AgentMessages:
         if session is None:
             return None
         host = await self._store.load(HostRecord, session)
-        return host if host.trusted(context.now) else None
+        return host if host.trusted(context.now, context.timing.skew_s) else None
 
 
-async def trusted_host(store: SessionStore, record: AppRecord, now: int) -> HostRecord:
+async def trusted_host(store: SessionStore, record: AppRecord, context: Context) -> HostRecord:
     """The host session that an application session depends on, loaded now. Raises InvalidTransition unless trusted."""
     if record.host_session is None:
         raise InvalidTransition(record.state, Input.HOST_LOST)
     host = await store.load(HostRecord, record.host_session)
-    if not host.trusted(now):
+    if not host.trusted(context.now, context.timing.skew_s):
         raise InvalidTransition(record.state, Input.HOST_LOST)
     return host
 

@@ -13,8 +13,8 @@ from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.session_store import UNKNOWN, R, SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.inter_session import AppliedAtGateway, HostLost, Issue, Order, RevokedCertificate
-from attestgate.manager.sessions.recheck import ask_again, on_timer
-from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.recheck import TooEarly, ask_again, on_timer
+from attestgate.manager.sessions.record import AppRecord, HostRecord, waking
 from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
 from attestgate.manager.sessions.termination import lose_host
@@ -48,7 +48,7 @@ class SessionSteps:
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
         enrolled = await self._enrolments.app(record.subject)
-        host = await trusted_host(self._store, record, self._context().now)
+        host = await trusted_host(self._store, record, self._context())
         issued = self._certificates.issue(record, enrolled)
         return certify(record, context, issued, host, enrolled)
 
@@ -57,12 +57,12 @@ class SessionSteps:
         if record.ready == record.serial:
             return record
         await self._enrolments.app(record.subject)
-        await trusted_host(self._store, record, self._context().now)
+        await trusted_host(self._store, record, self._context())
         return take_applied(record, self._context(), report)
 
     async def recheck(self, record: R, _: Order) -> R:
         """An operator asks for fresh evidence now."""
-        return ask_again(record, self._context(), await self._policy())
+        return ask_again(record, self._context(), await self.policy())
 
     async def host_lost(self, session: str, data: bytes) -> None:
         """The host's session has ended. It names every application session it knows, also ones deleted since."""
@@ -79,19 +79,29 @@ class SessionSteps:
         await self._certificates.revoked(unpack_own(RevokedCertificate, data))
 
     async def due(self, session: str, data: bytes) -> None:
-        """A session's timer: a recheck, its deadline, or its deletion. `data` names the role."""
-        record: HostRecord | AppRecord
-        if data == b"host":
-            record = await self._store.change(HostRecord, session, self._wake)
+        """A session's timer: a recheck, its deadline, or its deletion. `data` is as `waking` makes it."""
+        if data.split(b" ")[0] == b"host":
+            await self._due(HostRecord, session, data)
         else:
-            record = await self._store.change(AppRecord, session, self._wake)
+            await self._due(AppRecord, session, data)
+
+    async def _due(self, kind: type[R], session: str, data: bytes) -> None:
+        try:
+            record = await self._store.change(kind, session, self._wake)
+        except TooEarly:
+            record = await self._store.load(kind, session)
+            if data == waking(record):
+                raise
+            # A timer from before the session's last step: put back as well, it would come again without end.
+            await self._store.wake_in_time(record)
+            return
         if record.over and self._context().now >= record.deadline:
             await self._store.forget(record)
 
     async def _wake(self, record: R) -> R:
-        return on_timer(record, self._context(), await self._policy())
+        return on_timer(record, self._context(), await self.policy())
 
-    async def _policy(self) -> dict[str, str]:
+    async def policy(self) -> dict[str, str]:
         """The documents in force by name. Empty if they cannot be read: the next appraisal reports why."""
         try:
             return (await self._policies.in_force()).names

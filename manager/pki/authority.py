@@ -166,12 +166,17 @@ def new_issuing(root: Issuer, key: EllipticCurvePublicKey, trust_domain: str, no
 def revocation_list(
     issuer: Issuer, revoked: Iterable[x509.RevokedCertificate], number: int, now: datetime, life: timedelta
 ) -> x509.CertificateRevocationList:
-    """A CRL (RFC 5280, section 5) of a CA. `number` rises with each; it is valid for `life`, or as long as the CA."""
+    """A CRL (RFC 5280, section 5) of a CA. `number` rises with each; it is valid for `life`, or as long as the CA.
+
+    After the CA's end (by a clock that is ahead, if it is in use) its last moment: a revocation is never refused.
+    """
+    end = issuer.certificate.not_valid_after_utc
+    now = min(now, end)
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
         .last_update(now - BACKDATED)
-        .next_update(min(now + life, issuer.certificate.not_valid_after_utc))
+        .next_update(min(now + life, end))
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False)
     )

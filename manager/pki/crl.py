@@ -55,18 +55,20 @@ def extend(
     *,
     at: int,
     longest_s: int,
+    passed: int | None = None,
 ) -> bytes:
     """The next list, in DER: all that stood on those before, and the entries given.
 
     Entries whose certificates have expired are left out. Numbers rise (RFC 5280, section 5.2.3), and none is below the
     Unix second `at`: who has lost every earlier list still goes on above it. `longest_s` is the
-    longest life of a certificate, so that no entry is needed longer than that after its revocation.
+    longest life of a certificate, so that no entry is needed longer than that after its revocation: by `passed`, where
+    the clock that says `at` may be ahead.
     """
     now = datetime.fromtimestamp(at, UTC)
     present = {entry.serial_number: entry for earlier in before for entry in earlier}
     for one in revoked:
         present.setdefault(one.serial, _entry(one))
-    oldest = now - timedelta(seconds=longest_s)
+    oldest = datetime.fromtimestamp(at if passed is None else passed, UTC) - timedelta(seconds=longest_s)
     kept = sorted(
         (entry for entry in present.values() if entry.revocation_date_utc > oldest),
         key=lambda entry: entry.revocation_date_utc,

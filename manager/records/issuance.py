@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 from cryptography import x509
@@ -36,7 +37,11 @@ _REASONS = {
 
 
 class Certificates:
-    """Issues certificates, and publishes what was revoked. `certificate_s` is the life of a certificate in seconds."""
+    """Issues certificates, and publishes what was revoked.
+
+    `certificate_s` is the life of a certificate in seconds, `passed` the clock by which a revocation is forgotten after
+    it: `now`, but a clock that is ahead for a moment makes nobody forget (manager/local/clock_steps.py).
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Certificates:
         orders: Orders,
         copies: CrlFiles,
         now: Callable[[], float],
+        passed: Callable[[], float] | None = None,
     ) -> None:
         self._bucket = bus.bucket(BUCKET)
         self._authority = authority
@@ -53,6 +59,8 @@ class Certificates:
         self._copies = copies
         self._certificate_s = certificate_s
         self._now = now
+        self._passed = passed or now
+        self._refresh = asyncio.Event()
 
     def issue(self, record: AppRecord, enrolled: AppEnrolment) -> IssuedCertificate:
         """The next certificate of a session, for the key that its enrolment asks for. Raises Refusal (`pki.*`)."""
@@ -88,16 +96,23 @@ class Certificates:
         reason = _REASONS.get(State(entry.state), x509.ReasonFlags.cessation_of_operation)
         await self._extend(issuer, [crl.Revocation(int(entry.serial, 16), entry.at, reason)])
 
+    def clock_was_set(self) -> None:
+        """Lists may lie in the future: publish them anew."""
+        self._refresh.set()
+
     async def keep_lists(self) -> None:
         """Enter the CA in the decision log, and publish every list well before it expires, until cancelled."""
         while True:
+            self._refresh.clear()
             try:
                 await self._orders.issuing_ca(self._authority)
                 for issuer in (self._authority, *self._authority.retired):
                     await self._extend(issuer, [])
             except BusError as error:
                 log.warning("revocation lists not published, retrying later", error=str(error))
-            await asyncio.sleep(REFRESH_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._refresh.wait()
 
     async def _extend(self, issuer: Issuer, revoked: list[crl.Revocation]) -> None:
         name = key_id(issuer.certificate)
@@ -107,7 +122,8 @@ class Certificates:
             # nginx admits by leases, not by these lists. Those who check certificates by them alone must not see an
             # entry leave or a number fall because the bus showed an old list, or none that can be read.
             before = [*_readable(issuer, entry.value if entry else None), *_readable(issuer, self._copies.read(name))]
-            der = crl.extend(issuer, before, revoked, at=int(self._now()), longest_s=self._certificate_s)
+            at, passed = int(self._now()), int(self._passed())
+            der = crl.extend(issuer, before, revoked, at=at, longest_s=self._certificate_s, passed=passed)
             try:
                 if entry is None or entry.value is None:
                     await self._bucket.create(key, der)

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar, TypeVarTuple
+from typing import TypeAlias, TypeVar, TypeVarTuple
 
+from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Conflict
 from attestgate.bus.logs import bind_session
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.draft import Context
-from attestgate.manager.sessions.recheck import expire
-from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key
+from attestgate.manager.sessions.recheck import end_stale, expire
+from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key, waking
 from attestgate.schemas.base import Refusal
 
 R = TypeVar("R", HostRecord, AppRecord)
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
+Kind: TypeAlias = type[HostRecord] | type[AppRecord]
 MAX_CONFLICTS = 50
 """Lost compare-and-sets in a row before the message is redelivered later: others are busy with this session."""
 REMEMBERED = 4096
@@ -46,12 +48,15 @@ class SessionStore:
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
+        self._bus = bus
         self._bucket = bus.bucket(BUCKET)
         self._cipher = cipher
         self._outbox = outbox
         self._context = context
         self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._timers: dict[tuple[Kind, str], int] = {}
+        """When each live session is due that this worker stored, Unix seconds."""
 
     async def load(self, kind: type[R], session: str) -> R:
         """A record as it is stored. Raises Refusal `session.unknown`, or `record.open`."""
@@ -100,9 +105,8 @@ class SessionStore:
             if record.outbox and (key, revision) not in self._published:
                 await self._outbox.publish(record)
                 self._remember(key, revision)
-            context = self._context()
-            late = not record.over and context.now >= record.deadline
-            following = expire(record, context) if late else await step(record)
+            ended = _ended_by_clock(record, self._context())
+            following = ended or await step(record)
             if following is record:
                 return record
             try:
@@ -113,7 +117,7 @@ class SessionStore:
                 continue
             self._stored(following)
             await self._publish(key, following, stored)
-            if not late:
+            if ended is None:
                 return following
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
@@ -121,6 +125,32 @@ class SessionStore:
         """Delete a session that ended long ago: its summary, then its record."""
         await self._outbox.forget(record)
         await self._bucket.delete(record_key(record.role, record.session))
+
+    async def sessions(self) -> list[tuple[Kind, str]]:
+        """All sessions that are kept, hosts' first. Raises BusError."""
+        kinds: tuple[Kind, ...] = (HostRecord, AppRecord)
+        return [
+            (kind, key.split(".")[1]) for kind in kinds for key in await self._bucket.keys(record_key(ROLE[kind], "*"))
+        ]
+
+    def overdue(self, by: int) -> list[tuple[Kind, str]]:
+        """Sessions that this worker stored and that were due before Unix second `by`; each is returned once.
+
+        Most are none: another worker has stored them since.
+        """
+        late = [key for key, at in self._timers.items() if at < by]
+        for key in late:
+            del self._timers[key]
+        return late
+
+    def still_due(self, sessions: Iterable[tuple[Kind, str]], at: int) -> None:
+        """These could not be looked at now."""
+        for key in sessions:
+            self._timers.setdefault(key, at)
+
+    async def wake_in_time(self, record: HostRecord | AppRecord) -> None:
+        """Set a session's timer again, in the place of whatever is set. Raises BusError."""
+        await self._bus.schedule(subjects.deadline(record.session), waking(record), at=record.next_timer)
 
     async def resend(self, kind: type[R], session: str) -> R:
         """Resend what the agent has not acknowledged, with the same bytes."""
@@ -153,6 +183,10 @@ class SessionStore:
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
         """Count the events of this transition: once, in the worker that stored it, however often they are sent."""
+        if record.over:
+            self._timers.pop((type(record), record.session), None)
+        else:
+            self._timers[type(record), record.session] = record.next_timer
         for outgoing in record.outbox:
             if outgoing.how == "publish":
                 self._observer.published(outgoing.subject, outgoing.data)
@@ -161,3 +195,12 @@ class SessionStore:
         self._published[key, revision] = None
         while len(self._published) > REMEMBERED:
             self._published.popitem(last=False)
+
+
+def _ended_by_clock(record: R, context: Context) -> R | None:
+    """The session ended if its times say so, whatever message it was loaded for; else None."""
+    if record.over:
+        return None
+    if record.stale(context.now, context.timing.skew_s):
+        return end_stale(record, context)
+    return expire(record, context) if context.now >= record.deadline else None

@@ -16,7 +16,7 @@ from attestgate.bus import subjects
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.layout import ADMISSIONS, TTL
 from attestgate.manager.sessions.appraisal import AppraisalResult
-from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unacknowledged
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unacknowledged, waking
 from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from attestgate.manager.verification import ear
 from attestgate.schemas.admission import Statement, Withdrawal, post
@@ -171,9 +171,12 @@ class Draft(Generic[R]):
         self._put(how="lost", subject=subjects.work("app", session, "host-lost"))
 
     def post(self, statement: Statement) -> None:
-        """Publish a signed statement for the gateways. A withdrawal expires on the bus after KEPT_S."""
-        # By then every lease signed before it has expired: `lease_s` is at most 3600 (schemas/settings.py).
-        headers = {TTL: f"{KEPT_S}s"} if isinstance(statement, Withdrawal) else {}
+        """Publish a signed statement for the gateways. A withdrawal stays on the bus for KEPT_S, or until its end."""
+        # By then every lease signed before it has expired: `lease_s` is at most 3600 (schemas/settings.py), and the end
+        # is that of the lease withdrawn, however far ahead the clock was that it was issued by.
+        headers = {}
+        if isinstance(statement, Withdrawal):
+            headers = {TTL: f"{max(KEPT_S, statement.until - self.context.now)}s"}
         subject = ADMISSIONS.subject(statement.key)
         self._put(how="publish", subject=subject, data=post(self.context.identity, statement), headers=headers)
 
@@ -196,9 +199,10 @@ class Draft(Generic[R]):
                 self.set(deadline=now + KEPT_S)
         record = self.record
         at = max(record.next_timer, now + 1)
-        self._put(how="wake", subject=subjects.deadline(record.session), data=record.role.encode(), at=at)
+        self.set(revision=record.revision + 1)
+        self._put(how="wake", subject=subjects.deadline(record.session), data=waking(self.record), at=at)
         self._put(how="summary")
-        self.set(outbox=self._outbox, revision=record.revision + 1)
+        self.set(outbox=self._outbox)
         return self.record
 
     def _put(self, **fields: Any) -> None:

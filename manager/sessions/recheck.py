@@ -9,7 +9,7 @@ from __future__ import annotations
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.pki.issue import IssuedCertificate
 from attestgate.manager.sessions.appraisal import AppraisalResult
-from attestgate.manager.sessions.draft import Context, Draft, R
+from attestgate.manager.sessions.draft import KEPT_S, Context, Draft, R
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Question
 from attestgate.manager.sessions.states import Input
 from attestgate.manager.sessions.step3_judge_host import remember_list
@@ -17,6 +17,7 @@ from attestgate.manager.sessions.step4_host_key import judged, next_recheck, tru
 from attestgate.manager.sessions.step7_certificate import lease, ready, renew, retire
 from attestgate.manager.sessions.termination import terminate
 from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.clocks import stale
 from attestgate.schemas.enrolment import AppEnrolment
 from attestgate.schemas.messages import Recheck
 
@@ -141,14 +142,47 @@ def on_timer(record: R, context: Context, policy: dict[str, str]) -> R:
     """The session when a timer fires: expired, challenged again, or unchanged (the same record).
 
     A scheduled message is only a hint, so the bus gains nothing by inventing or losing one: each load compares the
-    record's own times with the clock. Raises TooEarly where the bus's clock is ahead of this one.
+    record's own times with the clock. Raises TooEarly, by however much it is: the bus's clock is ahead of this one, or
+    this one was set back.
     """
+    if record.over and stale(record.deadline, context.now, context.timing.skew_s, span_s=KEPT_S):
+        return _kept_from_now(record, context)
     early_s = record.next_timer - context.now
-    if 0 < early_s <= context.timing.skew_s:
+    if early_s > 0:
         raise TooEarly(early_s)
-    if record.over or early_s > 0:
+    if record.over:
         return record
     return expire(record, context) if context.now >= record.deadline else ask_again(record, context, policy)
+
+
+def judge_anew(record: R, context: Context, policy: dict[str, str], since: int) -> R:
+    """The session after the clock was set at Unix second `since`: asked now, unless it was asked since or is about to
+    answer. Raises TooEarly where it is neither trusted nor due."""
+    if record.resting and not record.over and record.issued_at < since:
+        return ask_again(record, context, policy)
+    return on_timer(record, context, policy)
+
+
+def end_stale(record: R, context: Context) -> R:
+    """The session whose challenge lies in the future: ended, since it would be trusted until the clock gets there."""
+    draft = Draft(record, context)
+    latest = record.question or record
+    reason = Reason(
+        code="session.future",
+        field=record.state,
+        expected=f"a challenge sent by {context.now + context.timing.skew_s}",
+        found=f"one sent at {latest.issued_at}",
+        action="synchronize the clocks of all workers: one was ahead; the agent starts a new session automatically",
+    )
+    terminate(draft, Input.DEADLINE, record.state.lower(), [reason])
+    return draft.finish()
+
+
+def _kept_from_now(record: R, context: Context) -> R:
+    """A session that ended by a clock that was ahead: kept as long as any other, not until that time comes."""
+    draft = Draft(record, context)
+    draft.set(deadline=context.now + KEPT_S)
+    return draft.finish()
 
 
 def expire(record: R, context: Context) -> R:

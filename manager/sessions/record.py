@@ -16,6 +16,7 @@ from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.states import ENDS, State
 from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reasons, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
+from attestgate.schemas.clocks import stale
 from attestgate.schemas.messages import EvidenceKind, Outcome
 from attestgate.schemas.sgx import PlatformIdentity
 from attestgate.schemas.tpm import TpmClock
@@ -136,6 +137,12 @@ class SessionRecord(Model):
         """True in a final state."""
         return self.state in ENDS
 
+    def stale(self, now: int, skew_s: int) -> bool:
+        """Whether a challenge of this session lies in the future at Unix second `now`: the clock was set, and a lease
+        would last longer than its time."""
+        asked = max(self.issued_at, self.question.issued_at if self.question is not None else 0)
+        return stale(asked, now, skew_s)
+
     @property
     def next_timer(self) -> int:
         """When the next timer of this session fires, Unix seconds."""
@@ -170,9 +177,9 @@ class HostRecord(SessionRecord):
     apps: dict[SessionId, Id] = {}
     """The application sessions for which this host was asked to deliver a key, oldest first."""
 
-    def trusted(self, now: int) -> bool:
+    def trusted(self, now: int, skew_s: int) -> bool:
         """Whether applications may run on this host at Unix second `now`."""
-        in_time = self.lease_end is not None and now < self.lease_end
+        in_time = self.lease_end is not None and now < self.lease_end and not self.stale(now, skew_s)
         return in_time and self.state in (State.TRUSTED, State.RECHECKING)
 
     @property
@@ -217,6 +224,11 @@ class AppRecord(SessionRecord):
 
 
 ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppRecord: "app"}
+
+
+def waking(record: HostRecord | AppRecord) -> bytes:
+    """What a session's timer says: its role, and the revision that set it, by which its newest timer is known."""
+    return f"{record.role} {record.revision}".encode()
 
 
 def record_key(role: Role, session: str) -> str:

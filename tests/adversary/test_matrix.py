@@ -33,7 +33,7 @@ AGENTS = {
 COMMANDS = {"enrol", "revoke", "recheck", "retry", "drop", "put-policy", "try-policy"}
 OF_GATEWAYS = {
     "admitted", "withdrawn", "lapsed", "refused", "request-refused", "connections-rejected", "break-glass",
-    "reconciled", "nginx-failed", "failed",
+    "reconciled", "nginx-failed", "clock-stepped", "failed",
 }  # fmt: skip
 """The events that a gateway's credential may publish, of its own."""
 PREFIXES = {"IN", "OUT", "OPERATOR", "EVENTS", "WORK", "SCHEDULE", "DUE", "LOG", "COPY"}

@@ -424,7 +424,7 @@ async def test_a_restart_forgets_everything_and_shows_another_epoch(gate: Gate) 
         assert before != after
         assert await gate.contents() == {}
         with pytest.raises(OtherEpoch):
-            await dictionary.put(before, {HOST: HostEntry(sequence=1, until=2**33, host="h1")})
+            await dictionary.put(before, {HOST: HostEntry(sequence=1, since=0, until=2**33, host="h1")})
         with pytest.raises(OtherEpoch):
             await dictionary.remove(before, [HOST])
     assert is_refusal(await client.http.get("/x"))
@@ -434,7 +434,7 @@ async def test_a_full_zone_refuses_new_ones_and_evicts_nobody(tmp_path: Path) ->
     async with running(Gate(tmp_path, time.time, zone="64k")) as gate:
         client = gate.client()
         await gate.admit(client)
-        many = {f"host.{i:032x}": HostEntry(sequence=1, until=2**33, host="h1") for i in range(2000)}
+        many = {f"host.{i:032x}": HostEntry(sequence=1, since=0, until=2**33, host="h1") for i in range(2000)}
         async with Dictionary(gate.config.admin) as dictionary:
             epoch = (await dictionary.health()).epoch
             with pytest.raises(ZoneFull):
@@ -448,7 +448,7 @@ async def test_a_full_zone_still_answers_a_worker_that_comes_back(tmp_path: Path
     """What tells the outside of a worker has lapsed, and takes no room where there is none."""
     async with running(Gate(tmp_path, time.time, zone="64k")) as gate, Dictionary(gate.config.admin) as dictionary:
         epoch = (await dictionary.contents()).epoch
-        many = {f"host.{i:032x}": HostEntry(sequence=1, until=2**33, host="h1") for i in range(2000)}
+        many = {f"host.{i:032x}": HostEntry(sequence=1, since=0, until=2**33, host="h1") for i in range(2000)}
         with pytest.raises(ZoneFull):
             await dictionary.put(epoch, many)
         assert (await dictionary.health()).epoch == epoch
@@ -459,6 +459,7 @@ async def test_many_of_the_largest_leases_go_in_several_requests(tmp_path: Path)
         allow = [f"GET,HEAD,POST /{'x' * 230}/{i}/**" for i in range(32)]
         entry = CertificateEntry(
             sequence=1,
+            since=0,
             until=2**33,
             sha256="ab" * 32,
             identity="spiffe://sdn.example.org/host/h1/app/a1",
@@ -489,16 +490,22 @@ async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Ga
             b"null",
             json.dumps({"epoch": epoch}).encode(),
             json.dumps(
-                {"epoch": epoch, "entries": [{"key": "epoch", "until": 2**33, "sequence": 1, "value": "x"}]}
+                {"epoch": epoch, "entries": [{"key": "epoch", "since": 1, "until": 2**33, "sequence": 1, "value": "x"}]}
             ).encode(),
             json.dumps(
-                {"epoch": epoch, "entries": [{"key": "cert.zz", "until": 2**33, "sequence": 1, "value": "x"}]}
+                {
+                    "epoch": epoch,
+                    "entries": [{"key": "cert.zz", "since": 1, "until": 2**33, "sequence": 1, "value": "x"}],
+                }
             ).encode(),
             json.dumps(
-                {"epoch": epoch, "entries": [{"key": "cert.aa", "until": "x", "sequence": 1, "value": "x"}]}
+                {"epoch": epoch, "entries": [{"key": "cert.aa", "since": 1, "until": "x", "sequence": 1, "value": "x"}]}
             ).encode(),
             json.dumps(
-                {"epoch": epoch, "entries": [{"key": "cert.aa", "until": 2**33, "sequence": 1, "value": {}}]}
+                {
+                    "epoch": epoch,
+                    "entries": [{"key": "cert.aa", "since": 1, "until": 2**33, "sequence": 1, "value": {}}],
+                }
             ).encode(),
         ):
             assert (await http.request("PUT", "/entries", content=body)).status_code == 400
@@ -523,7 +530,13 @@ async def test_a_spoiled_entry_admits_nobody(gate: Gate, value: str) -> None:
     transport = httpx.AsyncHTTPTransport(uds=str(gate.config.admin))
     async with httpx.AsyncClient(transport=transport, base_url="http://nginx") as http:
         epoch = (await http.get("/health")).json()["epoch"]
-        entry = {"key": client.key, "until": int(time.time()) + 60, "sequence": 1, "value": value}
+        entry = {
+            "key": client.key,
+            "since": int(time.time()),
+            "until": int(time.time()) + 60,
+            "sequence": 1,
+            "value": value,
+        }
         assert (await http.put("/entries", json={"epoch": epoch, "entries": [entry]})).status_code == 200
     assert is_refusal(await client.http.get("/x"))
     assert gate.upstream.requests == []

@@ -9,6 +9,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from attestgate.cli.main import app
+from attestgate.manager.gateway.break_glass import BreakGlassFolder
 from attestgate.manager.local.keyfiles import create_identity, read_identity
 from attestgate.schemas.admission import ALL, Withdrawal, open_report
 from attestgate.schemas.base import Refusal, pack
@@ -192,6 +193,33 @@ async def test_what_is_not_an_operators_word_is_refused_and_told_once(
         assert await status(other) == 200
         assert await status(client) == 403
         assert len(await refused()) == 6
+
+
+def test_a_file_refused_for_its_time_is_judged_again_and_told_once(tmp_path: Path, folder: Path) -> None:
+    client, told = Gate(tmp_path, time.time).client(), list[str]()
+    glasses = BreakGlassFolder(
+        settings(folder),
+        OPERATORS,
+        "sdn",
+        lambda *_: told.append("admitted"),
+        lambda _, refusal: told.append(code_of(refusal)),
+    )
+    put(folder, said(client, 1_000_000))
+
+    def at(second: int) -> bool:
+        return client.key in glasses.entries(second)
+
+    assert not at(1_000_000 - 3600) and not at(1_000_000 - 3599), "the clock is behind"
+    assert at(1_000_000) and at(1_000_001), "it was set right"
+    assert not at(1_000_000 + 3600), "it is ahead; that an admission has ended is no news"
+    assert at(1_000_059)
+    assert not at(1_000_002 - 3600), "what was accepted is stale as well"
+    assert not at(1_000_060)
+    assert told == ["break-glass.issued_at", "admitted", "break-glass.issued_at", "break-glass.expires_at"]
+
+
+def code_of(refusal: Refusal) -> str:
+    return refusal.reasons[0].code
 
 
 def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:

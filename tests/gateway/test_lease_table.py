@@ -33,6 +33,7 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
     assert book.take(lease(), 100) and book.take(host(), 100)
     assert book.entry(CERT, 129) == CertificateEntry(
         sequence=1,
+        since=100,
         until=130,
         sha256="ab" * 32,
         identity="spiffe://sdn.example.org/host/h1/app/a1",
@@ -41,7 +42,7 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
         marks="",
         allow=["* /**"],
     )
-    assert book.entry(HOST, 129) == HostEntry(sequence=1, until=130, host="h1")
+    assert book.entry(HOST, 129) == HostEntry(sequence=1, since=100, until=130, host="h1")
     assert book.entry(CERT, 130) is None and book.entry(HOST, 130) is None
     assert book.entry("cert.02", 100) is None
 
@@ -115,6 +116,41 @@ def test_an_old_withdrawal_is_over() -> None:
     assert not_taken(table(), withdrawal(), 110 + LONGEST + SKEW) == "admission.expired"
 
 
+@pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
+def test_a_lease_that_a_clock_set_back_leaves_in_the_future_admits_nobody(statement: Statement) -> None:
+    book = table()
+    book.take(statement, 100)
+    assert book.entry(statement.key, 100 - SKEW) is not None
+    assert book.entry(statement.key, 100 - SKEW - 1) is None
+    assert book.entry(statement.key, 100) is not None, "the clock is right again, and the lease not over"
+
+
+def test_no_lease_comes_back_with_the_time_that_the_clock_was_set_back_by() -> None:
+    passed = 0.0
+    book = LeaseTable("sdn", longest_lease_s=LONGEST, skew_s=SKEW, steady=lambda: passed)
+    book.take(lease(), 100)
+    passed = 29.0
+    assert book.entry(CERT, 129) is not None
+    assert book.entry(CERT, 129 - 3600) is None
+    passed = 3600.0
+    assert book.entry(CERT, 100) is None, "an hour later it is what it was then by this clock"
+
+
+def test_a_clock_ahead_keeps_no_withdrawal_out() -> None:
+    book = table()
+    book.take(lease(), 100)
+    assert book.take(withdrawal(issued_at=101, until=130), 101 + 3600)
+    assert book.entry(CERT, 102) is None
+    assert not_taken(book, lease(sequence=2, issued_at=102, expires_at=132), 102) == "admission.withdrawn"
+
+
+def test_a_withdrawal_from_ahead_of_the_clock_counts_now() -> None:
+    book = table()
+    book.take(lease(), 100)
+    assert book.take(withdrawal(issued_at=100 + 3600, until=100 + 7200), 100)
+    assert book.entry(CERT, 100) is None
+
+
 def test_lapsed_leases_are_told_once() -> None:
     book = table()
     book.take(lease(), 100)
@@ -126,7 +162,7 @@ def test_lapsed_leases_are_told_once() -> None:
 
 
 def test_difference() -> None:
-    kept, new, changed = (HostEntry(sequence=i, until=9, host="h1") for i in (1, 2, 3))
+    kept, new, changed = (HostEntry(sequence=i, since=1, until=9, host="h1") for i in (1, 2, 3))
     changes = difference(
         {"kept": kept, "new": new, "changed": changed},
         {"kept": kept.model_dump_json(), "changed": new.model_dump_json(), "stray": "junk"},

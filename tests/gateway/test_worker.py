@@ -217,7 +217,7 @@ async def test_entries_that_nobody_signed_are_removed(gate: Gate) -> None:
         await until(gate.contents, lambda contents: not contents)
         assert await status(stranger) == 403
         async with Dictionary(gate.config.admin) as dictionary:
-            entry = HostEntry(sequence=1, until=2**33, host="h1")
+            entry = HostEntry(sequence=1, since=0, until=2**33, host="h1")
             await dictionary.put((await dictionary.health()).epoch, {HOST: entry})
         await until(gate.contents, lambda contents: not contents)
 

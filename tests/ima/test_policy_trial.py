@@ -174,7 +174,7 @@ async def test_a_policy_on_trial_is_told_of_and_cuts_nobody_off(site: Deployment
     assert tried.manifest == manifest and not tried.admitted and len(tried.unknown) == 1
     assert tried.unknown[0].index == 447
     (record,) = await site.records(HostRecord)
-    assert record.trusted(int(site.clock()))
+    assert record.trusted(int(site.clock()), site.timing.skew_s)
 
     answers = Answers(manifest)
     await answers.hear(Message("attest.v1.events.host.h1.rechecked", event.body()))

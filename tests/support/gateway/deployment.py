@@ -49,7 +49,14 @@ class GatewayDeployment:
             raise BusError("not connected")
         self.events.append((what, data))
 
-    def worker(self, bus: object = None, metrics: GatewayMetrics | None = None, **more: Any) -> GatewayWorker:
+    def worker(
+        self,
+        bus: object = None,
+        metrics: GatewayMetrics | None = None,
+        clock: Callable[[], float] = time.time,
+        **more: Any,
+    ) -> GatewayWorker:
+        """A worker by a clock; its monotonic one is the real one."""
         values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600}
         settings = GatewaySettings(
             bus=BusSettings(url="nats://unused", credentials=Path("unused")),
@@ -62,7 +69,7 @@ class GatewayDeployment:
             **values | more,
         )
         bus = cast(Bus, bus or self.bus)
-        return GatewayWorker(settings, bus=bus, identity=self.identity, emit=self.emit, metrics=metrics)
+        return GatewayWorker(settings, bus=bus, identity=self.identity, emit=self.emit, clock=clock, metrics=metrics)
 
     async def say(self, *statements: Statement, signer: Signer | None = None) -> None:
         for statement in statements:

@@ -154,10 +154,12 @@ class Gate:
         sequence: int = 1,
     ) -> None:
         """Put clients and their host session into the dictionary, as the worker does."""
-        until = int(self.now()) + lease_s
+        now = int(self.now())
+        until = now + lease_s
         entries: dict[str, CertificateEntry | HostEntry] = {
             client.key: CertificateEntry(
                 sequence=sequence,
+                since=now,
                 until=until,
                 sha256=client.issued.sha256,
                 identity=client.issued.identity,
@@ -169,7 +171,7 @@ class Gate:
             for client in clients
             if client.issued
         }
-        entries[f"host.{HOST_SESSION}"] = HostEntry(sequence=1, until=int(self.now()) + host_s, host="h1")
+        entries[f"host.{HOST_SESSION}"] = HostEntry(sequence=1, since=now, until=now + host_s, host="h1")
         async with Dictionary(self.config.admin) as dictionary:
             await dictionary.put((await dictionary.health()).epoch, entries)
 

@@ -83,6 +83,8 @@ class Deployment(Witness):
     http: httpx.AsyncClient
     timing: Timing
     suite: SuiteSetting = "mlkem768-x25519"
+    managers_clock: Clock = field(init=False)
+    gateways_clock: Clock = field(init=False)
     workers: list[Worker] = field(default_factory=list)
     agents: list[Agent] = field(default_factory=list)
     gateway: Gateway = field(init=False)
@@ -92,8 +94,15 @@ class Deployment(Witness):
 
     # What there is
 
+    @property
+    def bus_clock(self) -> Clock:
+        """The bus's clock."""
+        assert isinstance(self.wire.now, Clock)
+        return self.wire.now
+
     async def start(self, workers: int) -> None:
         """Switch on: workers, gateway, policy."""
+        self.managers_clock, self.gateways_clock = Clock(self.clock), Clock(self.clock)
         self.bus = self.wire.connect()
         await self.bus.listen(f"{subjects.EVENTS}.>", self._hear)
         for _ in range(workers):
@@ -103,7 +112,7 @@ class Deployment(Witness):
 
     async def begin(self) -> None:
         """Put a policy in force and enrol the gateway: needs a worker."""
-        self.gateway = Gateway(self.wire.connect(), self.clock, self.world.gateway, self.world.managers)
+        self.gateway = Gateway(self.wire.connect(), self.gateways_clock, self.world.gateway, self.world.managers)
         self._tasks.append(asyncio.create_task(self.gateway.run()))
         await self.order(self.world.policies.command(self.world.author, version=1))
         await self.enrol_gateway()
@@ -116,7 +125,7 @@ class Deployment(Witness):
         """A worker that does not run yet, with the local state of its name, or one of its own."""
         name = name or f"manager-{len(self.workers)}"
         settings = self.world.manager_settings(self.folder / name, name, self.timing, self.suite)
-        worker = assemble(settings, bus, self.http, self.clock)
+        worker = assemble(settings, bus, self.http, self.managers_clock, steady=self.managers_clock.steady)
         # Its clock is the real one; a test that replays everything is to be refused for what it says, not for haste.
         worker._limiter = Limiter(1e6, 1_000_000)
         self.workers.append(worker)
@@ -208,7 +217,7 @@ class Deployment(Witness):
         host: str = "h1",
         machine: str = "machine-a",
         identity: EnclaveIdentity = APP_ENCLAVE,
-        retry_s: int = 1,
+        retry_s: float = 1.0,
         **measured: object,
     ) -> Agent:
         """Start an application's agent; `measured` are changes of its measured settings."""
@@ -217,10 +226,9 @@ class Deployment(Witness):
             bus=BusSettings(url="memory", credentials=Path("none")),
             id=id,
             measured=Path("none"),
-            retry_s=retry_s,
             host=host,
             volume=self.volume,
-        )
+        ).model_copy(update={"retry_s": retry_s})
         enclave, read = self.world.enclave(machine, identity), self.world.measured.model_copy(update=measured)
         return await self._start("app", id, host, lambda link: AppAgent(enclave, link, settings, read))
 
@@ -340,7 +348,7 @@ class Deployment(Witness):
     def _waits(self, consumer: MemoryConsumer) -> str | None:
         """Whether a consumer's messages are in hand or due `now`, put back for `later`, or none."""
         found = None
-        now = self.clock()
+        now = self.wire.now()
         for stored in consumer._stream.items():
             if any(subjects.matches(pattern, stored.subject) for pattern in consumer.layout.filter_subjects):
                 out = consumer._out.get(stored.sequence)
@@ -392,7 +400,7 @@ async def deployed(
         transport = httpx.ASGITransport(app=pccs.application(world.authority))
         http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, trust_env=False))
         clock = Clock()
-        deployment = Deployment(world, folder, clock, Wire(clock), http, timing, suite)
+        deployment = Deployment(world, folder, clock, Wire(Clock(clock)), http, timing, suite)
         deployment.volume.mkdir(parents=True)
         deployment.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes())
         stack.push_async_callback(deployment.stop)

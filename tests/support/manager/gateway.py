@@ -20,7 +20,7 @@ class Gateway:
         self._clock = clock
         self._identity = identity
         self._managers = managers
-        self.lease_table = LeaseTable("gateways", longest_lease_s=3600)
+        self.lease_table = LeaseTable("gateways", longest_lease_s=3600, steady=clock.steady)
         self.leases: list[Lease] = []
 
     async def run(self) -> None:

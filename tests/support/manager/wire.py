@@ -17,13 +17,32 @@ Meddle = Callable[[str, bytes], Iterable[tuple[str, bytes]]]
 
 
 class Clock:
-    """The manager's and the bus's clock."""
+    """A machine's wall clock, its own or `shared` by all; time passes where `at` is moved, and `set_by` sets it."""
 
-    def __init__(self) -> None:
-        self.at = float(int(time.time()))
+    def __init__(self, shared: Clock | None = None) -> None:
+        self._shared = shared
+        self._passed = float(int(time.time()))
+        self._set_by = 0.0
+
+    @property
+    def at(self) -> float:
+        """Its time."""
+        return self.steady() + self._set_by
+
+    @at.setter
+    def at(self, at: float) -> None:
+        (self._shared or self)._passed += at - self.at
 
     def __call__(self) -> float:
         return self.at
+
+    def steady(self) -> float:
+        """The monotonic clock: nobody sets it."""
+        return (self._shared or self)._passed
+
+    def set_by(self, seconds: float) -> None:
+        """Set the wall clock ahead (above 0) or back."""
+        self._set_by += seconds
 
 
 class Wire(MemoryServer):
