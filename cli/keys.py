@@ -123,7 +123,7 @@ def rotate(
                 sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
             in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
-            orders = Orders(Intake(bus, time.time), read_identity(loaded.identity), set())
+            orders = Orders(Intake(bus, time.monotonic), read_identity(loaded.identity), set())
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone
 

@@ -96,7 +96,7 @@ def assemble(
         )
 
     emitter = Emitter(bus, source, now, observer)
-    intake = Intake(bus, now)
+    intake = Intake(bus, steady)
     decisions = _decision_log(settings, bus, intake, identity, emitter, now)
     orders = Orders(intake, identity, signers.identities("operator"))
     if metrics is not None:
@@ -120,7 +120,7 @@ def assemble(
     dispatcher = Dispatcher(
         store,
         messages,
-        HelloHandler(bus, store, current, enrolments, context, settings.suite),
+        HelloHandler(bus, store, current, enrolments, context, settings.suite, steady),
         AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
         sessions,
         GatewayReports(bus, enrolments, messages, orders, identity.public_key().public_bytes_raw()),
