@@ -108,9 +108,16 @@ def assemble(
             log_head=decisions.checkpoint,
         )
 
+<<<<<<< HEAD
     intake = Intake(bus, now)
     decisions = _decision_log(settings, bus, intake, identity, signers.trusted, emitter, now)
     orders = Orders(intake, identity, signers, settings.gateways.name)
+=======
+    emitter = Emitter(bus, source, now, observer)
+    intake = Intake(bus, steady)
+    decisions = _decision_log(settings, bus, intake, identity, emitter, now)
+    orders = Orders(intake, identity, signers.identities("operator"))
+>>>>>>> 0b9d24c12b12c4b4c302839a264f3698c0206257
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)
@@ -132,7 +139,7 @@ def assemble(
     dispatcher = Dispatcher(
         store,
         messages,
-        HelloHandler(bus, store, current, enrolments, context, settings.suite),
+        HelloHandler(bus, store, current, enrolments, context, settings.suite, steady),
         AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
         sessions,
         GatewayReports(bus, enrolments, messages, orders, signers.trusted),

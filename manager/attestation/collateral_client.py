@@ -22,6 +22,7 @@ from attestgate.manager.verification.sgx.collateral import Collateral, Document,
 from attestgate.manager.verification.sgx.quote import parse
 from attestgate.manager.verification.x509 import check_chain, root_certificate
 from attestgate.schemas.base import Model, Reason, Refusal, Seconds, pack, unpack
+from attestgate.schemas.clocks import stale
 
 WhenDown = Literal["cache", "refuse"]
 """What to do while the service cannot be used: go on with a cached set that is still valid, or refuse."""
@@ -134,7 +135,7 @@ class CollateralClient:
         return held
 
     def _due(self, held: _Held, at: int) -> bool:
-        if not held.heard_at <= at < held.heard_at + self._refresh_s:
+        if stale(held.heard_at, at) or at >= held.heard_at + self._refresh_s:
             return True
         return at >= max(held.examined.closes() - self._early_s, held.heard_at + PAUSE_S)
 

@@ -28,7 +28,7 @@ def subject_of(decision: Decision) -> str:
 
 
 class Intake:
-    """Takes entries in, from one worker. `now` is the clock, Unix seconds."""
+    """Takes entries in, from one worker. `now` is a monotonic clock, in seconds."""
 
     def __init__(self, bus: Bus, now: Callable[[], float]) -> None:
         self._bus = bus

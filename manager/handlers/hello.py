@@ -42,6 +42,7 @@ class HelloHandler:
         enrolments: Enrolments,
         context: Callable[[], Context],
         suite: SuiteName,
+        steady: Callable[[], float],
     ) -> None:
         self._bus = bus
         self._store = store
@@ -49,7 +50,8 @@ class HelloHandler:
         self._enrolments = enrolments
         self._context = context
         self._suite: SuiteName = suite
-        self._last: dict[str, tuple[int, str]] = {}
+        self._steady = steady
+        self._last: dict[str, tuple[float, str]] = {}
         self._sessions = Limiter(SESSIONS_A_SECOND, SESSIONS_AT_ONCE)
 
     async def host(self, name: str, data: bytes) -> None:
@@ -99,11 +101,11 @@ class HelloHandler:
 
         The limits are of a credential's name, so a sender cannot invent keys to get round them or to fill the tables.
         """
-        key, session, now = f"{role}.{name}", session_id(role, id, data), self._context().now
-        when, which = self._last.get(key, (0, session))
-        if which == session and key in self._last:
+        key, session, now = f"{role}.{name}", session_id(role, id, data), self._steady()
+        when, which = self._last.get(key, (float("-inf"), ""))
+        if which == session:
             return session
-        if 0 <= now - when < HELLOS_A_SECOND:  # negative: the clock was set back
+        if now - when < HELLOS_A_SECOND:
             raise _too_often(role, name, f"at most {HELLOS_A_SECOND} hello per second")
         if not self._sessions.take(key, now):
             expected = f"at most {SESSIONS_AT_ONCE} sessions at once, then one every {1 / SESSIONS_A_SECOND:g} seconds"

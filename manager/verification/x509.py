@@ -18,9 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestgate.schemas.base import Reason, Refusal, shown
-
-SKEW_S = 5
-"""Allowance between clocks, in seconds."""
+from attestgate.schemas.clocks import SKEW_S, stale
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Window:
 
     def reasons(self, at: int) -> tuple[Reason, ...]:
         """Why it is not valid at `at`, with five seconds' allowance: empty if it is."""
-        if at + SKEW_S < self.opens:
+        if stale(self.opens, at):
             return (self._reason("not_yet_valid", f"a time from {utc(self.opens)} on", at),)
         if at - SKEW_S > self.closes:
             return (self._reason("expired", f"a time until {utc(self.closes)}", at),)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
+from attestgate.manager.local.clock_steps import ClockSteps
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki.authority import Authority, create_ca, key_id, load_authority
 from attestgate.manager.policy.signers import Signers
@@ -33,12 +37,19 @@ class Lists:
         self.bucket = self.server.connect().bucket(BUCKET)
         self.key = crl_key(key_id(authority.certificate))
 
-    def worker(self, name: str = "manager-1") -> Certificates:
+    def worker(self, name: str = "manager-1", steady: Callable[[], float] | None = None) -> Certificates:
+        """A worker; by a monotonic clock, one that notices steps of its wall clock."""
         bus = self.server.connect()
+<<<<<<< HEAD
         identity = Signer("test.example", Ed25519PrivateKey.generate())
         signers = Signers(identity.deployment, [], {identity.public})
         orders = Orders(Intake(bus, lambda: self.now), identity, signers, "gateways")
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
+=======
+        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), set())
+        passed = ClockSteps(lambda: self.now, steady, 3600).passed if steady else None
+        return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now, passed)
+>>>>>>> 0b9d24c12b12c4b4c302839a264f3698c0206257
 
     async def revoke(self, worker: Certificates, serial: str) -> None:
         issuer = key_id(self.authority.certificate)
@@ -116,6 +127,40 @@ async def test_a_worker_that_knows_nothing_goes_on_above_what_was(lists: Lists) 
     assert (await lists.shown())[0] > before
     await lists.revoke(first, "05")
     assert (await lists.shown())[1] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("ahead_s", [7200, 3650 * 86_400])
+async def test_a_clock_that_is_ahead_for_a_moment_loses_no_revocation(lists: Lists, ahead_s: int) -> None:
+    """Also where the CA has expired by it."""
+    worker = lists.worker(steady=lambda: 0.0)
+    await lists.revoke(worker, "01")
+    lists.now += ahead_s
+    for serial in ("02", "03"):
+        await lists.revoke(worker, serial)
+    assert (await lists.shown())[1] == [1, 2, 3]
+    lists.now -= ahead_s
+    await lists.revoke(worker, "04")
+    assert (await lists.shown())[1] == [1, 2, 3, 4]
+
+
+async def test_lists_from_ahead_of_the_clock_are_replaced_when_it_is_right(lists: Lists) -> None:
+    worker = lists.worker(steady=lambda: 0.0)
+    lists.now += 7200
+    keeping = asyncio.create_task(worker.keep_lists())
+
+    async def issued() -> datetime:
+        while True:
+            with suppress(AssertionError):
+                return x509.load_der_x509_crl(await lists.published()).last_update_utc
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(15):
+        ahead = await issued()
+        lists.now -= 7200
+        worker.clock_was_set()
+        while await issued() >= ahead:
+            await asyncio.sleep(0.01)
+    keeping.cancel()
 
 
 async def test_lists_made_within_one_second_have_numbers_of_their_own(lists: Lists) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.verification.sgx.collateral import Collateral
 from attestgate.manager.verification.sgx.quote import parse
-from attestgate.manager.verification.x509 import SKEW_S
+from attestgate.schemas.clocks import SKEW_S
 from tests.support.reasons import codes
 from tests.support.sgx.simulated import NOW, SimulatedSgx
 from tests.support.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain

@@ -25,7 +25,6 @@ from attestgate.manager.verification.sgx.appraisal import LAST_SECOND, time_out_
 from attestgate.manager.verification.sgx.policy import judge_report, one_of
 from attestgate.manager.verification.sgx.quote import HEADER_LENGTH, SIGNED_LENGTH, ReportBody, parse_body
 from attestgate.manager.verification.x509 import (
-    SKEW_S,
     below,
     certificates,
     check_chain,
@@ -35,6 +34,7 @@ from attestgate.manager.verification.x509 import (
     windows,
 )
 from attestgate.schemas.base import Reason, Refusal, shown
+from attestgate.schemas.clocks import SKEW_S, stale
 from attestgate.schemas.sgx import IasStatus, IasVerdict, PlatformIdentity, SgxPolicy
 
 MAX_REPORT = 64 * 1024
@@ -223,7 +223,7 @@ def _judge(report: Report, policy: SgxPolicy, nonce: str | None, at: int) -> Ite
         accepted = policy.accepted_advisories
         if advisory in policy.rejected_advisories or (accepted is not None and advisory not in accepted):
             yield _reason("advisory", "only advisories that the policy accepts", advisory, "advisoryIDs")
-    if report.timestamp > at + SKEW_S:
+    if stale(report.timestamp, at):
         yield _reason("timestamp", f"a time until {utc(at)}", utc(report.timestamp), "timestamp")
     elif at - report.timestamp > policy.max_report_age_s + SKEW_S:
         expected = f"at most {policy.max_report_age_s} s before {utc(at)}"

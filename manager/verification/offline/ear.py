@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt import PyJWKSet, PyJWTError
 
 from attestgate.manager.verification.ear import read
-from attestgate.manager.verification.x509 import SKEW_S, utc
+from attestgate.manager.verification.x509 import utc
 from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.clocks import SKEW_S, stale
 
 MAX_KEYS = 64 * 1024
 
@@ -52,7 +53,7 @@ def judge_ear(token: bytes, keys: Mapping[str, Any], *, at: int, max_age_s: int 
     except Refusal as refusal:
         return _document(list(refusal.reasons), None)
     reasons = []
-    if result.issued_at > at + SKEW_S:
+    if stale(result.issued_at, at):
         reasons.append(_reason("issued_at", "iat", f"a time until {utc(at)}", utc(result.issued_at)))
     if max_age_s is not None and at - result.issued_at > max_age_s + SKEW_S:
         expected = f"at most {max_age_s} s before {utc(at)}"
