@@ -125,13 +125,9 @@ def rotate(
                 sealed += more
             gone = destroy_old_epochs(loaded.storage_keys)
             in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
-<<<<<<< HEAD
             identity = Signer(loaded.trust_domain, read_identity(loaded.identity))
             signers = Signers(loaded.trust_domain, loaded.operators, {identity.public})
-            orders = Orders(Intake(bus, time.time), identity, signers, loaded.gateways.name)
-=======
-            orders = Orders(Intake(bus, time.monotonic), read_identity(loaded.identity), set())
->>>>>>> 0b9d24c12b12c4b4c302839a264f3698c0206257
+            orders = Orders(Intake(bus, time.monotonic), identity, signers, loaded.gateways.name)
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone
 

@@ -108,16 +108,9 @@ def assemble(
             log_head=decisions.checkpoint,
         )
 
-<<<<<<< HEAD
-    intake = Intake(bus, now)
+    intake = Intake(bus, steady)
     decisions = _decision_log(settings, bus, intake, identity, signers.trusted, emitter, now)
     orders = Orders(intake, identity, signers, settings.gateways.name)
-=======
-    emitter = Emitter(bus, source, now, observer)
-    intake = Intake(bus, steady)
-    decisions = _decision_log(settings, bus, intake, identity, emitter, now)
-    orders = Orders(intake, identity, signers.identities("operator"))
->>>>>>> 0b9d24c12b12c4b4c302839a264f3698c0206257
     if metrics is not None:
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)

@@ -40,16 +40,11 @@ class Lists:
     def worker(self, name: str = "manager-1", steady: Callable[[], float] | None = None) -> Certificates:
         """A worker; by a monotonic clock, one that notices steps of its wall clock."""
         bus = self.server.connect()
-<<<<<<< HEAD
         identity = Signer("test.example", Ed25519PrivateKey.generate())
         signers = Signers(identity.deployment, [], {identity.public})
         orders = Orders(Intake(bus, lambda: self.now), identity, signers, "gateways")
-        return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now)
-=======
-        orders = Orders(Intake(bus, lambda: self.now), Ed25519PrivateKey.generate(), set())
         passed = ClockSteps(lambda: self.now, steady, 3600).passed if steady else None
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now, passed)
->>>>>>> 0b9d24c12b12c4b4c302839a264f3698c0206257
 
     async def revoke(self, worker: Certificates, serial: str) -> None:
         issuer = key_id(self.authority.certificate)
