@@ -75,6 +75,7 @@ def begun(site: Deployment, since: int) -> list[int]:
     return [site.what(kind, id, since=since).count("challenged") for kind, id in (("host", "h1"), ("app", "a1"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_honest_application_passes_again_within_two_sessions(
@@ -90,6 +91,7 @@ async def test_an_honest_application_passes_again_within_two_sessions(
     assert max(begun(site, since)) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
@@ -101,6 +103,8 @@ async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
     set_by(site, process, -seconds)
     await live(site, site.timing.recheck_s + site.timing.lease_s)
     assert not site.gateway.passes("a1")
+    states = {record.state for record in [*await site.records(HostRecord), *await site.records(AppRecord)]}
+    assert not states & {State.TRUSTED, State.ADMITTED, State.RECHECKING}, "nor does any command say so"
     # Nor when the time comes that the wrong clock has leased.
     for there in (site.clock() + abs(seconds), site.clock() + abs(seconds) + site.timing.lease_s):
         for moment in range(-30, 31, 10):
