@@ -75,7 +75,6 @@ def begun(site: Deployment, since: int) -> list[int]:
     return [site.what(kind, id, since=since).count("challenged") for kind, id in (("host", "h1"), ("app", "a1"))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_honest_application_passes_again_within_two_sessions(
@@ -91,7 +90,6 @@ async def test_an_honest_application_passes_again_within_two_sessions(
     assert max(begun(site, since)) <= 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
