@@ -111,7 +111,9 @@ class Deployment(Witness):
     async def begin(self) -> None:
         """Put a policy in force and enrol the gateway: needs a worker."""
         identity = bytes.fromhex(self.world.public["manager_identity"])
-        self.gateway = Gateway(self.wire.connect(), self.gateways_clock, self.world.gateway, {identity})
+        self.gateway = Gateway(
+            self.wire.connect(), self.gateways_clock, self.world.gateway, {identity}, self.gateways_clock.steady
+        )
         self._tasks.append(asyncio.create_task(self.gateway.run()))
         await self.order(self.world.policies.command(self.world.author, version=1))
         await self.enrol_gateway()
