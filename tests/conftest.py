@@ -37,6 +37,7 @@ LONGEST = (
 SLOW = (
     "tests/sessions/test_killed",
     "tests/sessions/test_chaos.py",
+    "tests/sessions/test_clocks.py",
     "tests/sessions/test_rollback.py",
     "tests/sessions/test_bus_operator.py",
     "tests/sgx/test_fuzz.py",

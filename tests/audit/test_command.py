@@ -22,7 +22,7 @@ from attestgate.schemas.audit import KeyInForce
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import open_checkpoint
 from tests.support.audit.decisions import decided
-from tests.support.audit.keeper import NOW, SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.support.audit.keeper import KEY, NOW, SESSION, SIGNERS, Keeper, copied, rewrite
 from tests.support.bus.fixtures import Join
 from tests.support.manager.world import LONG, World
 
@@ -36,8 +36,9 @@ def command(server: EmbeddedServer, keys: Path, tmp_path: Path) -> Command:
     """Run `attestgate log` as an operator."""
     issue(keys, "operator", "ann", tmp_path / "ann.creds")
     bus = {"url": server.url, "credentials": str(tmp_path / "ann.creds")}
+    managers = {"trust_domain": KEY.deployment, "manager_identity": [KEY.public.hex()]}
     (tmp_path / "operator.toml").write_text(
-        tomli_w.dumps({"name": "ann", "identity": str(tmp_path / "unread.pem"), "bus": bus})
+        tomli_w.dumps({"name": "ann", "identity": str(tmp_path / "unread.pem"), "bus": bus} | managers)
     )
     (tmp_path / "jwks.json").write_text(json.dumps(jwks(SIGNERS)))
     environment = {

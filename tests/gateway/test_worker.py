@@ -102,7 +102,7 @@ async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeplo
         return [cast(Any, data["reason"])["code"] for what, data in working.events if what == "refused"]
 
     assert await until(codes, lambda found: len(found) == 7) == [
-        "admission.key",
+        "signature.invalid",
         "message.encoding",
         "message.encoding",
         "signature.signer",

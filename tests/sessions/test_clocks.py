@@ -101,6 +101,8 @@ async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
     set_by(site, process, -seconds)
     await live(site, site.timing.recheck_s + site.timing.lease_s)
     assert not site.gateway.passes("a1")
+    states = {record.state for record in [*await site.records(HostRecord), *await site.records(AppRecord)]}
+    assert not states & {State.TRUSTED, State.ADMITTED, State.RECHECKING}, "nor does any command say so"
     # Nor when the time comes that the wrong clock has leased.
     for there in (site.clock() + abs(seconds), site.clock() + abs(seconds) + site.timing.lease_s):
         for moment in range(-30, 31, 10):

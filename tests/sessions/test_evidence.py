@@ -12,7 +12,7 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.crypto import envelope
-from attestgate.manager.handlers.hello import SESSIONS_A_SECOND, SESSIONS_AT_ONCE
+from attestgate.manager.handlers.hello import HELLOS_A_SECOND, SESSIONS_A_SECOND, SESSIONS_AT_ONCE
 from attestgate.manager.sessions.handshake import MAX_VERIFICATIONS
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
@@ -317,7 +317,8 @@ async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Depl
         )
         site.wire.inject(subjects.inbound("host", "h1", "hello"), pack(hello))
         await site.quiet()
-        site.clock.at -= 600
+        site.clock.at += HELLOS_A_SECOND
+        site.managers_clock.set_by(-600)
     assert site.dropped_codes() == []
     assert len(await site.records(HostRecord)) == 2
 

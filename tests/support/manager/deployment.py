@@ -112,7 +112,13 @@ class Deployment(Witness):
 
     async def begin(self) -> None:
         """Put a policy in force and enrol the gateway: needs a worker."""
-        self.gateway = Gateway(self.wire.connect(), self.gateways_clock, self.world.gateway, self.world.managers)
+        self.gateway = Gateway(
+            self.wire.connect(),
+            self.gateways_clock,
+            self.world.gateway,
+            self.world.managers,
+            self.gateways_clock.steady,
+        )
         self._tasks.append(asyncio.create_task(self.gateway.run()))
         await self.order(self.world.policies.command(self.world.author, version=1))
         await self.enrol_gateway()

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from attestgate.bus import subjects
-from attestgate.bus.memory.server import MemoryBus
+from attestgate.bus.api import Bus
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.signing import Signer, TrustedKeys
-from tests.support.manager.wire import Clock
 from tests.support.manager.world import GATEWAY
 
 
 class Gateway:
     """Follows the admissions, believes them for their signatures, reports each."""
 
-    def __init__(self, bus: MemoryBus, clock: Clock, identity: Signer, managers: TrustedKeys) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Callable[[], float],
+        identity: Signer,
+        managers: TrustedKeys,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bus = bus
         self._clock = clock
         self._identity = identity
         self._managers = managers
-        self.lease_table = LeaseTable("gateways", longest_lease_s=3600, steady=clock.steady)
+        self.lease_table = LeaseTable("gateways", longest_lease_s=3600, steady=steady)
         self.leases: list[Lease] = []
 
     async def run(self) -> None:
