@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -258,6 +259,36 @@ async def test_a_changed_command_is_refused(site: Deployment, field: str) -> Non
     event = await site.send_command(pack(changed))
     assert event.what == "refused"
     assert event_code(event).startswith("signature.")
+
+
+def bin16(value: bytes) -> bytes:
+    return b"\xc5" + len(value).to_bytes(2, "big") + value
+
+
+ENCODINGS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "a longer form": lambda fields: b"\xde\x00\x04" + msgpack.packb(fields)[1:],
+    "a longer form within": lambda fields: msgpack.packb(fields).replace(
+        msgpack.packb(fields["signer"]), bin16(fields["signer"])
+    ),
+    "another order": lambda fields: msgpack.packb(dict(reversed(fields.items()))),
+    "a key twice": lambda fields: b"\x85" + msgpack.packb(fields)[1:] + msgpack.packb({"signer": fields["signer"]})[1:],
+}
+
+
+@pytest.mark.parametrize("how", ENCODINGS)
+async def test_a_command_that_the_bus_packs_anew_takes_nothing_out_of_force(site: Deployment, how: str) -> None:
+    """The outer encoding is not signed, and what stands is named by its hash: other bytes of a newer revocation would
+    stand beside a wrong one, in the place of the revocation before, and an older enrolment would be in force."""
+    assert (await give(site, command(site, enrol()))).what == "applied"
+    at = int(site.clock() * 1e6)
+    revoke = Revoke(kind="host", id="h1", reason="stolen")
+    assert (await give(site, command(site, revoke, sequence=at + 2000))).what == "applied"
+    before = site.wire.snapshot("enrolment")
+    again = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, revoke, sequence=at + 3000))
+    event = await site.send_command(ENCODINGS[how](again.model_dump()))
+    assert (event.what, event_code(event)) == ("refused", "message.encoding")
+    assert site.wire.snapshot("enrolment") == before
+    assert (await site.send_command(pack(again))).what == "applied"
 
 
 async def test_a_command_of_version_1_is_refused_by_name(site: Deployment) -> None:
