@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attestgate.bus.api import Conflict
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import in_force
+from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import BUCKET, Enrolments
 from attestgate.manager.policy.in_force import StatementsInForce
 from attestgate.manager.policy.signers import Signers
@@ -246,6 +248,21 @@ async def test_an_older_command_is_refused_and_the_same_again_is_not(bench: Benc
         with pytest.raises(Refusal, match=r"command\.sequence"):
             await order(worker, older, by)
     assert await sequence_in_force(worker) == 2
+
+
+async def test_a_bus_that_has_a_worker_lose_every_compare_and_set_gains_no_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: Any) -> int:
+        raise Conflict("lost")
+
+    monkeypatch.setattr(bench.bucket, "create", lost)
+    with pytest.raises(Conflict):
+        await order(bench.worker(), enrol(1))
+    trusted = TrustedKeys(TRUST_DOMAIN, {"manager": {MANAGER.public}})
+    applied = AppliedCommands(bench.bucket, MANAGER, trusted, Statements(bench.folder / "applied.sqlite"))
+    with pytest.raises(Conflict):
+        await applied.note(OPERATORS["ann"].public, said(signed(enrol(1)), 1))
 
 
 @pytest.mark.parametrize("memory", ["one", "new"])
