@@ -136,11 +136,13 @@ class Operators:
         return Received(name, digest, signed, command, int(self._now()))
 
     async def _newest(self, received: Received) -> int:
-        """The highest sequence in force of this operator, and of whom the command is about, itself left out."""
+        """The highest sequence in force of this operator, and of what the command replaces, itself left out."""
         own = await self._applied.newest(received.signed.signer)
         newest = own.order if own is not None and own.command != received.digest else 0
         if received.about is not None:
             newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
+        if isinstance(received.command.action, TryPolicy):
+            newest = max(newest, await self._policies.newest_trial(but=received.command.action.manifest))
         return newest
 
     async def _take(self, received: Received, newest: int) -> None:

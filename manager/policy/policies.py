@@ -105,6 +105,10 @@ class Policies:
 
         await self._put(TRIAL, signed, manifest, documents, said, check)
 
+    async def newest_trial(self, but: Signed) -> int:
+        """The sequence of the command that put a manifest on trial, other than `but`; 0 if there is none."""
+        return await self._manifests.newest_order(TRIAL, but)
+
     async def _put(
         self,
         key: str,

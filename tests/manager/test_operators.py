@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Message
-from attestgate.bus.memory.bucket import MemoryBucket
+from attestgate.bus.memory.bucket import BucketState, MemoryBucket
 from attestgate.bus.operator import order
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
@@ -28,6 +28,7 @@ from attestgate.schemas.enrolment import (
     PutPolicy,
     RecheckNow,
     Revoke,
+    TryPolicy,
     commands_of,
 )
 from attestgate.schemas.events import Event
@@ -455,3 +456,23 @@ async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> 
     standing = Standing(statement=foreign.manifest, in_force=in_force)
     await site.bus.bucket("policies").put("manifest", pack(Standings(version=PROTOCOL, standing=[standing])))
     assert (await give(site, command(site, put(site, version=2)))).what == "applied"
+
+
+async def test_a_stolen_operators_key_does_not_keep_others_from_trying_policies(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its commands may be a second above the last, so it can put a policy on trial by one from far ahead. The
+    trial is its policy author's, and stays when the key is taken out: the others sign above it."""
+    trials = [site.world.policies.command(site.world.author, version=version) for version in (2, 3)]
+    trial, other = [TryPolicy(manifest=put.manifest, documents=put.documents) for put in trials]
+    sequence = int((site.clock() + 5) * 1e6)
+    for _ in range(3):
+        assert (await give(site, command(site, enrol(), sequence=sequence))).what == "applied"
+        sequence += 1_000_000
+    assert (await give(site, command(site, trial, sequence=sequence))).what == "applied"
+    for bucket in ("operators", "enrolment"):  # as for an operator who has ordered nothing yet
+        site.wire.restore(bucket, BucketState({}, 0))
+    await site.kill_workers()
+    site.run(site.wire.connect(), "another")
+    monkeypatch.setattr("attestgate.bus.operator.time.time", site.clock)
+    assert (await order(site.bus, site.world.operator_key, other, 10.0)).applied
