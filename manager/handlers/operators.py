@@ -24,6 +24,7 @@ from attestgate.manager.sessions.inter_session import Order
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.enrolment import (
+    COMMAND,
     Command,
     Drop,
     Enrol,
@@ -124,6 +125,10 @@ class Operators:
 
     async def _read(self, name: str, data: bytes, digest: bytes) -> Received:
         signed = unpack(Signed, data)
+        # The outer encoding is not signed, and what is in force is named by the hash of its one encoding. A command
+        # that the bus has packed anew would stand beside a wrong hash: it would count for nothing, in another's place.
+        if await aside(len(data), pack, signed) != data:
+            raise _another_encoding()
         command = await aside(len(data), self._signers.read_command, signed)
         if self._signers.name_of(signed.signer) != name:
             found = self._signers.name_of(signed.signer)
@@ -131,11 +136,13 @@ class Operators:
         return Received(name, digest, signed, command, int(self._now()))
 
     async def _newest(self, received: Received) -> int:
-        """The highest sequence in force of this operator, and of whom the command is about, itself left out."""
+        """The highest sequence in force of this operator, and of what the command replaces, itself left out."""
         own = await self._applied.newest(received.signed.signer)
         newest = own.order if own is not None and own.command != received.digest else 0
         if received.about is not None:
             newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
+        if isinstance(received.command.action, TryPolicy):
+            newest = max(newest, await self._policies.newest_trial(but=received.command.action.manifest))
         return newest
 
     async def _take(self, received: Received, newest: int) -> None:
@@ -216,6 +223,16 @@ def _revoked(action: Revoke, by: str) -> Reason:
         expected="an enrolment in force",
         found=f"revoked by {by}: {action.reason}",
         action="an operator has to enrol it again",
+    )
+
+
+def _another_encoding() -> Refusal:
+    return Refusal.because(
+        "message.encoding",
+        COMMAND.label,
+        expected="a signed command in its one encoding: the fields in their order, in msgpack's shortest forms",
+        found="another encoding of it",
+        action="send it as it was signed; if attestgate sent it, find out who changed it on the bus",
     )
 
 

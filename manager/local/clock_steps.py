@@ -27,8 +27,9 @@ class ClockSteps:
         self._memory_s = memory_s
         self._apart = wall() - steady()
         self._untold = 0.0
-        self._recent: deque[tuple[float, float]] = deque()
-        """Monotonic time and size of each step within `memory_s`."""
+        self._before: deque[tuple[float, float]] = deque()
+        """How far the two were apart before each step within `memory_s`, with the monotonic time of the step: the least
+        first. One that came before a lesser one decides nothing any more."""
 
     def look(self) -> float:
         """By how many seconds the wall clock was set since the last look: above 0 ahead, below 0 back, 0 if not."""
@@ -39,18 +40,22 @@ class ClockSteps:
     def passed(self) -> float:
         """The wall clock, as whatever forgets has to see it: it follows a step forward `memory_s` later.
 
-        So a clock that is ahead for a moment makes nobody forget.
+        So a clock that is ahead for a moment makes nobody forget, however often it is set there and back: the least
+        that it has been ahead within `memory_s` counts.
         """
         self._compare()
-        while self._recent and self._recent[0][0] + self._memory_s <= self._steady():
-            self._recent.popleft()
-        return self._wall() - max(sum(step for _, step in self._recent), 0.0)
+        while self._before and self._before[0][0] + self._memory_s <= self._steady():
+            self._before.popleft()
+        ahead_s = self._apart - self._before[0][1] if self._before else 0.0
+        return self._wall() - max(ahead_s, 0.0)
 
     def _compare(self) -> None:
         steady = self._steady()
         apart = self._wall() - steady
         step = apart - self._apart
         if abs(step) >= STEP_S:
+            while self._before and self._before[-1][1] >= self._apart:
+                self._before.pop()
+            self._before.append((steady, self._apart))
             self._apart = apart
             self._untold += step
-            self._recent.append((steady, step))

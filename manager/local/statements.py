@@ -2,7 +2,7 @@
 
 They are kept as they were signed, so that what counts is decided anew at each use, by who is in the settings then: what
 a key that was taken out has said binds nobody any more. Losing the file loses protection against a rollback of the bus,
-not correctness.
+not correctness. So a disk that is full holds up nobody: what cannot be written is kept in memory meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
 from attestgate.schemas.base import Refusal
+
+log = structlog.get_logger(__name__)
 
 
 class Kept(NamedTuple):
@@ -26,11 +30,13 @@ class Statements:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._unwritten: dict[str, dict[bytes, Kept]] = {}
+        """What has not reached the disk yet, by key, then author."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = sqlite3.connect(path, isolation_level=None)
             path.chmod(0o600)
-            # On disk when a write returns: a worker acts on what it has kept.
+            # On disk when a write returns: a worker acts on what it has kept, and may be killed then.
             self._file.execute("PRAGMA synchronous = FULL")
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS kept"
@@ -45,19 +51,32 @@ class Statements:
             rows = self._file.execute("SELECT author, position, value FROM kept WHERE key = ?", (key,)).fetchall()
         except sqlite3.Error as error:
             raise self._inaccessible(error) from None
-        return {author: Kept(order, value) for author, order, value in rows}
+        kept = {author: Kept(order, value) for author, order, value in rows}
+        for author, one in self._unwritten.get(key, {}).items():
+            kept[author] = max(one, kept.get(author, one))
+        return kept
 
     def keep(self, key: str, author: bytes, order: int, value: bytes) -> None:
-        """Keep an author's statement unless a newer one is kept; on disk when this returns. Raises Refusal."""
+        """Keep an author's statement unless a newer one is kept; on disk when this returns, if the disk takes it."""
+        unwritten, one = self._unwritten.setdefault(key, {}), Kept(order, value)
+        unwritten[author] = max(one, unwritten.get(author, one))
         try:
-            self._file.execute(
+            self._write()
+        except sqlite3.Error as error:
+            log.error("statements not written, kept in memory", path=str(self._path), error=str(error))
+        else:
+            self._unwritten.clear()
+
+    def _write(self) -> None:
+        rows = [(key, author, *one) for key, kept in self._unwritten.items() for author, one in kept.items()]
+        with self._file:  # one transaction, whole or not at all
+            self._file.execute("BEGIN")
+            self._file.executemany(
                 "INSERT INTO kept VALUES (?, ?, ?, ?) ON CONFLICT (key, author)"
                 " DO UPDATE SET position = excluded.position, value = excluded.value"
                 " WHERE excluded.position > kept.position",
-                (key, author, order, value),
+                rows,
             )
-        except sqlite3.Error as error:
-            raise self._inaccessible(error) from None
 
     def _inaccessible(self, error: Exception) -> Refusal:
         return Refusal.because(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from attestgate.bus.api import Bucket, Conflict, Entry
 from attestgate.manager.local.statements import Statements
+from attestgate.manager.policy.in_force import MAX_CONFLICTS
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.in_force import IN_FORCE, InForce, place_of
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
@@ -32,7 +33,7 @@ class AppliedCommands:
         """A command was applied. Raises BusError."""
         place = place_of(BUCKET, operator.hex())
         value = pack(self._manager.sign(IN_FORCE, place, said))
-        while True:
+        for _ in range(MAX_CONFLICTS):
             entry = await self._bucket.get(operator.hex())
             newest = self._newest(operator, entry)
             if newest is not None and newest.order >= said.order:
@@ -46,6 +47,7 @@ class AppliedCommands:
                 continue
             self._memory.keep(place, operator, said.order, value)
             return
+        raise Conflict(f"{place}: {MAX_CONFLICTS} compare-and-sets lost")
 
     def _newest(self, operator: bytes, entry: Entry | None) -> InForce | None:
         place = place_of(BUCKET, operator.hex())

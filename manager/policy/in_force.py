@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
 BELIEVED = 20_000
 """Statements whose signatures are not checked again, by their SHA-256: about 100 bytes of memory each."""
+MAX_CONFLICTS = 50
+"""Lost compare-and-sets in a row before a command is redelivered later: a bus that has them all lost makes no loop."""
 Tell = Callable[[Reason], Awaitable[None]]
 """Is told what the bus has set back."""
 
@@ -114,7 +116,7 @@ class StatementsInForce(Generic[M]):
         """
         in_force = self._manager.sign(IN_FORCE, place_of(self._name, key), said)
         own = Held(Standing(statement=statement, in_force=in_force), said, says)
-        while True:
+        for _ in range(MAX_CONFLICTS):
             entry = await self._bucket.get(key)
             _, merged = self._merged(key, entry)
             newest = _in_force(merged)
@@ -126,6 +128,7 @@ class StatementsInForce(Generic[M]):
             if await self._store(key, entry, merged | {own.author: own}):
                 self._keep(key, own)
                 return
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def _put_back(self, key: str) -> ByAuthor[M]:
         """The newest of what the bus and this worker have, on the bus again."""

@@ -105,6 +105,10 @@ class Policies:
 
         await self._put(TRIAL, signed, manifest, documents, said, check)
 
+    async def newest_trial(self, but: Signed) -> int:
+        """The sequence of the command that put a manifest on trial, other than `but`; 0 if there is none."""
+        return await self._manifests.newest_order(TRIAL, but)
+
     async def _put(
         self,
         key: str,
@@ -118,9 +122,12 @@ class Policies:
         if in_force is not None:
             _check_newer(signed, manifest, in_force)
         by_name = await aside(sum(map(len, documents)), _by_name, documents)
-        missing = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy} - by_name.keys()
-        if missing:
+        named = {manifest.sgx_policy, manifest.host_policy, manifest.runtime_policy}
+        if missing := named - by_name.keys():
             raise _refused("every document of the manifest", f"{sorted(missing)} missing", "send them too")
+        # No author has signed them: whoever may send a command could fill the bucket with them.
+        if others := by_name.keys() - named:
+            raise _refused("no other document", f"{sorted(others)}, which the manifest does not name", "leave them out")
         # Before anybody is judged by it: a document that nobody can read would have everybody refused.
         await self._load(manifest, by_name)
         for name, document in by_name.items():

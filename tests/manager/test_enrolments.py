@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attestgate.bus.api import Conflict
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import in_force
+from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import BUCKET, Enrolments
 from attestgate.manager.policy.in_force import StatementsInForce
 from attestgate.manager.policy.signers import Signers
@@ -246,6 +250,69 @@ async def test_an_older_command_is_refused_and_the_same_again_is_not(bench: Benc
         with pytest.raises(Refusal, match=r"command\.sequence"):
             await order(worker, older, by)
     assert await sequence_in_force(worker) == 2
+
+
+async def test_a_bus_that_has_a_worker_lose_every_compare_and_set_gains_no_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: Any) -> int:
+        raise Conflict("lost")
+
+    monkeypatch.setattr(bench.bucket, "create", lost)
+    with pytest.raises(Conflict):
+        await order(bench.worker(), enrol(1))
+    trusted = TrustedKeys(TRUST_DOMAIN, {"manager": {MANAGER.public}})
+    applied = AppliedCommands(bench.bucket, MANAGER, trusted, Statements(bench.folder / "applied.sqlite"))
+    with pytest.raises(Conflict):
+        await applied.note(OPERATORS["ann"].public, said(signed(enrol(1)), 1))
+
+
+def fill_disk(worker: Enrolments) -> Statements:
+    """From here on no row more goes into the worker's file."""
+    memory = worker._in_force._memory
+    memory._file.execute("PRAGMA max_page_count = 1")
+    while True:
+        try:
+            memory._file.execute("INSERT INTO kept VALUES (?, ?, 0, ?)", (str(uuid4()), b"", bytes(100)))
+        except sqlite3.OperationalError:
+            return memory
+
+
+async def test_a_full_disk_holds_up_no_revocation(bench: Bench) -> None:
+    """It is in force, the worker says so, and it knows of it until it ends; once there is room, also after that."""
+    worker = bench.worker()
+    memory = fill_disk(worker)
+    await order(worker, enrol(1))
+    older = await bench.bucket.get("host.h1")
+    assert older is not None and older.value is not None
+    await order(worker, revoke(2))
+    await bench.bucket.put("host.h1", older.value)
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await worker.host("h1")
+    assert [reason.code for reason in bench.told] == ["rollback"]
+    memory._file.execute("PRAGMA max_page_count = 1000")
+    await order(worker, revoke(3))
+    assert Statements(bench.folder / "one.sqlite").of(PLACE)[OPERATORS["ann"].public].order == 3
+
+
+async def test_what_did_not_reach_a_full_disk_goes_there_with_the_next(bench: Bench) -> None:
+    memory = fill_disk(bench.worker())
+    memory.keep("a", b"ann", 2, bytes(5000))
+    memory.keep("a", b"ann", 1, b"older")
+    assert memory.of("a") == {b"ann": (2, bytes(5000))}
+    memory._file.execute("PRAGMA max_page_count = 1000")
+    memory.keep("b", b"bob", 1, b"bob's")
+    again = Statements(bench.folder / "one.sqlite")
+    assert (again.of("a"), again.of("b")) == ({b"ann": (2, bytes(5000))}, {b"bob": (1, b"bob's")})
+    memory.keep("a", b"ann", 3, b"newer")
+    assert memory.of("a") == again.of("a") == {b"ann": (3, b"newer")}
+
+
+async def test_a_full_disk_refuses_nobody_who_is_enrolled(bench: Bench) -> None:
+    worker = bench.worker()
+    fill_disk(worker)
+    await bench.put(standing(enrol(5)))
+    assert await sequence_in_force(worker) == 5
 
 
 @pytest.mark.parametrize("memory", ["one", "new"])

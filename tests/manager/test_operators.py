@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Message
-from attestgate.bus.memory.bucket import MemoryBucket
+from attestgate.bus.memory.bucket import BucketState, MemoryBucket
 from attestgate.bus.operator import order
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
@@ -27,6 +28,7 @@ from attestgate.schemas.enrolment import (
     PutPolicy,
     RecheckNow,
     Revoke,
+    TryPolicy,
     commands_of,
 )
 from attestgate.schemas.events import Event
@@ -260,6 +262,36 @@ async def test_a_changed_command_is_refused(site: Deployment, field: str) -> Non
     assert event_code(event).startswith("signature.")
 
 
+def bin16(value: bytes) -> bytes:
+    return b"\xc5" + len(value).to_bytes(2, "big") + value
+
+
+ENCODINGS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "a longer form": lambda fields: b"\xde\x00\x04" + msgpack.packb(fields)[1:],
+    "a longer form within": lambda fields: msgpack.packb(fields).replace(
+        msgpack.packb(fields["signer"]), bin16(fields["signer"])
+    ),
+    "another order": lambda fields: msgpack.packb(dict(reversed(fields.items()))),
+    "a key twice": lambda fields: b"\x85" + msgpack.packb(fields)[1:] + msgpack.packb({"signer": fields["signer"]})[1:],
+}
+
+
+@pytest.mark.parametrize("how", ENCODINGS)
+async def test_a_command_that_the_bus_packs_anew_takes_nothing_out_of_force(site: Deployment, how: str) -> None:
+    """The outer encoding is not signed, and what stands is named by its hash: other bytes of a newer revocation would
+    stand beside a wrong one, in the place of the revocation before, and an older enrolment would be in force."""
+    assert (await give(site, command(site, enrol()))).what == "applied"
+    at = int(site.clock() * 1e6)
+    revoke = Revoke(kind="host", id="h1", reason="stolen")
+    assert (await give(site, command(site, revoke, sequence=at + 2000))).what == "applied"
+    before = site.wire.snapshot("enrolment")
+    again = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, revoke, sequence=at + 3000))
+    event = await site.send_command(ENCODINGS[how](again.model_dump()))
+    assert (event.what, event_code(event)) == ("refused", "message.encoding")
+    assert site.wire.snapshot("enrolment") == before
+    assert (await site.send_command(pack(again))).what == "applied"
+
+
 async def test_a_command_of_version_1_is_refused_by_name(site: Deployment) -> None:
     signed = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, enrol()))
     fields = signed.model_dump()
@@ -424,3 +456,23 @@ async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> 
     standing = Standing(statement=foreign.manifest, in_force=in_force)
     await site.bus.bucket("policies").put("manifest", pack(Standings(version=PROTOCOL, standing=[standing])))
     assert (await give(site, command(site, put(site, version=2)))).what == "applied"
+
+
+async def test_a_stolen_operators_key_does_not_keep_others_from_trying_policies(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its commands may be a second above the last, so it can put a policy on trial by one from far ahead. The
+    trial is its policy author's, and stays when the key is taken out: the others sign above it."""
+    trials = [site.world.policies.command(site.world.author, version=version) for version in (2, 3)]
+    trial, other = [TryPolicy(manifest=put.manifest, documents=put.documents) for put in trials]
+    sequence = int((site.clock() + 5) * 1e6)
+    for _ in range(3):
+        assert (await give(site, command(site, enrol(), sequence=sequence))).what == "applied"
+        sequence += 1_000_000
+    assert (await give(site, command(site, trial, sequence=sequence))).what == "applied"
+    for bucket in ("operators", "enrolment"):  # as for an operator who has ordered nothing yet
+        site.wire.restore(bucket, BucketState({}, 0))
+    await site.kill_workers()
+    site.run(site.wire.connect(), "another")
+    monkeypatch.setattr("attestgate.bus.operator.time.time", site.clock)
+    assert (await order(site.bus, site.world.operator_key, other, 10.0)).applied

@@ -181,6 +181,18 @@ async def test_no_manifest_is_in_force_or_on_trial_unless_its_documents_load(ben
     assert (found.manifest.version, found.trial) == (1, None)
 
 
+async def test_only_what_the_manifest_names_is_stored(bench: Bench) -> None:
+    """With the manifest in force, which anybody can read, a stolen operator's key would fill the bucket for good."""
+    put = bench.version(1)
+    stuffed = put.model_copy(update={"documents": [*put.documents, b"a stranger's"]})
+    for send in (bench.put, bench.put, bench.try_out):
+        with pytest.raises(Refusal, match=r"command\.policy"):
+            await send(stuffed)
+    assert await bench.bucket.keys() == []
+    await bench.put(put)
+    assert len(await bench.bucket.keys()) == 4
+
+
 async def test_documents_that_do_not_belong_together_are_refused(bench: Bench) -> None:
     other = json.dumps(json.loads(bench.world.policies.host) | {"runtime_policy": "00" * 32}).encode()
     apart = LearnedPolicies(sgx=bench.world.policies.sgx, host=other, runtime=bench.world.policies.runtime)
