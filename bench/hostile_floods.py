@@ -61,7 +61,7 @@ from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import AUTHOR, TRUST_DOMAIN, World
 
 HOSTS, APPS, NEWCOMERS = 30, 20, 20
-TIMING = Timing(lease_s=8, recheck_s=5, evidence_window_s=5, skew_s=5, certificate_s=3600)
+TIMING = Timing(lease_s=12, recheck_s=5, evidence_window_s=5, skew_s=5, certificate_s=3600)
 """A lease shorter than a run, so that one that cannot be renewed lapses within it."""
 RECHECK_EVERY_S = 2.5
 PATIENCE_S = 10.0

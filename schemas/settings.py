@@ -38,7 +38,7 @@ class Timing(Part):
     """Durations in seconds. A lease counts from the challenge, never from the answer."""
 
     lease_s: Annotated[int, Field(ge=2, le=3600)] = 30
-    """Lease time, counted from the challenge that the evidence answers."""
+    """Lease time, counted from the challenge that the evidence answers; at least twice `recheck_s`."""
     recheck_s: Annotated[int, Field(ge=1, le=3600)] = 10
     """Time from an answer to the next challenge (with jitter)."""
     evidence_window_s: Annotated[int, Field(ge=1, le=600)] = 10
@@ -50,8 +50,9 @@ class Timing(Part):
 
     @model_validator(mode="after")
     def _lease_covers_recheck(self) -> Self:
-        if self.lease_s <= self.recheck_s:
-            raise ValueError("lease_s must be longer than recheck_s, or every lease expires before it can be renewed")
+        # An application's lease ends with its host's, which may be from one recheck_s ago, and is renewed one later.
+        if self.lease_s < 2 * self.recheck_s:
+            raise ValueError("lease_s must be at least twice recheck_s, or leases expire before they are renewed")
         return self
 
 

@@ -121,11 +121,12 @@ def test_a_value_that_does_not_fit_is_named(
     assert f"settings.key: {path}: {key}" in ran.line
 
 
-def test_a_lease_that_no_recheck_could_renew_is_refused(attestgate: Run, changed: Write) -> None:
-    path = changed("manager", lambda table: table["timing"].update(lease_s=10, recheck_s=10))
+@pytest.mark.parametrize("recheck_s", [6, 10])
+def test_a_lease_that_no_recheck_could_renew_is_refused(attestgate: Run, changed: Write, recheck_s: int) -> None:
+    path = changed("manager", lambda table: table["timing"].update(lease_s=10, recheck_s=recheck_s))
     ran = attestgate("manager", "run", "-s", path)
     assert ran.status == 2
-    assert f"{path}: timing:" in ran.line and "lease_s must be longer than recheck_s" in ran.line
+    assert f"{path}: timing:" in ran.line and "lease_s must be at least twice recheck_s" in ran.line
 
 
 @pytest.mark.parametrize("kind", FILES)
