@@ -15,7 +15,7 @@ from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.slices import aside
 from attestgate.manager.policy.applied_commands import AppliedCommands
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, overtaken
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
@@ -112,8 +112,9 @@ class Operators:
         try:
             self._signers.check_named(name)
             received = await self._read(name, data, digest)
-            newest = await self._newest(received)
-            await self._take(received, newest)
+            replaced = await self._replaced(received)
+            newest = max(replaced, await self._own(received))
+            await self._take(received, replaced, newest)
         except Refusal as refusal:
             answer = self._answer(name, digest, newest, refusal)
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
@@ -135,20 +136,25 @@ class Operators:
             raise _refused("subject", f"a command signed by {name}", found, "publish on your own subject")
         return Received(name, digest, signed, command, int(self._now()))
 
-    async def _newest(self, received: Received) -> int:
-        """The highest sequence in force of this operator, and of what the command replaces, itself left out."""
+    async def _own(self, received: Received) -> int:
+        """The highest sequence in force of this operator's key, the command itself left out."""
         own = await self._applied.newest(received.signed.signer)
-        newest = own.order if own is not None and own.command != received.digest else 0
-        if received.about is not None:
-            newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
-        if isinstance(received.command.action, TryPolicy):
-            newest = max(newest, await self._policies.newest_trial(but=received.command.action.manifest))
-        return newest
+        return own.order if own is not None and own.command != received.digest else 0
 
-    async def _take(self, received: Received, newest: int) -> None:
+    async def _replaced(self, received: Received) -> int:
+        """The highest sequence in force of what the command replaces, itself left out."""
+        if received.about is not None:
+            return await self._enrolments.newest(*received.about, but=received.signed)
+        if isinstance(received.command.action, TryPolicy):
+            return await self._policies.newest_trial(but=received.command.action.manifest)
+        return 0
+
+    async def _take(self, received: Received, replaced: int, newest: int) -> None:
         command, now = received.command, self._now()
         if command.expires_at < received.at:
             raise _refused("expired", f"by {command.expires_at}", str(received.at), "sign it again; check both clocks")
+        if received.about is not None and command.sequence <= replaced:
+            raise overtaken(*received.about, replaced, command.sequence)
         if command.sequence <= newest:
             action = "sign it again: another was applied first"
             raise _refused("sequence", f"above {newest}", str(command.sequence), action)

@@ -65,13 +65,7 @@ class Enrolments:
 
         def check(newest: Held[Command]) -> None:
             if said.order <= newest.said.order:
-                raise Refusal.because(
-                    "command.sequence",
-                    f"{kind} {id}",
-                    expected=f"a command newer than {newest.said.order}",
-                    found=said.order,
-                    action="another operator's command is newer: review it, and sign again",
-                )
+                raise overtaken(kind, id, newest.said.order, said.order)
 
         await self._in_force.put(f"{kind}.{id}", signed, command, said, check)
 
@@ -108,3 +102,14 @@ class Enrolments:
         if not isinstance(action, Enrol) or not isinstance(action.subject, model):
             raise AssertionError(f"{action.do} stands under {key}")
         return action.subject
+
+
+def overtaken(kind: SubjectKind, id: str, newest: int, sequence: int) -> Refusal:
+    """Why a command about a subject is not put in force after a newer one about it."""
+    return Refusal.because(
+        "command.sequence",
+        f"{kind} {id}",
+        expected=f"a command newer than {newest}",
+        found=sequence,
+        action="a newer command about it is in force: look at it (attestgate enrolments list), and sign again",
+    )
