@@ -8,9 +8,9 @@ from typing import Literal
 
 from attestgate.bus import subjects
 from attestgate.schemas.base import MAX_MESSAGE
+from attestgate.schemas.enrolment import MAX_AUTHORS
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import MAX_EVENT
-from attestgate.schemas.in_force import MAX_AUTHORS
 from attestgate.schemas.limits import COMMAND, largest
 
 KIB = 1024

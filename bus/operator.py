@@ -46,19 +46,23 @@ class OperatorKey:
         return cls(settings.name, Signer(settings.trust_domain, key), settings.managers)
 
 
-async def order(bus: Bus, operator: OperatorKey, action: Action, answer_s: float) -> Answer:
-    """Send a command and wait until it is applied. Returns the managers' answer.
+async def order(
+    bus: Bus, operator: OperatorKey, action: Action, answer_s: float, seen: list[bytes] | None = None
+) -> Answer:
+    """Send a command and wait until it is applied. Returns the managers' answer. `seen` is as in `Command`.
 
     A command that is refused for its time is signed once more, by the manager's clock and above the newest command that
     its answer names; not if that one is about the same subject and came after it. Raises Refusal with the managers'
     reasons, or `command.unanswered` if none of them answered in `answer_s`.
     """
     now = time.time()
-    answer = await _ask(bus, operator, action, int(now * 1_000_000), int(now), answer_s)
+    command = Command(sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action, seen=seen)
+    answer = await _ask(bus, operator, command, answer_s)
     if not answer.applied and answer.reasons[0].code in AGAIN and not _overtaken(answer, now, time.time()):
         log.info("signed again", reason=answer.reasons[0].sentence())
         above = max(answer.newest + 1, answer.at * 1_000_000)
-        answer = await _ask(bus, operator, action, above, answer.at, answer_s)
+        by_manager = {"sequence": above, "expires_at": answer.at + VALID_S}
+        answer = await _ask(bus, operator, command.model_copy(update=by_manager), answer_s)
     if not answer.applied:
         raise Refusal(*answer.reasons)
     return answer
@@ -75,8 +79,7 @@ def _overtaken(answer: Answer, signed_at: float, answered_at: float) -> bool:
     return reason.code == OVERTAKEN and reason.field != OWN and own_right and other_right
 
 
-async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, now: int, answer_s: float) -> Answer:
-    command = Command(sequence=sequence, expires_at=now + VALID_S, action=action)
+async def _ask(bus: Bus, operator: OperatorKey, command: Command, answer_s: float) -> Answer:
     data = pack(operator.signer.sign(COMMAND, commands_of(operator.name), command))
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -88,13 +91,13 @@ async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, n
     subscription = await bus.listen(subjects.events_of("op", operator.name), hear)
     try:
         await bus.flush()
-        await bus.publish(subjects.operator(operator.name, action.do), data)
+        await bus.publish(subjects.operator(operator.name, command.action.do), data)
         async with asyncio.timeout(answer_s):
             return await answer
     except TimeoutError:
         raise Refusal.because(
             "command.unanswered",
-            action.do,
+            command.action.do,
             expected=f"an answer signed by a manager within {answer_s:g} s",
             found="no such answer",
             action="start a manager worker, and check manager_identity in your operator file; the command is valid for"

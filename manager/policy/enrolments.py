@@ -60,14 +60,14 @@ class Enrolments:
     async def put(self, kind: SubjectKind, id: str, signed: Signed, command: Command, said: InForce) -> None:
         """Put a command about a subject in force, unless there is a newer one.
 
-        Raises Refusal `command.sequence`, BusError.
+        Raises Refusal (`command.sequence`, `command.unseen`), BusError.
         """
 
         def check(newest: Held[Command]) -> None:
             if said.order <= newest.said.order:
                 raise overtaken(kind, id, newest.said.order, said.order)
 
-        await self._in_force.put(f"{kind}.{id}", signed, command, said, check)
+        await self._in_force.put(f"{kind}.{id}", signed, command, said, check, command.seen)
 
     async def _subject(self, kind: SubjectKind, id: str, model: type[E]) -> E:
         key = f"{kind}.{id}"
