@@ -236,8 +236,8 @@ def _in_force(by_author: ByAuthor[M]) -> Held[M] | None:
 
 
 def _ordered(held: Iterable[Held[M]]) -> list[Held[M]]:
-    """Those whose authors count first, the highest order first."""
-    return sorted(held, key=lambda one: (one.says is None, -one.said.order))
+    """Those whose authors count first, the highest order first; of the same order by key, not as the bus lists them."""
+    return sorted(held, key=lambda one: (one.says is None, -one.said.order, one.author))
 
 
 def _check_seen(place: str, standing: Iterable[Held[M]], seen: Collection[bytes]) -> None:

@@ -332,6 +332,24 @@ async def test_what_is_signed_by_an_older_list_of_the_bus_is_refused(bench: Benc
     assert await sequence_in_force(worker) == 4
 
 
+@pytest.mark.parametrize("memory", ["seen both", "seen one", "new"])
+async def test_of_two_of_the_same_order_the_bus_does_not_choose(bench: Bench, memory: str) -> None:
+    """Put in force by two workers to whom the bus has shown different states: in whatever order they are listed."""
+    both = [standing(enrol(5), "ann"), standing(revoke(5), "bob")]
+    found = []
+    if memory == "seen one":
+        await bench.put(both[1])
+        await bench.worker("ann", "bob", memory=memory)._in_force.newest("host.h1", await bench.bucket.get("host.h1"))
+    for listed in (both, both[::-1]):
+        await bench.put(*listed)
+        held = await bench.worker("ann", "bob", memory=memory)._in_force.newest(
+            "host.h1", await bench.bucket.get("host.h1")
+        )
+        assert held is not None
+        found.append(held.author)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("memory", ["one", "new"])
 async def test_a_stolen_key_that_is_taken_out_gives_back_what_it_took(bench: Bench, memory: str) -> None:
     """And undoes nothing that an honest key did, also where a worker has seen all of it."""
