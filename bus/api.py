@@ -48,7 +48,7 @@ class Bucket(Protocol):
         ...
 
     async def keys(self, pattern: str = ">") -> list[str]:
-        """Every key with a value that fits the pattern (`*` one token, `>` one or more at the end), sorted."""
+        """Every valid key with a value that fits the pattern (`*` one token, `>` one or more at the end), sorted."""
         ...
 
     def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:
