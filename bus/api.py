@@ -15,6 +15,11 @@ class Conflict(BusError):
     """Compare-and-set failed: the entry was changed first."""
 
 
+MAX_CONFLICTS = 50
+"""Lost compare-and-sets in a row after which whoever tries gives up for now, and is redelivered or comes again later: a
+bus that has them all lost makes no loop."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value in a bucket. `value` is None where the watcher reports a deletion."""

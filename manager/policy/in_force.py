@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import structlog
 from pydantic import BaseModel
 
-from attestgate.bus.api import Bucket, Conflict, Entry
+from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.local.statements import Statements
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
@@ -27,8 +27,6 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
 BELIEVED = 20_000
 """Statements whose signatures are not checked again, by their SHA-256: about 100 bytes of memory each."""
-MAX_CONFLICTS = 50
-"""Lost compare-and-sets in a row before a command is redelivered later: a bus that has them all lost makes no loop."""
 Tell = Callable[[Reason], Awaitable[None]]
 """Is told what the bus has set back."""
 
