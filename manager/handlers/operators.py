@@ -10,6 +10,8 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
@@ -39,6 +41,7 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.in_force import ANSWER, Answer, InForce, digest_of
 from attestgate.schemas.signing import Signed, Signer
 
+log = structlog.get_logger(__name__)
 MAX_ANSWERED = 4
 """Reasons that a signed answer repeats."""
 MICROSECONDS = 1_000_000
@@ -179,10 +182,14 @@ class Operators:
                 await self._enrolments.check_known(action.kind, action.id)
                 await self._put(received, action.kind, action.id)
                 if action.kind != "gateway":
-                    await self._order(action.kind, action.id, "revoke", _revoked(action, received.name), received)
+                    revoked = _revoked(action, received.name)
+                    # It is in force. A session that no pointer leads to ends at its next recheck.
+                    for reason in await self._order(action.kind, action.id, "revoke", revoked, received):
+                        log.error("a session not told of its revocation", reason=reason.sentence())
             case RecheckNow():
                 await self._enrolments.check_known(action.kind, action.id)
-                await self._order(action.kind, action.id, "recheck", None, received)
+                if unread := await self._order(action.kind, action.id, "recheck", None, received):
+                    raise Refusal(*unread)
             case PutPolicy() | TryPolicy():
                 await self._policy(action, received)
             case Retry():
@@ -205,14 +212,23 @@ class Operators:
             said = received.said(statement, received.command.sequence)
             await self._policies.try_out(action.manifest, manifest, action.documents, said)
 
-    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> None:
-        """Send an order to every session of a subject, including one that is not trusted yet."""
+    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> list[Reason]:
+        """Send an order to every session of a subject, including one that is not trusted yet.
+
+        Returns why pointers could not be read: the bus can write any, and must not so keep an order from the others.
+        """
+        unread: list[Reason] = []
         for key in await self._current.keys(role, id):
-            session = await self._current.session(key)
+            try:
+                session = await self._current.session(key)
+            except Refusal as refusal:
+                unread += refusal.reasons
+                continue
             if session is not None:
                 order = Order(reasons=[reason] if reason else [])
                 once = f"{received.name}-{received.command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
+        return unread
 
     def _answer(self, name: str, digest: bytes, newest: int, refusal: Refusal | None = None) -> str:
         """The signed answer to a command, in base64: the bus delivers it, and has no say in it."""

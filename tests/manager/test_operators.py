@@ -329,6 +329,19 @@ async def test_a_recheck_of_who_is_not_there_is_refused_and_asks_nobody(site: De
     assert site.wire.said(f"{subjects.WORK}.>") == []
 
 
+async def test_a_pointer_that_the_bus_made_keeps_no_order_from_the_other_sessions(site: Deployment) -> None:
+    """What is in force is not answered as refused, and whoever can be told is told."""
+    await site.admitted()
+    for key in ("current.app.a1.a0", "current.app.a1.z9", "pending.app.a1.h1"):
+        await site.bus.bucket("sessions").put(key, b"junk")
+    since = len(site.events)
+    event = await give(site, command(site, Revoke(kind="app", id="a1", reason="test")))
+    assert event.what == "applied"
+    await site.until("app", "a1", "revoked", since=since)
+    recheck = command(site, RecheckNow(kind="app", id="a1"), sequence=int(site.clock() * 1e6) + 4000)
+    assert event_code(await give(site, recheck)) == "record.open"
+
+
 async def test_an_id_that_begins_like_another_is_another(site: Deployment) -> None:
     await site.admitted()
     await site.enrol_app("a")
