@@ -15,6 +15,11 @@ class Conflict(BusError):
     """Compare-and-set failed: the entry was changed first."""
 
 
+MAX_CONFLICTS = 50
+"""Lost compare-and-sets in a row after which whoever tries gives up for now, and is redelivered or comes again later: a
+bus that has them all lost makes no loop."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value in a bucket. `value` is None where the watcher reports a deletion."""
@@ -48,7 +53,7 @@ class Bucket(Protocol):
         ...
 
     async def keys(self, pattern: str = ">") -> list[str]:
-        """Every key with a value that fits the pattern (`*` one token, `>` one or more at the end), sorted."""
+        """Every valid key with a value that fits the pattern (`*` one token, `>` one or more at the end), sorted."""
         ...
 
     def watch(self, pattern: str = ">") -> AsyncIterator[Entry | None]:

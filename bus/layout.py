@@ -8,9 +8,9 @@ from typing import Literal
 
 from attestgate.bus import subjects
 from attestgate.schemas.base import MAX_MESSAGE
+from attestgate.schemas.enrolment import MAX_AUTHORS
 from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import MAX_EVENT
-from attestgate.schemas.in_force import MAX_AUTHORS
 from attestgate.schemas.limits import COMMAND, largest
 
 KIB = 1024
@@ -93,9 +93,14 @@ class BucketLayout:
         """The subjects of a pattern of keys."""
         return f"{KEY_VALUE}{self.name}.{pattern}"
 
+    @staticmethod
+    def is_key(key: str) -> bool:
+        """Whether a key is valid (ADR-8). The bus may list others, which nobody here can ask for."""
+        return _KEY.fullmatch(key) is not None
+
     def key_subject(self, key: str) -> str:
         """The subject of one key. Raises ValueError for an invalid key (ADR-8): a wildcard would read another's."""
-        if not _KEY.fullmatch(key):
+        if not self.is_key(key):
             raise ValueError(f"{key!r} is not a valid bucket key")
         return self.subject(key)
 

@@ -16,6 +16,7 @@ from attestgate.bus import subjects
 from attestgate.bus.api import Bus, Message
 from attestgate.bus.forward import event_of
 from attestgate.schemas.base import Refusal, pack, unpack
+from attestgate.schemas.clocks import SKEW_S
 from attestgate.schemas.enrolment import COMMAND, Action, Command, commands_of
 from attestgate.schemas.in_force import ANSWER, Answer, digest_of
 from attestgate.schemas.settings import OperatorFile
@@ -24,8 +25,11 @@ from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 log = structlog.get_logger(__name__)
 VALID_S = 60
 """How long a command may take to be applied."""
-AGAIN = ("command.sequence", "command.ahead", "command.expired")
-"""Why a command is signed again: what another clock made of it, or another operator's command just before."""
+OVERTAKEN = "command.sequence"
+AGAIN = (OVERTAKEN, "command.ahead", "command.expired")
+"""Why a command is signed again: what another clock made of it, or another command just before."""
+OWN = "sequence"
+"""The field of a refusal for a newer command of the operator's own; else it names the subject that one is about."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,40 @@ class OperatorKey:
         return cls(settings.name, Signer(settings.trust_domain, key), settings.managers)
 
 
-async def order(bus: Bus, operator: OperatorKey, action: Action, answer_s: float) -> Answer:
-    """Send a command and wait until it is applied. Returns the managers' answer.
+async def order(
+    bus: Bus, operator: OperatorKey, action: Action, answer_s: float, seen: list[bytes] | None = None
+) -> Answer:
+    """Send a command and wait until it is applied. Returns the managers' answer. `seen` is as in `Command`.
 
     A command that is refused for its time is signed once more, by the manager's clock and above the newest command that
-    its answer names. Raises Refusal with the managers' reasons, or `command.unanswered` if none of them answered in
-    `answer_s`.
+    its answer names; not if that one is about the same subject and came after it. Raises Refusal with the managers'
+    reasons, or `command.unanswered` if none of them answered in `answer_s`.
     """
     now = time.time()
-    answer = await _ask(bus, operator, action, int(now * 1_000_000), int(now), answer_s)
-    if not answer.applied and answer.reasons[0].code in AGAIN:
+    command = Command(sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action, seen=seen)
+    answer = await _ask(bus, operator, command, answer_s)
+    if not answer.applied and answer.reasons[0].code in AGAIN and not _overtaken(answer, now, time.time()):
         log.info("signed again", reason=answer.reasons[0].sentence())
         above = max(answer.newest + 1, answer.at * 1_000_000)
-        answer = await _ask(bus, operator, action, above, answer.at, answer_s)
+        by_manager = {"sequence": above, "expires_at": answer.at + VALID_S}
+        answer = await _ask(bus, operator, command.model_copy(update=by_manager), answer_s)
     if not answer.applied:
         raise Refusal(*answer.reasons)
     return answer
 
 
-async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, now: int, answer_s: float) -> Answer:
-    command = Command(sequence=sequence, expires_at=now + VALID_S, action=action)
+def _overtaken(answer: Answer, signed_at: float, answered_at: float) -> bool:
+    """Whether a command came too late: of its subject another is in force, signed after it by clocks that are right.
+
+    Whoever signed that one may have known more, and the bus may have held ours back: an operator has to look first.
+    """
+    reason = answer.reasons[0]
+    own_right = signed_at - SKEW_S <= answer.at <= answered_at + SKEW_S
+    other_right = answer.newest <= (answer.at + SKEW_S) * 1_000_000
+    return reason.code == OVERTAKEN and reason.field != OWN and own_right and other_right
+
+
+async def _ask(bus: Bus, operator: OperatorKey, command: Command, answer_s: float) -> Answer:
     data = pack(operator.signer.sign(COMMAND, commands_of(operator.name), command))
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -73,13 +91,13 @@ async def _ask(bus: Bus, operator: OperatorKey, action: Action, sequence: int, n
     subscription = await bus.listen(subjects.events_of("op", operator.name), hear)
     try:
         await bus.flush()
-        await bus.publish(subjects.operator(operator.name, action.do), data)
+        await bus.publish(subjects.operator(operator.name, command.action.do), data)
         async with asyncio.timeout(answer_s):
             return await answer
     except TimeoutError:
         raise Refusal.because(
             "command.unanswered",
-            action.do,
+            command.action.do,
             expected=f"an answer signed by a manager within {answer_s:g} s",
             found="no such answer",
             action="start a manager worker, and check manager_identity in your operator file; the command is valid for"

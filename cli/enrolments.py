@@ -32,12 +32,16 @@ app = typer.Typer(help="List who is enrolled, by whom, and sign enrolments with 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """An operator's newest command about a subject, as a manager put it in force. `key` is its signer, hexadecimal."""
+    """An operator's newest command about a subject, as a manager put it in force. `key` is its signer, hexadecimal.
+
+    `beside` are the commands of all operators about that subject, itself among them, by their SHA-256.
+    """
 
     subject: str
     key: str
     said: InForce
     command: Command
+    beside: list[bytes]
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """A row of the table."""
@@ -114,7 +118,8 @@ async def _sign(settings: OperatorFile, own: OperatorKey, found: list[Enrolled])
     """Order each again, as its newest command says. Raises Refusal, BusError."""
     async with await join(settings.bus) as bus:
         for one in found:
-            await order(bus, own, one.command.action, settings.answer_s)
+            # By a list of the bus: if it is an older one, what a manager knows of the subject is not on it.
+            await order(bus, own, one.command.action, settings.answer_s, one.beside)
             say(f"{one.subject}: signed")
 
 
@@ -142,13 +147,15 @@ async def _present(bus: Bus, managers: TrustedKeys) -> list[Enrolled]:
 
 def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Enrolled]:
     """What managers have put in force under a key. Raises Refusal."""
-    found = []
+    found: list[Enrolled] = []
+    beside: list[bytes] = []
     for standing in unpack(Standings, value).standing:
         said = managers.read(IN_FORCE, standing.in_force, place_of(ENROLMENT.name, key))
         # A manager has checked whose it is: whose keys count stands in the managers' settings.
         if said.statement == digest_of(pack(standing.statement)):
             command = unpack(Command, standing.statement.payload)
-            found.append(Enrolled(key, standing.statement.signer.hex(), said, command))
+            beside.append(said.statement)
+            found.append(Enrolled(key, standing.statement.signer.hex(), said, command, beside))
     return found
 
 

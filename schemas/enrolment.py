@@ -19,6 +19,8 @@ SubjectKind = Literal["host", "app", "gateway"]
 OperatorRole = Literal["operator", "policy-author", "viewer"]
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Increases with each command of an operator: Unix time in microseconds when it was signed."""
+MAX_AUTHORS = 8
+"""Authors whose newest statement is kept under one key."""
 
 
 class HostEnrolment(Model):
@@ -163,11 +165,16 @@ Action = Annotated[Enrol | Revoke | RecheckNow | PutPolicy | TryPolicy | Retry |
 
 
 class Command(Model):
-    """An operator's command. Applied once, in the order of `sequence`; refused after `expires_at`."""
+    """An operator's command. Applied once, in the order of `sequence`; refused after `expires_at`.
+
+    `seen`: the operator has signed by what the bus showed of the subject, these statements by their SHA-256. A manager
+    that knows of another refuses it: the bus had shown an older state.
+    """
 
     sequence: Sequence
     expires_at: Seconds
     action: Action
+    seen: Annotated[list[Bytes32], Field(max_length=MAX_AUTHORS)] | None = None
 
 
 COMMAND = Purpose("command", "operator", Command)

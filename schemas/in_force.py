@@ -13,12 +13,9 @@ from typing import Annotated
 from pydantic import Field
 
 from attestgate.schemas.base import Bytes32, Id, Model, Reasons, Seconds
-from attestgate.schemas.enrolment import Sequence
+from attestgate.schemas.enrolment import MAX_AUTHORS, Sequence
 from attestgate.schemas.signing import Purpose, Signed
 from attestgate.schemas.versioned import Versioned
-
-MAX_AUTHORS = 8
-"""Authors whose newest statement is kept under one key."""
 
 
 class InForce(Model):

@@ -67,7 +67,7 @@ class NatsBucket:
             page, more = await self._page(last, pattern)
             present |= {entry.key: entry.value is not None for entry in page}
             last = page[-1].revision if page else last
-        return sorted(key for key, there in present.items() if there)
+        return sorted(key for key, there in present.items() if there and self._layout.is_key(key))
 
     async def watch(self, pattern: str = ">") -> AsyncGenerator[Entry | None]:
         """See `bus.api.Bucket.watch`. After a reconnect every present value comes once more."""

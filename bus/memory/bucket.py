@@ -62,7 +62,7 @@ class MemoryBucket:
     async def keys(self, pattern: str = ">") -> list[str]:
         """See `bus.api.Bucket.keys`."""
         present = (key for key, entry in self._entries.items() if entry.value is not None)
-        return sorted(key for key in present if subjects.matches(pattern, key))
+        return sorted(key for key in present if subjects.matches(pattern, key) and self._layout.is_key(key))
 
     async def watch(self, pattern: str = ">") -> AsyncGenerator[Entry | None]:
         """See `bus.api.Bucket.watch`."""

@@ -10,12 +10,14 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.handlers.quarantine import Quarantine
 from attestgate.manager.local.slices import aside
 from attestgate.manager.policy.applied_commands import AppliedCommands
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, overtaken
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
@@ -39,6 +41,7 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.in_force import ANSWER, Answer, InForce, digest_of
 from attestgate.schemas.signing import Signed, Signer
 
+log = structlog.get_logger(__name__)
 MAX_ANSWERED = 4
 """Reasons that a signed answer repeats."""
 MICROSECONDS = 1_000_000
@@ -112,8 +115,9 @@ class Operators:
         try:
             self._signers.check_named(name)
             received = await self._read(name, data, digest)
-            newest = await self._newest(received)
-            await self._take(received, newest)
+            replaced = await self._replaced(received)
+            newest = max(replaced, await self._own(received))
+            await self._take(received, replaced, newest)
         except Refusal as refusal:
             answer = self._answer(name, digest, newest, refusal)
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
@@ -135,20 +139,25 @@ class Operators:
             raise _refused("subject", f"a command signed by {name}", found, "publish on your own subject")
         return Received(name, digest, signed, command, int(self._now()))
 
-    async def _newest(self, received: Received) -> int:
-        """The highest sequence in force of this operator, and of what the command replaces, itself left out."""
+    async def _own(self, received: Received) -> int:
+        """The highest sequence in force of this operator's key, the command itself left out."""
         own = await self._applied.newest(received.signed.signer)
-        newest = own.order if own is not None and own.command != received.digest else 0
-        if received.about is not None:
-            newest = max(newest, await self._enrolments.newest(*received.about, but=received.signed))
-        if isinstance(received.command.action, TryPolicy):
-            newest = max(newest, await self._policies.newest_trial(but=received.command.action.manifest))
-        return newest
+        return own.order if own is not None and own.command != received.digest else 0
 
-    async def _take(self, received: Received, newest: int) -> None:
+    async def _replaced(self, received: Received) -> int:
+        """The highest sequence in force of what the command replaces, itself left out."""
+        if received.about is not None:
+            return await self._enrolments.newest(*received.about, but=received.signed)
+        if isinstance(received.command.action, TryPolicy):
+            return await self._policies.newest_trial(but=received.command.action.manifest)
+        return 0
+
+    async def _take(self, received: Received, replaced: int, newest: int) -> None:
         command, now = received.command, self._now()
         if command.expires_at < received.at:
             raise _refused("expired", f"by {command.expires_at}", str(received.at), "sign it again; check both clocks")
+        if received.about is not None and command.sequence <= replaced:
+            raise overtaken(*received.about, replaced, command.sequence)
         if command.sequence <= newest:
             action = "sign it again: another was applied first"
             raise _refused("sequence", f"above {newest}", str(command.sequence), action)
@@ -173,10 +182,14 @@ class Operators:
                 await self._enrolments.check_known(action.kind, action.id)
                 await self._put(received, action.kind, action.id)
                 if action.kind != "gateway":
-                    await self._order(action.kind, action.id, "revoke", _revoked(action, received.name), received)
+                    revoked = _revoked(action, received.name)
+                    # It is in force. A session that no pointer leads to ends at its next recheck.
+                    for reason in await self._order(action.kind, action.id, "revoke", revoked, received):
+                        log.error("a session not told of its revocation", reason=reason.sentence())
             case RecheckNow():
                 await self._enrolments.check_known(action.kind, action.id)
-                await self._order(action.kind, action.id, "recheck", None, received)
+                if unread := await self._order(action.kind, action.id, "recheck", None, received):
+                    raise Refusal(*unread)
             case PutPolicy() | TryPolicy():
                 await self._policy(action, received)
             case Retry():
@@ -199,14 +212,23 @@ class Operators:
             said = received.said(statement, received.command.sequence)
             await self._policies.try_out(action.manifest, manifest, action.documents, said)
 
-    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> None:
-        """Send an order to every session of a subject, including one that is not trusted yet."""
+    async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> list[Reason]:
+        """Send an order to every session of a subject, including one that is not trusted yet.
+
+        Returns why pointers could not be read: the bus can write any, and must not so keep an order from the others.
+        """
+        unread: list[Reason] = []
         for key in await self._current.keys(role, id):
-            session = await self._current.session(key)
+            try:
+                session = await self._current.session(key)
+            except Refusal as refusal:
+                unread += refusal.reasons
+                continue
             if session is not None:
                 order = Order(reasons=[reason] if reason else [])
                 once = f"{received.name}-{received.command.sequence}-{session}"
                 await self._messages.send(role, session, what, order, message_id=once)
+        return unread
 
     def _answer(self, name: str, digest: bytes, newest: int, refusal: Refusal | None = None) -> str:
         """The signed answer to a command, in base64: the bus delivers it, and has no say in it."""

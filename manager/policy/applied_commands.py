@@ -6,9 +6,8 @@ nor a stranger can make it newer, and the bus can set it back for a worker that 
 
 from __future__ import annotations
 
-from attestgate.bus.api import Bucket, Conflict, Entry
+from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry
 from attestgate.manager.local.statements import Statements
-from attestgate.manager.policy.in_force import MAX_CONFLICTS
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.in_force import IN_FORCE, InForce, place_of
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys

@@ -60,20 +60,14 @@ class Enrolments:
     async def put(self, kind: SubjectKind, id: str, signed: Signed, command: Command, said: InForce) -> None:
         """Put a command about a subject in force, unless there is a newer one.
 
-        Raises Refusal `command.sequence`, BusError.
+        Raises Refusal (`command.sequence`, `command.unseen`), BusError.
         """
 
         def check(newest: Held[Command]) -> None:
             if said.order <= newest.said.order:
-                raise Refusal.because(
-                    "command.sequence",
-                    f"{kind} {id}",
-                    expected=f"a command newer than {newest.said.order}",
-                    found=said.order,
-                    action="another operator's command is newer: review it, and sign again",
-                )
+                raise overtaken(kind, id, newest.said.order, said.order)
 
-        await self._in_force.put(f"{kind}.{id}", signed, command, said, check)
+        await self._in_force.put(f"{kind}.{id}", signed, command, said, check, command.seen)
 
     async def _subject(self, kind: SubjectKind, id: str, model: type[E]) -> E:
         key = f"{kind}.{id}"
@@ -108,3 +102,14 @@ class Enrolments:
         if not isinstance(action, Enrol) or not isinstance(action.subject, model):
             raise AssertionError(f"{action.do} stands under {key}")
         return action.subject
+
+
+def overtaken(kind: SubjectKind, id: str, newest: int, sequence: int) -> Refusal:
+    """Why a command about a subject is not put in force after a newer one about it."""
+    return Refusal.because(
+        "command.sequence",
+        f"{kind} {id}",
+        expected=f"a command newer than {newest}",
+        found=sequence,
+        action="a newer command about it is in force: look at it (attestgate enrolments list), and sign again",
+    )

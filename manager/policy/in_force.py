@@ -7,27 +7,26 @@ set a bucket back; a worker then goes by what it has kept itself, says so, and p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
 from pydantic import BaseModel
 
-from attestgate.bus.api import Bucket, Conflict, Entry
+from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.local.statements import Statements
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
-from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, digest_of, place_of
+from attestgate.schemas.enrolment import MAX_AUTHORS
+from attestgate.schemas.in_force import IN_FORCE, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=BaseModel)
 BELIEVED = 20_000
 """Statements whose signatures are not checked again, by their SHA-256: about 100 bytes of memory each."""
-MAX_CONFLICTS = 50
-"""Lost compare-and-sets in a row before a command is redelivered later: a bus that has them all lost makes no loop."""
 Tell = Callable[[Reason], Awaitable[None]]
 """Is told what the bus has set back."""
 
@@ -109,10 +108,19 @@ class StatementsInForce(Generic[M]):
         _, merged = self._merged(key, await self._bucket.get(key))
         return max((one.said.order for one in merged.values() if one.says and one.standing.statement != but), default=0)
 
-    async def put(self, key: str, statement: Signed, says: M, said: InForce, check: Callable[[Held[M]], None]) -> None:
+    async def put(
+        self,
+        key: str,
+        statement: Signed,
+        says: M,
+        said: InForce,
+        check: Callable[[Held[M]], None],
+        seen: Collection[bytes] | None = None,
+    ) -> None:
         """Put an author's statement in force; `says` is what was read of it.
 
-        `check` is given what is in force so far, and raises Refusal if that has to stay. Raises BusError.
+        `check` is given what is in force so far, and raises Refusal if that has to stay. Raises Refusal
+        `command.unseen` if something else stands there than what was `seen`; BusError.
         """
         in_force = self._manager.sign(IN_FORCE, place_of(self._name, key), said)
         own = Held(Standing(statement=statement, in_force=in_force), said, says)
@@ -125,6 +133,8 @@ class StatementsInForce(Generic[M]):
                 return
             if newest is not None:
                 check(newest)
+            if seen is not None:
+                _check_seen(place_of(self._name, key), merged.values(), seen)
             if await self._store(key, entry, merged | {own.author: own}):
                 self._keep(key, own)
                 return
@@ -224,8 +234,21 @@ def _in_force(by_author: ByAuthor[M]) -> Held[M] | None:
 
 
 def _ordered(held: Iterable[Held[M]]) -> list[Held[M]]:
-    """Those whose authors count first, the highest order first."""
-    return sorted(held, key=lambda one: (one.says is None, -one.said.order))
+    """Those whose authors count first, the highest order first; of the same order by key, not as the bus lists them."""
+    return sorted(held, key=lambda one: (one.says is None, -one.said.order, one.author))
+
+
+def _check_seen(place: str, standing: Iterable[Held[M]], seen: Collection[bytes]) -> None:
+    """Raises Refusal `command.unseen`, also for an author who is not in the settings: his are often signed again."""
+    unseen = next((one for one in _ordered(standing)[:MAX_AUTHORS] if one.said.statement not in seen), None)
+    if unseen is not None:
+        raise Refusal.because(
+            "command.unseen",
+            place,
+            expected="a command by what stands there now",
+            found=f"a newer statement of {unseen.said.operator}, {unseen.said.order}",
+            action="list enrolments again, and sign by what is there: it is new, or the bus had shown an older state",
+        )
 
 
 def _rolled_back(place: str, kept: InForce, found: Held[M] | None) -> Reason:

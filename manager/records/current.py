@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from attestgate.bus.api import Bus, Conflict
+from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
@@ -58,7 +58,7 @@ class CurrentSessions:
 
         A repeat by a session that was itself superseded meanwhile changes nothing.
         """
-        while True:
+        for _ in range(MAX_CONFLICTS):
             entry = await self._bucket.get(key)
             value = entry.value if entry is not None else None
             before = self._cipher.open(Pointer, POINTERS, key, value) if value is not None else None
@@ -77,6 +77,7 @@ class CurrentSessions:
                 return
             except Conflict:
                 continue
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def _supersede(self, key: str, before: str, by: str, what: str) -> None:
         reason = Reason(

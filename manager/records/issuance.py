@@ -13,7 +13,7 @@ from contextlib import suppress
 import structlog
 from cryptography import x509
 
-from attestgate.bus.api import Bus, BusError, Conflict
+from attestgate.bus.api import MAX_CONFLICTS, Bus, BusError, Conflict
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki import crl
@@ -117,7 +117,7 @@ class Certificates:
     async def _extend(self, issuer: Issuer, revoked: list[crl.Revocation]) -> None:
         name = key_id(issuer.certificate)
         key = crl_key(name)
-        while True:
+        for _ in range(MAX_CONFLICTS):
             entry = await self._bucket.get(key)
             # nginx admits by leases, not by these lists. Those who check certificates by them alone must not see an
             # entry leave or a number fall because the bus showed an old list, or none that can be read.
@@ -133,6 +133,7 @@ class Certificates:
                 return
             except Conflict:
                 continue
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
 
 def _readable(issuer: Issuer, der: bytes | None) -> list[x509.CertificateRevocationList]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TypeAlias, TypeVar, TypeVarTuple
 
 from attestgate.bus import subjects
-from attestgate.bus.api import Bus, Conflict
+from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict
 from attestgate.bus.logs import bind_session
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
@@ -28,8 +28,6 @@ R = TypeVar("R", HostRecord, AppRecord)
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
 Kind: TypeAlias = type[HostRecord] | type[AppRecord]
-MAX_CONFLICTS = 50
-"""Lost compare-and-sets in a row before the message is redelivered later: others are busy with this session."""
 REMEMBERED = 4096
 """Record revisions whose outbox this worker remembers to have published."""
 BUCKET = "sessions"

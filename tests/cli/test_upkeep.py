@@ -168,6 +168,21 @@ async def test_enrolments_are_listed_and_signed_again(
     assert [one["what"] for one in again] == [one["what"] for one in listed]
 
 
+async def test_a_list_of_the_bus_that_is_older_undoes_no_revocation(
+    fleet: Fleet, operator: Path, attestgate: Run
+) -> None:
+    await fleet.enrol_host("h1")
+    bucket = (await fleet.join("manager", "bus")).bucket("enrolment")
+    older = await bucket.get("host.h1")
+    assert older is not None and older.value is not None
+    await fleet.order(Revoke(kind="host", id="h1", reason="stolen"))
+    await bucket.put("host.h1", older.value)
+    key = fleet.world.operator.public.hex()
+    arguments = ("enrolments", "resign", "--from", key[:8], "--yes", "-O", operator)
+    refused = await asyncio.to_thread(attestgate, *arguments)
+    assert refused.status == 1 and "command.unseen: enrolment/host.h1" in refused.err
+
+
 async def test_what_no_manager_put_in_force_is_not_listed(fleet: Fleet, operator: Path, attestgate: Run) -> None:
     await fleet.enrol_host("h1")
     bucket = (await fleet.join("manager", "junk")).bucket("enrolment")

@@ -24,8 +24,8 @@ from attestgate.manager.policy.in_force import StatementsInForce
 from attestgate.manager.policy.signers import Signers
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
-from attestgate.schemas.enrolment import COMMAND, Command, Enrol, HostEnrolment, Revoke, commands_of
-from attestgate.schemas.in_force import IN_FORCE, MAX_AUTHORS, InForce, Standing, Standings, digest_of, place_of
+from attestgate.schemas.enrolment import COMMAND, MAX_AUTHORS, Command, Enrol, HostEnrolment, Revoke, commands_of
+from attestgate.schemas.in_force import IN_FORCE, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 from tests.support.manager.world import TRUST_DOMAIN
@@ -313,6 +313,41 @@ async def test_a_full_disk_refuses_nobody_who_is_enrolled(bench: Bench) -> None:
     fill_disk(worker)
     await bench.put(standing(enrol(5)))
     assert await sequence_in_force(worker) == 5
+
+
+async def test_what_is_signed_by_an_older_list_of_the_bus_is_refused(bench: Bench) -> None:
+    """An operator signs again what others have signed, by a list without a revocation that a worker knows of."""
+    worker = bench.worker("ann", "bob", "eve")
+    await order(worker, enrol(1))
+    await order(worker, enrol(2), "bob")
+    listed = [digest_of(pack(signed(command, by))) for command, by in ((enrol(1), "ann"), (enrol(2), "bob"))]
+    await order(worker, revoke(3))
+    for known in (worker, bench.worker("bob", "eve")):  # also once ann is out of the settings
+        with pytest.raises(Refusal, match=r"command\.unseen: enrolment/host\.h1: .* ann, 3"):
+            await order(known, enrol(4).model_copy(update={"seen": listed}), "eve")
+    listed.append(digest_of(pack(signed(revoke(3)))))
+    again = enrol(4).model_copy(update={"seen": listed})
+    for _ in range(2):
+        await order(worker, again, "eve")
+    assert await sequence_in_force(worker) == 4
+
+
+@pytest.mark.parametrize("memory", ["seen both", "seen one", "new"])
+async def test_of_two_of_the_same_order_the_bus_does_not_choose(bench: Bench, memory: str) -> None:
+    """Put in force by two workers to whom the bus has shown different states: in whatever order they are listed."""
+    both = [standing(enrol(5), "ann"), standing(revoke(5), "bob")]
+    found = []
+    if memory == "seen one":
+        await bench.put(both[1])
+        await bench.worker("ann", "bob", memory=memory)._in_force.newest("host.h1", await bench.bucket.get("host.h1"))
+    for listed in (both, both[::-1]):
+        await bench.put(*listed)
+        held = await bench.worker("ann", "bob", memory=memory)._in_force.newest(
+            "host.h1", await bench.bucket.get("host.h1")
+        )
+        assert held is not None
+        found.append(held.author)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("memory", ["one", "new"])

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestgate.bus.api import Conflict
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.high_water import HighWater
@@ -151,6 +153,17 @@ async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
     assert await current.session("current.host.h1") == session(3)
     told = [message.subject for message in server.stored("ATTEST_WORK")]
     assert told == [f"attest.v1.work.host.{session(n)}.superseded" for n in (1, 2)]
+
+
+async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: object) -> int:
+        raise Conflict("lost")
+
+    server = MemoryServer()
+    current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))
+    monkeypatch.setattr(MemoryBucket, "create", lost)
+    with pytest.raises(Conflict):
+        await current.point("current.host.h1", session(1), "superseded")
 
 
 async def test_a_session_that_was_superseded_never_comes_back() -> None:

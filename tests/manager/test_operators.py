@@ -131,6 +131,24 @@ async def test_an_operator_whose_clock_is_wrong_can_still_act(
     assert newest.newest > said.newest
 
 
+@pytest.mark.parametrize("delay_s", [0, 8])
+async def test_a_command_that_the_bus_held_back_is_not_signed_again_over_what_came_after_it(
+    site: Deployment, monkeypatch: pytest.MonkeyPatch, delay_s: int
+) -> None:
+    """Enrolled by one, revoked by another who knew more: the command line of the first must not undo that unasked."""
+    monkeypatch.setattr("attestgate.bus.operator.time.time", lambda: site.clock())
+    held = site.wire.hold(subjects.operator(OPERATOR, "enrol"))
+    asking = asyncio.create_task(order(site.bus, site.world.operator_key, enrol(), 20.0))
+    subject, data = await held
+    assert (await give(site, command(site, enrol()))).what == "applied"
+    await site.advance(delay_s)
+    revoked = command(site, Revoke(kind="host", id="h1", reason="stolen"), sequence=int(site.clock() * 1e6) + 2000)
+    assert (await give(site, revoked)).what == "applied"
+    site.wire.inject(subject, data)
+    with pytest.raises(Refusal, match=r"command\.sequence: host h1"):
+        await asking
+
+
 async def test_the_command_line_believes_no_answer_of_the_bus(site: Deployment) -> None:
     """A revocation that is dropped, and an event that says it was applied: with an answer to another, or none."""
     before = await give(site, command(site, enrol()))
@@ -309,6 +327,19 @@ async def test_bytes_that_are_no_command_are_refused(site: Deployment) -> None:
 async def test_a_recheck_of_who_is_not_there_is_refused_and_asks_nobody(site: Deployment, kind: Any) -> None:
     assert event_code(await give(site, command(site, RecheckNow(kind=kind, id="nobody")))) == "enrolment.unknown"
     assert site.wire.said(f"{subjects.WORK}.>") == []
+
+
+async def test_a_pointer_that_the_bus_made_keeps_no_order_from_the_other_sessions(site: Deployment) -> None:
+    """What is in force is not answered as refused, and whoever can be told is told."""
+    await site.admitted()
+    for key in ("current.app.a1.a0", "current.app.a1.z9", "pending.app.a1.h1"):
+        await site.bus.bucket("sessions").put(key, b"junk")
+    since = len(site.events)
+    event = await give(site, command(site, Revoke(kind="app", id="a1", reason="test")))
+    assert event.what == "applied"
+    await site.until("app", "a1", "revoked", since=since)
+    recheck = command(site, RecheckNow(kind="app", id="a1"), sequence=int(site.clock() * 1e6) + 4000)
+    assert event_code(await give(site, recheck)) == "record.open"
 
 
 async def test_an_id_that_begins_like_another_is_another(site: Deployment) -> None:

@@ -12,6 +12,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from attestgate.bus.api import Conflict
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.manager.audit.intake import Intake
 from attestgate.manager.audit.orders import Orders
@@ -174,6 +176,17 @@ async def test_a_copy_that_is_not_this_cas_is_not_believed(lists: Lists, tmp_pat
     copies.write(key_id(lists.authority.certificate), await other.published())
     await lists.revoke(lists.worker(), "01")
     assert (await lists.shown())[1] == [1]
+
+
+async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(
+    lists: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> int:
+        raise Conflict("lost")
+
+    monkeypatch.setattr(MemoryBucket, "create", lost)
+    with pytest.raises(Conflict):
+        await lists.revoke(lists.worker(), "0a")
 
 
 async def test_a_full_disk_holds_up_no_revocation(lists: Lists, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from attestgate.app_agent import main as app_agent
 from attestgate.bus import layout, subjects
 from attestgate.bus.agent.managers_clock import ManagersClock
-from attestgate.bus.api import BusError
+from attestgate.bus.api import BusError, Entry
 from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.host_agent import main as host_agent
 from attestgate.manager.handlers import clock_watch
@@ -202,6 +202,19 @@ async def test_a_step_is_told_and_everybody_is_asked_anew(site: Deployment) -> N
     for kind, id in (("host", "h1"), ("app", "a1")):
         await site.until(kind, id, "rechecked", since=since)
     assert begun(site, since) == [0, 0]
+
+
+async def test_keys_that_no_manager_made_end_no_worker_that_looks_after_its_sessions(site: Deployment) -> None:
+    """The bus can name anything, also what is no valid key, and so cannot be asked for."""
+    bucket = site.bus.bucket("sessions")
+    assert isinstance(bucket, MemoryBucket)
+    for key in ("host.a:b", "host.ü", "app.a*", "host.ab", f"host.{'0' * 32}"):
+        bucket._entries[key] = Entry(key, b"junk", 1)
+    since = len(site.events)
+    set_by(site, "manager", 4)
+    for kind, id in (("host", "h1"), ("app", "a1")):
+        await site.until(kind, id, "rechecked", since=since)
+    assert not site.worker_died()
 
 
 async def test_time_that_passes_is_no_step(site: Deployment) -> None:
