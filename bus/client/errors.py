@@ -15,8 +15,8 @@ ANSWER_S = 2.0
 """Time-out of one request, in seconds, before it is retried."""
 WRONG_SEQUENCE = {10071, 10164}
 """JetStream error codes: the expected last sequence is not the last one."""
-NO_LEADER = {10008, 10009, 10039}
-"""JetStream error codes: a cluster is between two leaders, or has just started."""
+NO_LEADER = {10005, 10008, 10009, 10039}
+"""JetStream error codes: a cluster is between two leaders, or has just started and does not know all its servers yet."""
 
 
 class Unanswered(BusError):
