@@ -216,6 +216,7 @@ class Connections:
 
     def __init__(self, flood: Flood) -> None:
         self._flood = flood
+        self._begun = False
         self.sent = 0
         """What was written, in messages; of silent connections, how many were opened."""
 
@@ -239,13 +240,15 @@ class Connections:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """What one connection does, until the server closes it."""
-        self._wrote(1)
+        self._begin()
+        self.sent += 1
         await _discard(reader, writer)
 
-    def _wrote(self, count: int) -> None:
-        if not self.sent:
+    def _begin(self) -> None:
+        """Say that the flood is on its way: a limited sender takes a minute for its first large messages."""
+        if not self._begun:
+            self._begun = True
             print("flooding", flush=True)
-        self.sent += count
 
 
 class Flooder(Connections):
@@ -273,8 +276,9 @@ class Flooder(Connections):
             while not reading.done():
                 count, data = self._buffer()
                 writer.write(data)
+                self._begin()
                 await writer.drain()
-                self._wrote(count)
+                self.sent += count
                 await asyncio.sleep(0)
         finally:
             reading.cancel()

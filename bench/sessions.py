@@ -44,12 +44,15 @@ from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
-from attestgate.schemas.base import Secret
+from attestgate.schemas.base import Secret, pack, unpack
+from attestgate.schemas.binding import PROTOCOL
+from attestgate.schemas.enrolment import COMMAND, Command, Enrol, commands_of
+from attestgate.schemas.in_force import IN_FORCE, InForce, Standing, Standings, digest_of, place_of
 from attestgate.schemas.messages import Outcome
 from attestgate.schemas.settings import Timing
 from bench.bus import rate, shown, transition, write
 from tests.support.manager.fleet import CALM, Fleet
-from tests.support.manager.world import World
+from tests.support.manager.world import OPERATOR, World
 
 TICK = os.sysconf("SC_CLK_TCK")
 WORKERS = (1, 2, 4)
@@ -389,11 +392,26 @@ async def _copies(
                 pointer = Pointer(session=session, counter=1)
                 await bus.bucket("sessions").create(named, place.world.cipher.seal("sessions", named, 1, pointer))
             await bus.bucket("summaries").put(summary_key(own), summary(own))
-            await bus.bucket("enrolment").put(f"host.{id}", others["enrolment"][1])
+            await bus.bucket("enrolment").put(f"host.{id}", _enrolled(place, others["enrolment"][1], id))
             await bus.bucket("admissions").put(f"host.{session}", others["admissions"][1])
             await bus.schedule(subjects.deadline(session), b"host", at=4_000_000_000)
 
     await asyncio.gather(*map(one, numbers))
+
+
+def _enrolled(place: Site, value: bytes, id: str) -> bytes:
+    """A host's enrolment as it stands in the bucket, for another id: signed by operator and manager as that was."""
+    (standing,) = unpack(Standings, value).standing
+    command = unpack(Command, standing.statement.payload)
+    assert isinstance(command.action, Enrol)
+    subject = command.action.subject.model_copy(update={"id": id})
+    command = command.model_copy(update={"action": Enrol(subject=subject)})
+    statement = place.world.operator.sign(COMMAND, commands_of(OPERATOR), command)
+    said = unpack(InForce, standing.in_force.payload)
+    said = said.model_copy(update={"statement": digest_of(pack(statement)), "command": digest_of(pack(statement))})
+    in_force = place.world.manager.sign(IN_FORCE, place_of("enrolment", f"host.{id}"), said)
+    copied = Standings(version=PROTOCOL, standing=[Standing(statement=statement, in_force=in_force)])
+    return pack(copied)
 
 
 async def _bytes(bus: NatsBus) -> dict[str, int]:
