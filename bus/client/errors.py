@@ -16,7 +16,7 @@ ANSWER_S = 2.0
 WRONG_SEQUENCE = {10071, 10164}
 """JetStream error codes: the expected last sequence is not the last one."""
 NO_LEADER = {10005, 10008, 10009, 10039}
-"""JetStream error codes: a cluster is between two leaders, or has just started and does not know all its servers yet."""
+"""JetStream error codes: a cluster is between two leaders, or has just started and lacks one or some of its servers."""
 
 
 class Unanswered(BusError):
