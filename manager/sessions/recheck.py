@@ -165,7 +165,6 @@ def judge_anew(record: R, context: Context, policy: dict[str, str], since: int) 
 
 def end_stale(record: R, context: Context) -> R:
     """The session whose challenge lies in the future: ended, since it would be trusted until the clock gets there."""
-    draft = Draft(record, context)
     latest = record.question or record
     reason = Reason(
         code="session.future",
@@ -174,8 +173,7 @@ def end_stale(record: R, context: Context) -> R:
         found=f"one sent at {latest.issued_at}",
         action="synchronize the clocks of all workers: one was ahead; the agent starts a new session automatically",
     )
-    terminate(draft, Input.DEADLINE, record.state.lower(), [reason])
-    return draft.finish()
+    return _ended(record, context, reason)
 
 
 def _kept_from_now(record: R, context: Context) -> R:
@@ -187,7 +185,6 @@ def _kept_from_now(record: R, context: Context) -> R:
 
 def expire(record: R, context: Context) -> R:
     """The session past its deadline."""
-    draft = Draft(record, context)
     reason = Reason(
         code="session.expired",
         field=record.state,
@@ -195,5 +192,10 @@ def expire(record: R, context: Context) -> R:
         found=f"no message until {context.now}",
         action="check that the agent runs and reaches the bus; it starts a new session automatically",
     )
+    return _ended(record, context, reason)
+
+
+def _ended(record: R, context: Context, reason: Reason) -> R:
+    draft = Draft(record, context)
     terminate(draft, Input.DEADLINE, record.state.lower(), [reason])
     return draft.finish()
