@@ -96,6 +96,18 @@ ONCE = {EXPECTED: "0"}
 """Headers of a message that is stored only if there is none on its subject; `publish` raises Conflict if there is."""
 
 
+async def compare_and_set(bucket: Bucket, key: str, before: Entry | None, value: bytes) -> bool:
+    """Compare-and-set: whether a bucket took a value in the place of what was read. Raises BusError."""
+    try:
+        if before is None or before.value is None:
+            await bucket.create(key, value)
+        else:
+            await bucket.update(key, value, before.revision)
+    except Conflict:
+        return False
+    return True
+
+
 class Delivery(Protocol):
     """One message of a stream, to be acknowledged. `attempt` counts from 1."""
 

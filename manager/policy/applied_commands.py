@@ -6,7 +6,7 @@ nor a stranger can make it newer, and the bus can set it back for a worker that 
 
 from __future__ import annotations
 
-from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry
+from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry, compare_and_set
 from attestgate.manager.local.statements import Statements
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.in_force import IN_FORCE, InForce, place_of
@@ -37,15 +37,9 @@ class AppliedCommands:
             newest = self._newest(operator, entry)
             if newest is not None and newest.order >= said.order:
                 return
-            try:
-                if entry is None:
-                    await self._bucket.create(operator.hex(), value)
-                else:
-                    await self._bucket.update(operator.hex(), value, entry.revision)
-            except Conflict:
-                continue
-            self._memory.keep(place, operator, said.order, value)
-            return
+            if await compare_and_set(self._bucket, operator.hex(), entry, value):
+                self._memory.keep(place, operator, said.order, value)
+                return
         raise Conflict(f"{place}: {MAX_CONFLICTS} compare-and-sets lost")
 
     def _newest(self, operator: bytes, entry: Entry | None) -> InForce | None:

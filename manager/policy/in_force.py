@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import structlog
 from pydantic import BaseModel
 
-from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry
+from attestgate.bus.api import MAX_CONFLICTS, Bucket, Conflict, Entry, compare_and_set
 from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.local.statements import Statements
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
@@ -155,15 +155,7 @@ class StatementsInForce(Generic[M]):
         """Whether the bucket took them; it does not if somebody else wrote first."""
         # Those of authors whom this worker's settings do not name stay: another's may name them already.
         standing = [one.standing for one in _ordered(by_author.values())[:MAX_AUTHORS]]
-        value = pack(Standings(version=PROTOCOL, standing=standing))
-        try:
-            if entry is None:
-                await self._bucket.create(key, value)
-            else:
-                await self._bucket.update(key, value, entry.revision)
-        except Conflict:
-            return False
-        return True
+        return await compare_and_set(self._bucket, key, entry, pack(Standings(version=PROTOCOL, standing=standing)))
 
     def _merged(self, key: str, entry: Entry | None) -> tuple[ByAuthor[M], ByAuthor[M]]:
         """Of each author what the bus has, and the newest that it or this worker has."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict
+from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict, compare_and_set
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
@@ -69,14 +69,8 @@ class CurrentSessions:
             if before is not None:
                 # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)
-            try:
-                if entry is None or value is None:
-                    await self._bucket.create(key, sealed)
-                else:
-                    await self._bucket.update(key, sealed, entry.revision)
+            if await compare_and_set(self._bucket, key, entry, sealed):
                 return
-            except Conflict:
-                continue
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def _supersede(self, key: str, before: str, by: str, what: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 import structlog
 from cryptography import x509
 
-from attestgate.bus.api import MAX_CONFLICTS, Bus, BusError, Conflict
+from attestgate.bus.api import MAX_CONFLICTS, Bus, BusError, Conflict, compare_and_set
 from attestgate.manager.audit.orders import Orders
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.pki import crl
@@ -124,15 +124,9 @@ class Certificates:
             before = [*_readable(issuer, entry.value if entry else None), *_readable(issuer, self._copies.read(name))]
             at, passed = int(self._now()), int(self._passed())
             der = crl.extend(issuer, before, revoked, at=at, longest_s=self._certificate_s, passed=passed)
-            try:
-                if entry is None or entry.value is None:
-                    await self._bucket.create(key, der)
-                else:
-                    await self._bucket.update(key, der, entry.revision)
+            if await compare_and_set(self._bucket, key, entry, der):
                 self._copies.write(name, der)
                 return
-            except Conflict:
-                continue
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
 
