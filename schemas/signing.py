@@ -70,17 +70,21 @@ class TrustedKeys:
     deployment: str
     by_role: Mapping[AuthorRole, Collection[bytes]]
 
-    def read(self, purpose: Purpose[M], signed: Signed, place: str, *context: bytes) -> M:
-        """What a statement says, parsed only once its signature is verified. Raises Refusal (`signature.*`)."""
+    def check_signer(self, purpose: Purpose[M], key: bytes) -> None:
+        """Raises Refusal `signature.signer` for a key that is not trusted to make statements of a purpose."""
         # The signer named is a claim: only a key of the settings is tried, never one that comes with the statement.
-        if signed.signer not in self.by_role.get(purpose.author, ()):
+        if key not in self.by_role.get(purpose.author, ()):
             raise Refusal.because(
                 "signature.signer",
                 purpose.label,
                 expected=f"a signature by a key of role {purpose.author} in the settings",
-                found=f"key {signed.signer.hex()[:16]}",
+                found=f"key {key.hex()[:16]}",
                 action="enrol that key, or sign with the right one",
             )
+
+    def read(self, purpose: Purpose[M], signed: Signed, place: str, *context: bytes) -> M:
+        """What a statement says, parsed only once its signature is verified. Raises Refusal (`signature.*`)."""
+        self.check_signer(purpose, signed.signer)
         try:
             Ed25519PublicKey.from_public_bytes(signed.signer).verify(
                 signed.signature, purpose.signed_bytes(self.deployment, place, context, signed.payload)

@@ -38,14 +38,7 @@ class Signers:
 
     def name_of(self, key: bytes) -> str:
         """The name that belongs to an operator's key. Raises Refusal `signature.signer`."""
-        if key not in self._names:
-            raise Refusal.because(
-                "signature.signer",
-                COMMAND.label,
-                expected="a signature by a key of role operator in the settings",
-                found=f"key {key.hex()[:16]}",
-                action="enrol that key, or sign with the right one",
-            )
+        self.trusted.check_signer(COMMAND, key)
         return self._names[key]
 
     def commands_of(self, key: bytes) -> str:
