@@ -115,9 +115,13 @@ class Operators:
         try:
             self._signers.check_named(name)
             received = await self._read(name, data, digest)
+            own = await self._applied.newest(received.signed.signer)
+            repeated = own is not None and own.command == digest
             replaced = await self._replaced(received)
-            newest = max(replaced, await self._own(received))
-            await self._take(received, replaced, newest)
+            newest = max(replaced, own.order if own is not None and not repeated else 0)
+            self._check(received, replaced, newest)
+            if not repeated:  # else only the answer was lost
+                await self._apply_and_note(received)
         except Refusal as refusal:
             answer = self._answer(name, digest, newest, refusal)
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
@@ -139,11 +143,6 @@ class Operators:
             raise _refused("subject", f"a command signed by {name}", found, "publish on your own subject")
         return Received(name, digest, signed, command, int(self._now()))
 
-    async def _own(self, received: Received) -> int:
-        """The highest sequence in force of this operator's key, the command itself left out."""
-        own = await self._applied.newest(received.signed.signer)
-        return own.order if own is not None and own.command != received.digest else 0
-
     async def _replaced(self, received: Received) -> int:
         """The highest sequence in force of what the command replaces, itself left out."""
         if received.about is not None:
@@ -152,7 +151,8 @@ class Operators:
             return await self._policies.newest_trial(but=received.command.action.manifest)
         return 0
 
-    async def _take(self, received: Received, replaced: int, newest: int) -> None:
+    def _check(self, received: Received, replaced: int, newest: int) -> None:
+        """Raises Refusal for a command out of time or order. `newest`: of what it replaces and its operator's own."""
         command, now = received.command, self._now()
         if command.expires_at < received.at:
             raise _refused("expired", f"by {command.expires_at}", str(received.at), "sign it again; check both clocks")
@@ -166,9 +166,9 @@ class Operators:
         latest = max(int((now + self._skew_s) * MICROSECONDS), newest + MICROSECONDS)
         if command.sequence > latest:
             raise _refused("ahead", f"a sequence of at most {latest}", str(command.sequence), "correct your clock")
-        own = await self._applied.newest(received.signed.signer)
-        if own is not None and own.command == received.digest:
-            return  # applied before: only the answer was lost
+
+    async def _apply_and_note(self, received: Received) -> None:
+        command = received.command
         await self._apply(received)
         await self._orders.note(received.name, command, received.digest.hex())
         await self._applied.note(received.signed.signer, received.said(received.digest, command.sequence))
