@@ -39,15 +39,11 @@ def at_gateways(name: str) -> str:
     return f"gateways/{name}"
 
 
-def read_break_glass(data: bytes, operators: TrustedKeys, gateways: str, longest_s: int, at: int) -> BreakGlass:
-    """A file's admission, if it is valid now. Raises Refusal (`message.*`, `signature.*`, `break-glass.*`)."""
-    admission = open_break_glass(data, operators, gateways, longest_s)
-    check_time(admission, at)
-    return admission
-
-
 def open_break_glass(data: bytes, operators: TrustedKeys, gateways: str, longest_s: int) -> BreakGlass:
-    """A file's admission, whatever the time: what is refused here stays so. Raises Refusal as `read_break_glass`."""
+    """A file's admission, whatever the time: what is refused here stays so.
+
+    Raises Refusal (`message.*`, `signature.*`, `break-glass.*`).
+    """
     admission = operators.read(BREAK_GLASS, unpack(Signed, data, limit=MAX_FILE), at_gateways(gateways))
     if admission.expires_at - admission.issued_at > longest_s:
         found = f"{admission.expires_at - admission.issued_at} s"

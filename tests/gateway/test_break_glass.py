@@ -13,7 +13,7 @@ from attestgate.manager.gateway.break_glass import BreakGlassFolder
 from attestgate.manager.local.keyfiles import create_identity, read_identity
 from attestgate.schemas.admission import ALL, Withdrawal, open_report
 from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways, read_break_glass
+from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways, check_time, open_break_glass
 from attestgate.schemas.enrolment import COMMAND
 from attestgate.schemas.settings import BreakGlassSettings
 from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
@@ -159,7 +159,7 @@ def test_what_it_may_not_be(tmp_path: Path, change: dict[str, Any], code: str) -
     client = Gate(tmp_path, time.time).client()
     data = pack(OPERATOR.sign(BREAK_GLASS, PLACE, said(client, 1_000_000, **change)))
     with pytest.raises(Refusal) as refusal:
-        read_break_glass(data, OPERATORS, "sdn", 120, 1_000_000)
+        check_time(open_break_glass(data, OPERATORS, "sdn", 120), 1_000_000)
     assert refusal_code(refusal) == code
 
 
@@ -242,7 +242,8 @@ def test_the_command_signs_what_a_gateway_takes(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     trusted = TrustedKeys(TRUST_DOMAIN, {"operator": {public}})
-    glass = read_break_glass(out.read_bytes(), trusted, "sdn", 3600, int(time.time()))
+    glass = open_break_glass(out.read_bytes(), trusted, "sdn", 3600)
+    check_time(glass, int(time.time()))
     assert (glass.serial, glass.identity) == (client.issued.serial, client.issued.identity)
     assert glass.allow == ["GET,HEAD /**"] and glass.expires_at - glass.issued_at == 900
     assert read_identity(tmp_path / "ann.pem").public_key().public_bytes_raw() == public
