@@ -6,13 +6,13 @@ import pytest
 from pydantic import BaseModel
 
 from attestgate.bus import subjects
-from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import pack, unpack
 from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.messages import HostRecheckEvidence
+from tests.support.manager.agents_end import agents_end
 from tests.support.manager.deployment import Deployment
 from tests.support.reasons import event_code
 
@@ -64,18 +64,7 @@ async def asked_again(site: Deployment) -> tuple[HostRecord, bytes, HostRecheckE
 
 def said(host: HostRecord, evidence: HostRecheckEvidence) -> bytes:
     """What h1 would send as its next message: whoever holds its channel, its own kernel for one, can make it."""
-    assert host.channel is not None
-    end = Channel(
-        session=host.session,
-        secret=host.channel.secret,
-        base=host.channel.base,
-        sends="up",
-        sent=host.channel.opened,
-        sent_chain=host.channel.opened_chain,
-        opened=host.channel.sent,
-        opened_chain=host.channel.sent_chain,
-    )
-    return end.seal("recheck_evidence", pack(evidence))[1]
+    return agents_end(host).seal("recheck_evidence", pack(evidence))[1]
 
 
 @pytest.mark.parametrize("renamed", [True, False], ids=["under the new nonce", "under its own nonce"])

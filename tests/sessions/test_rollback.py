@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestgate.bus import layout, subjects
-from attestgate.bus.crypto.channel import Channel, Frame
+from attestgate.bus.crypto.channel import Frame
 from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
@@ -15,6 +15,7 @@ from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.enrolment import PolicyManifest, RecheckNow, Revoke
 from attestgate.schemas.in_force import Standings
 from attestgate.schemas.messages import KeyDelivered
+from tests.support.manager.agents_end import agents_end
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
@@ -197,16 +198,7 @@ async def test_another_hosts_word_on_a_key_moves_nothing(site: Deployment) -> No
     (app,), hosts = await site.records(AppRecord), await site.records(HostRecord)
     (other,) = [record for record in hosts if record.subject == "h2"]
     assert other.channel is not None
-    end = Channel(
-        session=other.session,
-        secret=other.channel.secret,
-        base=other.channel.base,
-        sends="up",
-        sent=other.channel.opened,
-        sent_chain=other.channel.opened_chain,
-        opened_chain=other.channel.sent_chain,
-    )
-    _, word = end.seal("key_delivered", pack(KeyDelivered(app_session=app.session)))
+    _, word = agents_end(other).seal("key_delivered", pack(KeyDelivered(app_session=app.session)))
     site.wire.inject(subjects.inbound("host", "h2", "key_delivered"), word)
     await site.quiet()
     heard = (await site.record(HostRecord, other.session)).channel
