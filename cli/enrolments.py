@@ -100,9 +100,10 @@ def resign(
     What a key has signed ends with it. Lists what is to be signed, and whose it was, before anything is signed.
     Keys are named by their first 8 digits or more, as `enrolments list` shows them.
     """
+    left_out, chosen = _prefixes(without), _prefixes(signed_by)
     settings = operator_file(operator)
     own = OperatorKey.of(settings, read_identity(key or settings.identity))
-    newest, chosen = _newest(asyncio.run(_read(operator)), _prefixes(without)), _prefixes(signed_by)
+    newest = _newest(asyncio.run(_read(operator)), left_out)
     mine = own.signer.public.hex()
     found = [one for one in newest if (one.key.startswith(chosen) if chosen else one.key != mine)]
     if not found:
