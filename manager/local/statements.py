@@ -8,6 +8,7 @@ not correctness. So a disk that is full holds up nobody: what cannot be written 
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,9 @@ class Statements:
         """What has not reached the disk yet, by key, then author."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = sqlite3.connect(path, isolation_level=None)
+            # Closed with its worker, which nobody closes, in whichever thread collects that.
+            self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._file.close)
             path.chmod(0o600)
             # On disk when a write returns: a worker acts on what it has kept, and may be killed then.
             self._file.execute("PRAGMA synchronous = FULL")
