@@ -66,8 +66,9 @@ def verify(
     """Verify the whole log: signatures, tree, every retained entry. Exit status 1 if anything is wrong."""
     signers = read_identities(jwks)
     before = [_saved(path, signers) for path in since or []]
-    copy = _read(operator, lambda bus: read_log(bus, signers))
-    findings = check(copy, _managers(operator, signers), before, int(time.time()))
+    managers = _managers(operator, signers)
+    copy = _read(operator, lambda bus: read_log(bus, managers))
+    findings = check(copy, managers, before, int(time.time()))
     if as_json:
         shown = [finding.model_dump(mode="json") for finding in findings]
         say(json.dumps({**_plain_head(copy), "kept_from": kept_from(copy), "findings": shown}, indent=2))
@@ -91,9 +92,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the decisions about a session, certificate, host, application or operator, with proof of inclusion."""
-    signers = read_identities(jwks)
-    copy = _read(operator, lambda bus: read_log(bus, signers))
-    found = [entry for entry in decisions(copy, _managers(operator, signers)) if _about(entry[1], text)]
+    managers = _managers(operator, read_identities(jwks))
+    copy = _read(operator, lambda bus: read_log(bus, managers))
+    found = [entry for entry in decisions(copy, managers) if _about(entry[1], text)]
     if not found:
         raise Refusal.because(
             "log.unknown",
@@ -106,10 +107,10 @@ def show(
         entries = [_proven(copy, *entry) for entry in found]
         say(json.dumps({**_plain_head(copy), "entries": entries}, indent=2))
         return
-    for index, decision, _ in found:
+    for number, decision, _ in found:
         when = datetime.fromtimestamp(decision.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
         facts = decision.fact.model_dump(mode="json", exclude={"did"}, exclude_none=True)
-        say(f"{index}  {when}  {decision.kind} {decision.subject}  {decision.fact.did}  by {decision.by}")
+        say(f"{number}  {when}  {decision.kind} {decision.subject}  {decision.fact.did}  by {decision.by}")
         say(f"    {json.dumps(facts)}")
 
 
@@ -126,27 +127,50 @@ def _about(decision: Decision, text: str) -> bool:
     )
 
 
-def _proven(copy: LogCopy, index: int, decision: Decision, entry: bytes) -> dict[str, Any]:
-    """An entry, its bytes and its audit path (RFC 9162, section 2.1.3), in base64."""
-    path = inclusion_proof(copy.leaves, index)
+def _proven(copy: LogCopy, number: int, decision: Decision, entry: bytes) -> dict[str, Any]:
+    """An entry, its bytes and its audit path in its tree (RFC 9162, section 2.1.3), in base64."""
+    tree = next(tree for tree in copy.trees if number < tree.end)
+    path = inclusion_proof(tree.leaves, number - tree.first)
     return {
-        "index": index,
-        "entry": base64.b64encode(entry).decode(),
-        "path": [base64.b64encode(node).decode() for node in path],
+        "number": number,
+        "tree": tree.number,
+        "index": number - tree.first,
+        "entry": _base64(entry),
+        "path": [_base64(node) for node in path],
         "decision": decision.model_dump(mode="json"),
     }
 
 
 def _plain_head(copy: LogCopy) -> dict[str, Any]:
-    return {"size": copy.checkpoint.size, "root": copy.checkpoint.root.hex(), "checkpoint": copy.note}
+    """The head, and in `seam` what makes the closed tree's root as good: the entry that names it, and its path."""
+    plain: dict[str, Any] = {
+        "size": copy.checkpoint.size,
+        "root": copy.checkpoint.root.hex(),
+        "checkpoint": copy.note,
+        "first": copy.newest.first,
+    }
+    if closed := copy.closed:
+        plain["closed"] = {"tree": closed.number, "first": closed.first, "size": closed.size, "root": closed.root.hex()}
+        path = inclusion_proof(copy.newest.leaves, 0)
+        plain["seam"] = {"entry": _base64(copy.seam), "path": [_base64(node) for node in path]}
+    return plain
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
 
 
 def _summary(copy: LogCopy, before: list[Checkpoint]) -> str:
     kept = kept_from(copy)
     when = datetime.fromtimestamp(copy.checkpoint.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     older = f"; of those before {kept} only the hashes" if kept else ""
-    goes_on = f"; extends the head of size {', '.join(str(one.size) for one in before)}" if before else ""
-    return f"valid: {copy.checkpoint.size} decisions, the newest of {when}{older}{goes_on}"
+    gone = f", and of those before {copy.first} not even these" if copy.first else ""
+    goes_on = f"; extends the head of size {', '.join(map(_size, before))}" if before else ""
+    return f"valid: {copy.size} decisions, the newest of {when}{older}{gone}{goes_on}"
+
+
+def _size(head: Checkpoint) -> str:
+    return str(head.size) if head.tree == 1 else f"{head.size} of tree {head.tree}"
 
 
 def _managers(operator: Path, signers: set[bytes]) -> TrustedKeys:

@@ -30,9 +30,9 @@ class Witness:
             log.error("decision log head refused", reason=refusal.reasons[0].sentence())
             return
         before = self.seen
-        if before is None or head.size > before.size:
+        if before is None or (head.tree, head.size) > (before.tree, before.size):
             self.seen = head
             log.info("decision log", head=note)
-        elif head.size == before.size and head.root != before.root:
+        elif (head.tree, head.size) == (before.tree, before.size) and head.root != before.root:
             # Two workers may be a batch apart, so a smaller size alone proves nothing: two roots of one size do.
             log.error("decision log is inconsistent: two heads of one size", head=note, before_root=before.root.hex())

@@ -17,6 +17,8 @@ from attestgate.schemas.messages import Outcome
 from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
 MAX_ENTRY = 64 * 1024
+MANAGERS = "managers"
+"""In the place of an id, where an entry is about all managers."""
 MAX_REASONS = 8
 """Most reasons in an entry; the event has all of them."""
 
@@ -113,8 +115,29 @@ class BreakGlassFact(Model):
     reason: Text
 
 
+class Continued(Model):
+    """A tree of the log is full, and closed: the log goes on in the tree that begins with this entry.
+
+    `origin`, `size` and `root` are of the closed tree; `entries`: how many the log has up to there, in all its trees.
+    """
+
+    did: Literal["continued"] = "continued"
+    origin: Text
+    size: Count
+    root: Hex32
+    entries: Count
+
+
 Fact: TypeAlias = Annotated[
-    AcceptedFact | EndedFact | IssuedFact | Admitted | WithdrawnFact | Ordered | KeyInForce | BreakGlassFact,
+    AcceptedFact
+    | EndedFact
+    | IssuedFact
+    | Admitted
+    | WithdrawnFact
+    | Ordered
+    | KeyInForce
+    | BreakGlassFact
+    | Continued,
     Field(discriminator="did"),
 ]
 

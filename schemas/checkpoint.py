@@ -25,11 +25,12 @@ ED25519 = b"\x01"
 _BODY = re.compile(
     r"([a-z0-9][a-z0-9./-]{0,299})\n(0|[1-9]\d{0,18})\n([A-Za-z0-9+/]{43}=)\ncursor (\d{1,19})\ntime (\d{1,12})\n"
 )
+_NUMBERED = re.compile(r"(.+/decisions)/([2-9]|[1-9][0-9]{1,8})")
 _SIGNATURE = re.compile(r"— (\S{1,300}) ([A-Za-z0-9+/]+={0,2})")
 
 
 class Checkpoint(Model):
-    """The tree's size and root hash. `cursor`: the last sequence of the stream ATTEST_LOG that it includes."""
+    """A tree's size and root hash. `cursor`: the last sequence of the stream ATTEST_LOG that the log includes."""
 
     origin: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9./-]{0,299}$", max_length=300)]
     size: Count
@@ -37,15 +38,28 @@ class Checkpoint(Model):
     cursor: Count
     at: Seconds
 
+    @property
+    def log(self) -> str:
+        """The log's name, which all its trees have in common: the first tree's origin."""
+        numbered = _NUMBERED.fullmatch(self.origin)
+        return numbered[1] if numbered else self.origin
+
+    @property
+    def tree(self) -> int:
+        """The tree's number in its log, from 1."""
+        numbered = _NUMBERED.fullmatch(self.origin)
+        return int(numbered[2]) if numbered else 1
+
     def text(self) -> str:
         """What is signed."""
         root = base64.b64encode(self.root).decode()
         return f"{self.origin}\n{self.size}\n{root}\ncursor {self.cursor}\ntime {self.at}\n"
 
 
-def origin_of(trust_domain: str) -> str:
-    """The log's name, and that of the key that signs its heads."""
-    return f"{trust_domain}/attestgate/decisions"
+def origin_of(trust_domain: str, tree: int = 1) -> str:
+    """A tree's name, and that of the key that signs its heads. The first tree's is the log's."""
+    log = f"{trust_domain}/attestgate/decisions"
+    return log if tree == 1 else f"{log}/{tree}"
 
 
 def sign_checkpoint(key: Ed25519PrivateKey, checkpoint: Checkpoint) -> str:

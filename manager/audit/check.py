@@ -1,7 +1,8 @@
 """What is wrong with a decision log: each finding by name, from the signed head down to single entries.
 
-The head vouches for the leaf hashes, they for the entries. The stream may have lost its oldest entries, to its limits;
-what it holds must be the rest of the tree, in its order, whole. What comes after the head's cursor is not in it yet.
+The head vouches for the leaf hashes of its tree, whose first entry may vouch for those of a tree before it; they vouch
+for the entries. The stream may have lost its oldest entries, to its limits; what it holds must be the rest of the
+trees, in their order, whole. What comes after the head's cursor is not in a tree yet.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from itertools import pairwise
 
 from attestgate.bus.api import StoredMessage
 from attestgate.bus.layout import LOG
-from attestgate.manager.audit.copy import LogCopy
+from attestgate.manager.audit.copy import LogCopy, Tree
 from attestgate.manager.audit.head import ACTION
 from attestgate.manager.audit.intake import OVERDUE_S
 from attestgate.manager.audit.merkle import consistency_proof, goes_on, leaf_hash, root_of
-from attestgate.schemas.audit import Decision, open_decision
+from attestgate.schemas.audit import Continued, Decision, open_decision
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.checkpoint import Checkpoint
 from attestgate.schemas.signing import TrustedKeys
@@ -28,29 +29,29 @@ NAMED = 5
 
 def check(log: LogCopy, managers: TrustedKeys, since: Sequence[Checkpoint], at: int) -> list[Reason]:
     """Every finding, none if all is well at Unix second `at`. `since`: heads of this log that were seen before."""
-    findings = list(_tree(log))
+    findings = [finding for tree in log.trees for finding in _tree(log, tree)] or list(_repeated(log))
     if findings:
         return findings  # nothing below rests on anything
     findings += [finding for before in since for finding in _goes_on(log, before)]
     opened = [(stored, _opened(stored, managers)) for stored in log.stored]
+    findings += _counted(log, opened)
     kept = list(_entries(log, since, at))
     # An entry that is missing from the stream leaves a gap in its session's numbers too.
     return [*findings, *kept, *_strangers(log, opened, at), *(() if kept else _numbers(log, opened))]
 
 
 def decisions(log: LogCopy, managers: TrustedKeys) -> Iterator[tuple[int, Decision, bytes]]:
-    """The entries that are in the tree and still kept: index, what it says, its bytes."""
-    index = log.index()
+    """The entries that are in a tree and still kept: number, what it says, its bytes."""
     for stored in log.stored:
         leaf, decision = leaf_hash(stored.data), _opened(stored, managers)
-        if leaf in index and decision is not None:
-            yield index[leaf], decision, stored.data
+        if leaf in log.index and decision is not None:
+            yield log.index[leaf], decision, stored.data
 
 
 def kept_from(log: LogCopy) -> int:
-    """Index of the oldest entry that the stream still holds; the tree's size if it holds none."""
-    index = log.index()
-    return min((index[leaf] for s in log.stored if (leaf := leaf_hash(s.data)) in index), default=len(log.leaves))
+    """Number of the oldest entry that the stream still holds; the log's size if it holds none."""
+    numbers = {log.index.get(leaf_hash(stored.data), log.size) for stored in log.stored}
+    return min(numbers - log.seams, default=log.size)
 
 
 def _opened(stored: StoredMessage, managers: TrustedKeys) -> Decision | None:
@@ -61,47 +62,75 @@ def _opened(stored: StoredMessage, managers: TrustedKeys) -> Decision | None:
         return None
 
 
-def _tree(log: LogCopy) -> Iterator[Reason]:
-    if len(log.leaves) != log.checkpoint.size or root_of(log.leaves) != log.checkpoint.root:
-        found = f"{len(log.leaves)} with root {root_of(log.leaves).hex()}"
-        yield _finding(
-            "log.leaves", "tree", f"{log.checkpoint.size} leaf hashes with root {log.checkpoint.root.hex()}", found
-        )
-    for leaf, times in Counter(log.leaves).items():
+def _tree(log: LogCopy, tree: Tree) -> Iterator[Reason]:
+    root = root_of(tree.leaves)
+    if (len(tree.leaves), root) != (tree.size, tree.root):
+        expected = f"{tree.size} leaf hashes with root {tree.root.hex()}"
+        yield _finding("log.leaves", f"tree {tree.number}", expected, f"{len(tree.leaves)} with root {root.hex()}")
+    elif tree is log.newest and log.seam and tree.leaves[:1] != [leaf_hash(log.seam)]:
+        found = "".join(leaf.hex() for leaf in tree.leaves[:1])
+        yield _finding("log.seam", f"tree {tree.number}", f"leaf hash {leaf_hash(log.seam).hex()} first", found)
+
+
+def _repeated(log: LogCopy) -> Iterator[Reason]:
+    leaves = list(log.leaves())
+    for leaf, times in Counter(leaves).items():
         if times > 1:
-            yield _finding("log.repeated", f"entry {log.leaves.index(leaf)}", "once in the tree", f"{times} times")
+            number = log.first + leaves.index(leaf)
+            yield _finding("log.repeated", f"entry {number}", "once in the log", f"{times} times")
 
 
 def _goes_on(log: LogCopy, before: Checkpoint) -> Iterator[Reason]:
     now = log.checkpoint
-    if before.origin != now.origin:
-        yield _finding("log.origin", "saved head", now.origin, before.origin)
-    elif before.size > now.size:
-        yield _finding("log.rolled-back", "tree", f"at least the {before.size} entries of the saved head", now.size)
+    if before.log != now.log:
+        yield _finding("log.origin", "saved head", now.log, before.origin)
+    elif before.tree > now.tree:
+        yield _finding("log.rolled-back", "log", f"tree {before.tree}, as in the saved head", f"tree {now.tree}")
+    elif (tree := _tree_of(log, before)) is None:
+        kept = " and ".join(str(tree.number) for tree in log.trees)
+        yield _finding("log.gone", "saved head", f"a head of tree {kept}, which the bus has", f"tree {before.tree}")
+    elif before.size > tree.size:
+        expected = f"at least the {before.size} entries of the saved head"
+        yield _finding("log.rolled-back", f"tree {tree.number}", expected, tree.size)
     elif before.size:
-        path = consistency_proof(log.leaves, before.size)
-        if not goes_on(before.size, before.root, now.size, now.root, path):
+        path = consistency_proof(tree.leaves, before.size)
+        if not goes_on(before.size, before.root, tree.size, tree.root, path):
             yield _finding(
                 "log.forked",
-                f"the first {before.size} entries",
+                f"the first {before.size} entries of tree {tree.number}",
                 f"those of the saved head, root {before.root.hex()}",
-                f"different entries, root {root_of(log.leaves[: before.size]).hex()}",
+                f"different entries, root {root_of(tree.leaves[: before.size]).hex()}",
             )
 
 
+def _tree_of(log: LogCopy, before: Checkpoint) -> Tree | None:
+    return next((tree for tree in log.trees if tree.number == before.tree), None)
+
+
+def _counted(log: LogCopy, opened: Opened) -> Iterator[Reason]:
+    """The seam before the older tree, where it is kept, counts the entries up to there as the one after it does."""
+    for stored, decision in opened:
+        if decision is not None and isinstance(fact := decision.fact, Continued):
+            number = log.index.get(leaf_hash(stored.data))
+            if number is not None and (number not in log.seams or fact.entries != number):
+                yield _finding("log.seam", f"entry {number}", f"{number} entries before it", fact.entries)
+
+
 def _entries(log: LogCopy, since: Sequence[Checkpoint], at: int) -> Iterator[Reason]:
-    """What the stream holds of the tree: missing, exchanged, out of order, more than there should be."""
-    index, size = log.index(), log.checkpoint.size
-    places = [index.get(leaf_hash(stored.data)) for stored in log.stored]
-    while places and places[-1] is None and log.stored[len(places) - 1].sequence > log.checkpoint.cursor:
-        places.pop()  # not in the tree yet
+    """What the stream holds of the trees: missing, exchanged, out of order, more than there should be."""
+    size, seams = log.size, log.seams
+    held = [(log.index.get(leaf_hash(stored.data)), stored.sequence) for stored in log.stored]
+    placed = [(place, sequence) for place, sequence in held if place not in seams]
+    while placed and placed[-1][0] is None and placed[-1][1] > log.checkpoint.cursor:
+        placed.pop()  # not in a tree yet
+    places = [place for place, _ in placed]
     known = [place for place in places if place is not None]
     strange = len(places) - len(known)
-    if wrong := [after for before, after in pairwise(known) if after <= before]:
+    if wrong := [after for before, after in pairwise(known) if after <= before] or _early(log):
         yield _finding("log.order", _named(wrong), "entries in the tree's order, each once", "later ones before them")
     leading = next((n for n, place in enumerate(places) if place is not None), len(places))
-    first = max(min(min(known, default=size), _promised(log, since, at)) - leading, 0)
-    missing = sorted(set(range(first, size)) - set(known))
+    first = max(min(min(known, default=size), _promised(log, since, at)) - leading, log.first)
+    missing = sorted(set(range(first, size)) - {place for place, _ in held})
     if missing and strange:
         yield _finding("log.edited", _named(missing), "the entries of the tree", f"{strange} different entries")
     elif missing and missing[0] > max(known, default=-1):
@@ -112,12 +141,24 @@ def _entries(log: LogCopy, since: Sequence[Checkpoint], at: int) -> Iterator[Rea
         yield _finding("log.injected", "stream", "entries of the tree only", f"{strange} that are not in it")
 
 
+def _early(log: LogCopy) -> list[int]:
+    """The entries that trees begin with where they are in the stream twice, or before one of the tree before."""
+    places = [log.index.get(leaf_hash(stored.data)) for stored in log.stored]
+    early = []
+    for seam in log.seams & set(places):
+        after = places[places.index(seam) + 1 :]
+        if any(place is not None and place <= seam for place in after):
+            early.append(seam)
+    return early
+
+
 def _promised(log: LogCopy, since: Sequence[Checkpoint], at: int) -> int:
-    """From which index on the stream's limits cannot have let an entry go: what came after a head that is young."""
-    size, oldest = log.checkpoint.size, at - LOG.max_age_s
+    """From which number on the stream's limits cannot have let an entry go: what came after a head that is young."""
+    size, oldest = log.size, at - LOG.max_age_s
     young = [max(size - 1, 0)] if log.checkpoint.at > oldest else []
     if sum(len(stored.data) for stored in log.stored) < LOG.max_bytes // 2:
-        young += [before.size for before in since if before.at > oldest]
+        seen = [(_tree_of(log, before), before) for before in since if before.at > oldest]
+        young += [tree.first + before.size for tree, before in seen if tree is not None]
     return min(young, default=size)
 
 

@@ -3,13 +3,13 @@
 No worker leads. Each checks every newer head against the one that it has seen before; each takes in what the stream
 has got since, signs the new head, and stores it by compare-and-set: of several, one wins, and the others look again.
 This goes on beside the sessions, in batches; nothing waits for it. A head that does not fit what this worker has seen
-is reported, and never built upon.
+is reported, and never built upon. A tree that is full is closed by whoever appends next, who begins another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import randbelow
 
@@ -18,13 +18,15 @@ import structlog
 from attestgate.bus.api import Bus, BusError, Conflict, StoredMessage
 from attestgate.bus.layout import LOG, TREE
 from attestgate.manager.audit.alarms import Alarms
-from attestgate.manager.audit.head import ACTION, HEAD, Head, leaves_from, open_head, put_tiles
+from attestgate.manager.audit.follow import follow, in_parts, went_back
+from attestgate.manager.audit.head import HEAD, MOST, Head, open_head, put_tiles, room
 from attestgate.manager.audit.intake import Intake
-from attestgate.manager.audit.last_head import LastHead
+from attestgate.manager.audit.last_head import LastHead, Seen
 from attestgate.manager.audit.merkle import Frontier, leaf_hash
-from attestgate.schemas.audit import open_decision
+from attestgate.manager.audit.seam import put_seam
+from attestgate.schemas.audit import Continued, open_decision
 from attestgate.schemas.base import Refusal, pack
-from attestgate.schemas.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of, sign_checkpoint
 from attestgate.schemas.signing import Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
@@ -35,15 +37,15 @@ LOOK_S = 2.0
 """How often a worker without entries of its own looks: another may have died before it took in its last."""
 CERTAIN = 2
 """Consecutive looks that must find the same problem: a cluster between two leaders may show an older head once."""
-VERIFIED_AT_ONCE, HASHED_AT_ONCE = 16, 2000
-"""Entries whose signatures are verified, and leaf hashes that are taken over, before the sessions have their turn."""
+VERIFIED_AT_ONCE = 16
+"""Entries whose signatures are verified before the sessions have their turn."""
 TELL_EVERY = 30
 """Looks after which a problem that lasts is reported again."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """For metrics: entries in the tree, age in seconds of the oldest not yet in it, whether the head fits."""
+    """For metrics: entries in the log's trees, age in seconds of the oldest not yet in one, whether the head fits."""
 
     size: int
     pending_s: float
@@ -51,7 +53,10 @@ class Status:
 
 
 class DecisionLog:
-    """One worker's part in the log. `managers`: whose heads and entries are trusted, its own identity among them."""
+    """One worker's part in the log. `managers`: whose heads and entries are trusted, its own identity among them.
+
+    `most`: entries of a tree, full tiles of them.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class DecisionLog:
         managers: TrustedKeys,
         alarms: Alarms,
         now: Callable[[], float],
+        most: int = MOST,
     ) -> None:
         self._bus = bus
         self._bucket = bus.bucket(TREE.name)
@@ -70,9 +76,9 @@ class DecisionLog:
         self._identity = identity
         self._managers = managers
         self._signers = set(managers.by_role["manager"])
-        self._origin = origin_of(identity.deployment)
         self._alarms = alarms
         self._now = now
+        self._most = most
         self._head = Head(note="", leaves=b"")
         self._value, self._revision = b"", 0
         """The head on the bus, as it was last read or written."""
@@ -86,7 +92,8 @@ class DecisionLog:
 
     def status(self) -> Status:
         """For metrics."""
-        return Status(self._memory.seen.size, self._intake.age_s(), self._troubles < CERTAIN)
+        seen = self._memory.seen
+        return Status(seen.before + seen.size, self._intake.age_s(), self._troubles < CERTAIN)
 
     async def run(self) -> None:
         """Follow the head and append, until cancelled."""
@@ -106,9 +113,12 @@ class DecisionLog:
         await self._follow()
         seen = self._memory.seen
         page, more = await self._bus.page(LOG.name, seen.cursor)
-        if page:
-            await self._append(page)
-        return more
+        if not page:
+            return more
+        if not room(seen.size, self._most):
+            await self._begin()
+            return True
+        return await self._append(page) or more
 
     async def _look(self) -> bool:
         try:
@@ -147,107 +157,83 @@ class DecisionLog:
         seen = self._memory.seen
         if entry is None or entry.value is None:
             if seen.note:
-                raise _went_back("the log", seen.size, "no head")
+                raise went_back("the log", seen.size, "no head")
             return
         if entry.value == self._value:
             self._revision = entry.revision
             return
         head, checkpoint = open_head(entry.value, self._signers)
-        self._check_newer(checkpoint)
-        leaves = await leaves_from(self._bus, seen.size, head, checkpoint.size)
-        frontier = seen.frontier
-        async for part in _in_parts(leaves):
-            frontier = frontier.extended(part)
-        # The leaf hashes on the bus are signed by nobody: they count because they lead from the tree seen before to the
-        # signed root.
-        if (frontier.size, frontier.root()) != (checkpoint.size, checkpoint.root):
-            raise _forked(seen.size, checkpoint, frontier.root())
+        seen, leaves = await follow(self._bus, self._managers, seen, head, checkpoint)
         self._value, self._revision = entry.value, entry.revision
-        await self._keep(head, frontier, checkpoint.cursor, leaves)
+        await self._keep(head, seen, leaves)
 
-    def _check_newer(self, checkpoint: Checkpoint) -> None:
+    async def _append(self, page: list[StoredMessage]) -> bool:
+        """Append the entries of a page that the tree has room for; whether some are left. Raises Conflict, BusError."""
         seen = self._memory.seen
-        # Stops the head of another deployment, signed by a manager identity that both trust.
-        if checkpoint.origin != self._origin:
-            raise Refusal.because(
-                "log.origin",
-                "checkpoint",
-                expected=self._origin,
-                found=checkpoint.origin,
-                action="this is another deployment's log: check the bus, and trust_domain in the settings",
-            )
-        if checkpoint.size < seen.size:
-            raise _went_back("the log", seen.size, str(checkpoint.size))
-        # A cursor that went back would have entries taken into the tree a second time.
-        if checkpoint.cursor < seen.cursor:
-            raise _went_back("its cursor", seen.cursor, str(checkpoint.cursor))
+        leaves, cursor = await self._entries(page, room(seen.size, self._most))
+        rest = await put_tiles(self._bucket, self._head, seen.tree, seen.size)
+        frontier = seen.frontier.extended(leaves)
+        await self._store(seen, frontier, cursor, leaves, rest, self._head.seam)
+        return cursor < page[-1].sequence
 
-    async def _append(self, page: list[StoredMessage]) -> None:
-        """Append the entries of a page to the tree. Raises Conflict, BusError."""
-        leaves = await self._entries(page)
-        rest = await put_tiles(self._bucket, self._head, self._memory.seen.size)
-        frontier, cursor = self._memory.seen.frontier.extended(leaves), page[-1].sequence
+    async def _begin(self) -> None:
+        """Close the tree, which is full, and begin the next with the entry that names it. Raises Conflict, BusError."""
+        seen = self._memory.seen
+        # All of it is in tiles from here on: the next head holds none of its leaf hashes.
+        await put_tiles(self._bucket, self._head, seen.tree, seen.size)
+        closed, entries = open_checkpoint(seen.note, self._signers), seen.before + seen.size
+        seam = await put_seam(self._bus, self._identity, self._managers, closed, entries)
+        leaf = leaf_hash(seam)
+        new = Seen(tree=seen.tree + 1, before=entries, first=leaf.hex())
+        # In the stream, it comes after entries that are still to be taken in: the cursor stays where it is.
+        await self._store(new, Frontier().extended([leaf]), seen.cursor, [leaf], b"", seam)
+
+    async def _store(
+        self, seen: Seen, frontier: Frontier, cursor: int, leaves: list[bytes], rest: bytes, seam: bytes
+    ) -> None:
+        """Sign and store the next head: its own leaf hashes are the `rest`, and the new. Raises Conflict, BusError."""
+        origin = origin_of(self._identity.deployment, seen.tree)
         checkpoint = Checkpoint(
-            origin=self._origin, size=frontier.size, root=frontier.root(), cursor=cursor, at=int(self._now())
+            origin=origin, size=frontier.size, root=frontier.root(), cursor=cursor, at=int(self._now())
         )
-        head = Head(note=sign_checkpoint(self._identity.key, checkpoint), leaves=rest + b"".join(leaves))
+        note = sign_checkpoint(self._identity.key, checkpoint)
+        head = Head(note=note, leaves=rest + b"".join(leaves), seam=seam)
         value = pack(head)
         if self._revision:
             self._revision = await self._bucket.update(HEAD, value, self._revision)
         else:
             self._revision = await self._bucket.create(HEAD, value)
         self._value = value
-        await self._keep(head, frontier, cursor, leaves)
+        await self._keep(head, seen.grown(note, frontier, cursor), leaves)
 
-    async def _keep(self, head: Head, frontier: Frontier, cursor: int, leaves: list[bytes]) -> None:
+    async def _keep(self, head: Head, seen: Seen, leaves: list[bytes]) -> None:
         self._head = head
-        async for part in _in_parts(leaves):
-            self._intake.taken(part, cursor)
-        await self._memory.keep(head.note, frontier, cursor)
+        async for part in in_parts(leaves):
+            self._intake.taken(part, seen.cursor)
+        await self._memory.keep(seen)
 
-    async def _entries(self, page: list[StoredMessage]) -> list[bytes]:
-        """The leaf hashes of a page's entries: what no manager signed, and what came twice, is left out."""
+    async def _entries(self, page: list[StoredMessage], most: int) -> tuple[list[bytes], int]:
+        """The leaf hashes of a page's entries, at most so many, and the sequence up to which that is.
+
+        Left out is what no manager signed, what came twice, and what continues a tree: it is in the log already.
+        """
         known = set(self._head.hashes)
         leaves: list[bytes] = []
+        cursor = self._memory.seen.cursor
         for number, stored in enumerate(page):
+            if len(leaves) == most:
+                break
+            cursor = stored.sequence
             if number % VERIFIED_AT_ONCE == VERIFIED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             try:
                 # For this subject: under another, a true entry would pass for a decision about somebody else.
-                open_decision(stored.subject, stored.data, self._managers)
+                decision = open_decision(stored.subject, stored.data, self._managers)
             except Refusal as refusal:
                 await self._alarms.stranger(stored, refusal)
                 continue
             leaf = leaf_hash(stored.data)
-            if leaf not in known:
+            if leaf not in known and not isinstance(decision.fact, Continued):
                 known.add(leaf)
                 leaves.append(leaf)
-        return leaves
-
-
-async def _in_parts(leaves: list[bytes]) -> AsyncIterator[list[bytes]]:
-    """Leaf hashes, few at a time, at least once: a worker that is new may have millions to take over."""
-    for start in range(0, max(len(leaves), 1), HASHED_AT_ONCE):
-        if start:
-            await asyncio.sleep(0)
-        yield leaves[start : start + HASHED_AT_ONCE]
-
-
-def _went_back(what: str, seen: int, found: str) -> Refusal:
-    return Refusal.because(
-        "log.rolled-back",
-        what,
-        expected=f"at least {seen}, as this worker has seen it",
-        found=found,
-        action=ACTION,
-    )
-
-
-def _forked(seen: int, checkpoint: Checkpoint, root: bytes) -> Refusal:
-    return Refusal.because(
-        "log.forked",
-        f"the tree of {checkpoint.size} entries",
-        expected=f"one that goes on from the {seen} that this worker has seen: root {root.hex()}",
-        found=f"root {checkpoint.root.hex()}",
-        action=ACTION,
-    )
+        return leaves, cursor

@@ -12,14 +12,11 @@ from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.pki.authority import Issuer, key_id
 from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.signers import Signers
-from attestgate.schemas.audit import BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
+from attestgate.schemas.audit import MANAGERS, BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.break_glass import BREAK_GLASS, at_gateways
 from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
 from attestgate.schemas.signing import Signed, Signer
-
-MANAGERS = "managers"
-"""In the place of an id, where an entry is about all managers."""
 
 
 class Orders:

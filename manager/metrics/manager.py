@@ -190,7 +190,9 @@ class LogStatus(Collector):
         """See prometheus_client's Collector."""
         status = self._status()
         yield GaugeMetricFamily(
-            "attestgate_decision_log_entries", "Decisions in the tree that this worker has checked", status.size
+            "attestgate_decision_log_entries",
+            "Decisions in the log, in all its trees, up to the head that this worker has checked",
+            status.size,
         )
         yield GaugeMetricFamily(
             "attestgate_decision_log_pending_seconds",

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.api import ONCE, BusError, Conflict
 from attestgate.bus.layout import LOG, TREE
 from attestgate.bus.memory.server import MemoryServer
-from attestgate.manager.audit import head, log
+from attestgate.manager.audit import follow, head, log
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import read_log
 from attestgate.manager.audit.head import HEAD, open_head, tile_key
@@ -82,7 +82,7 @@ async def test_it_verifies_from_every_older_head(join: Join, tmp_path: Path) -> 
     assert await findings(keeper.bus, *heads) == []
     log = await copied(keeper.bus)
     for before in heads:
-        path = consistency_proof(log.leaves, before.size)
+        path = consistency_proof(log.newest.leaves, before.size)
         assert goes_on(before.size, before.root, log.checkpoint.size, log.checkpoint.root, path)
 
 
@@ -129,7 +129,7 @@ async def test_tiles_are_full_and_a_new_worker_reads_them(tmp_path: Path) -> Non
     bucket = keeper.bus.bucket(TREE.name)
     tiles = {key for key in await bucket.keys() if key.startswith("leaves.")}
     assert tiles == {tile_key(number) for number in range(len(tiles))} and len(tiles) > 30
-    assert (await copied(keeper.bus)).leaves == [leaf_hash(entry(n)[1]) for n in range(1, total + 1)]
+    assert (await copied(keeper.bus)).newest.leaves == [leaf_hash(entry(n)[1]) for n in range(1, total + 1)]
     fresh = Keeper(server.connect(), tmp_path / "two")
     await fresh.decide(total + 1, total + 1)
     await fresh.grow()
@@ -231,7 +231,7 @@ async def test_a_new_identity_goes_on_with_the_log_of_the_one_before(tmp_path: P
     both = Keeper(server.connect(), tmp_path / "one", new, frozenset({public, *SIGNERS}))
     await both.intake.put(*entry(4, key=new))
     await both.grow()
-    log = await read_log(both.bus, {public})
+    log = await read_log(both.bus, TrustedKeys(KEY.deployment, {"manager": {public}}))
     assert log.checkpoint.size == 4
     assert check(log, TrustedKeys(KEY.deployment, {"manager": {public, *SIGNERS}}), [], NOW) == []
 
@@ -261,7 +261,7 @@ async def test_few_entries_are_verified_and_taken_over_before_others_have_their_
 ) -> None:
     """A page of the stream by the worker that appends it, the whole tree by one that is new."""
     monkeypatch.setattr(log, "VERIFIED_AT_ONCE", 4)
-    monkeypatch.setattr(log, "HASHED_AT_ONCE", 3)
+    monkeypatch.setattr(follow, "HASHED_AT_ONCE", 3)
     server, turn = MemoryServer(), 0
     verified: list[int] = []
     hashed: list[int] = []

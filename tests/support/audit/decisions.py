@@ -23,7 +23,7 @@ async def decided(bus: Bus, world: World, at: int) -> list[Decision]:
     log = DecisionLog(bus, intake, memory, world.manager, world.managers, telling, lambda: at)
     while await _more(log):
         pass
-    copy = await read_log(bus, {world.manager.public})
+    copy = await read_log(bus, world.managers)
     assert check(copy, world.managers, [], at) == []
     return [decision for _, decision, _ in sorted(decisions(copy, world.managers), key=lambda item: item[0])]
 

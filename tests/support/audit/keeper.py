@@ -88,7 +88,7 @@ def entry(number: int, session: str = SESSION, key: Signer = KEY, id: str = "") 
 
 async def copied(bus: Bus) -> LogCopy:
     """The log as the bus shows it."""
-    return await read_log(bus, SIGNERS)
+    return await read_log(bus, MANAGERS)
 
 
 async def findings(bus: Bus, *since: Checkpoint, at: int = NOW) -> list[str]:
