@@ -38,8 +38,10 @@ async def put_seam(bus: Bus, identity: Signer, managers: TrustedKeys, closed: Ch
 
 def open_seam(entry: bytes, head: Checkpoint, managers: TrustedKeys) -> Continued:
     """What a head carries as its tree's first entry, signed by a manager for this tree. Raises Refusal."""
-    fact = open_decision(_subject(head.origin), entry, managers).fact
     before = origin_of(managers.deployment, head.tree - 1)
+    if not entry:
+        raise wrong_seam(f"an entry that continues {before}", "none beside the head")
+    fact = open_decision(_subject(head.origin), entry, managers).fact
     if not isinstance(fact, Continued) or fact.origin != before or not closable(fact.size):
         raise wrong_seam(f"the last head of {before}", str(fact.model_dump(mode="json")))
     others = fact.entries - fact.size

@@ -16,6 +16,7 @@ from attestgate.bus.layout import LOG
 from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.check import check
 from attestgate.manager.audit.copy import LogCopy, read_log
+from attestgate.manager.audit.head import MOST
 from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.audit.last_head import LastHead
 from attestgate.manager.audit.log import DecisionLog
@@ -34,7 +35,12 @@ class Keeper:
     """A worker's hand on the log, and what it told."""
 
     def __init__(
-        self, bus: Bus, folder: Path, key: Signer = KEY, signers: frozenset[bytes] = frozenset(SIGNERS)
+        self,
+        bus: Bus,
+        folder: Path,
+        key: Signer = KEY,
+        signers: frozenset[bytes] = frozenset(SIGNERS),
+        most: int = MOST,
     ) -> None:
         self.bus = bus
         self.at = float(NOW)
@@ -44,7 +50,7 @@ class Keeper:
         self.memory = LastHead(folder / "decision-log.json")
         telling = Alarms("w", self._emit)
         managers = TrustedKeys(key.deployment, {"manager": set(signers)})
-        self.log = DecisionLog(bus, self.intake, self.memory, key, managers, telling, lambda: self.at)
+        self.log = DecisionLog(bus, self.intake, self.memory, key, managers, telling, lambda: self.at, most)
 
     async def _emit(self, _kind: str, _id: str, what: str, **data: Any) -> None:
         self.told.append((what, data))
