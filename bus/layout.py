@@ -269,7 +269,8 @@ QUARANTINE = BucketLayout("quarantine", max_bytes=128 * MIB, max_value=MAX_MESSA
 not fit is dropped with an event."""
 
 TREE = BucketLayout("log", max_bytes=256 * MIB)
-"""The decision log's head, and the tree's leaf hashes, 32 bytes per entry, kept forever: room for eight million."""
+"""The decision log's head, and the leaf hashes of its newest tree and the one before, 32 bytes per entry: it has room
+for two trees as large as they get (manager/audit/head)."""
 
 OPERATORS = BucketLayout("operators", max_bytes=4 * MIB)
 """The newest command applied of each operator's key, as a manager signed it."""

@@ -29,7 +29,7 @@ class Seen(Model):
     size: Count = 0
     cursor: Count = 0
     roots: Annotated[list[Hex32], Field(max_length=63)] = []
-    tree: Annotated[int, Field(ge=1)] = 1
+    tree: Count = 1
     before: Count = 0
     first: Hex32 | None = None
 

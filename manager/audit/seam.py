@@ -13,24 +13,30 @@ from attestgate.bus import subjects
 from attestgate.bus.api import ONCE, Bus, Conflict
 from attestgate.bus.layout import LOG
 from attestgate.manager.audit.head import ACTION, closable
-from attestgate.schemas.audit import MANAGERS, Continued, Decision, open_decision, sign_decision
+from attestgate.schemas.audit import MANAGERS, Continued, Decision, Fact, open_decision, sign_decision
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import Checkpoint, origin_of
 from attestgate.schemas.signing import Signer, TrustedKeys
 
 
-async def put_seam(bus: Bus, identity: Signer, managers: TrustedKeys, closed: Checkpoint, entries: int) -> bytes:
-    """Store the entry that continues a closed tree, and return it. `entries` are the whole log's. Raises BusError."""
+def seam_after(closed: Checkpoint, entries: int, identity: Signer) -> tuple[str, bytes]:
+    """The entry that continues a closed tree, and its subject. `entries` are the whole log's up to there."""
     fact = Continued(origin=closed.origin, size=closed.size, root=closed.root.hex(), entries=entries)
     origin = origin_of(identity.deployment, closed.tree + 1)
     decision = Decision(id=_id(origin), kind="manager", subject=MANAGERS, at=closed.at, by=MANAGERS, fact=fact)
     subject = _subject(origin)
-    entry = sign_decision(identity, subject, decision)
+    return subject, sign_decision(identity, subject, decision)
+
+
+async def put_seam(bus: Bus, identity: Signer, managers: TrustedKeys, closed: Checkpoint, entries: int) -> bytes:
+    """Store the entry that continues a closed tree, and return it. Raises BusError."""
+    subject, entry = seam_after(closed, entries, identity)
     try:
         await bus.publish(subject, entry, headers=ONCE)
     except Conflict:
         # While the managers' identity is replaced, another worker may have signed it with the other one: then that is
         # the entry. One that says something else is a stranger's, or from before the bus was set back: not the log's.
+        fact = open_decision(subject, entry, managers).fact
         stored, _ = await bus.page(LOG.name, 0, subject)
         return next((one.data for one in stored if _says(fact, subject, one.data, managers)), entry)
     return entry
@@ -55,7 +61,7 @@ def wrong_seam(expected: str, found: str) -> Refusal:
     return Refusal.because("log.seam", "the tree's first entry", expected=expected, found=found, action=ACTION)
 
 
-def _says(fact: Continued, subject: str, entry: bytes, managers: TrustedKeys) -> bool:
+def _says(fact: Fact, subject: str, entry: bytes, managers: TrustedKeys) -> bool:
     try:
         return open_decision(subject, entry, managers).fact == fact
     except Refusal:

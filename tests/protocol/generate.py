@@ -16,6 +16,7 @@ from attestgate.bus.crypto import channel
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.audit import merkle
 from attestgate.manager.audit.intake import subject_of
+from attestgate.manager.audit.seam import seam_after
 from attestgate.schemas import binding
 from attestgate.schemas.audit import Admitted, Decision, sign_decision
 from attestgate.schemas.base import Secret
@@ -144,8 +145,14 @@ def decision_log() -> dict[str, Any]:
     entries = [entry for _, entry in made]
     leaves = [merkle.leaf_hash(entry) for entry in entries]
     head = Checkpoint(origin=origin_of("sdn.example.org"), size=3, root=merkle.root_of(leaves), cursor=4, at=1800000000)
+    closed = Checkpoint(origin=head.origin, size=256, root=filled("root", 32), cursor=300, at=1800000100)
+    subject, seam = seam_after(closed, 256, key)
+    begun = Checkpoint(
+        origin=origin_of("sdn.example.org", 2), size=1, root=merkle.leaf_hash(seam), cursor=300, at=1800000200
+    )
     return {
-        "comment": "A session's entries in the decision log, as stored; the tree over them; its head after message 4.",
+        "comment": "A session's entries in the decision log, as stored; the tree over them; its head after message 4. "
+        "A tree of 256 entries that is closed; the entry that continues it, and the next tree's first head.",
         "in": {
             "manager_key": filled("manager", 32).hex(),
             "manager_identity": key.public.hex(),
@@ -159,6 +166,10 @@ def decision_log() -> dict[str, Any]:
             "inclusion_of_1": [node.hex() for node in merkle.inclusion_proof(leaves, 1)],
             "consistency_from_2": [node.hex() for node in merkle.consistency_proof(leaves, 2)],
             "checkpoint": sign_checkpoint(key.key, head),
+            "closed": sign_checkpoint(key.key, closed),
+            "seam_subject": subject,
+            "seam": seam.hex(),
+            "begun": sign_checkpoint(key.key, begun),
         },
     }
 

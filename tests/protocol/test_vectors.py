@@ -124,3 +124,27 @@ def test_a_second_implementation_of_the_decision_log_agrees() -> None:
     key_id = hashlib.sha256(origin.encode() + b"\n\x01" + bytes.fromhex(given["manager_identity"])).digest()[:4]
     assert (mark, name, base64.b64decode(raw)[:4]) == ("—", origin, key_id)
     identity.verify(base64.b64decode(raw)[4:], f"{body}\n".encode())
+
+
+def test_a_second_implementation_of_the_logs_next_tree_agrees() -> None:
+    """The entry that a tree begins with: where it lies, what it says, and the head over it alone."""
+    content = load("decision-log.json")
+    given, made = content["in"], content["out"]
+    log = "sdn.example.org/attestgate/decisions"
+    closed, begun = made["closed"].split("\n"), made["begun"].split("\n")
+    identifier = hashlib.sha256(f"continued {log}/2".encode()).digest()[:16].hex()
+    assert made["seam_subject"] == f"attest.v1.log.manager.managers.{identifier}"
+    seam = bytes.fromhex(made["seam"])
+    signed = msgpack.unpackb(seam)
+    statement = encode("decision", given["deployment"], "manager", made["seam_subject"], signed["payload"])
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(given["manager_identity"])).verify(signed["signature"], statement)
+    decision = msgpack.unpackb(signed["payload"])
+    assert (decision["id"], decision["kind"], decision["subject"]) == (identifier, "manager", "managers")
+    assert f"time {decision['at']}" == closed[4]
+    root = base64.b64decode(closed[2]).hex()
+    size = int(closed[1])
+    fact = {"did": "continued", "origin": log, "size": size, "root": root, "entries": size}
+    assert (decision["fact"], closed[0]) == (fact, log)
+    assert (begun[0], begun[1], begun[3]) == (f"{log}/2", "1", closed[3])
+    assert base64.b64decode(begun[2]) == hashlib.sha256(b"\x00" + seam).digest()
+    assert begun[6].startswith(f"— {log}/2 ")
