@@ -94,6 +94,42 @@ def test_a_host_notices_two_stories(capsys: pytest.CaptureFixture[str]) -> None:
     assert "two heads of one size" in capsys.readouterr().out
 
 
+def test_a_host_hears_of_the_next_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which begins with one entry: that is no older head, and no other story; but two of it are."""
+    witness = Witness(SIGNERS)
+    first, last, begun, other = heads((1, 7), (5, 1), (1, 2), (1, 3))
+    begun, other = (
+        sign_checkpoint(
+            KEY.key, open_checkpoint(note, SIGNERS).model_copy(update={"origin": origin_of("test.example", 2)})
+        )
+        for note in (begun, other)
+    )
+    for note in (last, begun, first, last):
+        witness.hear(note)
+    assert witness.seen is not None and (witness.seen.tree, witness.seen.size) == (2, 1)
+    assert "two heads of one size" not in capsys.readouterr().out
+    witness.hear(other)
+    assert "two heads of one size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("origin", "log", "tree"),
+    [
+        (origin_of("test.example"), "test.example/attestgate/decisions", 1),
+        (origin_of("test.example", 2), "test.example/attestgate/decisions", 2),
+        (origin_of("test.example", 19), "test.example/attestgate/decisions", 19),
+        ("test.example/attestgate/decisions/1", "test.example/attestgate/decisions/1", 1),
+        ("test.example/attestgate/decisions/02", "test.example/attestgate/decisions/02", 1),
+        ("test.example/attestgate/decisions/2/3", "test.example/attestgate/decisions/2/3", 1),
+        ("decisions/2", "decisions/2", 1),
+    ],
+)
+def test_a_tree_is_named_in_one_way(origin: str, log: str, tree: int) -> None:
+    head = HEAD.model_copy(update={"origin": origin})
+    assert (head.log, head.tree) == (log, tree)
+    assert open_checkpoint(sign_checkpoint(KEY.key, head), SIGNERS) == head
+
+
 def test_a_host_believes_its_managers_only(capsys: pytest.CaptureFixture[str]) -> None:
     witness = Witness(SIGNERS)
     witness.hear(sign_checkpoint(OTHER, HEAD))

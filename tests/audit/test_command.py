@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from attestgate.bus.auth.credentials import issue
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.cli.main import app
+from attestgate.manager.audit import head
 from attestgate.manager.audit.merkle import includes, leaf_hash
 from attestgate.manager.verification.ear import jwks
-from attestgate.schemas.audit import KeyInForce
+from attestgate.schemas.audit import Continued, KeyInForce, open_decision
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import open_checkpoint
 from tests.support.audit.decisions import decided
-from tests.support.audit.keeper import KEY, NOW, SESSION, SIGNERS, Keeper, copied, rewrite
+from tests.support.audit.keeper import KEY, MANAGERS, NOW, SESSION, SIGNERS, Keeper, copied, rewrite
 from tests.support.bus.fixtures import Join
 from tests.support.manager.world import LONG, World
 
@@ -95,6 +96,47 @@ async def test_what_was_decided_comes_with_its_proof(command: Command, join: Joi
     by_subject = (await command("show", "a1")).stdout
     assert by_subject.count("app a1  admitted  by attestgate/w") == 5
     assert '"serial": "1003"' in by_subject
+
+
+async def test_a_log_of_several_trees(
+    command: Command, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries are numbered through, and what is shown of a closed tree leads to the signed head by the seam."""
+    monkeypatch.setattr(head, "TILE", 4)
+    keeper = Keeper(await join("manager", "m"), tmp_path / "one", most=8)
+    saved = [tmp_path / f"{size}.txt" for size in (3, 9)]
+    for path in saved:
+        await keeper.decide(1, 6 if path == saved[1] else 3)
+        await keeper.decide(1, 6 if path == saved[1] else 0, session="cd" * 16)
+        await keeper.grow()
+        assert (await command("head", "-o", str(path))).exit_code == 0
+    assert (keeper.head.tree, keeper.head.size) == (2, 5)
+    since = [argument for path in saved for argument in ("--since", str(path))]
+    verified = await command("verify", *since)
+    assert verified.exit_code == 0, verified.stderr
+    assert "valid: 13 decisions" in verified.stdout
+    assert "extends the head of size 3, 5 of tree 2" in verified.stdout
+    shown = json.loads((await command("show", "a1", "--json")).stdout)
+    newest, closed = open_checkpoint(shown["checkpoint"], SIGNERS), shown["closed"]
+    seam, path = base64.b64decode(shown["seam"]["entry"]), shown["seam"]["path"]
+    assert includes(leaf_hash(seam), 0, newest.size, [base64.b64decode(node) for node in path], newest.root)
+    subject = next(stored.subject for stored in (await copied(keeper.bus)).stored if stored.data == seam)
+    fact = open_decision(subject, seam, MANAGERS).fact
+    assert isinstance(fact, Continued)
+    assert (closed["tree"], closed["first"], closed["size"], closed["root"]) == (1, 0, fact.size, fact.root)
+    trees = {1: (closed["size"], bytes.fromhex(fact.root)), 2: (newest.size, newest.root)}
+    for entry in shown["entries"]:
+        size, root = trees[entry["tree"]]
+        nodes = [base64.b64decode(node) for node in entry["path"]]
+        assert includes(leaf_hash(base64.b64decode(entry["entry"])), entry["index"], size, nodes, root)
+    assert [entry["number"] for entry in shown["entries"]] == [*range(8), *range(9, 13)]
+    assert "\n8  " in "\n" + (await command("show", "managers")).stdout
+    await keeper.decide(7, 12)
+    await keeper.grow()
+    assert keeper.head.tree == 3
+    gone = await command("verify", "--since", str(saved[0]), "--json")
+    assert gone.exit_code == 1
+    assert "log.gone" in [finding["code"] for finding in json.loads(gone.stdout)["findings"]]
 
 
 async def test_a_rotated_storage_key_is_in_the_log(
