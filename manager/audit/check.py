@@ -67,9 +67,9 @@ def _tree(log: LogCopy, tree: Tree) -> Iterator[Reason]:
     if (len(tree.leaves), root) != (tree.size, tree.root):
         expected = f"{tree.size} leaf hashes with root {tree.root.hex()}"
         yield _finding("log.leaves", f"tree {tree.number}", expected, f"{len(tree.leaves)} with root {root.hex()}")
-    elif tree is log.newest and log.seam and tree.leaves[:1] != [leaf_hash(log.seam)]:
-        found = "".join(leaf.hex() for leaf in tree.leaves[:1])
-        yield _finding("log.seam", f"tree {tree.number}", f"leaf hash {leaf_hash(log.seam).hex()} first", found)
+    elif tree is log.newest and log.seam and (tree.number == 1 or tree.leaves[:1] != [leaf_hash(log.seam)]):
+        carried = f"another entry beside its head, with leaf hash {leaf_hash(log.seam).hex()}"
+        yield _finding("log.seam", f"tree {tree.number}", "its first entry, if that continues a tree", carried)
 
 
 def _repeated(log: LogCopy) -> Iterator[Reason]:

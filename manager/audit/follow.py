@@ -35,11 +35,12 @@ async def follow(
         closed = await _rest(bus, seen, fact, checkpoint.tree - 1)
         begins = Seen(tree=checkpoint.tree, before=fact.entries, first=leaf_hash(head.seam).hex())
     frontier, leaves = await _grown(bus, begins, checkpoint.size, checkpoint.root, head.hashes)
-    # The next head is given the seam of this one, whatever that is.
+    # No signature covers the seam beside a head, and the next head is given the same.
     seam = leaf_hash(head.seam).hex() if head.seam else None
-    first = begins.first if begins.size or seam is None else "".join(leaf.hex() for leaf in leaves[:1])
-    if seam != first:
-        raise wrong_seam(f"leaf hash {first}", f"one with leaf hash {seam}")
+    if seam != begins.first:
+        raise wrong_seam(f"leaf hash {begins.first}", f"leaf hash {seam} beside the head")
+    if seam is not None and not begins.size and leaves[:1] != [bytes.fromhex(seam)]:
+        raise wrong_seam(f"leaf hash {seam}, as beside the head", f"leaf hash {leaves[0].hex() if leaves else None}")
     return begins.grown(head.note, frontier, checkpoint.cursor), [*closed, *leaves]
 
 

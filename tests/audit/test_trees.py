@@ -419,6 +419,15 @@ async def test_a_seam_exchanged_beside_a_true_head_is_refused(log: Log) -> None:
     assert await findings(log.bus) == []
 
 
+async def test_a_first_tree_has_no_seam(log: Log) -> None:
+    """Not even its own first entry, which a worker without memory would pass on."""
+    await log.grow(3)
+    true = open_head(await log.value(), SIGNERS)[0]
+    await log.show(pack(true.model_copy(update={"seam": entry(1)[1]})))
+    assert await refused(log.worker) == await refused(log.keeper("fresh")) == "log.seam"
+    assert await findings(log.bus) == ["log.seam"]
+
+
 async def test_a_tree_that_continues_another_log_is_not_followed(log: Log) -> None:
     """Two workers were both told that they won: each signs trees of its own, true in itself."""
     await log.grow(3)
