@@ -8,7 +8,7 @@ from functools import cached_property
 
 from attestgate.bus.api import Bus, StoredMessage
 from attestgate.bus.layout import LOG, TREE
-from attestgate.manager.audit.head import HEAD, Head, leaves_from, open_head
+from attestgate.manager.audit.head import HEAD, Head, leaves_from, open_head, split
 from attestgate.manager.audit.seam import open_seam
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import Checkpoint
@@ -88,9 +88,9 @@ async def read_log(bus: Bus, managers: TrustedKeys) -> LogCopy:
     closed, number = None, checkpoint.tree
     if number > 1:
         fact = open_seam(head.seam, checkpoint, managers)
-        before = await leaves_from(bus, number - 1, 0, fact.size)
+        before = split(await leaves_from(bus, number - 1, 0, fact.size))
         closed = Tree(number - 1, fact.entries - fact.size, fact.size, bytes.fromhex(fact.root), before)
-    leaves = await leaves_from(bus, number, 0, checkpoint.size, head.hashes)
+    leaves = split(await leaves_from(bus, number, 0, checkpoint.size, head.leaves))
     newest = Tree(number, closed.end if closed else 0, checkpoint.size, checkpoint.root, leaves)
     stored: list[StoredMessage] = []
     after, more = 0, True

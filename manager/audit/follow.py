@@ -8,12 +8,12 @@ tree's first leaf.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from attestgate.bus.api import Bus
-from attestgate.manager.audit.head import ACTION, Head, leaves_from
+from attestgate.manager.audit.head import ACTION, Head, leaves_from, split
 from attestgate.manager.audit.last_head import Seen
-from attestgate.manager.audit.merkle import Frontier, leaf_hash
+from attestgate.manager.audit.merkle import HASH, Frontier, leaf_hash
 from attestgate.manager.audit.seam import open_seam, wrong_seam
 from attestgate.schemas.audit import Continued
 from attestgate.schemas.base import Refusal
@@ -26,22 +26,25 @@ HASHED_AT_ONCE = 2000
 
 async def follow(
     bus: Bus, managers: TrustedKeys, seen: Seen, head: Head, checkpoint: Checkpoint
-) -> tuple[Seen, list[bytes]]:
-    """The log as a newer head shows it, and the leaf hashes that are new. Raises Refusal (`log.*`), BusError."""
+) -> tuple[Seen, tuple[bytes, bytes]]:
+    """The log as a newer head shows it, and the leaf hashes that are new, of the closed tree and of this one.
+
+    Raises Refusal (`log.*`), BusError.
+    """
     _check_newer(seen, checkpoint, origin_of(managers.deployment))
-    begins, closed = seen, list[bytes]()
+    begins, closed = seen, b""
     if checkpoint.tree > seen.tree:
         fact = open_seam(head.seam, checkpoint, managers)
         closed = await _rest(bus, seen, fact, checkpoint.tree - 1)
         begins = Seen(tree=checkpoint.tree, before=fact.entries, first=leaf_hash(head.seam).hex())
-    frontier, leaves = await _grown(bus, begins, checkpoint.size, checkpoint.root, head.hashes)
+    frontier, leaves = await _grown(bus, begins, checkpoint.size, checkpoint.root, head.leaves)
     # No signature covers the seam beside a head, and the next head is given the same.
     seam = leaf_hash(head.seam).hex() if head.seam else None
     if seam != begins.first:
         raise wrong_seam(f"leaf hash {begins.first}", f"leaf hash {seam} beside the head")
-    if seam is not None and not begins.size and leaves[:1] != [bytes.fromhex(seam)]:
-        raise wrong_seam(f"leaf hash {seam}, as beside the head", f"leaf hash {leaves[0].hex() if leaves else None}")
-    return begins.grown(head.note, frontier, checkpoint.cursor), [*closed, *leaves]
+    if seam is not None and not begins.size and leaves[:HASH].hex() != seam:
+        raise wrong_seam(f"leaf hash {seam}, as beside the head", f"leaf hash {leaves[:HASH].hex()}")
+    return begins.grown(head.note, frontier, checkpoint.cursor), (closed, leaves)
 
 
 def went_back(what: str, seen: object, found: str) -> Refusal:
@@ -50,12 +53,13 @@ def went_back(what: str, seen: object, found: str) -> Refusal:
     return Refusal.because("log.rolled-back", what, expected=expected, found=found, action=ACTION)
 
 
-async def in_parts(leaves: list[bytes]) -> AsyncIterator[list[bytes]]:
+async def in_parts(leaves: bytes) -> AsyncIterator[list[bytes]]:
     """Leaf hashes, few at a time, at least once: a worker that is new may have millions to take over."""
-    for start in range(0, max(len(leaves), 1), HASHED_AT_ONCE):
+    part = HASHED_AT_ONCE * HASH
+    for start in range(0, max(len(leaves), 1), part):
         if start:
             await asyncio.sleep(0)
-        yield leaves[start : start + HASHED_AT_ONCE]
+        yield split(leaves[start : start + part])
 
 
 def _check_newer(seen: Seen, checkpoint: Checkpoint, log: str) -> None:
@@ -77,7 +81,7 @@ def _check_newer(seen: Seen, checkpoint: Checkpoint, log: str) -> None:
         raise went_back("its cursor", seen.cursor, str(checkpoint.cursor))
 
 
-async def _rest(bus: Bus, seen: Seen, fact: Continued, tree: int) -> list[bytes]:
+async def _rest(bus: Bus, seen: Seen, fact: Continued, tree: int) -> bytes:
     """The leaf hashes of a closed tree that are new: all of them, for a worker that has seen no log yet."""
     if not seen.note:
         seen = Seen(tree=tree, before=fact.entries - fact.size)
@@ -97,9 +101,7 @@ async def _rest(bus: Bus, seen: Seen, fact: Continued, tree: int) -> list[bytes]
     return leaves
 
 
-async def _grown(
-    bus: Bus, seen: Seen, size: int, root: bytes, tail: Sequence[bytes] = ()
-) -> tuple[Frontier, list[bytes]]:
+async def _grown(bus: Bus, seen: Seen, size: int, root: bytes, tail: bytes = b"") -> tuple[Frontier, bytes]:
     """A tree as it is at this size and root, and its leaf hashes that are new."""
     leaves = await leaves_from(bus, seen.tree, seen.size, size, tail)
     frontier = seen.frontier

@@ -10,7 +10,6 @@ key would keep its place in the bucket.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -69,18 +68,16 @@ def closable(size: int) -> bool:
     return size > 0 and size % TILE == 0
 
 
-async def leaves_from(bus: Bus, tree: int, start: int, size: int, tail: Sequence[bytes] = ()) -> list[bytes]:
-    """The leaf hashes from index `start` on of a tree of `size`, the last of which, `tail`, are in no tile.
+async def leaves_from(bus: Bus, tree: int, start: int, size: int, tail: bytes = b"") -> bytes:
+    """The leaf hashes from index `start` on of a tree of `size`, one after another; the last, `tail`, are in no tile.
 
     Raises Refusal `log.leaves` where the bus has fewer, BusError.
     """
     bucket = bus.bucket(TREE.name)
-    tiled = size - len(tail)
-    found: list[bytes] = []
-    for number in range(start // TILE, tiled // TILE):
-        found += await _tile(bucket, tile_key(number, tree))
+    tiled = size - len(tail) // HASH
+    found = [await _tile(bucket, tile_key(number, tree)) for number in range(start // TILE, tiled // TILE)]
     skipped = start - start // TILE * TILE if start < tiled else start - tiled
-    return [*found, *tail][skipped:]
+    return b"".join([*found, tail])[skipped * HASH :]
 
 
 async def put_tiles(bucket: Bucket, head: Head, tree: int, size: int) -> bytes:
@@ -92,13 +89,13 @@ async def put_tiles(bucket: Bucket, head: Head, tree: int, size: int) -> bytes:
     return head.leaves[whole * bytes_a_tile :]
 
 
-async def _tile(bucket: Bucket, key: str) -> list[bytes]:
+async def _tile(bucket: Bucket, key: str) -> bytes:
     entry = await bucket.get(key)
     value = entry.value if entry is not None else None
     if value is None or len(value) != TILE * HASH:
         found = "no such tile" if value is None else f"{len(value)} bytes"
         raise _wrong(key, f"{TILE} leaf hashes of {HASH} bytes", found)
-    return split(value)
+    return value
 
 
 def tile_key(number: int, tree: int = 1) -> str:

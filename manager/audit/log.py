@@ -163,9 +163,9 @@ class DecisionLog:
             self._revision = entry.revision
             return
         head, checkpoint = open_head(entry.value, self._signers)
-        seen, leaves = await follow(self._bus, self._managers, seen, head, checkpoint)
+        seen, new = await follow(self._bus, self._managers, seen, head, checkpoint)
         self._value, self._revision = entry.value, entry.revision
-        await self._keep(head, seen, leaves)
+        await self._keep(head, seen, *new)
 
     async def _append(self, page: list[StoredMessage]) -> bool:
         """Append the entries of a page that the tree has room for; whether some are left. Raises Conflict, BusError."""
@@ -173,7 +173,7 @@ class DecisionLog:
         leaves, cursor = await self._entries(page, room(seen.size, self._most))
         rest = await put_tiles(self._bucket, self._head, seen.tree, seen.size)
         frontier = seen.frontier.extended(leaves)
-        await self._store(seen, frontier, cursor, leaves, rest, self._head.seam)
+        await self._store(seen, frontier, cursor, b"".join(leaves), rest, self._head.seam)
         return cursor < page[-1].sequence
 
     async def _begin(self) -> None:
@@ -186,10 +186,10 @@ class DecisionLog:
         leaf = leaf_hash(seam)
         new = Seen(tree=seen.tree + 1, before=entries, first=leaf.hex())
         # In the stream, it comes after entries that are still to be taken in: the cursor stays where it is.
-        await self._store(new, Frontier().extended([leaf]), seen.cursor, [leaf], b"", seam)
+        await self._store(new, Frontier().extended([leaf]), seen.cursor, leaf, b"", seam)
 
     async def _store(
-        self, seen: Seen, frontier: Frontier, cursor: int, leaves: list[bytes], rest: bytes, seam: bytes
+        self, seen: Seen, frontier: Frontier, cursor: int, leaves: bytes, rest: bytes, seam: bytes
     ) -> None:
         """Sign and store the next head: its own leaf hashes are the `rest`, and the new. Raises Conflict, BusError."""
         origin = origin_of(self._identity.deployment, seen.tree)
@@ -197,7 +197,7 @@ class DecisionLog:
             origin=origin, size=frontier.size, root=frontier.root(), cursor=cursor, at=int(self._now())
         )
         note = sign_checkpoint(self._identity.key, checkpoint)
-        head = Head(note=note, leaves=rest + b"".join(leaves), seam=seam)
+        head = Head(note=note, leaves=rest + leaves, seam=seam)
         value = pack(head)
         if self._revision:
             self._revision = await self._bucket.update(HEAD, value, self._revision)
@@ -206,10 +206,11 @@ class DecisionLog:
         self._value = value
         await self._keep(head, seen.grown(note, frontier, cursor), leaves)
 
-    async def _keep(self, head: Head, seen: Seen, leaves: list[bytes]) -> None:
+    async def _keep(self, head: Head, seen: Seen, *new: bytes) -> None:
         self._head = head
-        async for part in in_parts(leaves):
-            self._intake.taken(part, seen.cursor)
+        for leaves in new:
+            async for part in in_parts(leaves):
+                self._intake.taken(part, seen.cursor)
         await self._memory.keep(seen)
 
     async def _entries(self, page: list[StoredMessage], most: int) -> tuple[list[bytes], int]:
