@@ -29,7 +29,7 @@ NAMED = 5
 
 def check(log: LogCopy, managers: TrustedKeys, since: Sequence[Checkpoint], at: int) -> list[Reason]:
     """Every finding, none if all is well at Unix second `at`. `since`: heads of this log that were seen before."""
-    findings = [finding for tree in log.trees for finding in _tree(log, tree)] or list(_repeated(log))
+    findings = [finding for tree in log.trees for finding in _tree(log, tree)] + list(_repeated(log))
     if findings:
         return findings  # nothing below rests on anything
     findings += [finding for before in since for finding in _goes_on(log, before)]

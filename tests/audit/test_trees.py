@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -468,6 +469,24 @@ async def test_a_seam_that_was_stored_again_is_taken_into_no_tree(log: Log) -> N
     head = await log.grow(2)
     assert await findings(log.bus, head) == ["log.order"]
     assert head.size == 9
+
+
+async def test_a_seam_before_entries_of_the_closed_tree_is_out_of_order(log: Log) -> None:
+    """Honestly it comes after all of these, and where it may among those of its own tree."""
+    await log.grow(MOST + 3)
+    copy = await copied(log.bus)
+    places = [copy.index[leaf_hash(stored.data)] for stored in copy.stored]
+    seam, others = copy.stored[places.index(MOST)], [s for s in copy.stored if copy.index[leaf_hash(s.data)] != MOST]
+    last = places.index(MOST - 1)
+    found = {
+        at: [
+            finding.code
+            for finding in check(replace(copy, stored=[*others[:at], seam, *others[at:]]), MANAGERS, [], NOW)
+        ]
+        for at in range(last - 1, len(copy.stored))
+    }
+    assert {at for at, codes in found.items() if codes == ["log.order"]} == {last - 1, last}
+    assert {at for at, codes in found.items() if codes == []} == set(range(last + 1, len(copy.stored)))
 
 
 async def test_a_strangers_message_in_the_place_of_the_seam_stops_nothing(log: Log) -> None:
