@@ -127,7 +127,7 @@ def rotate(
             in_force = KeyInForce(key="storage-epoch", name=str(cipher.newest), gone=[str(epoch) for epoch in gone])
             identity = Signer(loaded.trust_domain, read_identity(loaded.identity))
             signers = Signers(loaded.trust_domain, loaded.operators, {identity.public})
-            orders = Orders(Intake(bus, time.monotonic), identity, signers, loaded.gateways.name)
+            orders = Orders(Intake(bus, signers.trusted, time.monotonic), identity, signers, loaded.gateways.name)
             await orders.key(f"storage-epoch {in_force.name} without {in_force.gone}", in_force, int(time.time()))
             return sealed, gone
 

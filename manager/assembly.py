@@ -106,9 +106,10 @@ def assemble(
             gateways=settings.gateways,
             source=source,
             log_head=decisions.checkpoint,
+            standing_still=decisions.standing_still,
         )
 
-    intake = Intake(bus, steady)
+    intake = Intake(bus, signers.trusted, steady)
     decisions = _decision_log(settings, bus, intake, identity, signers.trusted, emitter, now)
     orders = Orders(intake, identity, signers, settings.gateways.name)
     if metrics is not None:
@@ -146,6 +147,7 @@ def assemble(
             messages,
             quarantine,
             orders,
+            lambda: decisions.standing_still,
             emitter.emit,
             now,
             settings.timing.skew_s,

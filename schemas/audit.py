@@ -76,8 +76,9 @@ class WithdrawnFact(Model):
 
 
 class Ordered(Model):
-    """An operator's command was applied. `message`: SHA-256 of the command as it was signed.
+    """An operator's command: revocations and drops were applied, what grants is about to be.
 
+    `message`: SHA-256 of the command as it was signed.
     `about` is its subject, `manifest` the policy manifest that it puts in force.
     """
 
@@ -88,6 +89,13 @@ class Ordered(Model):
     about: Text | None = None
     manifest: Hex32 | None = None
     reason: Text | None = None
+
+
+class FailedFact(Model):
+    """A command that was entered before it took effect, and was interrupted, is refused: it never did."""
+
+    did: Literal["failed"] = "failed"
+    message: Hex32
 
 
 class KeyInForce(Model):
@@ -135,6 +143,7 @@ Fact: TypeAlias = Annotated[
     | Admitted
     | WithdrawnFact
     | Ordered
+    | FailedFact
     | KeyInForce
     | BreakGlassFact
     | Continued,

@@ -2,8 +2,9 @@
 
 No worker leads. Each checks every newer head against the one that it has seen before; each takes in what the stream
 has got since, signs the new head, and stores it by compare-and-set: of several, one wins, and the others look again.
-This goes on beside the sessions, in batches; nothing waits for it. A head that does not fit what this worker has seen
-is reported, and never built upon. A tree that is full is closed by whoever appends next, who begins another.
+This goes on beside the sessions, in batches; nothing waits for the tree. A head that does not fit what this worker has
+seen is reported, and never built upon; while the log stands still, nothing new is granted. A tree that is full is
+closed by whoever appends next, who begins another.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from attestgate.bus.api import Bus, BusError, Conflict, StoredMessage
 from attestgate.bus.layout import LOG, TREE
 from attestgate.manager.audit.alarms import Alarms
 from attestgate.manager.audit.follow import follow, in_parts, went_back
-from attestgate.manager.audit.head import HEAD, MOST, Head, open_head, put_tiles, room
-from attestgate.manager.audit.intake import Intake
+from attestgate.manager.audit.head import ACTION, HEAD, MOST, Head, open_head, put_tiles, room
+from attestgate.manager.audit.intake import OVERDUE_S, Intake
 from attestgate.manager.audit.last_head import LastHead, Seen
 from attestgate.manager.audit.merkle import Frontier, leaf_hash
 from attestgate.manager.audit.seam import put_seam
 from attestgate.schemas.audit import Continued, open_decision
-from attestgate.schemas.base import Refusal, pack
+from attestgate.schemas.base import Reason, Refusal, pack
 from attestgate.schemas.checkpoint import Checkpoint, open_checkpoint, origin_of, sign_checkpoint
 from attestgate.schemas.signing import Signer, TrustedKeys
 
@@ -82,7 +83,7 @@ class DecisionLog:
         self._head = Head(note="", leaves=b"")
         self._value, self._revision = b"", 0
         """The head on the bus, as it was last read or written."""
-        self._troubles = 0
+        self._troubles, self._trouble = 0, ""
         intake.taken((), memory.seen.cursor)
 
     @property
@@ -95,11 +96,21 @@ class DecisionLog:
         seen = self._memory.seen
         return Status(seen.before + seen.size, self._intake.age_s(), self._troubles < CERTAIN)
 
+    @property
+    def standing_still(self) -> Reason | None:
+        """Why nothing new may be granted: the log takes in no entries. None while it does."""
+        if self._troubles >= CERTAIN:
+            return _standing_still(self._trouble)
+        if self._intake.late:
+            return _standing_still(f"an entry that has waited for more than {OVERDUE_S} s")
+        return None
+
     async def run(self) -> None:
         """Follow the head and append, until cancelled."""
         while True:
             self._intake.news.clear()
             more = await self._look()
+            await self._intake.try_again()
             if late := self._intake.overdue():
                 await self._alarms.overdue(late)
             if not more:
@@ -130,6 +141,7 @@ class DecisionLog:
             return False
         except Refusal as refusal:
             self._troubles += 1
+            self._trouble = refusal.reasons[0].sentence()
             if self._troubles % TELL_EVERY == CERTAIN:
                 await self._alarms.inconsistent(refusal.reasons)
             return False
@@ -238,3 +250,13 @@ class DecisionLog:
                 known.add(leaf)
                 leaves.append(leaf)
         return leaves, cursor
+
+
+def _standing_still(found: str) -> Reason:
+    return Reason(
+        code="log.standing-still",
+        field="decision log",
+        expected="a log that takes in its entries: without it nothing new is granted",
+        found=found,
+        action=ACTION,
+    )

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import hashlib
 
+from attestgate.bus import subjects
 from attestgate.manager.audit.intake import Intake, subject_of
 from attestgate.manager.pki.authority import Issuer, key_id
 from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.signers import Signers
-from attestgate.schemas.audit import MANAGERS, BreakGlassFact, Decision, Fact, KeyInForce, Ordered, sign_decision
+from attestgate.schemas.audit import (
+    MANAGERS,
+    BreakGlassFact,
+    Decision,
+    Fact,
+    FailedFact,
+    KeyInForce,
+    Ordered,
+    sign_decision,
+)
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.break_glass import BREAK_GLASS, at_gateways
 from attestgate.schemas.enrolment import Command, Drop, Enrol, PolicyManifest, PutPolicy, Revoke
@@ -28,21 +38,24 @@ class Orders:
         self._signers = signers
         self._gateways = gateways
 
+    async def enter(self, operator: str, command: Command, message: str) -> None:
+        """An operator's command, named by its SHA-256, that is about to grant. Raises BusError."""
+        await self._put(_order(operator, command, message[:32], _granted(command, message)))
+
     async def note(self, operator: str, command: Command, message: str) -> None:
-        """An operator's command that was applied, by its SHA-256; of no weight, no entry. Raises BusError."""
-        ordered = _ordered(command, message)
-        if ordered is None:
-            return
-        await self._put(
-            Decision(
-                id=message[:32],
-                kind="op",
-                subject=operator,
-                at=command.sequence // 1_000_000,
-                by=operator,
-                fact=ordered,
-            )
-        )
+        """An operator's command that has taken away. One that only asks, or tries, has no entry."""
+        if (taken := _taken(command, message)) is not None:
+            subject, entry = self._signed(_order(operator, command, message[:32], taken))
+            await self._intake.keep(subject, entry)
+
+    async def entered(self, operator: str, message: str) -> bool:
+        """Whether a command has an entry. Raises BusError."""
+        return await self._intake.has(subjects.decision("op", operator, message[:32]))
+
+    async def failed(self, operator: str, command: Command, message: str) -> None:
+        """A command that was entered is refused, and never took effect. Raises BusError."""
+        id = hashlib.sha256(f"failed {message}".encode()).hexdigest()[:32]
+        await self._put(_order(operator, command, id, FailedFact(message=message)))
 
     async def issuing_ca(self, issuer: Issuer) -> None:
         """The CA that certificates are issued under from here on. Raises BusError."""
@@ -89,24 +102,37 @@ class Orders:
             )
 
     async def _put(self, decision: Decision) -> None:
+        await self._intake.put(*self._signed(decision))
+
+    def _signed(self, decision: Decision) -> tuple[str, bytes]:
         subject = subject_of(decision)
-        await self._intake.put(subject, sign_decision(self._identity, subject, decision))
+        return subject, sign_decision(self._identity, subject, decision)
 
 
-def _ordered(command: Command, message: str) -> Fact | None:
-    """What an order grants or takes away; None for one that only asks, or tries."""
-    action = command.action
-    ordered = Ordered(command="enrol", message=message, sequence=command.sequence)
-    match action:
-        case Enrol():
-            return ordered.model_copy(update={"about": f"{action.subject.kind}/{action.subject.id}"})
-        case Revoke():
-            about = f"{action.kind}/{action.id}"
-            return ordered.model_copy(update={"command": "revoke", "about": about, "reason": action.reason})
-        case PutPolicy():
-            manifest = manifest_name(unpack(PolicyManifest, action.manifest.payload))
-            return ordered.model_copy(update={"command": "put-policy", "manifest": manifest})
-        case Drop():
-            return ordered.model_copy(update={"command": "drop", "about": f"message/{action.message}"})
+def _order(operator: str, command: Command, id: str, fact: Fact) -> Decision:
+    at = command.sequence // 1_000_000
+    return Decision(id=id, kind="op", subject=operator, at=at, by=operator, fact=fact)
+
+
+def _granted(command: Command, message: str) -> Ordered:
+    match command.action:
+        case Enrol(subject=subject):
+            about = f"{subject.kind}/{subject.id}"
+            return Ordered(command="enrol", message=message, sequence=command.sequence, about=about)
+        case PutPolicy(manifest=signed):
+            manifest = manifest_name(unpack(PolicyManifest, signed.payload))
+            return Ordered(command="put-policy", message=message, sequence=command.sequence, manifest=manifest)
+        case action:
+            raise AssertionError(f"{action.do} grants nothing")
+
+
+def _taken(command: Command, message: str) -> Ordered | None:
+    match command.action:
+        case Revoke(kind=kind, id=id, reason=reason):
+            about = f"{kind}/{id}"
+            return Ordered(command="revoke", message=message, sequence=command.sequence, about=about, reason=reason)
+        case Drop(message=dropped):
+            about = f"message/{dropped}"
+            return Ordered(command="drop", message=message, sequence=command.sequence, about=about)
         case _:
             return None

@@ -60,6 +60,7 @@ class HelloHandler:
         _same_name(name, hello.host)
         session = self._admit("host", name, name, data)
         try:
+            self._context().check_log()
             enrolled = await self._enrolments.host(name)
         except Refusal as refusal:
             await self._refuse("host", name, session, data, refusal)
@@ -76,6 +77,7 @@ class HelloHandler:
         _same_name(name, subjects.app_name(hello.host, hello.app))
         session = self._admit("app", name, hello.app, data)
         try:
+            self._context().check_log()
             await self._placed(hello.app, hello.host)
         except Refusal as refusal:
             await self._refuse("app", name, session, data, refusal)

@@ -1,7 +1,7 @@
 """Operators' commands: verified, applied once, answered with a signed statement in an event.
 
 All effects of a command are idempotent; its sequence is stored after them, so if a worker is killed in between, the
-next one repeats them.
+next one repeats them. What grants is in the decision log before it takes effect; what takes away, as soon as it has.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -30,6 +31,7 @@ from attestgate.schemas.enrolment import (
     Command,
     Drop,
     Enrol,
+    PolicyManifest,
     PutPolicy,
     RecheckNow,
     Retry,
@@ -75,7 +77,11 @@ class Received:
 
 
 class Operators:
-    """Handles operators' commands. `skew_s` is by how much an operator's clock may be ahead."""
+    """Handles operators' commands.
+
+    `standing_still` says why the decision log takes in no entries; `skew_s` is by how much an operator's clock may be
+    ahead.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Operators:
         messages: SessionMessages,
         quarantine: Quarantine,
         orders: Orders,
+        standing_still: Callable[[], Reason | None],
         emit: Emit,
         now: Callable[[], float],
         skew_s: int,
@@ -101,6 +108,7 @@ class Operators:
         self._messages = messages
         self._quarantine = quarantine
         self._orders = orders
+        self._standing_still = standing_still
         self._emit = emit
         self._now = now
         self._skew_s = skew_s
@@ -111,7 +119,7 @@ class Operators:
         Raises Refusal (`command.*`, `signature.*`), BusError.
         """
         digest, newest = await aside(len(data), digest_of, data), 0
-        message = digest.hex()
+        message, received = digest.hex(), None
         try:
             self._signers.check_named(name)
             received = await self._read(name, data, digest)
@@ -123,6 +131,8 @@ class Operators:
             if not repeated:  # else only the answer was lost
                 await self._apply_and_note(received)
         except Refusal as refusal:
+            if received is not None:
+                await self._close(received)
             answer = self._answer(name, digest, newest, refusal)
             await self._emit("op", name, "refused", message=message, reasons=plain(refusal.reasons), answer=answer)
             raise
@@ -173,6 +183,26 @@ class Operators:
         await self._orders.note(received.name, command, received.digest.hex())
         await self._applied.note(received.signed.signer, received.said(received.digest, command.sequence))
 
+    async def _enter(self, received: Received) -> None:
+        """What is about to grant. Raises Refusal `log.standing-still`, BusError."""
+        if (reason := self._standing_still()) is not None:
+            raise Refusal(reason)
+        await self._orders.enter(received.name, received.command, received.digest.hex())
+
+    async def _close(self, received: Received) -> None:
+        """A command is refused. If a worker that was killed had entered it, and it never took effect, it has failed."""
+        action, message = received.command.action, received.digest.hex()
+        if not isinstance(action, Enrol | PutPolicy) or not await self._orders.entered(received.name, message):
+            return
+        if isinstance(action, Enrol):
+            in_force = await self._enrolments.newest(action.subject.kind, action.subject.id)
+            pending = in_force < received.command.sequence
+        else:
+            pending = await self._policies.newest() < unpack(PolicyManifest, action.manifest.payload).version
+        # Where it is in force, or something newer is, this is a repeat, and nothing has failed.
+        if pending:
+            await self._orders.failed(received.name, received.command, message)
+
     async def _apply(self, received: Received) -> None:
         action = received.command.action
         match action:
@@ -199,7 +229,9 @@ class Operators:
 
     async def _put(self, received: Received, kind: SubjectKind, id: str) -> None:
         said = received.said(received.digest, received.command.sequence)
-        await self._enrolments.put(kind, id, received.signed, received.command, said)
+        grants = isinstance(received.command.action, Enrol)
+        enter = partial(self._enter, received) if grants else None
+        await self._enrolments.put(kind, id, received.signed, received.command, said, enter)
 
     async def _policy(self, action: PutPolicy | TryPolicy, received: Received) -> None:
         # A policy's authority is the signature of its author, not that of the command which brings it.
@@ -207,7 +239,8 @@ class Operators:
         statement = digest_of(pack(action.manifest))
         if isinstance(action, PutPolicy):
             said = received.said(statement, manifest.version)
-            await self._policies.put(action.manifest, manifest, action.documents, said)
+            enter = partial(self._enter, received)
+            await self._policies.put(action.manifest, manifest, action.documents, said, enter)
         else:
             said = received.said(statement, received.command.sequence)
             await self._policies.try_out(action.manifest, manifest, action.documents, said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from attestgate.bus.api import Bucket
-from attestgate.manager.policy.in_force import Held, StatementsInForce
+from attestgate.manager.policy.in_force import Enter, Held, StatementsInForce
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.enrolment import (
     AppEnrolment,
@@ -53,12 +53,14 @@ class Enrolments:
                 action="check the spelling: attestgate sessions shows who is there",
             )
 
-    async def newest(self, kind: SubjectKind, id: str, but: Signed) -> int:
+    async def newest(self, kind: SubjectKind, id: str, but: Signed | None = None) -> int:
         """The sequence of the newest command in force about a subject, other than `but`; 0 if there is none."""
         return await self._in_force.newest_order(f"{kind}.{id}", but)
 
-    async def put(self, kind: SubjectKind, id: str, signed: Signed, command: Command, said: InForce) -> None:
-        """Put a command about a subject in force, unless there is a newer one.
+    async def put(
+        self, kind: SubjectKind, id: str, signed: Signed, command: Command, said: InForce, enter: Enter | None
+    ) -> None:
+        """Put a command about a subject in force, unless there is a newer one; `enter` as in StatementsInForce.put.
 
         Raises Refusal (`command.sequence`, `command.unseen`), BusError.
         """
@@ -67,7 +69,7 @@ class Enrolments:
             if said.order <= newest.said.order:
                 raise overtaken(kind, id, newest.said.order, said.order)
 
-        await self._in_force.put(f"{kind}.{id}", signed, command, said, check, command.seen)
+        await self._in_force.put(f"{kind}.{id}", signed, command, said, check, command.seen, enter)
 
     async def _subject(self, kind: SubjectKind, id: str, model: type[E]) -> E:
         key = f"{kind}.{id}"

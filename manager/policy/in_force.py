@@ -29,6 +29,8 @@ BELIEVED = 20_000
 """Statements whose signatures are not checked again, by their SHA-256: about 100 bytes of memory each."""
 Tell = Callable[[Reason], Awaitable[None]]
 """Is told what the bus has set back."""
+Enter = Callable[[], Awaitable[None]]
+"""Enters an order in the decision log. Raises Refusal, BusError."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class StatementsInForce(Generic[M]):
         """Whether anything ever stood under a key, as far as the bus or this worker knows. Raises BusError."""
         return bool(await self._bucket.get(key)) or bool(self._memory.of(place_of(self._name, key)))
 
-    async def newest_order(self, key: str, but: Signed) -> int:
+    async def newest_order(self, key: str, but: Signed | None = None) -> int:
         """The highest order in force, not counting the statement `but`; 0 if there is none. Raises BusError."""
         _, merged = self._merged(key, await self._bucket.get(key))
         return max((one.said.order for one in merged.values() if one.says and one.standing.statement != but), default=0)
@@ -116,11 +118,13 @@ class StatementsInForce(Generic[M]):
         said: InForce,
         check: Callable[[Held[M]], None],
         seen: Collection[bytes] | None = None,
+        enter: Enter | None = None,
     ) -> None:
         """Put an author's statement in force; `says` is what was read of it.
 
-        `check` is given what is in force so far, and raises Refusal if that has to stay. Raises Refusal
-        `command.unseen` if something else stands there than what was `seen`; BusError.
+        `check` is given what is in force so far, and raises Refusal if that has to stay. `enter` is awaited before
+        anything is in force, once nothing refuses it. Raises Refusal `command.unseen` if something else stands there
+        than what was `seen`; what `enter` raises; BusError.
         """
         in_force = self._manager.sign(IN_FORCE, place_of(self._name, key), said)
         own = Held(Standing(statement=statement, in_force=in_force), said, says)
@@ -135,6 +139,8 @@ class StatementsInForce(Generic[M]):
                 check(newest)
             if seen is not None:
                 _check_seen(place_of(self._name, key), merged.values(), seen)
+            if enter is not None:
+                await enter()
             if await self._store(key, entry, merged | {own.author: own}):
                 self._keep(key, own)
                 return

@@ -12,7 +12,7 @@ from attestgate.bus.api import Bucket, Entry
 from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import PolicyFloors
 from attestgate.manager.local.slices import Slices, aside
-from attestgate.manager.policy.in_force import Held, StatementsInForce
+from attestgate.manager.policy.in_force import Enter, Held, StatementsInForce
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
 from attestgate.manager.verification.ima.runtime_policy import LoadedPolicy, load_in_slices
 from attestgate.schemas.base import Refusal, pack, parse_json
@@ -88,13 +88,19 @@ class Policies:
                 return replace(held, trial=await self._on_trial(manifest))
             await self._put_in_force(manifest)  # takes its time: a newer one may be in force by then
 
-    async def put(self, signed: Signed, manifest: PolicyManifest, documents: list[bytes], said: InForce) -> None:
-        """Put a manifest in force, with its documents.
+    async def put(
+        self, signed: Signed, manifest: PolicyManifest, documents: list[bytes], said: InForce, enter: Enter
+    ) -> None:
+        """Put a manifest in force, with its documents; `enter` as in StatementsInForce.put.
 
         Raises Refusal: `command.policy` for one that is not newer than that in force, or whose documents are not
         complete; as a policy's reader does for a document that does not load; BusError.
         """
-        await self._put(MANIFEST, signed, manifest, documents, said, lambda held: _check_newer(signed, manifest, held))
+
+        def check(held: Held[PolicyManifest]) -> None:
+            _check_newer(signed, manifest, held)
+
+        await self._put(MANIFEST, signed, manifest, documents, said, check, enter)
 
     async def try_out(self, signed: Signed, manifest: PolicyManifest, documents: list[bytes], said: InForce) -> None:
         """Put a manifest on trial, with its documents, in place of what is on trial. Raises as `put` does."""
@@ -103,7 +109,11 @@ class Policies:
             if said.order <= held.said.order:
                 raise _refused(f"a command newer than {held.said.order}", str(said.order), "sign it again")
 
-        await self._put(TRIAL, signed, manifest, documents, said, check)
+        await self._put(TRIAL, signed, manifest, documents, said, check, None)
+
+    async def newest(self) -> int:
+        """The version of the manifest in force; 0 if there is none."""
+        return await self._manifests.newest_order(MANIFEST)
 
     async def newest_trial(self, but: Signed) -> int:
         """The sequence of the command that put a manifest on trial, other than `but`; 0 if there is none."""
@@ -117,6 +127,7 @@ class Policies:
         documents: list[bytes],
         said: InForce,
         check: Callable[[Held[PolicyManifest]], None],
+        enter: Enter | None,
     ) -> None:
         in_force = await self._manifests.newest(MANIFEST, await self._bucket.get(MANIFEST))
         if in_force is not None:
@@ -132,7 +143,7 @@ class Policies:
         await self._load(manifest, by_name)
         for name, document in by_name.items():
             await self._bucket.put(name, document)
-        await self._manifests.put(key, signed, manifest, said, check)
+        await self._manifests.put(key, signed, manifest, said, check, enter=enter)
 
     async def _manifest_in_force(self) -> PolicyManifest:
         manifest = await self._manifest(MANIFEST, await self._newest[MANIFEST].get())

@@ -1,6 +1,7 @@
 """The transactional outbox: sends the messages that a record holds, after the record is stored.
 
-Every entry may be sent twice: it has a message id by which the server drops the repeat, or it is idempotent.
+Each may be sent twice: it has a message id by which the server drops the repeat, or it is idempotent. What grants waits
+until its entry of the decision log is stored; what takes away waits for nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, 
 from attestgate.schemas.base import pack
 from attestgate.schemas.summary import Summary
 
+BEFORE = ("enter", "send", "note")
+"""What `publish` sends in an order of its own."""
+
 
 class Outbox:
     """Publishes the outboxes of records."""
@@ -29,13 +33,25 @@ class Outbox:
         self._intake = intake
         self._summaries = bus.bucket(SUMMARIES.name)
 
-    async def publish(self, record: HostRecord | AppRecord) -> None:
-        """Send everything in the outbox: messages to the agent in order, the rest concurrently. Raises BusError."""
+    async def publish(self, record: HostRecord | AppRecord) -> list[Outgoing]:
+        """Send everything in the outbox: entries of grants first, then messages to the agent in order, then the rest.
+
+        Returns the other entries of the decision log that could not be stored: this worker keeps them and tries again.
+        Raises NotLogged, before anything was sent; BusError.
+        """
+        for outgoing in record.outbox:
+            if outgoing.how == "enter":
+                await self._intake.put(outgoing.subject, outgoing.data)
         for outgoing in record.outbox:
             if outgoing.how == "send":
                 await self._bus.send(outgoing.subject, outgoing.data)
-        others = [self._one(record, outgoing) for outgoing in record.outbox if outgoing.how != "send"]
-        await asyncio.gather(*others)
+        entries = [outgoing for outgoing in record.outbox if outgoing.how == "note"]
+        others = [self._one(record, outgoing) for outgoing in record.outbox if outgoing.how not in BEFORE]
+        stored, _ = await asyncio.gather(
+            asyncio.gather(*(self._intake.keep(entry.subject, entry.data) for entry in entries)),
+            asyncio.gather(*others),
+        )
+        return [entry for entry, is_stored in zip(entries, stored, strict=True) if not is_stored]
 
     async def resend(self, record: HostRecord | AppRecord) -> None:
         """Resend what the agent has not acknowledged, with the same bytes."""
@@ -57,8 +73,6 @@ class Outbox:
             case "lost":
                 lost = HostLost(state=record.state, reasons=record.reasons)
                 await self._messages.publish(outgoing.subject, pack(lost), outgoing.id)
-            case "log":
-                await self._intake.put(outgoing.subject, outgoing.data)
             case "wake":
                 await self._bus.schedule(outgoing.subject, outgoing.data, at=outgoing.at, message_id=outgoing.id)
             case "summary":

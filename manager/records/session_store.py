@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, TypeVarTuple
 
 from attestgate.bus import subjects
 from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict
 from attestgate.bus.logs import bind_session
+from attestgate.manager.audit.intake import NotLogged
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.recheck import end_stale, expire
-from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, record_key, waking
+from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, Outgoing, record_key, waking
 from attestgate.schemas.base import Refusal
 
 R = TypeVar("R", HostRecord, AppRecord)
@@ -32,6 +34,15 @@ REMEMBERED = 4096
 """Record revisions whose outbox this worker remembers to have published."""
 BUCKET = "sessions"
 UNKNOWN = "session.unknown"
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What a published outbox leaves: entries of the decision log that are still to be stored, and why a grant was not
+    sent, if it was not."""
+
+    entries: Sequence[Outgoing] = ()
+    unlogged: NotLogged | None = None
 
 
 class SessionStore:
@@ -100,13 +111,15 @@ class SessionStore:
     async def _change(self, kind: type[R], key: str, step: Callable[[R], Awaitable[R]]) -> R:
         for _ in range(MAX_CONFLICTS):
             record, revision = await self._load(kind, key)
-            if record.outbox and (key, revision) not in self._published:
-                await self._outbox.publish(record)
-                self._remember(key, revision)
+            left = await self._before(key, record, revision)
             ended = _ended_by_clock(record, self._context())
-            following = ended or await step(record)
-            if following is record:
+            taken = ended or await step(record)
+            # What takes away does not wait for the entry of a grant that was never sent.
+            if left.unlogged is not None and not taken.over:
+                raise left.unlogged
+            if taken is record:
                 return record
+            following = _with(left.entries, taken)
             try:
                 stored = await self._bucket.update(
                     key, self._cipher.seal(BUCKET, key, following.revision, following), revision
@@ -168,9 +181,23 @@ class SessionStore:
             )
         return self._cipher.open(kind, BUCKET, key, entry.value), entry.revision
 
+    async def _before(self, key: str, record: HostRecord | AppRecord, revision: int) -> _Left:
+        """Publish the outbox of a record that another worker may have left. Raises BusError."""
+        if not record.outbox or (key, revision) in self._published:
+            return _Left()
+        try:
+            unstored = await self._outbox.publish(record)
+        except NotLogged as unlogged:
+            entries = [outgoing for outgoing in record.outbox if outgoing.how in ("enter", "note")]
+            return _Left([entry.model_copy(update={"how": "note"}) for entry in entries], unlogged)
+        if not unstored:
+            self._remember(key, revision)
+        return _Left(unstored)
+
     async def _publish(self, key: str, record: HostRecord | AppRecord, revision: int) -> None:
         """Publish the outbox of the newest record. A record at rest is then stored without it: most are at rest."""
-        await self._outbox.publish(record)
+        if await self._outbox.publish(record):
+            return  # kept as it is: whoever takes the next step has its entries to store
         self._remember(key, revision)
         if record.resting and record.outbox:
             at_rest = record.model_copy(update={"outbox": []})
@@ -193,6 +220,11 @@ class SessionStore:
         self._published[key, revision] = None
         while len(self._published) > REMEMBERED:
             self._published.popitem(last=False)
+
+
+def _with(entries: Sequence[Outgoing], record: R) -> R:
+    """A record that also has these to send, before its own."""
+    return record.model_copy(update={"outbox": [*entries, *record.outbox]})
 
 
 def _ended_by_clock(record: R, context: Context) -> R | None:

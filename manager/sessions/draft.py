@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_bytes
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
@@ -21,7 +21,7 @@ from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, mo
 from attestgate.manager.verification import ear
 from attestgate.schemas.admission import Statement, Withdrawal, post
 from attestgate.schemas.audit import Decision, Fact, sign_decision
-from attestgate.schemas.base import pack
+from attestgate.schemas.base import Reason, Refusal, pack
 from attestgate.schemas.binding import Role
 from attestgate.schemas.event_data import SessionWhat, entries_told
 from attestgate.schemas.events import Event
@@ -49,7 +49,14 @@ class Context:
     source: str
     log_head: str = ""
     """The newest checked head of the decision log, as a signed note."""
+    standing_still: Reason | None = None
+    """Why the decision log takes in no entries, if it does not."""
     token: Callable[[int], bytes] = token_bytes
+
+    def check_log(self) -> None:
+        """Raises Refusal `log.standing-still` where nothing may be granted, since nobody could look it up."""
+        if self.standing_still is not None:
+            raise Refusal(self.standing_still)
 
 
 def _told(listed: ListVerdict) -> ListVerdict:
@@ -142,8 +149,20 @@ class Draft(Generic[R]):
         )
         return {"ear": token}
 
-    def decide(self, fact: Fact) -> None:
-        """Enter a decision that grants or removes trust in the decision log."""
+    def enter(self, fact: Fact) -> None:
+        """Enter a decision that grants: before its entry is stored, nothing of this transition is sent.
+
+        Raises Refusal `log.standing-still`.
+        """
+        # Else whoever keeps the log from growing could have trust granted that nobody can look up.
+        self.context.check_log()
+        self._decide("enter", fact)
+
+    def note(self, fact: Fact) -> None:
+        """Enter a decision that takes away, or renews what was granted: nothing waits for its entry."""
+        self._decide("note", fact)
+
+    def _decide(self, how: Literal["enter", "note"], fact: Fact) -> None:
         record = self.record
         decision = Decision(
             id=self.context.token(16).hex(),
@@ -158,7 +177,7 @@ class Draft(Generic[R]):
         self.set(decisions=decision.number)
         subject = subjects.decision(record.role, record.subject, decision.id)
         entry = sign_decision(self.context.identity, subject, decision)
-        self._put(how="log", subject=subject, data=entry, id=decision.id)
+        self._put(how=how, subject=subject, data=entry, id=decision.id)
 
     def work(self, role: Role, session: str, what: str, model: BaseModel) -> None:
         """Send a message to another session (or to this one); any worker may handle it."""

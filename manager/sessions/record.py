@@ -50,10 +50,11 @@ class Outgoing(Model):
     send: to the agent, core NATS; publish: into a stream (events, admissions); work: to a session, encrypted;
     lost: the notice `host-lost` to an application session, made of the record's state and reasons;
     wake: schedule a timer of this session at `at`; summary: the readable line beside the record;
-    current: make this the current session of its subject; log: an entry of the decision log.
+    current: make this the current session of its subject; enter: an entry of the decision log, stored before anything
+    else of this outbox is sent; note: an entry that nothing waits for.
     """
 
-    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "log"]
+    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "enter", "note"]
     id: str
     subject: str = ""
     data: bytes = b""

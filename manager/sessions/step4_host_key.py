@@ -44,7 +44,7 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     draft.current()
     if record.outcome is None:
         raise AssertionError(f"trust without a verdict in {record.state}")
-    draft.decide(audit.AcceptedFact(outcome=record.outcome, measurements=record.list_digest.hex()))
+    draft.enter(audit.AcceptedFact(outcome=record.outcome, measurements=record.list_digest.hex()))
     draft.event("trusted", lease_end=draft.record.lease_end, outcome=record.outcome.model_dump(mode="json"))
     return draft.finish()
 

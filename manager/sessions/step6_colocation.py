@@ -98,6 +98,6 @@ def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: S
     draft.work("app", record.session, "issue", Issue())
     if record.outcome is None:
         raise AssertionError(f"trust without a verdict in {record.state}")
-    draft.decide(audit.AcceptedFact(outcome=record.outcome, host_session=record.host_session))
+    draft.enter(audit.AcceptedFact(outcome=record.outcome, host_session=record.host_session))
     draft.event("proven", host_session=record.host_session)
     return draft.finish()

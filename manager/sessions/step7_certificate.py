@@ -34,7 +34,7 @@ def certify(
     draft.say("certificate", _message(issued))
     lease(draft, issued.identity, host, enrolled)
     draft.current()
-    draft.decide(_decided(issued))
+    draft.enter(_decided(issued))
     draft.event("certified", **_shown(issued))
     return draft.finish()
 
@@ -54,7 +54,7 @@ def renew(draft: Draft[AppRecord], issued: IssuedCertificate) -> None:
     _take_certificate(draft, issued)
     draft.set(retiring=retiring, gateways=[])
     draft.say("renew", _message(issued))
-    draft.decide(_decided(issued, before=retiring.serial))
+    draft.note(_decided(issued, before=retiring.serial))
     draft.event("renewing", **_shown(issued), before_serial=retiring.serial)
 
 
@@ -63,7 +63,7 @@ def retire(draft: Draft[AppRecord]) -> None:
     record = draft.record
     if record.retiring is not None and record.ready == record.serial:
         withdraw(draft, f"cert.{record.retiring.serial}", "certificate.renewed")
-        draft.decide(audit.WithdrawnFact(serial=record.retiring.serial))
+        draft.note(audit.WithdrawnFact(serial=record.retiring.serial))
         draft.set(retiring=None)
 
 
@@ -80,7 +80,7 @@ def take_applied(record: AppRecord, context: Context, report: AppliedAtGateway) 
         draft.set(deadline=record.lease_end, next_recheck=next_recheck(context))
     draft.set(ready=record.serial)
     ready(draft)
-    draft.decide(audit.Admitted(serial=record.serial, gateways=draft.record.gateways))
+    draft.note(audit.Admitted(serial=record.serial, gateways=draft.record.gateways))
     what: SessionWhat = "renewed" if record.retiring else "admitted"
     draft.event(what, serial=record.serial, gateways=list(draft.record.gateways), lease_end=record.lease_end)
     return draft.finish()

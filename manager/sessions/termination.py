@@ -51,7 +51,7 @@ def terminate(
     if record.outcome is not None:
         verdict["outcome"] = record.outcome.model_dump(mode="json")
     if state is State.REFUSED or record.decisions:  # else there was no trust to remove
-        draft.decide(_ended(record, state, step, reasons))
+        draft.note(_ended(record, state, step, reasons))
     draft.event(TOLD[state], step=step, reasons=[reason.model_dump() for reason in reasons], **verdict)
 
 

@@ -106,7 +106,7 @@ def standing(
 
 async def order(worker: Enrolments, command: Command, by: str = "ann") -> None:
     statement = signed(command, by)
-    await worker.put("host", "h1", statement, command, said(statement, command.sequence))
+    await worker.put("host", "h1", statement, command, said(statement, command.sequence), None)
 
 
 async def sequence_in_force(worker: Enrolments) -> int:

@@ -66,7 +66,7 @@ class Bench:
         """As an operator's command does."""
         manifest = unpack(PolicyManifest, what.manifest.payload)
         said = self._said(what.manifest, manifest.version)
-        await (worker or self.policies).put(what.manifest, manifest, what.documents, said)
+        await (worker or self.policies).put(what.manifest, manifest, what.documents, said, self._enter)
 
     async def try_out(self, what: PutPolicy) -> None:
         """As an operator's command does."""
@@ -74,6 +74,9 @@ class Bench:
         manifest = unpack(PolicyManifest, what.manifest.payload)
         said = self._said(what.manifest, self.sequence)
         await self.policies.try_out(what.manifest, manifest, what.documents, said)
+
+    async def _enter(self) -> None:
+        """In no log."""
 
     @staticmethod
     def _said(manifest: Signed, order: int) -> InForce:

@@ -44,7 +44,7 @@ class Lists:
         bus = self.server.connect()
         identity = Signer("test.example", Ed25519PrivateKey.generate())
         signers = Signers(identity.deployment, [], {identity.public})
-        orders = Orders(Intake(bus, lambda: self.now), identity, signers, "gateways")
+        orders = Orders(Intake(bus, signers.trusted, lambda: self.now), identity, signers, "gateways")
         passed = ClockSteps(lambda: self.now, steady, 3600).passed if steady else None
         return Certificates(bus, self.authority, 3600, orders, CrlFiles(self.folder / name), lambda: self.now, passed)
 

@@ -19,7 +19,7 @@ async def decided(bus: Bus, world: World, at: int) -> list[Decision]:
     """Every decision, in the tree's order, once the log verifies; a worker that waits for none takes in the last."""
     memory = LastHead(world.folder / "auditor" / token_hex(8))
     telling = Alarms("auditor", _complain)
-    intake = Intake(bus, lambda: at)
+    intake = Intake(bus, world.managers, lambda: at)
     log = DecisionLog(bus, intake, memory, world.manager, world.managers, telling, lambda: at)
     while await _more(log):
         pass

@@ -46,10 +46,10 @@ class Keeper:
         self.at = float(NOW)
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.news = asyncio.Event()
-        self.intake = Intake(bus, lambda: self.at)
+        managers = TrustedKeys(key.deployment, {"manager": set(signers)})
+        self.intake = Intake(bus, managers, lambda: self.at)
         self.memory = LastHead(folder / "decision-log.json")
         telling = Alarms("w", self._emit)
-        managers = TrustedKeys(key.deployment, {"manager": set(signers)})
         self.log = DecisionLog(bus, self.intake, self.memory, key, managers, telling, lambda: self.at, most)
 
     async def _emit(self, _kind: str, _id: str, what: str, **data: Any) -> None:
