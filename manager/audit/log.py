@@ -135,6 +135,8 @@ class DecisionLog:
         try:
             more = await self.grow()
         except Conflict:
+            # Another worker was first. A bus that says so each time makes no loop of it.
+            await _linger()
             return True
         except BusError as error:
             log.warning("decision log not updated, retrying", error=str(error))
@@ -161,7 +163,7 @@ class DecisionLog:
                 await self._intake.news.wait()
         except TimeoutError:
             return
-        await asyncio.sleep((LINGER_MS + randbelow(LINGER_MS)) / 1000)
+        await _linger()
 
     async def _follow(self) -> None:
         """Take over a newer head, if it extends the one seen before. Raises Refusal (`log.*`), BusError."""
@@ -250,6 +252,10 @@ class DecisionLog:
                 known.add(leaf)
                 leaves.append(leaf)
         return leaves, cursor
+
+
+async def _linger() -> None:
+    await asyncio.sleep((LINGER_MS + randbelow(LINGER_MS)) / 1000)
 
 
 def _standing_still(found: str) -> Reason:
