@@ -1,0 +1,339 @@
+"""What a gateway has seen taken away, and never gives back for an older statement: its floors.
+
+Every worker of the managers signs with one key, so an old lease is as well signed as a new one. A bus that shows a
+gateway an older state of the deployment is found out by what the gateway itself has seen before. Rules:
+  - Of the sessions of a place, the one with the highest (rank, session) counts. A lease below it is refused, and one
+    that is held is cut. A session that a withdrawal has ended gets no lease again.
+  - A lease with an `enrolled` below the highest of its subject is refused; one that is held runs out.
+  - A lease with a policy version below the highest is refused once `longest_lease_s` have passed since the highest was
+    first seen. What was refused by then stays refused, however often the policy changes.
+  - An operator's Revoke cuts its subject at once, and refuses every lease whose `enrolled` is not above its sequence.
+    It counts while its key is among the operators of the settings. It has no time, so no clock has a say.
+  - Floors only rise. There is one row a place, subject, and operator key of a revoked subject, and one of the policy.
+No I/O: statements arrive with their signatures verified, and all times are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from attestgate.schemas.admission import (
+    HostLease,
+    Lease,
+    Place,
+    Rank,
+    Sequence,
+    Statement,
+    Tenure,
+    Withdrawal,
+    revoke_key,
+)
+from attestgate.schemas.base import Bytes32, Id, Model, Reason, Refusal, Seconds, SessionId, shown
+from attestgate.schemas.enrolment import SubjectKind
+
+
+class Source(Model):
+    """The value of the bucket that set a floor, as it was signed, under its key there."""
+
+    key: Annotated[str, Field(max_length=200)]
+    value: Annotated[bytes, Field(max_length=16 * 1024)]
+
+
+class PlaceFloor(Model):
+    """The session of a place that counts, and whether it is over."""
+
+    kind: Literal["place"] = "place"
+    place: Place
+    rank: Rank
+    session: SessionId
+    ended: bool
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Its row's name: no two floors have the same."""
+        return f"place {self.place}"
+
+
+class EnrolledFloor(Model):
+    """The newest enrolment of a subject (`host.<id>`, `app.<id>`) that a lease taken rested on."""
+
+    kind: Literal["enrolled"] = "enrolled"
+    subject: Annotated[str, Field(max_length=68)]
+    enrolled: Sequence
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Its row's name."""
+        return f"enrolled {self.subject}"
+
+
+class PolicyFloor(Model):
+    """The highest policy version of any lease taken, and the Unix second when it was first seen.
+
+    `least` is the highest version before it that had already been seen for the length of a lease: what is older has had
+    its time.
+    """
+
+    kind: Literal["policy"] = "policy"
+    version: Sequence
+    seen_at: Seconds
+    least: Annotated[int, Field(ge=0, lt=2**63)]
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Its row's name."""
+        return "policy"
+
+
+class Revocation(Model):
+    """The newest Revoke of a subject by one operator's key, as it was signed (`source`)."""
+
+    kind: Literal["revoked"] = "revoked"
+    subject_kind: SubjectKind
+    id: Id
+    signer: Bytes32
+    operator: Id
+    """The name that it was signed under: part of the place of its signature."""
+    sequence: Sequence
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Its row's name."""
+        return f"revoked {self.subject}.{self.signer.hex()}"
+
+    @property
+    def subject(self) -> str:
+        """The subject, as the floors of enrolments name it."""
+        return f"{self.subject_kind}.{self.id}"
+
+    @property
+    def key(self) -> str:
+        """Its key in the bucket."""
+        return revoke_key(self.subject_kind, self.id, self.signer)
+
+
+Row: TypeAlias = Annotated[PlaceFloor | EnrolledFloor | PolicyFloor | Revocation, Field(discriminator="kind")]
+AnyLease: TypeAlias = Lease | HostLease
+
+
+class BelowFloor(Refusal):
+    """A lease is below a floor, which `source` has set. The codes are `admission.rank`, `admission.ended`,
+    `admission.enrolled`, `admission.policy` and `admission.revoked`."""
+
+    def __init__(self, reason: Reason, source: Source) -> None:
+        super().__init__(reason)
+        self.source = source
+
+
+def subject_of(lease: AnyLease) -> str:
+    """Whose enrolment a lease rests on."""
+    return f"app.{lease.app}" if isinstance(lease, Lease) else f"host.{lease.host}"
+
+
+class Floors:
+    """The floors of one gateway: `check` before a lease is taken, `take` what is. `steady` is monotonic seconds.
+
+    `counter` counts the changes. `operators` are the public keys whose Revokes count.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row] = (),
+        *,
+        operators: Collection[bytes],
+        longest_lease_s: int,
+        counter: int = 0,
+        steady: float = 0.0,
+    ) -> None:
+        self.counter = counter
+        self._operators = frozenset(operators)
+        self._longest_s = longest_lease_s
+        self._places: dict[str, PlaceFloor] = {}
+        self._enrolled: dict[str, EnrolledFloor] = {}
+        self._policy: PolicyFloor | None = None
+        self._policy_since = steady
+        """When the policy's floor was set, or read after a restart: the wall clock may be set back meanwhile."""
+        self._revoked: dict[str, dict[bytes, Revocation]] = {}
+        for row in rows:
+            self._put(row, steady)
+
+    def rows(self) -> Iterator[Row]:
+        """Every floor."""
+        yield from self._places.values()
+        yield from self._enrolled.values()
+        if self._policy is not None:
+            yield self._policy
+        for by_signer in self._revoked.values():
+            yield from by_signer.values()
+
+    def check(self, lease: AnyLease, at: int, steady: float) -> None:
+        """Raises BelowFloor for a lease that may not be taken at Unix second `at`."""
+        self._check_revoked(lease)
+        self._check_place(lease)
+        enrolled = self._enrolled.get(subject_of(lease))
+        if enrolled is not None and lease.enrolled < enrolled.enrolled:
+            action = "find out who shows the managers an older enrolment; it passes once they know the newer one"
+            raise _below("enrolled", lease, enrolled.enrolled, lease.enrolled, action, enrolled.source)
+        policy = self._policy
+        if policy is not None and lease.policy < self._least_policy(policy, at, steady):
+            action = "find out which manager worker is kept on an older policy"
+            raise _below("policy", lease, self._least_policy(policy, at, steady), lease.policy, action, policy.source)
+
+    def stands(self, lease: AnyLease) -> bool:
+        """Whether a lease that was taken before may stay until it runs out."""
+        try:
+            self._check_revoked(lease)
+            self._check_place(lease)
+        except BelowFloor:
+            return False
+        return True
+
+    def _check_revoked(self, lease: AnyLease) -> None:
+        for revocation in self._counting(subject_of(lease)):
+            if lease.enrolled <= revocation.sequence:
+                action = "enrol it again, if it may come back"
+                raise _below(
+                    "revoked", lease, f"above {revocation.sequence}", lease.enrolled, action, revocation.source
+                )
+
+    def _check_place(self, lease: AnyLease) -> None:
+        tenure = lease.tenure
+        floor = self._places.get(tenure.place)
+        if floor is None:
+            return
+        if floor.ended and tenure.session == floor.session:
+            raise _below("ended", lease, "a session that has not ended", tenure.session, "attest again", floor.source)
+        if _order(tenure) < (floor.rank, floor.session):
+            expected = f"rank {floor.rank} of session {floor.session}, or above"
+            action = "none, if it was superseded; else find out who shows the managers an older state"
+            raise _below("rank", lease, expected, f"rank {tenure.rank} of {tenure.session}", action, floor.source)
+
+    def _least_policy(self, policy: PolicyFloor, at: int, steady: float) -> int:
+        return policy.version if self._over(policy, at, steady) else policy.least
+
+    def _over(self, policy: PolicyFloor, at: int, steady: float) -> bool:
+        """Whether leases of an older policy have had the time to run out since this version was first seen."""
+        return at - policy.seen_at >= self._longest_s or steady - self._policy_since >= self._longest_s
+
+    def _counting(self, subject: str) -> Iterator[Revocation]:
+        return (r for r in self._revoked.get(subject, {}).values() if r.signer in self._operators)
+
+    def in_force(self, subject: str) -> list[Revocation]:
+        """The Revokes of `host.<id>` or `app.<id>` that no lease with a newer enrolment has ended."""
+        enrolled = self._enrolled.get(subject)
+        least = enrolled.enrolled if enrolled is not None else 0
+        return [revocation for revocation in self._counting(subject) if revocation.sequence >= least]
+
+    def all_in_force(self) -> Iterator[Revocation]:
+        """The Revokes in force, of all subjects."""
+        for subject in self._revoked:
+            yield from self.in_force(subject)
+
+    def take(self, statement: Statement, value: bytes, at: int, steady: float) -> list[Row]:
+        """Raise the floors to a lease that has passed `check`, or to a withdrawal. Returns the rows that changed.
+
+        `value` is the statement as the bucket has it.
+        """
+        source = Source(key=statement.key, value=value)
+        if isinstance(statement, Withdrawal):
+            ends = statement.ends
+            changed: list[Row | None] = [] if ends is None else [self._raised_place(ends, source, ended=True)]
+        else:
+            changed = [
+                self._raised_place(statement.tenure, source, ended=False),
+                self._raised_enrolled(statement, source),
+                self._raised_policy(statement.policy, source, at, steady),
+            ]
+        return self.put([row for row in changed if row is not None], steady)
+
+    def take_revocation(self, revocation: Revocation) -> list[Row]:
+        """Take an operator's Revoke, unless a newer one by the same key is known. Returns the rows that changed."""
+        held = self._revoked.get(revocation.subject, {}).get(revocation.signer)
+        return self.put([] if held is not None and held.sequence >= revocation.sequence else [revocation])
+
+    def put(self, rows: list[Row], steady: float = 0.0) -> list[Row]:
+        """Replace these rows, by those that `take` of another copy of these floors has returned."""
+        for row in rows:
+            self._put(row, steady)
+        self.counter += len(rows)
+        return rows
+
+    def _put(self, row: Row, steady: float) -> None:
+        if isinstance(row, PlaceFloor):
+            self._places[row.place] = row
+        elif isinstance(row, EnrolledFloor):
+            self._enrolled[row.subject] = row
+        elif isinstance(row, PolicyFloor):
+            self._policy, self._policy_since = row, steady
+        else:
+            self._revoked.setdefault(row.subject, {})[row.signer] = row
+
+    def _raised_place(self, tenure: Tenure, source: Source, *, ended: bool) -> PlaceFloor | None:
+        floor = self._places.get(tenure.place)
+        rank = tenure.rank
+        if floor is not None and floor.session == tenure.session:
+            # One session has one rank. Whatever is signed of it, neither its rank nor its end is taken back.
+            rank, ended = max(rank, floor.rank), ended or floor.ended
+            if (rank, ended) == (floor.rank, floor.ended):
+                return None
+        elif floor is not None and _order(tenure) < (floor.rank, floor.session):
+            return None
+        return PlaceFloor(place=tenure.place, rank=rank, session=tenure.session, ended=ended, source=source)
+
+    def _raised_enrolled(self, lease: AnyLease, source: Source) -> EnrolledFloor | None:
+        subject = subject_of(lease)
+        floor = self._enrolled.get(subject)
+        if floor is not None and floor.enrolled >= lease.enrolled:
+            return None
+        return EnrolledFloor(subject=subject, enrolled=lease.enrolled, source=source)
+
+    def _raised_policy(self, version: int, source: Source, at: int, steady: float) -> PolicyFloor | None:
+        floor = self._policy
+        if floor is not None and floor.version >= version:
+            return None
+        least = self._least_policy(floor, at, steady) if floor is not None else 0
+        return PolicyFloor(version=version, seen_at=at, least=least, source=source)
+
+    def cover(self, statement: Statement) -> bool:
+        """Whether these floors are at, or above, all that a statement raises."""
+        if isinstance(statement, Withdrawal):
+            return statement.ends is None or self._covers_place(statement.ends, ended=True)
+        enrolled = self._enrolled.get(subject_of(statement))
+        return (
+            self._covers_place(statement.tenure, ended=False)
+            and enrolled is not None
+            and enrolled.enrolled >= statement.enrolled
+            and self._policy is not None
+            and self._policy.version >= statement.policy
+        )
+
+    def _covers_place(self, tenure: Tenure, *, ended: bool) -> bool:
+        floor = self._places.get(tenure.place)
+        if floor is None:
+            return False
+        if floor.session == tenure.session:
+            return floor.rank >= tenure.rank and floor.ended >= ended
+        return (floor.rank, floor.session) > _order(tenure)
+
+    def holds(self, revocation: Revocation) -> bool:
+        """Whether these floors have a Revoke, or a newer one by the same key."""
+        held = self._revoked.get(revocation.subject, {}).get(revocation.signer)
+        return held is not None and held.sequence >= revocation.sequence
+
+
+def _order(tenure: Tenure) -> tuple[int, str]:
+    return tenure.rank, tenure.session
+
+
+def _below(code: str, lease: AnyLease, expected: object, found: object, action: str, source: Source) -> BelowFloor:
+    reason = Reason(
+        code=f"admission.{code}", field=lease.key, expected=shown(expected), found=shown(found), action=action
+    )
+    return BelowFloor(reason, source)
