@@ -11,6 +11,8 @@ import os
 import sqlite3
 import tempfile
 import weakref
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from attestgate.manager.gateway.floors import Row
@@ -69,14 +71,14 @@ class FloorsFile:
     def rows(self) -> list[Row]:
         """Every floor. Raises Refusal `floors.damaged`."""
         try:
-            packed = self._file.execute("SELECT row FROM floors").fetchall()
-            return [unpack_own(_Kept, row).row for (row,) in packed]
-        except (sqlite3.Error, Refusal) as error:
+            kept = self._file.execute("SELECT name, row, checksum FROM floors").fetchall()
+            return [_read(*one) for one in kept]
+        except (sqlite3.Error, Refusal, ValueError, TypeError) as error:
             raise self._damaged(error) from None
 
     def write(self, rows: list[Row]) -> int:
         """Replace rows in one transaction. Returns the number of changes so far. Raises FloorsNotWritten."""
-        values = [(row.name, pack(_Kept(row=row))) for row in rows]
+        values = [(row.name, packed := pack(_Kept(row=row)), zlib.crc32(packed)) for row in rows]
         counter = self.counter + len(values)
         try:
             with self._file:
@@ -88,7 +90,9 @@ class FloorsFile:
                     # Replacing by name must not lower what another has raised meanwhile.
                     raise FloorsNotWritten(f"{self._path}: another process has written to it; restart this worker")
                 self._file.executemany(
-                    "INSERT INTO floors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET row = excluded.row", values
+                    "INSERT INTO floors VALUES (?, ?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET row = excluded.row, checksum = excluded.checksum",
+                    values,
                 )
         except sqlite3.Error as error:
             raise FloorsNotWritten(f"{self._path}: {error}") from None
@@ -106,10 +110,18 @@ class FloorsFile:
         )
 
 
+def _read(name: str, packed: bytes, checksum: int) -> Row:
+    # SQLite notices a damaged page where it cannot read it, but not a changed byte within a row.
+    if zlib.crc32(packed) != checksum:
+        raise ValueError(f"{name}: wrong checksum")
+    return unpack_own(_Kept, packed).row
+
+
 def create(path: Path) -> None:
     """Make an empty file. Raises Refusal `floors.exists` if there is one, and `file.access`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):  # what it is shows at once
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".floors-") as folder:
             empty = Path(folder) / "empty"
             _write_empty(empty)
@@ -140,7 +152,9 @@ def _write_empty(path: Path) -> None:
         path.chmod(0o600)
         file.execute("PRAGMA synchronous = FULL")
         file.execute("BEGIN")
-        file.execute("CREATE TABLE floors (name TEXT PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID")
+        file.execute(
+            "CREATE TABLE floors (name TEXT PRIMARY KEY, row BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
+        )
         file.execute("CREATE TABLE counter (changes INTEGER NOT NULL)")
         file.execute("INSERT INTO counter VALUES (0)")
         file.execute(f"PRAGMA user_version = {_FORMAT}")
