@@ -10,7 +10,9 @@ from attestgate.schemas.base import Bytes32, Count, Id, Model, Seconds
 from attestgate.schemas.signing import Purpose, Signed
 
 MAX_EXPORT = 1 << 30
-"""Largest file in bytes: more than the floors of a million subjects."""
+"""Largest file in bytes."""
+MAX_ROWS = 4_000_000
+"""Most floors in one."""
 
 
 class FloorsExport(Model):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
+
+from pydantic import Field
 
 from attestgate.manager.gateway.floors import Floors, Row
 from attestgate.manager.gateway.floors_file import FloorsFile, FloorsNotWritten
 from attestgate.schemas.base import Model, Refusal, pack, unpack, unpack_own
-from attestgate.schemas.floors import EXPORT, MAX_EXPORT, ExportFile, FloorsExport
+from attestgate.schemas.floors import EXPORT, MAX_EXPORT, MAX_ROWS, ExportFile, FloorsExport
 from attestgate.schemas.signing import Signer, TrustedKeys
 
 
 class _Rows(Model):
-    rows: list[Row]
+    rows: Annotated[list[Row], Field(max_length=MAX_ROWS)]
 
 
 def export_floors(file: FloorsFile, gateway: str, identity: Signer, at: int) -> bytes:
