@@ -82,11 +82,12 @@ class Reporter:
         self._refused[refused.key] = refused
         if len(self._refused) > _MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
-        if self._epoch:
+        if self._waiting():
             self._pending.set()
 
     def _waiting(self) -> bool:
-        return bool(self._unreported or self._break_glass or self._revoked or self._refused)
+        """Whether there is something to report, and a round has said of which epoch."""
+        return bool(self._epoch and (self._unreported or self._break_glass or self._revoked or self._refused))
 
     def report_break_glass(self, signed: Signed) -> None:
         """Include an operator's signed admission, which this gateway follows, in the next report."""
