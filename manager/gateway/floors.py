@@ -316,9 +316,7 @@ class Floors:
         return self._merged_policy(row)
 
     def _merged_policy(self, other: PolicyFloor) -> PolicyFloor | None:
-        own = self._policy
-        if own is None:
-            return other
+        own = self._policy or PolicyFloor(least=None, newer=[])
         least = max((f.least for f in (own, other) if f.least is not None), key=lambda s: s.version, default=None)
         newer: list[SeenPolicy] = []
         # From the highest down: one counts only if it was seen before those above it.
@@ -371,6 +369,7 @@ class Floors:
             return None
         least = self._least_policy(at, steady)
         newer = [] if floor is None else [s for s in floor.newer if least is None or s.version > least.version]
+        newer = [s for s in newer if s.seen_at != at]  # the new one comes to its time with them
         seen = SeenPolicy(version=version, seen_at=at, source=source)
         return PolicyFloor(least=least, newer=_bounded([*newer, seen]))
 

@@ -65,6 +65,8 @@ class KeptFloors:
 
     def settled(self, statement: Statement) -> bool:
         """Whether all that is known about a statement is on disk: what it raises, and what cuts it."""
+        if not self._unwritten:
+            return True
         if not self.written.cover(statement):
             return False
         return isinstance(statement, Withdrawal) or self.known.stands(statement) == self.written.stands(statement)

@@ -167,13 +167,15 @@ class LeaseTable(Mapping[str, Statement]):
         session = lease.app_session if isinstance(lease, Lease) else lease.host_session
         # A renewal may end before the lease it replaces: the record outlives both, or the bus could replay the longer.
         over = self._steady() + min(ends - at, self._longest_s)
-        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session, over, self._settled(held))
+        before = self._settled(held)
+        before = replace(before, before=None) if before else None
+        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session, over, before)
 
     def _settled(self, record: _Record | None) -> _Record | None:
         """The newest record under its key that is all on disk: this one, or the one before it."""
         if record is None:
             return None
-        return replace(record, before=None) if self._floors.settled(record.statement) else record.before
+        return record if self._floors.settled(record.statement) else record.before
 
     def entry(self, key: str, at: int) -> DictionaryEntry | None:
         """What nginx must hold under a key at Unix second `at`; None for nothing."""
@@ -184,7 +186,7 @@ class LeaseTable(Mapping[str, Statement]):
         if record is None or isinstance(record.statement, Withdrawal):
             return None
         lease, known = record.statement, self._floors.known
-        if not known.stands(newest.statement) or not known.stands(lease):
+        if not known.stands(newest.statement) or (record is not newest and not known.stands(lease)):
             return None
         until = self._policy_until(record)
         if until <= at or stale(lease.issued_at, at, self._skew_s) or record.over <= self._steady():

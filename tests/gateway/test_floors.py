@@ -414,7 +414,9 @@ def played(steps: list[tuple[Statement | Revocation, int]]) -> Floors:
 def said(book: Floors) -> dict[str, object]:
     """What the floors say, whoever said it."""
     return {
-        row.name: row.model_dump(exclude={"source": True, "least": {"source"}, "newer": {"__all__": {"source"}}})
+        row.name: row.model_dump(
+            exclude={"source": True, "least": {"source", "seen_at"}, "newer": {"__all__": {"source"}}}
+        )
         for row in book.rows()
     }
 
