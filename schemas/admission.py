@@ -11,18 +11,22 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, StringConstraints, model_validator
 
-from attestgate.schemas.base import Hex32, Id, Model, Seconds, SessionId, pack, unpack
+from attestgate.schemas.base import Bytes32, Count, Hex32, Id, Label, Model, Seconds, SessionId, pack, unpack
 from attestgate.schemas.signing import Purpose, Signed, Signer, TrustedKeys
 
 BUCKET = "admissions"
 CRL = "crl."
 """Prefix of the keys of revocation lists, in the same bucket: CRLs in DER, signed by their CA."""
+REVOKE = "revoke."
+"""Prefix of the keys of operators' Revoke commands, in the same bucket, as they were signed."""
 MAX_GATEWAYS = 64
 """Most gateways of one set."""
 MAX_APPLIED = 64
 """Most changes in one report."""
 MAX_GLASS = 4
 """Most break-glass admissions in one report."""
+MAX_REVOKED, MAX_REFUSED = 16, 2
+"""Most confirmed revocations, and refused leases, in one report."""
 _MAX_STATEMENT = 16 * 1024
 MAX_REPORT = 128 * 1024
 """Largest report in bytes."""
@@ -45,6 +49,8 @@ NginxEpoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", max_len
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 """Increases with every statement about one key."""
 Integrity = Literal["anchored", "unanchored"]
+Place = Annotated[str, StringConstraints(pattern=rf"^(?:host\.{_ID}|app\.{_ID}\.{_ID})$", max_length=132)]
+Rank = Annotated[int, Field(ge=1, lt=2**63)]
 
 _METHODS = r"(?:\*|[A-Z]{1,20}(?:,[A-Z]{1,20}){0,9})"
 _SEGMENT = r"[A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]*"
@@ -76,12 +82,30 @@ def crl_key(issuer: str) -> str:
     return f"{CRL}{issuer}"
 
 
+class Tenure(Model):
+    """A session as the current one of its place: a host (`host.<id>`), or an application on a host (`app.<id>.<host>`).
+
+    `rank` is given once, when the session becomes current: microseconds, above every rank known of the place. Of two
+    sessions of a place the one with the higher (rank, session) counts, whatever the bus shows of it.
+    """
+
+    place: Place
+    session: SessionId
+    rank: Rank
+
+
 class _Leased(Model):
-    """What both kinds of lease hold. `issued_at` and `expires_at` count from the challenge whose answer earned it."""
+    """What both kinds of lease hold. `issued_at` and `expires_at` count from the challenge whose answer earned it.
+
+    `enrolled` is the sequence of the Enrol that it rests on, `policy` the version of the policy manifest.
+    """
 
     issued_at: Seconds
     expires_at: Seconds
     sequence: Sequence
+    rank: Rank
+    enrolled: Sequence
+    policy: Sequence
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -134,6 +158,11 @@ class Lease(_Leased):
         """Its key in the bucket."""
         return f"cert.{self.serial}"
 
+    @property
+    def tenure(self) -> Tenure:
+        """The session that it is for, at its place."""
+        return Tenure(place=f"app.{self.app}.{self.host}", session=self.app_session, rank=self.rank)
+
 
 class HostLease(_Leased):
     """A host session is trusted: without it none of its certificates pass."""
@@ -146,9 +175,17 @@ class HostLease(_Leased):
         """Its key in the bucket."""
         return f"host.{self.host_session}"
 
+    @property
+    def tenure(self) -> Tenure:
+        """The session that it is for, at its place."""
+        return Tenure(place=f"host.{self.host}", session=self.host_session, rank=self.rank)
+
 
 class Withdrawal(Model):
-    """A tombstone: the key has no lease and never gets one again. `until` is the end of the lease withdrawn."""
+    """A tombstone: the key has no lease and never gets one again. `until` is the end of the lease withdrawn.
+
+    `ends` is the session that is over with it; None where a session goes on with its next certificate.
+    """
 
     key: Key
     issued_at: Seconds
@@ -156,6 +193,7 @@ class Withdrawal(Model):
     sequence: Sequence
     reason: Annotated[str, Field(min_length=1, max_length=100)]
     """A reason code, as in `schemas.base.Reason`."""
+    ends: Tenure | None
 
 
 Statement: TypeAlias = Lease | HostLease | Withdrawal
@@ -188,6 +226,11 @@ def open_posted(key: str, value: bytes, trusted: TrustedKeys) -> Statement:
     return statement
 
 
+def revoke_key(kind: str, id: str, signer: bytes) -> str:
+    """The bucket's key of an operator's newest Revoke of a subject."""
+    return f"{REVOKE}{kind}.{id}.{signer.hex()[:16]}"
+
+
 def _place(key: str) -> str:
     return f"{BUCKET}/{key}"
 
@@ -201,10 +244,21 @@ class AppliedStatement(Model):
     app_session: SessionId | None = None
 
 
+class RefusedLease(Model):
+    """A lease below a floor of the gateway, with the value of the bucket that set the floor, under its key there."""
+
+    key: Key
+    code: Label
+    floor_key: Annotated[str, Field(max_length=200)]
+    floor: Annotated[bytes, Field(max_length=_MAX_STATEMENT)]
+
+
 class GatewayReport(Model):
     """What one gateway made its nginx do, and when (by the gateway's clock).
 
-    `glass`: operators' signed break-glass admissions in force there (schemas/break_glass.py).
+    `glass`: operators' signed break-glass admissions in force there (schemas/break_glass.py). `floors` counts the
+    changes of the gateway's floors, which are on its disk; `revoked` are the Revoke commands in force there, by their
+    SHA-256, as they were signed: on its disk, and out of nginx's memory of this epoch.
     """
 
     gateway: Id
@@ -212,6 +266,9 @@ class GatewayReport(Model):
     applied: Annotated[list[AppliedStatement], Field(max_length=MAX_APPLIED)]
     at: Seconds
     glass: Annotated[list[Signed], Field(max_length=MAX_GLASS)] = []
+    floors: Count
+    revoked: Annotated[list[Bytes32], Field(max_length=MAX_REVOKED)] = []
+    refused: Annotated[list[RefusedLease], Field(max_length=MAX_REFUSED)] = []
 
 
 REPORT = Purpose("gateway report", "gateway", GatewayReport)

@@ -25,7 +25,15 @@ from attestgate.bus.crypto.envelope import SUITES
 from attestgate.manager.handlers.gateway_reports import MAX_STRANGE
 from attestgate.manager.records.record_cipher import SealedRecord
 from attestgate.schemas import base, limits, messages
-from attestgate.schemas.admission import MAX_APPLIED, MAX_GLASS, MAX_REPORT, GatewayReport, Posted
+from attestgate.schemas.admission import (
+    MAX_APPLIED,
+    MAX_GLASS,
+    MAX_REFUSED,
+    MAX_REPORT,
+    MAX_REVOKED,
+    GatewayReport,
+    Posted,
+)
 from attestgate.schemas.audit import MAX_ENTRY, Decision
 from attestgate.schemas.base import (
     MAX_MESSAGE,
@@ -190,7 +198,10 @@ def test_the_page_has_the_maximum_of_every_step() -> None:
     }
     assert listed == dict(limits.INBOUND)
     assert f"at most {limits.COMMAND} bytes, or {MAX_MESSAGE} with policies" in page
-    assert f"at most {MAX_APPLIED} changes and {MAX_GLASS}" in page.replace("\n", " ")
+    most = (
+        f"at most {MAX_APPLIED} changes and {MAX_GLASS} break-glass admissions, {MAX_REVOKED} Revokes and {MAX_REFUSED}"
+    )
+    assert most in page.replace("\n", " ")
     assert f"than {MAX_STRANGE} others is refused" in page.replace("\n", " ")
     assert f"at most {base.SHOWN} characters" in page and f"at most {base.MAX_REASONS} reasons" in page
     assert f"at most {INBOX} messages or {INBOX_BYTES // 2**20} MiB" in page.replace("\n  ", "")
