@@ -60,7 +60,7 @@ class HelloHandler:
         _same_name(name, hello.host)
         session = self._admit("host", name, name, data)
         try:
-            enrolled = await self._enrolments.host(name)
+            enrolled = (await self._enrolments.host(name)).subject
         except Refusal as refusal:
             await self._refuse("host", name, session, data, refusal)
             raise
@@ -86,7 +86,7 @@ class HelloHandler:
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
-        hosts = [place.host for place in (await self._enrolments.app(id)).placements]
+        hosts = [place.host for place in (await self._enrolments.app(id)).subject.placements]
         if host not in hosts:
             raise Refusal.because(
                 "enrolment.placement",

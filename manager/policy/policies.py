@@ -11,6 +11,7 @@ import structlog
 from attestgate.bus.api import Bucket, Entry
 from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import PolicyFloors
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.policy.in_force import Held, StatementsInForce
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
@@ -62,6 +63,7 @@ class Policies:
         bucket: Bucket,
         manifests: StatementsInForce[PolicyManifest],
         floors: PolicyFloors,
+        marks: Marks,
         slices: Slices,
         policy_keys: Sequence[PolicyKey] = (),
     ) -> None:
@@ -69,6 +71,7 @@ class Policies:
         self._manifests = manifests
         self._newest = {key: CachedKey(bucket, key) for key in (MANIFEST, TRIAL)}
         self._floors = floors
+        self._marks = marks
         self._slices = slices
         self._policy_keys = policy_keys
         self._reading = asyncio.Lock()
@@ -143,6 +146,15 @@ class Policies:
                 expected="a signed manifest",
                 found="no manifest: without a policy everything is refused",
                 action="put one in force: attestgate policy sign",
+            )
+        if manifest.version < self._marks.policy():
+            raise Refusal.because(
+                "policy.rollback",
+                "policy manifest",
+                expected=f"version {self._marks.policy()}, by which a gateway has a lease, or a later one",
+                found=f"version {manifest.version}",
+                action="put a higher version in force, if the author of that one was taken out;"
+                " otherwise find out who hides it on the bus",
             )
         return manifest
 

@@ -15,7 +15,8 @@ from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.record import current_key, pending_key
-from attestgate.schemas.base import Count, Model, Reason, SessionId
+from attestgate.manager.sessions.termination import superseded_by
+from attestgate.schemas.base import Count, Model, SessionId
 from attestgate.schemas.binding import Role
 
 POINTERS = "sessions"
@@ -24,10 +25,14 @@ REMEMBERED = 32
 
 
 class Pointer(Model):
-    """The session of a subject. Those in `past` were superseded, and never become current again."""
+    """The session of a subject. Those in `past` were superseded, and never become current again.
+
+    `rank` is the session's; 0 where it is not given yet (`pending`).
+    """
 
     session: SessionId
     counter: Count
+    rank: Count = 0
     past: Annotated[list[SessionId], Field(max_length=REMEMBERED)] = []
 
 
@@ -48,15 +53,25 @@ class CurrentSessions:
 
     async def session(self, key: str) -> str | None:
         """The session that a pointer names, or None. Raises Refusal `record.open`, BusError."""
+        pointer = await self._pointer(key)
+        return None if pointer is None else pointer.session
+
+    async def rank(self, role: Role, subject: str, host: str) -> int:
+        """The rank of the current session, 0 if there is none. Raises Refusal `record.open`, BusError."""
+        pointer = await self._pointer(current_key(role, subject, host))
+        return 0 if pointer is None else pointer.rank
+
+    async def _pointer(self, key: str) -> Pointer | None:
         entry = await self._bucket.get(key)
         if entry is None or entry.value is None:
             return None
-        return self._cipher.open(Pointer, POINTERS, key, entry.value).session
+        return self._cipher.open(Pointer, POINTERS, key, entry.value)
 
-    async def point(self, key: str, session: str, replaced: str) -> None:
+    async def point(self, key: str, session: str, replaced: str, rank: int = 0) -> None:
         """Make a pointer name `session`; the one before it is superseded, and gets the message `replaced`.
 
-        A repeat by a session that was itself superseded meanwhile changes nothing.
+        Of two that became current at once the one of the lower (rank, session) is the one superseded, whichever comes
+        first. A repeat by a session that was itself superseded meanwhile changes nothing.
         """
         for _ in range(MAX_CONFLICTS):
             entry = await self._bucket.get(key)
@@ -64,8 +79,13 @@ class CurrentSessions:
             before = self._cipher.open(Pointer, POINTERS, key, value) if value is not None else None
             if before is not None and session in (before.session, *before.past):
                 return
+            if rank and before is not None and (rank, session) < (before.rank, before.session):
+                await self._supersede(key, session, before.session, replaced)
+                return
             counter, past = (before.counter + 1, [before.session, *before.past][:REMEMBERED]) if before else (1, [])
-            sealed = self._cipher.seal(POINTERS, key, counter, Pointer(session=session, counter=counter, past=past))
+            sealed = self._cipher.seal(
+                POINTERS, key, counter, Pointer(session=session, counter=counter, rank=rank, past=past)
+            )
             if before is not None:
                 # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)
@@ -74,12 +94,7 @@ class CurrentSessions:
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 
     async def _supersede(self, key: str, before: str, by: str, what: str) -> None:
-        reason = Reason(
-            code="session.superseded",
-            field="session",
-            expected="the newest session of this subject",
-            found=f"superseded by {by}",
-            action="nothing, if you restarted the agent; otherwise find out who runs a second agent",
-        )
         role: Role = "host" if key.split(".")[1] == "host" else "app"
-        await self._messages.send(role, before, what, Order(reasons=[reason]), message_id=f"{what}-{before}-{by}")
+        await self._messages.send(
+            role, before, what, Order(reasons=[superseded_by(by)]), message_id=f"{what}-{before}-{by}"
+        )

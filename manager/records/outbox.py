@@ -66,7 +66,7 @@ class Outbox:
                 await self._bus.publish(subject, summary(record), message_id=outgoing.id)
             case "current":
                 key = current_key(record.role, record.subject, record.host)
-                await self._current.point(key, record.session, "superseded")
+                await self._current.point(key, record.session, "superseded", record.rank)
 
 
 def summary_key(record: HostRecord | AppRecord) -> str:

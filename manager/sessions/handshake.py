@@ -163,7 +163,7 @@ def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bo
     if result.given is Input.EVIDENCE_FOREIGN:
         _count_foreign_evidence(draft, data, result)
         return False
-    draft.set(outcome=result.outcome, platform=result.platform)
+    draft.set(outcome=result.outcome, platform=result.platform, basis=result.basis)
     if result.given is Input.EVIDENCE_BAD:
         terminate(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
         return False

@@ -108,7 +108,7 @@ def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -
     """
     challenge = draft.record.question
     draft.acknowledge(channel)
-    draft.set(outcome=result.outcome)
+    draft.set(outcome=result.outcome, basis=result.basis)
     if result.reasons:
         terminate(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
         return False

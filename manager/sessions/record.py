@@ -14,7 +14,8 @@ from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.states import ENDS, State
-from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reasons, Seconds, Secret, SessionId
+from attestgate.schemas.admission import Tenure
+from attestgate.schemas.base import Bytes32, Bytes64, Count, Id, Model, Reasons, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
 from attestgate.schemas.clocks import stale
 from attestgate.schemas.messages import EvidenceKind, Outcome
@@ -99,6 +100,13 @@ class Question(Model):
     """The whole list was requested: the policy has changed since the last appraisal."""
 
 
+class Basis(Model):
+    """What a verdict rests on: the order of the Enrol that was in force, and the version of the policy manifest."""
+
+    enrolled: Count
+    policy: Count
+
+
 class SessionRecord(Model):
     """The fields of both kinds of session. Times are Unix seconds; `revision` counts the record's own changes."""
 
@@ -116,6 +124,10 @@ class SessionRecord(Model):
     next_recheck: Seconds | None = None
     lease_end: Seconds | None = None
     revision: int = 0
+    rank: Count = 0
+    """Given once, when the session becomes the current one of its place (manager/sessions/rank.py); 0 before."""
+    basis: Basis | None = None
+    """What the newest verdict rests on."""
     handshake: Handshake | None = None
     channel: Channel | None = None
     question: Question | None = None
@@ -224,6 +236,16 @@ class AppRecord(SessionRecord):
 
 
 ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppRecord: "app"}
+
+
+def place_of(record: HostRecord | AppRecord) -> str:
+    """Where a session is, or may become, the current one: a host, or an application on a host."""
+    return _place(record.role, record.subject, record.host)
+
+
+def tenure_of(record: HostRecord | AppRecord) -> Tenure | None:
+    """A session as the current one of its place; None before it has become that."""
+    return Tenure(place=place_of(record), session=record.session, rank=record.rank) if record.rank else None
 
 
 def waking(record: HostRecord | AppRecord) -> bytes:

@@ -54,12 +54,17 @@ def trust(draft: Draft[HostRecord]) -> None:
     context, record = draft.context, draft.record
     lease_end = record.issued_at + context.timing.lease_s
     draft.set(lease_end=lease_end, deadline=lease_end, next_recheck=next_recheck(context))
+    if record.basis is None:
+        raise AssertionError(f"trust without a verdict in {record.state}")
     statement = HostLease(
         host_session=record.session,
         host=record.subject,
         issued_at=record.issued_at,
         expires_at=lease_end,
         sequence=record.revision + 1,
+        rank=draft.tenure().rank,
+        enrolled=record.basis.enrolled,
+        policy=record.basis.policy,
     )
     draft.post(statement)
     draft.say("accepted", Accepted(lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end))

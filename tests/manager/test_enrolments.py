@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from attestgate.bus.api import Conflict
 from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import in_force
 from attestgate.manager.policy.applied_commands import AppliedCommands
@@ -47,6 +48,7 @@ class Bench:
         self.folder = folder
         self.bucket = MemoryServer().connect().bucket(BUCKET)
         self.told: list[Reason] = []
+        self.steady = 0.0
 
     async def _tell(self, reason: Reason) -> None:
         self.told.append(reason)
@@ -62,7 +64,8 @@ class Bench:
         held = StatementsInForce(
             BUCKET, self.bucket, COMMAND, signers.commands_of, MANAGER, signers.trusted, kept, self._tell
         )
-        return Enrolments(self.bucket, held)
+        self.marks = Marks(self.folder / f"{memory}-marks.sqlite", lambda: 0.0)
+        return Enrolments(self.bucket, held, self.marks, lambda: self.steady)
 
     async def put(self, *standing: Standing, key: str = "host.h1") -> None:
         """What the bus writes."""
@@ -112,7 +115,7 @@ async def order(worker: Enrolments, command: Command, by: str = "ann") -> None:
 async def sequence_in_force(worker: Enrolments) -> int:
     """Whose enrolment counts: its measurement is its sequence; 0 where there is none."""
     try:
-        return int((await worker.host("h1")).mrenclaves[0], 16)
+        return int((await worker.host("h1")).subject.mrenclaves[0], 16)
     except Refusal as refusal:
         assert refusal.reasons[0].code in ("enrolment.unknown", "signature.signer")
         return 0

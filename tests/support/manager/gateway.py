@@ -8,7 +8,16 @@ from collections.abc import Callable
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.manager.gateway.lease_table import LeaseTable
-from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
+from attestgate.schemas.admission import (
+    BUCKET,
+    CRL,
+    REVOKE,
+    AppliedStatement,
+    GatewayReport,
+    Lease,
+    open_posted,
+    sign_report,
+)
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.manager.world import GATEWAY
@@ -35,7 +44,7 @@ class Gateway:
     async def run(self) -> None:
         """Follow the admissions, report each."""
         async for entry in self._bus.bucket(BUCKET).watch():
-            if entry is None or entry.value is None or entry.key.startswith("crl."):
+            if entry is None or entry.value is None or entry.key.startswith((CRL, REVOKE)):
                 continue
             statement = open_posted(entry.key, entry.value, self._managers)
             try:
@@ -51,7 +60,9 @@ class Gateway:
                     sequence=statement.sequence,
                     app_session=statement.app_session,
                 )
-                report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[applied], at=int(self._clock()))
+                report = GatewayReport(
+                    gateway=GATEWAY, epoch="ab" * 16, applied=[applied], at=int(self._clock()), floors=0
+                )
                 subject = subjects.inbound("gateway", GATEWAY, "report")
                 await self._bus.publish(subject, sign_report(self._identity, report))
 
