@@ -35,6 +35,12 @@ def watched(site: Deployment, bucket: str) -> list[BucketState]:
     return states
 
 
+async def forget(site: Deployment) -> None:
+    """Have a worker that has seen nothing take the place of whoever there was: what it refuses it refuses of itself."""
+    await site.kill_workers()
+    site.add_worker()
+
+
 async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
     """Every message that was ever sent to a manager, once more."""
     for subject, data in said:
@@ -63,6 +69,7 @@ async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, 
             said = list(site.wire.seen)
             state = states[moment]
             for _ in range(9):
+                await forget(site)
                 site.wire.restore("sessions", state)
                 await replay_everything(site, said)
                 await site.advance(10)
@@ -80,6 +87,7 @@ async def test_a_revoked_application_gains_nothing_from_any_older_record(world: 
         await site.order(Revoke(kind="app", id="a1", reason="test"))
         await site.until("app", "a1", "revoked")
         for state in list(states):
+            await forget(site)
             site.wire.restore("sessions", state)
             await replay_everything(site, said)
             assert not site.gateway.passes("a1")
@@ -176,6 +184,7 @@ async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_
     await site.until("host", "h1", "trusted", since=since)
     await site.quiet()
     assert challenged is not None and challenged.value is not None
+    await forget(site)
     await bucket.put(f"app.{app.session}", challenged.value)
     said = site.wire.hold(f"{subjects.WORK}.app.*.delivered")
     site.wire.inject(*evidence)
