@@ -29,7 +29,7 @@ from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.agent_messages import AgentMessages
 from attestgate.manager.handlers.clock_watch import ClockWatch
 from attestgate.manager.handlers.dispatcher import Dispatcher
-from attestgate.manager.handlers.gateway_reports import GatewayReports
+from attestgate.manager.handlers.gateway_reports import Floors, GatewayReports
 from attestgate.manager.handlers.hello import HelloHandler
 from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
@@ -49,6 +49,7 @@ from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.in_force import RollbackAlarm, StatementsInForce
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.policy_set import read_policy_key
+from attestgate.manager.policy.revocations import Revocations
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
@@ -138,27 +139,32 @@ def assemble(
     quarantine = Quarantine(bus, settings.name, take)
     sessions = SessionSteps(store, ranks, enrolments, policies, context, certificates)
     clock = ClockWatch(settings.name, steps, store, sessions.policy, context, emitter.emit, certificates.clock_was_set)
+    revocations = Revocations(bus, signers)
+    operators = Operators(
+        identity,
+        signers,
+        applied,
+        enrolments,
+        policies,
+        revocations,
+        current,
+        messages,
+        quarantine,
+        orders,
+        emitter.emit,
+        now,
+        settings.timing.skew_s,
+    )
+    obey = operators.revoked_at_gateway
+    remembered = Floors(marks, signers.trusted, revocations, obey, settings.name, emitter.emit)
     dispatcher = Dispatcher(
         store,
         messages,
-        HelloHandler(bus, store, current, enrolments, context, settings.suite, steady),
+        HelloHandler(bus, store, current, ranks, enrolments, context, settings.suite, steady),
         AgentMessages(store, current, ranks, enrolments, verifier, context, settings.trust_domain, certificates),
         sessions,
-        GatewayReports(bus, enrolments, messages, orders, signers.trusted),
-        Operators(
-            identity,
-            signers,
-            applied,
-            enrolments,
-            policies,
-            current,
-            messages,
-            quarantine,
-            orders,
-            emitter.emit,
-            now,
-            settings.timing.skew_s,
-        ),
+        GatewayReports(bus, enrolments, messages, orders, signers.trusted, remembered),
+        operators,
     )
     background = (certificates.keep_lists, policies.follow, decisions.run, clock.run)
     return Worker(bus, dispatcher.take, background, emitter.emit, quarantine, now, observer)

@@ -7,7 +7,6 @@ changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from attestgate.bus.crypto.channel import Channel, Frame
 from attestgate.manager.attestation.verifier import Verifier
@@ -84,9 +83,9 @@ class AgentMessages:
     async def host_proof(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """The host's HMAC over n1: step 4."""
         _owned(record, id)
-        rank = await self._ranks.known(record)
+        newer = await self._ranks.newer(record)
         await self._enrolments.check_still("host", record.subject, record.basis)
-        return take_host_proof(record, replace(self._context(), known_rank=rank), data)
+        return take_host_proof(record, self._context(), data, newer)
 
     async def host_recheck(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """A host's answer to a recheck's challenge."""

@@ -7,6 +7,7 @@ one: that takes evidence.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
@@ -14,6 +15,7 @@ from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.handlers.rate_limit import SENDERS, Limiter
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.handshake import session_id
@@ -39,6 +41,7 @@ class HelloHandler:
         bus: Bus,
         store: SessionStore,
         current: CurrentSessions,
+        ranks: Ranks,
         enrolments: Enrolments,
         context: Callable[[], Context],
         suite: SuiteName,
@@ -47,6 +50,7 @@ class HelloHandler:
         self._bus = bus
         self._store = store
         self._current = current
+        self._ranks = ranks
         self._enrolments = enrolments
         self._context = context
         self._suite: SuiteName = suite
@@ -64,7 +68,8 @@ class HelloHandler:
         except Refusal as refusal:
             await self._refuse("host", name, session, data, refusal)
             raise
-        context = self._context()
+        rank, _ = await self._ranks.known("host", name, name)
+        context = replace(self._context(), known_rank=rank)
         wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
@@ -80,7 +85,9 @@ class HelloHandler:
         except Refusal as refusal:
             await self._refuse("app", name, session, data, refusal)
             raise
-        record = challenge_application(session, hello, data, self._context(), self._suite)
+        rank, _ = await self._ranks.known("app", hello.app, hello.host)
+        context = replace(self._context(), known_rank=rank)
+        record = challenge_application(session, hello, data, context, self._suite)
         await self._store.create(record)
         await self._current.point(pending_key("app", hello.app, hello.host), session, "replaced")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import structlog
 
@@ -19,7 +18,7 @@ from attestgate.manager.sessions.recheck import TooEarly, ask_again, on_timer
 from attestgate.manager.sessions.record import AppRecord, HostRecord, waking
 from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
-from attestgate.manager.sessions.termination import lose_host
+from attestgate.manager.sessions.termination import lose_host, supersede, superseded_by
 from attestgate.schemas.base import Refusal, unpack_own
 
 log = structlog.get_logger(__name__)
@@ -51,11 +50,12 @@ class SessionSteps:
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
         host = await trusted_host(self._store, record, self._context())
-        rank = await self._ranks.known(record)
+        if (newer := await self._ranks.newer(record)) is not None:
+            return supersede(record, self._context(), Order(reasons=[superseded_by(newer)]))
         enrolled = (await self._enrolments.app(record.subject)).subject
         await self._enrolments.check_still("app", record.subject, record.basis)
         issued = self._certificates.issue(record, enrolled)
-        return certify(record, replace(self._context(), known_rank=rank), issued, host, enrolled)
+        return certify(record, self._context(), issued, host, enrolled)
 
     async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:
         """A gateway admits the certificate (step 7). Refused if the enrolment or the trusted host is gone meanwhile."""

@@ -92,19 +92,18 @@ class Marks:
         self._raise(POLICY, "", Mark(policy))
 
     def floors_lost(self, gateway: str, count: int, at: int) -> int | None:
-        """Take a gateway's count of changes of its floors, as it was at Unix second `at` by its clock.
+        """The count of changes of its floors that a gateway had before it had `count` of them, if that was higher.
 
-        Returns the count that it had before, if that was higher: it has lost floors. From then on the lower one counts.
+        `at` is when it says so, Unix seconds by its clock. Reports come in any order, and again: one that is not of a
+        later second says nothing.
         """
         before = self._get(FLOORS, gateway)
-        since = int(before.detail or 0)
-        if count > before.number:
+        return before.number if count < before.number and at > int(before.detail or 0) else None
+
+    def floors(self, gateway: str, count: int, at: int) -> None:
+        """A gateway has counted so many changes: the highest, or fewer, once it is told that it has lost some."""
+        if count > self._get(FLOORS, gateway).number or self.floors_lost(gateway, count, at) is not None:
             self._put(FLOORS, gateway, Mark(count, str(at)))
-        # Reports come in any order, and again: only one that was made later says that something was lost.
-        elif count < before.number and at > since:
-            self._put(FLOORS, gateway, Mark(count, str(at)))
-            return before.number
-        return None
 
     def _get(self, kind: str, name: str) -> Mark:
         if (kind, name) in self._unwritten:

@@ -108,6 +108,11 @@ class Policies:
 
         await self._put(TRIAL, signed, manifest, documents, said, check)
 
+    async def highest_version(self) -> int:
+        """The highest version in force, or known to have been; 0 for none. Raises Refusal (`policy.*`), BusError."""
+        held = await self._manifests.newest(MANIFEST, await self._bucket.get(MANIFEST))
+        return max(self._marks.policy(), 0 if held is None else held.said.order)
+
     async def newest_trial(self, but: Signed) -> int:
         """The sequence of the command that put a manifest on trial, other than `but`; 0 if there is none."""
         return await self._manifests.newest_order(TRIAL, but)

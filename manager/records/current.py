@@ -56,10 +56,10 @@ class CurrentSessions:
         pointer = await self._pointer(key)
         return None if pointer is None else pointer.session
 
-    async def rank(self, role: Role, subject: str, host: str) -> int:
-        """The rank of the current session, 0 if there is none. Raises Refusal `record.open`, BusError."""
+    async def newest(self, role: Role, subject: str, host: str) -> tuple[int, str]:
+        """Rank and id of the current session; (0, "") if there is none. Raises Refusal `record.open`, BusError."""
         pointer = await self._pointer(current_key(role, subject, host))
-        return 0 if pointer is None else pointer.rank
+        return (0, "") if pointer is None else (pointer.rank, pointer.session)
 
     async def _pointer(self, key: str) -> Pointer | None:
         entry = await self._bucket.get(key)

@@ -53,8 +53,10 @@ class RecordMemory:
 
     def superseded_by(self, record: HostRecord | AppRecord) -> str | None:
         """The session known to be the current one of its place after it; None where there is none."""
-        rank, session = self._marks.current(place_of(record))
-        return session if record.rank and (record.rank, record.session) < (rank, session) else None
+        if not record.rank:
+            return "any: a version before this one opened it, without a rank"
+        known = self._marks.current(place_of(record))
+        return known[1] if tenure_of(record) and (record.rank, record.session) < known else None
 
     def _newer(self, key: str, record: HostRecord | AppRecord) -> str | None:
         """What this worker knows to have come after a record, in words."""

@@ -16,11 +16,10 @@ from attestgate.bus import subjects
 from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.layout import ADMISSIONS, TTL
 from attestgate.manager.sessions.appraisal import AppraisalResult
-from attestgate.manager.sessions.rank import next_rank
-from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unacknowledged, tenure_of, waking
+from attestgate.manager.sessions.record import AppRecord, HostRecord, Outgoing, Unacknowledged, waking
 from attestgate.manager.sessions.states import APP, ENDS, HOST, Input, State, move
 from attestgate.manager.verification import ear
-from attestgate.schemas.admission import Statement, Tenure, Withdrawal, post
+from attestgate.schemas.admission import Statement, Withdrawal, post
 from attestgate.schemas.audit import Decision, Fact, sign_decision
 from attestgate.schemas.base import pack
 from attestgate.schemas.binding import Role
@@ -43,8 +42,8 @@ KEPT_S = 3600
 class Context:
     """What a step may use in addition to its record and input.
 
-    `now` and `now_us` are one reading of the clock; `known_rank` is the highest rank known of the session's place,
-    where the step makes the session current.
+    `now` and `now_us` are one reading of the clock; `known_rank` is the highest rank known of a session's place, where
+    the step opens the session.
     """
 
     now: int
@@ -186,15 +185,6 @@ class Draft(Generic[R]):
             headers = {TTL: f"{max(KEPT_S, statement.until - self.context.now)}s"}
         subject = ADMISSIONS.subject(statement.key)
         self._put(how="publish", subject=subject, data=post(self.context.identity, statement), headers=headers)
-
-    def tenure(self) -> Tenure:
-        """This session as the current one of its place; the first time it is given its rank."""
-        if not self.record.rank:
-            self.set(rank=next_rank(self.context.now_us, self.context.known_rank))
-        tenure = tenure_of(self.record)
-        if tenure is None:
-            raise AssertionError("a rank of 0")
-        return tenure
 
     def current(self) -> None:
         """Make this the current session of its subject; the one before it is superseded."""

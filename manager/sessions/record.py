@@ -125,7 +125,7 @@ class SessionRecord(Model):
     lease_end: Seconds | None = None
     revision: int = 0
     rank: Count = 0
-    """Given once, when the session becomes the current one of its place (manager/sessions/rank.py); 0 before."""
+    """Given when the record is made (manager/sessions/rank.py); 0 in one of a version that had none."""
     basis: Basis | None = None
     """What the newest verdict rests on."""
     handshake: Handshake | None = None
@@ -240,12 +240,14 @@ ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppR
 
 def place_of(record: HostRecord | AppRecord) -> str:
     """Where a session is, or may become, the current one: a host, or an application on a host."""
-    return _place(record.role, record.subject, record.host)
+    return place(record.role, record.subject, record.host)
 
 
 def tenure_of(record: HostRecord | AppRecord) -> Tenure | None:
-    """A session as the current one of its place; None before it has become that."""
-    return Tenure(place=place_of(record), session=record.session, rank=record.rank) if record.rank else None
+    """A session as the current one of its place; None before it has become that: then it has no lease either."""
+    if record.lease_end is None or not record.rank:
+        return None
+    return Tenure(place=place_of(record), session=record.session, rank=record.rank)
 
 
 def waking(record: HostRecord | AppRecord) -> bytes:
@@ -260,13 +262,14 @@ def record_key(role: Role, session: str) -> str:
 
 def current_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the current session of a subject (of an application: on one host)."""
-    return f"current.{_place(role, subject, host)}"
+    return f"current.{place(role, subject, host)}"
 
 
 def pending_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the session that a subject opened last, trusted or not yet."""
-    return f"pending.{_place(role, subject, host)}"
+    return f"pending.{place(role, subject, host)}"
 
 
-def _place(role: Role, subject: str, host: str) -> str:
+def place(role: Role, subject: str, host: str) -> str:
+    """The name of a place of sessions: `host.<id>`, or `app.<id>.<host>`."""
     return f"{role}.{subject}" if role == "host" else f"{role}.{subject}.{host}"

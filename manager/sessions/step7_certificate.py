@@ -105,7 +105,7 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
         issued_at=record.issued_at,
         expires_at=lease_end,
         sequence=record.revision + 1,
-        rank=draft.tenure().rank,
+        rank=record.rank,
         enrolled=record.basis.enrolled,
         policy=record.basis.policy,
         integrity=host.outcome.integrity,
