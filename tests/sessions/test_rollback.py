@@ -8,7 +8,6 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.crypto.channel import Frame
-from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, pack, unpack
@@ -17,22 +16,9 @@ from attestgate.schemas.in_force import Standings
 from attestgate.schemas.messages import KeyDelivered
 from tests.support.manager.agents_end import agents_end
 from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.rollback import watched
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
-
-
-def watched(site: Deployment, bucket: str) -> list[BucketState]:
-    """Every state that a bucket goes through from now on."""
-    states: list[BucketState] = []
-    store = site.wire.buckets[bucket]
-    write = store._write
-
-    def noted(key: str, value: bytes | None) -> int:
-        states.append(store.snapshot())
-        return write(key, value)
-
-    store._write = noted  # type: ignore[method-assign]
-    return states
 
 
 async def forget(site: Deployment) -> None:
