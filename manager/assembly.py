@@ -156,7 +156,7 @@ def assemble(
         settings.timing.skew_s,
     )
     obey = operators.revoked_at_gateway
-    remembered = Floors(marks, signers.trusted, revocations, obey, settings.name, emitter.emit)
+    remembered = Floors(marks, signers.trusted, current, revocations, obey, settings.name, emitter.emit)
     dispatcher = Dispatcher(
         store,
         messages,

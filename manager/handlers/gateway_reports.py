@@ -17,6 +17,7 @@ from attestgate.manager.events.emitter import Emit, plain
 from attestgate.manager.local.marks import Marks
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.revocations import Revocations
+from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import AppliedAtGateway
 from attestgate.schemas.admission import (
@@ -26,6 +27,7 @@ from attestgate.schemas.admission import (
     GatewayReport,
     Lease,
     RefusedLease,
+    Tenure,
     Withdrawal,
     open_posted,
     open_report,
@@ -61,6 +63,7 @@ class Floors:
         self,
         marks: Marks,
         managers: TrustedKeys,
+        current: CurrentSessions,
         revocations: Revocations,
         obey: Callable[[Signed, Command], Awaitable[None]],
         worker: str,
@@ -68,6 +71,7 @@ class Floors:
     ) -> None:
         self._marks = marks
         self._managers = managers
+        self._current = current
         self._revocations = revocations
         self._obey = obey
         self._worker = worker
@@ -90,12 +94,17 @@ class Floors:
         statement = open_posted(refused.floor_key, refused.floor, self._managers)
         if isinstance(statement, Withdrawal):
             if statement.ends is not None:
-                self._marks.was_current(statement.ends)
+                await self._was_current(statement.ends)
                 self._marks.ended(statement.ends.session)
             return
-        self._marks.was_current(statement.tenure)
+        await self._was_current(statement.tenure)
         subject = f"app.{statement.app}" if isinstance(statement, Lease) else f"host.{statement.host}"
         self._marks.rests_on(subject, statement.enrolled, statement.policy)
+
+    async def _was_current(self, tenure: Tenure) -> None:
+        self._marks.was_current(tenure)
+        # A report comes to one worker, and the next session of the place may be opened by another.
+        await self._current.raise_rank(tenure)
 
 
 class GatewayReports:

@@ -14,8 +14,9 @@ from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict, compare_and_set
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
-from attestgate.manager.sessions.record import current_key, pending_key
+from attestgate.manager.sessions.record import CURRENT, current_key, pending_key
 from attestgate.manager.sessions.termination import superseded_by
+from attestgate.schemas.admission import Tenure
 from attestgate.schemas.base import Count, Model, SessionId
 from attestgate.schemas.binding import Role
 
@@ -27,7 +28,7 @@ REMEMBERED = 32
 class Pointer(Model):
     """The session of a subject. Those in `past` were superseded, and never become current again.
 
-    `rank` is the session's; 0 where it is not given yet (`pending`).
+    `rank` is the session's, or a higher one that gateways have seen of its place; 0 of one that is `pending`.
     """
 
     session: SessionId
@@ -90,6 +91,27 @@ class CurrentSessions:
                 # Before the pointer moves: after a kill in between, the next attempt still finds and notifies `before`.
                 await self._supersede(key, before.session, session, replaced)
             if await compare_and_set(self._bucket, key, entry, sealed):
+                return
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
+
+    async def raise_rank(self, tenure: Tenure) -> None:
+        """Have every worker open the next session of a place above a rank that a gateway has seen there.
+
+        Nobody is superseded: the bus may have shown none of it. Raises Refusal `record.open`, BusError.
+        """
+        key = f"{CURRENT}{tenure.place}"
+        for _ in range(MAX_CONFLICTS):
+            entry = await self._bucket.get(key)
+            value = entry.value if entry is not None else None
+            pointer = Pointer(session=tenure.session, counter=0)
+            if value is not None:
+                pointer = self._cipher.open(Pointer, POINTERS, key, value)
+            if pointer.rank >= tenure.rank:
+                return
+            raised = pointer.model_copy(update={"rank": tenure.rank, "counter": pointer.counter + 1})
+            if await compare_and_set(
+                self._bucket, key, entry, self._cipher.seal(POINTERS, key, raised.counter, raised)
+            ):
                 return
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 

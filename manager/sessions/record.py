@@ -260,9 +260,13 @@ def record_key(role: Role, session: str) -> str:
     return f"{role}.{session}"
 
 
+CURRENT = "current."
+"""Prefix of the keys of the pointers to current sessions, before their places."""
+
+
 def current_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the current session of a subject (of an application: on one host)."""
-    return f"current.{place(role, subject, host)}"
+    return f"{CURRENT}{place(role, subject, host)}"
 
 
 def pending_key(role: Role, subject: str, host: str) -> str:

@@ -175,6 +175,23 @@ async def test_a_worker_that_hears_of_a_newer_session_from_a_gateway_ends_the_ol
     await site.until("host", "h1", "superseded", since=since, session=old)
 
 
+async def test_what_one_worker_hears_of_a_place_another_opens_its_next_session_above(site: Deployment) -> None:
+    """By a withdrawal of which the bus shows no worker anything, from a clock that was ahead."""
+    await site.enrol_host()
+    ahead = Tenure(place="host.h1", session="ff" * 16, rank=int(site.clock() * 1_000_000) + 60_000_000)
+    gone = Withdrawal(key=f"host.{ahead.session}", issued_at=1, until=2, sequence=2, reason="ima.unknown", ends=ahead)
+    await report(site, refused=[enclosed(site, f"host.{ahead.session}", gone)])
+    await parted(site)
+    await site.host()
+    await site.until("host", "h1", "trusted")
+    (lease,) = [one for one in posted(site) if isinstance(one, HostLease)]
+    assert lease.rank == ahead.rank + 1
+    await site.quiet()
+    since = len(site.wire.seen)
+    await site.recheck("host", "h1")
+    assert [one.tenure for one in posted(site, since) if isinstance(one, HostLease)] == [lease.tenure]
+
+
 @pytest.mark.parametrize("how", ["superseded", "drift"])
 async def test_a_session_that_has_ended_is_refused_as_live_by_a_worker_that_is_started_again(
     site: Deployment, how: str
