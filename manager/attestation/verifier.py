@@ -117,11 +117,18 @@ class Verifier:
         policies, enrolled = await self._policies.in_force(), in_force.subject
         verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
+        so_far = AppraisalResult(
+            own=tied,
+            reasons=(),
+            outcome=_outcome(verdict, policies),
+            platform=verdict.platform,
+            verdict=verdict,
+            hold=policies.host.after_drift == "hold",
+            basis=Basis(enrolled=in_force.order, policy=policies.manifest.version),
+        )
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
         if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
-            return AppraisalResult(
-                False, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict
-            )
+            return replace(so_far, reasons=tuple(reasons))
         tpm = enrolled.enrolled_tpm
         try:
             found = await self._slices.finish(judge_integrity(record, evidence, tpm, policies, now))
@@ -131,24 +138,21 @@ class Verifier:
                 self._check_resets(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
-            return AppraisalResult(True, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict)
+            return replace(so_far, reasons=tuple(reasons))
         listed = found.verdict
         if evidence.measurements.offset and record.outcome is not None and record.outcome.observe_only:
             listed = listed.model_copy(update={"accepted": False})  # what was found then is on the list still
         if not listed.admitted:
             reasons += listed.reasons
-        return AppraisalResult(
-            own=True,
+        return replace(
+            so_far,
             reasons=tuple(reasons),
             outcome=_outcome(verdict, policies, listed),
-            platform=verdict.platform,
             list_size=evidence.measurements.offset + evidence.measurements.size,
             list_digest=evidence.measurements.whole,
             replay=pack(listed.replay),
             tpm=found.clock,
-            verdict=verdict,
             listed=listed,
-            basis=Basis(enrolled=in_force.order, policy=policies.manifest.version),
             notes={
                 "entries": listed.entries,
                 "anchored_entries": listed.anchored_entries,

@@ -12,7 +12,7 @@ from attestgate.bus.crypto.channel import Channel, Frame
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.large_messages import LargeMessages
 from attestgate.manager.local.slices import aside
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, check_not_held
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.ranks import Ranks
@@ -84,6 +84,7 @@ class AgentMessages:
         """The host's HMAC over n1: step 4."""
         _owned(record, id)
         newer = await self._ranks.newer(record)
+        check_not_held(record.subject, record.basis.enrolled if record.basis else 0, await self._current.held(id))
         await self._enrolments.check_still("host", record.subject, record.basis)
         return take_host_proof(record, self._context(), data, newer)
 

@@ -13,7 +13,7 @@ from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.handlers.rate_limit import SENDERS, Limiter
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, check_not_held
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.session_store import SessionStore
@@ -64,13 +64,14 @@ class HelloHandler:
         _same_name(name, hello.host)
         session = self._admit("host", name, name, data)
         try:
-            enrolled = (await self._enrolments.host(name)).subject
+            in_force = await self._enrolments.host(name)
+            check_not_held(name, in_force.order, await self._current.held(name))
         except Refusal as refusal:
             await self._refuse("host", name, session, data, refusal)
             raise
         rank, _ = await self._ranks.known("host", name, name)
         context = replace(self._context(), known_rank=rank)
-        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
+        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if in_force.subject.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
         await self._current.point(pending_key("host", name, name), session, "replaced")

@@ -26,7 +26,7 @@ ENDED_FOR_S = 24 * 3600
 """How long a session that has ended is remembered: its record is deleted after an hour (`sessions.draft.KEPT_S`)."""
 PRUNE_EVERY = 1000
 """Writes after which what is too old, or too much, is removed."""
-CURRENT, ENDED, ENROLLED, POLICY, FLOORS = "current", "ended", "enrolled", "policy", "floors"
+CURRENT, ENDED, ENROLLED, HELD, POLICY, FLOORS = "current", "ended", "enrolled", "held", "policy", "floors"
 
 
 class Mark(NamedTuple):
@@ -77,6 +77,14 @@ class Marks:
         """A session that was current has ended."""
         if not self.has_ended(session):
             self._raise(ENDED, session, Mark(max(int(self._now()), 1)))
+
+    def held(self, host: str) -> int:
+        """The order of the Enrol that a host has to be enrolled after; 0 if it is not held."""
+        return self._get(HELD, host).number
+
+    def hold(self, host: str, enrolled: int) -> None:
+        """A host has no session until it is enrolled after this."""
+        self._raise(HELD, host, Mark(enrolled))
 
     def enrolled(self, subject: str) -> int:
         """The highest order of an Enrol of a subject (`host.<id>`, `app.<id>`) on which a lease is known to rest."""
@@ -142,7 +150,7 @@ class Marks:
 
     def _prune(self) -> None:
         self._file.execute("DELETE FROM marks WHERE kind = ? AND number < ?", (ENDED, int(self._now()) - ENDED_FOR_S))
-        for kind in (CURRENT, ENDED, ENROLLED, FLOORS):
+        for kind in (CURRENT, ENDED, ENROLLED, HELD, FLOORS):
             self._file.execute(
                 "DELETE FROM marks WHERE kind = ?1 AND name IN"
                 " (SELECT name FROM marks WHERE kind = ?1 ORDER BY number DESC LIMIT -1 OFFSET ?2)",

@@ -50,8 +50,10 @@ class Enrolments:
         self._steady = steady
 
     async def host(self, id: str) -> Enrolled[HostEnrolment]:
-        """A host's enrolment. Raises Refusal (`enrolment.*`), BusError."""
-        return await self._subject("host", id, HostEnrolment)
+        """A host's enrolment. Raises Refusal (`enrolment.*`, `host.held`), BusError."""
+        enrolled = await self._subject("host", id, HostEnrolment)
+        check_not_held(id, enrolled.order, self._marks.held(id))
+        return enrolled
 
     async def app(self, id: str) -> Enrolled[AppEnrolment]:
         """An application's enrolment. Raises Refusal (`enrolment.*`), BusError."""
@@ -166,3 +168,15 @@ def _hidden(kind: SubjectKind, id: str, known: int, found: int) -> Refusal:
         action=f"enrol it again if the key that signed the later one was taken out (attestgate enrol {kind} {id});"
         " otherwise find out who hides it on the bus",
     )
+
+
+def check_not_held(host: str, enrolled: int, held: int) -> None:
+    """Raises Refusal `host.held` for a host that has not been enrolled again since it was `held`."""
+    if enrolled <= held:
+        raise Refusal.because(
+            "host.held",
+            "host id",
+            expected=f"an enrolment after {held}, when its evidence was found bad",
+            found=f"one of {enrolled}",
+            action=f"find out what ran there, install it anew, then: attestgate enrol host {host}",
+        )

@@ -14,7 +14,7 @@ from attestgate.bus.api import MAX_CONFLICTS, Bus, Conflict, compare_and_set
 from attestgate.manager.records.record_cipher import RecordCipher
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
-from attestgate.manager.sessions.record import CURRENT, current_key, pending_key
+from attestgate.manager.sessions.record import CURRENT, AppRecord, HostRecord, current_key, held_key, pending_key
 from attestgate.manager.sessions.termination import superseded_by
 from attestgate.schemas.admission import Tenure
 from attestgate.schemas.base import Count, Model, SessionId
@@ -35,6 +35,13 @@ class Pointer(Model):
     counter: Count
     rank: Count = 0
     past: Annotated[list[SessionId], Field(max_length=REMEMBERED)] = []
+
+
+class Hold(Model):
+    """A host that has no session until an Enrol of a higher order than `enrolled` is in force."""
+
+    enrolled: Count
+    counter: Count
 
 
 class CurrentSessions:
@@ -112,6 +119,31 @@ class CurrentSessions:
             if await compare_and_set(
                 self._bucket, key, entry, self._cipher.seal(POINTERS, key, raised.counter, raised)
             ):
+                return
+        raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
+
+    async def held(self, host: str) -> int:
+        """The order of the Enrol that a host has to be enrolled after; 0 if it is not held.
+
+        Raises Refusal `record.open`, BusError.
+        """
+        key = held_key(host)
+        entry = await self._bucket.get(key)
+        if entry is None or entry.value is None:
+            return 0
+        return self._cipher.open(Hold, POINTERS, key, entry.value).enrolled
+
+    async def hold(self, record: HostRecord | AppRecord) -> None:
+        """Hold the host of an ended session, for every worker. Raises Refusal `record.open`, BusError."""
+        key, enrolled = held_key(record.subject), record.basis.enrolled if record.basis is not None else 0
+        for _ in range(MAX_CONFLICTS):
+            entry = await self._bucket.get(key)
+            value = entry.value if entry is not None else None
+            before = self._cipher.open(Hold, POINTERS, key, value) if value is not None else None
+            if before is not None and before.enrolled >= enrolled:
+                return
+            held = Hold(enrolled=enrolled, counter=before.counter + 1 if before is not None else 1)
+            if await compare_and_set(self._bucket, key, entry, self._cipher.seal(POINTERS, key, held.counter, held)):
                 return
         raise Conflict(f"{key}: {MAX_CONFLICTS} compare-and-sets lost")
 

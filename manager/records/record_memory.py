@@ -50,6 +50,8 @@ class RecordMemory:
             self._marks.was_current(tenure)
             if record.over:
                 self._marks.ended(record.session)
+        if isinstance(record, HostRecord) and record.held and record.basis is not None:
+            self._marks.hold(record.subject, record.basis.enrolled)
 
     def superseded_by(self, record: HostRecord | AppRecord) -> str | None:
         """The session known to be the current one of its place after it; None where there is none."""

@@ -34,6 +34,8 @@ class AppraisalResult:
     notes: dict[str, JsonValue] = field(default_factory=dict)
     verdict: SgxVerdict | IasVerdict | None = None
     listed: ListVerdict | None = None
+    hold: bool = False
+    """Whether the policy holds an unanchored host that ends by this."""
     basis: Basis | None = None
     """By which enrolment and which policies; None where nothing was appraised."""
 

@@ -190,6 +190,10 @@ class Draft(Generic[R]):
         """Make this the current session of its subject; the one before it is superseded."""
         self._put(how="current")
 
+    def hold(self) -> None:
+        """No session of this host from here on, until it is enrolled again."""
+        self._put(how="hold")
+
     def forget_secrets(self) -> None:
         """Drop the keys: the record of an ended session decrypts none of its messages."""
         self.set(handshake=None, question=None, channel=None)

@@ -69,6 +69,10 @@ def take_host_recheck(record: HostRecord, context: Context, channel: Channel, re
         remember_list(draft, result)
         trust(draft)
         draft.event("rechecked", lease_end=draft.record.lease_end, **judged(result), **draft.ear(result))
+    elif result.hold and record.outcome is not None and record.outcome.integrity == "unanchored":
+        # Nothing but its own kernel vouches for its list: it could rewrite that, and be trusted in its next session.
+        draft.set(held=True)
+        draft.hold()
     return draft.finish()
 
 

@@ -51,10 +51,11 @@ class Outgoing(Model):
     send: to the agent, core NATS; publish: into a stream (events, admissions); work: to a session, encrypted;
     lost: the notice `host-lost` to an application session, made of the record's state and reasons;
     wake: schedule a timer of this session at `at`; summary: the readable line beside the record;
-    current: make this the current session of its subject; log: an entry of the decision log.
+    current: make this the current session of its subject; log: an entry of the decision log; hold: no session of this
+    host until it is enrolled again.
     """
 
-    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "log"]
+    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "log", "hold"]
     id: str
     subject: str = ""
     data: bytes = b""
@@ -186,6 +187,8 @@ class HostRecord(SessionRecord):
     """schemas.host_policy.Replay, packed: how far the list was replayed, and to which PCR values."""
     tpm: TpmClock | None = None
     """The clock of the newest quote of its TPM, if it has one enrolled."""
+    held: bool = False
+    """It ended so that the host is held until it is enrolled again."""
     apps: dict[SessionId, Id] = {}
     """The application sessions for which this host was asked to deliver a key, oldest first."""
 
@@ -267,6 +270,11 @@ CURRENT = "current."
 def current_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the current session of a subject (of an application: on one host)."""
     return f"{CURRENT}{place(role, subject, host)}"
+
+
+def held_key(host: str) -> str:
+    """The key under which the bus says that a host is held."""
+    return f"held.{host}"
 
 
 def pending_key(role: Role, subject: str, host: str) -> str:

@@ -6,6 +6,7 @@ Each worker has a memory of its own; the gateway's is in what it sends back (`re
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from attestgate.bus import subjects
 from attestgate.bus.layout import ADMISSIONS
 from attestgate.bus.memory.bucket import BucketState
+from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.records import storage_keys
+from attestgate.manager.records.current import Hold
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import (
@@ -450,6 +454,94 @@ async def test_an_enrolment_that_changes_before_the_proof_gets_no_lease(site: De
     event = await site.seen(lambda event: event.what == "dropped", since=since)
     assert event_code(event) == "enrolment.changed"
     assert posted(site, said) == []
+
+
+# Hosts that are held
+
+
+async def hold(site: Deployment, after_drift: str = "hold") -> None:
+    """A policy that holds who has drifted, or does not."""
+    policies = site.world.policies
+    host = json.dumps(json.loads(policies.host) | {"after_drift": after_drift}).encode()
+    holding = LearnedPolicies(sgx=policies.sgx, host=host, runtime=policies.runtime)
+    await site.order(holding.command(site.world.author, version=2))
+
+
+async def drifted(site: Deployment) -> None:
+    """h1, unanchored, drifts, is stopped, and rewrites its list."""
+    agent = await site.trusted()
+    await site.quiet()
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    await site.order(RecheckNow(kind="host", id="h1"))
+    await site.until("host", "h1", "untrusted")
+    await site.quiet()
+    await agent.stop()
+    site.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes())
+    await site.advance(2)
+
+
+async def begins(site: Deployment) -> str:
+    """What comes of h1's next hello: its event, and why."""
+    since = len(site.events)
+    agent = await site.host()
+    event = await site.seen(lambda event: event.kind == "host" and event.what in ("trusted", "dropped"), since=since)
+    await site.quiet()
+    await agent.stop()
+    await site.advance(2)
+    return event.what if event.what == "trusted" else event_code(event)
+
+
+@pytest.mark.parametrize("where", ["same worker", "another worker", "the bus forgot"])
+async def test_a_host_that_drifted_is_held_until_it_is_enrolled_again(site: Deployment, where: str) -> None:
+    before = site.wire.snapshot("sessions")
+    await hold(site)
+    await drifted(site)
+    match where:
+        case "another worker":
+            await parted(site)
+        case "the bus forgot":
+            await parted(site, "manager-0")
+            site.wire.restore("sessions", before)
+    assert await begins(site) == "host.held"
+    await site.enrol_host()
+    assert await begins(site) == "trusted"
+
+
+async def test_without_that_policy_it_is_trusted_again_by_itself(site: Deployment) -> None:
+    await hold(site, "attest-again")
+    await drifted(site)
+    assert await begins(site) == "trusted"
+
+
+async def test_a_session_under_way_when_its_host_is_held_is_refused(site: Deployment) -> None:
+    """Two sessions of a host: one waits with its proof, while the other ends."""
+    await hold(site)
+    first = await site.trusted()
+    await site.advance(2)
+    proof = site.wire.hold(subjects.inbound("host", "h1", "key_proof"))
+    await site.host()
+    held_back = await proof
+    site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
+    since = len(site.events)
+    await site.order(RecheckNow(kind="host", id="h1"))
+    await site.until("host", "h1", "untrusted", since=since)
+    await site.quiet()
+    await first.stop()
+    await parted(site)  # by what is on the bus
+    site.wire.inject(*held_back)
+    event = await site.seen(lambda event: event.what == "dropped", since=since)
+    assert event_code(event) == "host.held"
+
+
+async def test_a_hold_is_sealed_again_with_the_records(site: Deployment) -> None:
+    await hold(site)
+    await drifted(site)
+    entry = await site.bus.bucket("sessions").get("held.h1")
+    assert entry is not None and entry.value is not None
+    assert storage_keys._open(site.world.cipher, "held.h1", entry.value) == Hold(
+        enrolled=(await site.records(HostRecord))[0].basis.enrolled,  # type: ignore[union-attr]
+        counter=1,
+    )
 
 
 # A gateway that has lost its floors
