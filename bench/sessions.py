@@ -42,7 +42,7 @@ from attestgate.manager.records.current import Pointer
 from attestgate.manager.records.outbox import summary, summary_key
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import Order
-from attestgate.manager.sessions.record import HostRecord, current_key, pending_key, record_key
+from attestgate.manager.sessions.record import Basis, HostRecord, current_key, pending_key, record_key
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Secret, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
@@ -155,6 +155,8 @@ def trusted(number: int, now: int) -> HostRecord:
         next_recheck=now,
         lease_end=now + 3000,
         revision=4,
+        rank=now * 1_000_000,
+        basis=Basis(enrolled=1, policy=1),
         channel=Channel.start(session, Secret(token_bytes(32)), token_bytes(64), "down"),
         outcome=outcome,
         k=Secret(token_bytes(32)),

@@ -29,7 +29,7 @@ from attestgate.manager.events.observer import Observer
 from attestgate.manager.handlers.agent_messages import AgentMessages
 from attestgate.manager.handlers.clock_watch import ClockWatch
 from attestgate.manager.handlers.dispatcher import Dispatcher
-from attestgate.manager.handlers.gateway_reports import GatewayReports
+from attestgate.manager.handlers.gateway_reports import Floors, GatewayReports
 from attestgate.manager.handlers.hello import HelloHandler
 from attestgate.manager.handlers.operators import Operators
 from attestgate.manager.handlers.quarantine import Quarantine
@@ -39,6 +39,7 @@ from attestgate.manager.local.clock_steps import ClockSteps
 from attestgate.manager.local.crl_files import CrlFiles
 from attestgate.manager.local.high_water import HighWater, PolicyFloors
 from attestgate.manager.local.keyfiles import read_identity, read_private, read_secret
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.slices import Slices
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.metrics.manager import ManagerMetrics
@@ -48,11 +49,14 @@ from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.in_force import RollbackAlarm, StatementsInForce
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.policy.policy_set import read_policy_key
+from attestgate.manager.policy.revocations import Revocations
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
 from attestgate.manager.records.outbox import Outbox
+from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.record_cipher import RecordCipher
+from attestgate.manager.records.record_memory import RecordMemory
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.records.storage_keys import StorageKeyFile
@@ -65,6 +69,8 @@ from attestgate.schemas.settings import AttestationSettings, ManagerSettings
 from attestgate.schemas.signing import Signer, TrustedKeys
 
 log = structlog.get_logger(__name__)
+MICROSECONDS = 1_000_000
+"""Of a second."""
 
 
 def assemble(
@@ -85,22 +91,26 @@ def assemble(
     managers = {identity.public, *map(bytes.fromhex, settings.former_identities)}
     signers = Signers(settings.trust_domain, settings.operators, managers)
     emitter = Emitter(bus, source, now, observer)
+    steps = ClockSteps(now, steady, memory_s=settings.timing.certificate_s)
     memory = Statements(settings.state_dir / "statements.sqlite")
-    told = RollbackAlarm(settings.name, emitter.emit).tell
-    in_force = partial(StatementsInForce, manager=identity, trusted=signers.trusted, memory=memory, tell=told)
+    marks = Marks(settings.state_dir / "marks.sqlite", steps.passed)
+    told = RollbackAlarm(settings.name, emitter.emit)
+    in_force = partial(StatementsInForce, manager=identity, trusted=signers.trusted, memory=memory, tell=told.tell)
     enrolled = bus.bucket(ENROLMENT.name)
-    enrolments = Enrolments(enrolled, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of))
+    enrolments = Enrolments(enrolled, in_force(ENROLMENT.name, enrolled, COMMAND, signers.commands_of), marks, steady)
     slices, floors, documents = Slices(), PolicyFloors(), bus.bucket(POLICIES.name)
     manifests = in_force(POLICIES.name, documents, MANIFEST, lambda _: MANIFESTS)
-    policies = Policies(documents, manifests, floors, slices, policy_keys)
+    policies = Policies(documents, manifests, floors, marks, slices, policy_keys)
     applied = AppliedCommands(bus.bucket(OPERATORS.name), identity, signers.trusted, memory)
     authority = load_authority(settings.pki, read_secret(settings.pki_passphrase))
     root = root_of(settings.attestation)
     collateral = _collateral(settings.attestation, bus, http, high_water, floors, root)
 
     def context() -> Context:
+        at_us = int(now() * MICROSECONDS)
         return Context(
-            now=int(now()),
+            now=at_us // MICROSECONDS,
+            now_us=at_us,
             timing=settings.timing,
             identity=identity,
             gateways=settings.gateways,
@@ -116,10 +126,10 @@ def assemble(
         _show(metrics, settings, collateral, decisions)
     messages = SessionMessages(bus, cipher)
     current = CurrentSessions(bus, cipher, messages)
-    store = SessionStore(bus, cipher, Outbox(bus, messages, current, intake), context, observer)
+    outbox, ranks = Outbox(bus, messages, current, intake), Ranks(current, marks)
+    store = SessionStore(bus, cipher, outbox, context, RecordMemory(marks, steady), told.record, observer)
     service = _service(settings.attestation, http, root, read_secret(settings.salt).reveal(), collateral)
     verifier = Verifier(enrolments, policies, service, authority, high_water, slices)
-    steps = ClockSteps(now, steady, memory_s=settings.timing.certificate_s)
     certificates = Certificates(
         bus, authority, settings.timing.certificate_s, orders, CrlFiles(settings.state_dir / "crl"), now, steps.passed
     )
@@ -128,30 +138,35 @@ def assemble(
         await dispatcher.take(subject, data)
 
     quarantine = Quarantine(bus, settings.name, take)
-    sessions = SessionSteps(store, enrolments, policies, context, certificates)
+    sessions = SessionSteps(store, ranks, enrolments, policies, context, certificates)
     clock = ClockWatch(settings.name, steps, store, sessions.policy, context, emitter.emit, certificates.clock_was_set)
+    revocations = Revocations(bus, signers)
+    operators = Operators(
+        identity,
+        signers,
+        applied,
+        enrolments,
+        policies,
+        revocations,
+        current,
+        messages,
+        quarantine,
+        orders,
+        lambda: decisions.standing_still,
+        emitter.emit,
+        now,
+        settings.timing.skew_s,
+    )
+    obey = operators.revoked_at_gateway
+    remembered = Floors(marks, signers.trusted, current, revocations, obey, settings.name, emitter.emit)
     dispatcher = Dispatcher(
         store,
         messages,
-        HelloHandler(bus, store, current, enrolments, context, settings.suite, steady),
-        AgentMessages(store, current, enrolments, verifier, context, settings.trust_domain, certificates),
+        HelloHandler(bus, store, current, ranks, enrolments, context, settings.suite, steady),
+        AgentMessages(store, current, ranks, enrolments, verifier, context, settings.trust_domain, certificates),
         sessions,
-        GatewayReports(bus, enrolments, messages, orders, signers.trusted),
-        Operators(
-            identity,
-            signers,
-            applied,
-            enrolments,
-            policies,
-            current,
-            messages,
-            quarantine,
-            orders,
-            lambda: decisions.standing_still,
-            emitter.emit,
-            now,
-            settings.timing.skew_s,
-        ),
+        GatewayReports(bus, enrolments, messages, orders, signers.trusted, remembered),
+        operators,
     )
     background = (certificates.keep_lists, policies.follow, decisions.run, clock.run)
     return Worker(bus, dispatcher.take, background, emitter.emit, quarantine, now, observer)

@@ -274,6 +274,19 @@ class RolledBack(Model):
     reasons: Reasons
 
 
+class RecordRolledBack(Model):
+    """Which record of a session the bus has set back, and what this worker knows to have come after it."""
+
+    reasons: Reasons
+
+
+class FloorsLost(Model):
+    """A gateway that counts fewer changes of its floors than before."""
+
+    gateway: Id
+    reasons: Reasons
+
+
 class LogInconsistent(Model):
     """How the decision log on the bus differs from what this worker has seen of it."""
 
@@ -466,6 +479,20 @@ EVENTS = (
         "rolled-back",
         "ALARM: the bus was set back: a worker has put in force again what was newer",
         RolledBack,
+        alarm=True,
+    ),
+    Told(
+        ("manager",),
+        "record-rolled-back",
+        "ALARM: the bus shows a session as it was before, or one that has ended: it is refused",
+        RecordRolledBack,
+        alarm=True,
+    ),
+    Told(
+        ("manager",),
+        "floors-lost",
+        "ALARM: a gateway has lost what it remembers: what it confirmed before does not hold",
+        FloorsLost,
         alarm=True,
     ),
     Told(

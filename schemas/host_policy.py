@@ -33,8 +33,10 @@ class HostPolicy(Model):
 
     `version` increases with every change. `runtime_policy` is the SHA-256 of the runtime policy's bytes in hexadecimal.
     `accept_unanchored` accepts a list no TPM vouches for; `accept_unjudged_boot` accepts one that a TPM quote vouches
-    for on a host without golden PCR values. `bank` is the PCR bank that a quote must be over. `observe-only` appraises
-    and reports alike and admits what only this policy would refuse; inconsistent evidence is never admitted.
+    for on a host without golden PCR values. `bank` is the PCR bank that a quote must be over. `after_drift`: whether an
+    unanchored host whose evidence was found bad may attest again, or is held until it is enrolled again.
+    `observe-only` appraises and reports alike and admits what only this policy would refuse; inconsistent evidence is
+    never admitted.
     """
 
     version: Annotated[int, Field(ge=1, lt=2**40)]
@@ -43,6 +45,7 @@ class HostPolicy(Model):
     accept_unanchored: bool = False
     accept_unjudged_boot: bool = False
     violations: Literal["refuse", "accept"] = "refuse"
+    after_drift: Literal["attest-again", "hold"] = "attest-again"
     bank: Bank = "sha256"
 
 

@@ -17,10 +17,10 @@ from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolled, Enrolments
 from attestgate.manager.policy.policies import InForcePolicies, Policies
 from attestgate.manager.sessions.appraisal import AppraisalResult
-from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.record import AppRecord, Basis, HostRecord
 from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Reason, Refusal, pack
 from attestgate.schemas.binding import Role, recheck_report_data, report_data
@@ -73,7 +73,12 @@ class Verifier:
         return await self._host(record, evidence, expected, now)
 
     async def app(
-        self, record: AppRecord, evidence: AppEvidence, host: HostRecord | None, enrolled: AppEnrolment, now: int
+        self,
+        record: AppRecord,
+        evidence: AppEvidence,
+        host: HostRecord | None,
+        enrolled: Enrolled[AppEnrolment],
+        now: int,
     ) -> AppraisalResult:
         """First evidence of an application, `host` being its host's trusted session, if there is one.
 
@@ -81,7 +86,7 @@ class Verifier:
         """
         if host is None:
             return _not_appraised(NO_HOST)
-        if enrolled.volume(record.host) is None:
+        if enrolled.subject.volume(record.host) is None:
             return _not_appraised(NO_PLACEMENT)
         expected = self._first_report_data(
             record, evidence.enclave_key, app_evidence_hash(evidence.certificate_request, proxy=evidence.proxy)
@@ -94,7 +99,12 @@ class Verifier:
         return result
 
     async def app_recheck(
-        self, record: AppRecord, evidence: AppRecheckEvidence, host: HostRecord, enrolled: AppEnrolment, now: int
+        self,
+        record: AppRecord,
+        evidence: AppRecheckEvidence,
+        host: HostRecord,
+        enrolled: Enrolled[AppEnrolment],
+        now: int,
     ) -> AppraisalResult:
         """Evidence for an application's recheck. Raises Refusal where nothing can be judged."""
         expected = self._recheck_report_data(record, app_evidence_hash())
@@ -103,15 +113,22 @@ class Verifier:
     async def _host(
         self, record: HostRecord, evidence: HostEvidence | HostRecheckEvidence, expected: bytes, now: int
     ) -> AppraisalResult:
-        enrolled = await self._enrolments.host(record.subject)
-        policies = await self._policies.in_force()
+        in_force = await self._enrolments.host(record.subject)
+        policies, enrolled = await self._policies.in_force(), in_force.subject
         verdict = await self._quote(evidence.quote, policies, enrolled.mrenclaves, expected, now)
         tied = _tied(verdict, enrolled.mrenclaves, expected, enrolled.platform)
+        so_far = AppraisalResult(
+            own=tied,
+            reasons=(),
+            outcome=_outcome(verdict, policies),
+            platform=verdict.platform,
+            verdict=verdict,
+            hold=policies.host.after_drift == "hold",
+            basis=Basis(enrolled=in_force.order, policy=policies.manifest.version),
+        )
         reasons = [*verdict.reasons, *_platform_reasons(verdict, enrolled.platform), *_steady(record, verdict)]
         if not tied:  # anybody's: what a list costs to judge is spent on the host's own only
-            return AppraisalResult(
-                False, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict
-            )
+            return replace(so_far, reasons=tuple(reasons))
         tpm = enrolled.enrolled_tpm
         try:
             found = await self._slices.finish(judge_integrity(record, evidence, tpm, policies, now))
@@ -121,22 +138,20 @@ class Verifier:
                 self._check_resets(tpm, found.clock)
         except Refusal as refusal:
             reasons += refusal.reasons
-            return AppraisalResult(True, tuple(reasons), _outcome(verdict, policies), verdict.platform, verdict=verdict)
+            return replace(so_far, reasons=tuple(reasons))
         listed = found.verdict
         if evidence.measurements.offset and record.outcome is not None and record.outcome.observe_only:
             listed = listed.model_copy(update={"accepted": False})  # what was found then is on the list still
         if not listed.admitted:
             reasons += listed.reasons
-        return AppraisalResult(
-            own=True,
+        return replace(
+            so_far,
             reasons=tuple(reasons),
             outcome=_outcome(verdict, policies, listed),
-            platform=verdict.platform,
             list_size=evidence.measurements.offset + evidence.measurements.size,
             list_digest=evidence.measurements.whole,
             replay=pack(listed.replay),
             tpm=found.clock,
-            verdict=verdict,
             listed=listed,
             notes={
                 "entries": listed.entries,
@@ -153,13 +168,13 @@ class Verifier:
         record: AppRecord,
         quote: bytes,
         host: HostRecord,
-        enrolled: AppEnrolment,
+        in_force: Enrolled[AppEnrolment],
         expected: bytes,
         now: int,
         *,
         proxy: bool,
     ) -> AppraisalResult:
-        policies = await self._policies.in_force()
+        policies, enrolled = await self._policies.in_force(), in_force.subject
         verdict = await self._quote(quote, policies, enrolled.mrenclaves, expected, now)
         placed = enrolled.volume(record.host) is not None
         reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
@@ -174,7 +189,8 @@ class Verifier:
         if host.outcome is not None:
             inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
             outcome = outcome.model_copy(update=inherited)
-        return AppraisalResult(tied, (*reasons, *apart), outcome, verdict.platform, verdict=verdict)
+        basis = Basis(enrolled=in_force.order, policy=policies.manifest.version)
+        return AppraisalResult(tied, (*reasons, *apart), outcome, verdict.platform, verdict=verdict, basis=basis)
 
     def _check_resets(self, enrolled: TpmEnrolment, clock: TpmClock) -> None:
         """Raises Refusal `rollback` for a TPM that was reset less often than this worker has seen before."""

@@ -12,9 +12,10 @@ from attestgate.bus.crypto.channel import Channel, Frame
 from attestgate.manager.attestation.verifier import Verifier
 from attestgate.manager.handlers.large_messages import LargeMessages
 from attestgate.manager.local.slices import aside
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, check_not_held
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.issuance import Certificates
+from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.session_store import R, SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.handshake import open_evidence
@@ -54,6 +55,7 @@ class AgentMessages:
         self,
         store: SessionStore,
         current: CurrentSessions,
+        ranks: Ranks,
         enrolments: Enrolments,
         verifier: Verifier,
         context: Callable[[], Context],
@@ -62,6 +64,7 @@ class AgentMessages:
     ) -> None:
         self._store = store
         self._current = current
+        self._ranks = ranks
         self._enrolments = enrolments
         self._verifier = verifier
         self._context = context
@@ -80,7 +83,10 @@ class AgentMessages:
     async def host_proof(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """The host's HMAC over n1: step 4."""
         _owned(record, id)
-        return take_host_proof(record, self._context(), data)
+        newer = await self._ranks.newer(record)
+        check_not_held(record.subject, record.basis.enrolled if record.basis else 0, await self._current.held(id))
+        await self._enrolments.check_still("host", record.subject, record.basis)
+        return take_host_proof(record, self._context(), data, newer)
 
     async def host_recheck(self, record: HostRecord, id: str, data: bytes) -> HostRecord:
         """A host's answer to a recheck's challenge."""
@@ -103,6 +109,8 @@ class AgentMessages:
                 return late_answer(record, context, channel)
             try:
                 result = await self._verifier.host_recheck(record, evidence, context.now)
+                if not result.reasons:
+                    await self._enrolments.check_still("host", record.subject, result.basis)
             except Refusal as refusal:
                 return unjudged_answer(record, self._context(), channel, refusal)
             return take_host_recheck(record, self._context(), channel, result)
@@ -126,7 +134,7 @@ class AgentMessages:
             evidence,
             result,
             host_session=host.session if host else None,
-            volume=enrolled.volume(record.host) or 0,
+            volume=enrolled.subject.volume(record.host) or 0,
         )
 
     async def colocation_proof(self, record: AppRecord, id: str, data: bytes) -> AppRecord:
@@ -147,13 +155,15 @@ class AgentMessages:
         try:
             enrolled = await self._enrolments.app(record.subject)
             result = await self._verifier.app_recheck(record, evidence, host, enrolled, context.now)
+            if not result.reasons:
+                await self._enrolments.check_still("app", record.subject, result.basis)
         except Refusal as refusal:
             return unjudged_answer(record, self._context(), channel, refusal)
-        identity = spiffe_id(self._trust_domain, record.host, record.subject)
+        identity, subject = spiffe_id(self._trust_domain, record.host, record.subject), enrolled.subject
         due = not result.reasons and renewal_due(record, context)
         judged = record.model_copy(update={"outcome": result.outcome})
-        issued = self._certificates.issue(judged, enrolled) if due else None
-        return take_application_recheck(record, self._context(), channel, result, identity, host, enrolled, issued)
+        issued = self._certificates.issue(judged, subject) if due else None
+        return take_application_recheck(record, self._context(), channel, result, identity, host, subject, issued)
 
     async def resume(self, kind: type[R], id: str, data: bytes) -> None:
         """Resend to an agent what it has not acknowledged."""

@@ -1,16 +1,39 @@
-"""Gateways' signed reports: which certificates nginx now admits, and which an operator admitted by break-glass."""
+"""Gateways' signed reports: what nginx now admits, what an operator admitted by break-glass, and what was refused.
+
+A gateway remembers what was taken away, whatever the bus shows. With a lease that it refuses for that it encloses what
+it has seen, as it was signed: so a worker learns it from which the bus hides it. The gateway's word counts for nothing
+there, only the enclosed statement's signature does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from attestgate.bus.api import Bus
 from attestgate.manager.audit.orders import Orders
+from attestgate.manager.events.emitter import Emit, plain
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.revocations import Revocations
+from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.manager.sessions.inter_session import AppliedAtGateway
-from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted, open_report
-from attestgate.schemas.base import Reason, Refusal
+from attestgate.schemas.admission import (
+    BUCKET,
+    REVOKE,
+    AppliedStatement,
+    GatewayReport,
+    Lease,
+    RefusedLease,
+    Tenure,
+    Withdrawal,
+    open_posted,
+    open_report,
+)
+from attestgate.schemas.base import Reason, Refusal, unpack
+from attestgate.schemas.enrolment import Command
 from attestgate.schemas.signing import Signed, TrustedKeys
 
 MAX_STRANGE = 8
@@ -30,23 +53,85 @@ class _Known:
     passed_on: set[str] = field(default_factory=set)
 
 
+class Floors:
+    """What gateways remember, as far as their reports show it, in this worker's own memory.
+
+    `obey` applies an operator's Revoke; `emit` publishes the events of `worker`.
+    """
+
+    def __init__(
+        self,
+        marks: Marks,
+        managers: TrustedKeys,
+        current: CurrentSessions,
+        revocations: Revocations,
+        obey: Callable[[Signed, Command], Awaitable[None]],
+        worker: str,
+        emit: Emit,
+    ) -> None:
+        self._marks = marks
+        self._managers = managers
+        self._current = current
+        self._revocations = revocations
+        self._obey = obey
+        self._worker = worker
+        self._emit = emit
+
+    async def count(self, report: GatewayReport) -> None:
+        """Remember how many changes of its floors a gateway counts; fewer than before are told. Raises BusError."""
+        before = self._marks.floors_lost(report.gateway, report.floors, report.at)
+        if before is not None:
+            reasons = plain([_lost(report, before)])
+            await self._emit("manager", self._worker, "floors-lost", gateway=report.gateway, reasons=reasons)
+        self._marks.floors(report.gateway, report.floors, report.at)
+
+    async def learn(self, refused: RefusedLease) -> None:
+        """Take over what a gateway has refused a lease for. Raises Refusal (`signature.*`, `message.*`), BusError."""
+        if refused.floor_key.startswith(REVOKE):
+            signed = unpack(Signed, refused.floor)
+            await self._obey(signed, self._revocations.read(refused.floor_key, signed))
+            return
+        statement = open_posted(refused.floor_key, refused.floor, self._managers)
+        if isinstance(statement, Withdrawal):
+            if statement.ends is not None:
+                await self._was_current(statement.ends)
+                self._marks.ended(statement.ends.session)
+            return
+        await self._was_current(statement.tenure)
+        subject = f"app.{statement.app}" if isinstance(statement, Lease) else f"host.{statement.host}"
+        self._marks.rests_on(subject, statement.enrolled, statement.policy)
+
+    async def _was_current(self, tenure: Tenure) -> None:
+        self._marks.was_current(tenure)
+        # A report comes to one worker, and the next session of the place may be opened by another.
+        await self._current.raise_rank(tenure)
+
+
 class GatewayReports:
     """Handles the reports of gateways. `managers` sign the leases."""
 
     def __init__(
-        self, bus: Bus, enrolments: Enrolments, messages: SessionMessages, orders: Orders, managers: TrustedKeys
+        self,
+        bus: Bus,
+        enrolments: Enrolments,
+        messages: SessionMessages,
+        orders: Orders,
+        managers: TrustedKeys,
+        floors: Floors,
     ) -> None:
         self._admissions = bus.bucket(BUCKET)
         self._enrolments = enrolments
         self._messages = messages
         self._orders = orders
         self._managers = managers
+        self._floors = floors
         self._known: dict[str, _Known] = {}
 
     async def take(self, id: str, data: bytes) -> None:
         """Inform each application session in the report that it is admitted. Raises Refusal, BusError."""
         gateway = await self._enrolments.gateway(id)
         report = open_report(data, id, TrustedKeys(self._managers.deployment, {"gateway": {gateway.identity}}))
+        await self._floors.count(report)
         # Only what a manager leased is passed on, to the session that it was leased to, and once for each lease and
         # gateway: else each name that a gateway makes up, or repeats, would cost a message.
         admitted = {item.key: item.sequence for item in report.applied if _is_admitted(item)}
@@ -59,18 +144,8 @@ class GatewayReports:
                     raise _made_up(key)
             if known is not None and known.session and id not in known.passed_on:
                 await self._pass_on(id, key, known)
-        await self._enter(id, report.glass)
-
-    async def _enter(self, id: str, admissions: list[Signed]) -> None:
-        """Each in the decision log, whatever is wrong with another beside it. Raises Refusal, BusError."""
-        reasons: list[Reason] = []
-        for signed in admissions:
-            try:
-                await self._orders.broken_glass(id, signed)
-            except Refusal as refusal:
-                reasons.extend(refusal.reasons)
-        if reasons:
-            raise Refusal(*reasons)
+        learned = (self._floors.learn(refused) for refused in report.refused)
+        await _each(chain(learned, (self._orders.broken_glass(id, signed) for signed in report.glass)))
 
     async def _pass_on(self, id: str, key: str, known: _Known) -> None:
         known.passed_on.add(id)
@@ -99,6 +174,28 @@ class GatewayReports:
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
         return known
+
+
+async def _each(parts: Iterable[Awaitable[None]]) -> None:
+    """Each part of a report, whatever is wrong with another beside it. Raises Refusal, BusError."""
+    reasons: list[Reason] = []
+    for part in parts:
+        try:
+            await part
+        except Refusal as refusal:
+            reasons.extend(refusal.reasons)
+    if reasons:
+        raise Refusal(*reasons)
+
+
+def _lost(report: GatewayReport, before: int) -> Reason:
+    return Reason(
+        code="gateway.floors",
+        field="floors",
+        expected=f"at least {before} changes, as it has counted them before",
+        found=f"{report.floors} at {report.at}",
+        action="find out what became of the gateway's floors file; revoke again what has to stay revoked there",
+    )
 
 
 def _is_admitted(item: AppliedStatement) -> bool:

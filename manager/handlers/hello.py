@@ -7,13 +7,15 @@ one: that takes evidence.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.manager.handlers.rate_limit import SENDERS, Limiter
-from attestgate.manager.policy.enrolments import Enrolments
+from attestgate.manager.policy.enrolments import Enrolments, check_not_held
 from attestgate.manager.records.current import CurrentSessions
+from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.session_store import SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.handshake import session_id
@@ -39,6 +41,7 @@ class HelloHandler:
         bus: Bus,
         store: SessionStore,
         current: CurrentSessions,
+        ranks: Ranks,
         enrolments: Enrolments,
         context: Callable[[], Context],
         suite: SuiteName,
@@ -47,6 +50,7 @@ class HelloHandler:
         self._bus = bus
         self._store = store
         self._current = current
+        self._ranks = ranks
         self._enrolments = enrolments
         self._context = context
         self._suite: SuiteName = suite
@@ -61,12 +65,14 @@ class HelloHandler:
         session = self._admit("host", name, name, data)
         try:
             self._context().check_log()
-            enrolled = await self._enrolments.host(name)
+            in_force = await self._enrolments.host(name)
+            check_not_held(name, in_force.order, await self._current.held(name))
         except Refusal as refusal:
             await self._refuse("host", name, session, data, refusal)
             raise
-        context = self._context()
-        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if enrolled.enrolled_tpm else ["sgx", "ima"]
+        rank, _ = await self._ranks.known("host", name, name)
+        context = replace(self._context(), known_rank=rank)
+        wanted: list[EvidenceKind] = ["sgx", "ima", "tpm"] if in_force.subject.enrolled_tpm else ["sgx", "ima"]
         record = challenge_host(session, hello, data, context, self._suite, wanted)
         await self._store.create(record)
         await self._current.point(pending_key("host", name, name), session, "replaced")
@@ -82,13 +88,15 @@ class HelloHandler:
         except Refusal as refusal:
             await self._refuse("app", name, session, data, refusal)
             raise
-        record = challenge_application(session, hello, data, self._context(), self._suite)
+        rank, _ = await self._ranks.known("app", hello.app, hello.host)
+        context = replace(self._context(), known_rank=rank)
+        record = challenge_application(session, hello, data, context, self._suite)
         await self._store.create(record)
         await self._current.point(pending_key("app", hello.app, hello.host), session, "replaced")
 
     async def _placed(self, id: str, host: str) -> None:
         """Raises Refusal (`enrolment.*`) unless an application is enrolled for a host."""
-        hosts = [place.host for place in (await self._enrolments.app(id)).placements]
+        hosts = [place.host for place in (await self._enrolments.app(id)).subject.placements]
         if host not in hosts:
             raise Refusal.because(
                 "enrolment.placement",

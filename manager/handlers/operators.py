@@ -20,6 +20,7 @@ from attestgate.manager.local.slices import aside
 from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import Enrolments, overtaken
 from attestgate.manager.policy.policies import Policies
+from attestgate.manager.policy.revocations import Revocations
 from attestgate.manager.policy.signers import Signers
 from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.session_messages import SessionMessages
@@ -46,6 +47,10 @@ from attestgate.schemas.signing import Signed, Signer
 log = structlog.get_logger(__name__)
 MAX_ANSWERED = 4
 """Reasons that a signed answer repeats."""
+OBEYED = 1000
+"""Revokes of gateways that are not applied again: they come with every report until what they stop is gone."""
+VERSIONS = 10**10
+"""By how much a policy's version may be above the highest so far; or it is a time, in microseconds at most."""
 MICROSECONDS = 1_000_000
 """Of a second: a sequence is Unix time in microseconds."""
 
@@ -90,6 +95,7 @@ class Operators:
         applied: AppliedCommands,
         enrolments: Enrolments,
         policies: Policies,
+        revocations: Revocations,
         current: CurrentSessions,
         messages: SessionMessages,
         quarantine: Quarantine,
@@ -104,6 +110,7 @@ class Operators:
         self._applied = applied
         self._enrolments = enrolments
         self._policies = policies
+        self._revocations = revocations
         self._current = current
         self._messages = messages
         self._quarantine = quarantine
@@ -112,6 +119,8 @@ class Operators:
         self._emit = emit
         self._now = now
         self._skew_s = skew_s
+        self._obeyed: dict[bytes, None] = {}
+        """Gateways' Revokes that this worker has applied, by their SHA-256."""
 
     async def take(self, name: str, data: bytes) -> None:
         """Apply a command received on operator `name`'s subject, and publish the signed answer as an event.
@@ -140,6 +149,26 @@ class Operators:
         answer = self._answer(name, digest, max(newest, command.sequence))
         told = {"message": message, "sequence": command.sequence, "command": command.action.do, "answer": answer}
         await self._emit("op", name, "applied", **told)
+
+    async def revoked_at_gateway(self, signed: Signed, command: Command) -> None:
+        """Apply a Revoke that a gateway obeys, as if it had come as a command now, whatever its expiry.
+
+        `command` is what was read of it. It has no effect where something newer is in force. Raises BusError.
+        """
+        digest = digest_of(pack(signed))
+        received = Received(self._signers.name_of(signed.signer), digest, signed, command, int(self._now()))
+        action = command.action
+        if digest in self._obeyed or not isinstance(action, Revoke):
+            return
+        if command.sequence > await self._replaced(received):
+            try:
+                await self._revoke(received, action)
+                await self._orders.note(received.name, command, digest.hex())
+            except Refusal as refusal:
+                log.info("overtaken: a revocation that a gateway obeys", reason=refusal.reasons[0].sentence())
+        self._obeyed[digest] = None
+        if len(self._obeyed) > OBEYED:
+            del self._obeyed[next(iter(self._obeyed))]
 
     async def _read(self, name: str, data: bytes, digest: bytes) -> Received:
         signed = unpack(Signed, data)
@@ -208,14 +237,10 @@ class Operators:
         match action:
             case Enrol():
                 await self._put(received, action.subject.kind, action.subject.id)
+                await self._revocations.clear(action.subject.kind, action.subject.id, received.command.sequence)
             case Revoke():
                 await self._enrolments.check_known(action.kind, action.id)
-                await self._put(received, action.kind, action.id)
-                if action.kind != "gateway":
-                    revoked = _revoked(action, received.name)
-                    # It is in force. A session that no pointer leads to ends at its next recheck.
-                    for reason in await self._order(action.kind, action.id, "revoke", revoked, received):
-                        log.error("a session not told of its revocation", reason=reason.sentence())
+                await self._revoke(received, action)
             case RecheckNow():
                 await self._enrolments.check_known(action.kind, action.id)
                 if unread := await self._order(action.kind, action.id, "recheck", None, received):
@@ -226,6 +251,17 @@ class Operators:
                 await self._quarantine.retry(action.message)
             case Drop():
                 await self._quarantine.drop(action.message)
+
+    async def _revoke(self, received: Received, action: Revoke) -> None:
+        if action.kind != "gateway":
+            # First: gateways obey it as it was signed, whatever becomes of this worker and of all the rest.
+            await self._revocations.post(received.signed, received.command, action)
+        await self._put(received, action.kind, action.id)
+        if action.kind != "gateway":
+            revoked = _revoked(action, received.name)
+            # It is in force. A session that no pointer leads to ends at its next recheck.
+            for reason in await self._order(action.kind, action.id, "revoke", revoked, received):
+                log.error("a session not told of its revocation", reason=reason.sentence())
 
     async def _put(self, received: Received, kind: SubjectKind, id: str) -> None:
         said = received.said(received.digest, received.command.sequence)
@@ -238,12 +274,26 @@ class Operators:
         manifest = self._signers.read_manifest(action.manifest)
         statement = digest_of(pack(action.manifest))
         if isinstance(action, PutPolicy):
+            await self._check_version(manifest.version)
             said = received.said(statement, manifest.version)
             enter = partial(self._enter, received)
             await self._policies.put(action.manifest, manifest, action.documents, said, enter)
         else:
             said = received.said(statement, received.command.sequence)
             await self._policies.try_out(action.manifest, manifest, action.documents, said)
+
+    async def _check_version(self, version: int) -> None:
+        """Raises Refusal for a version so high that there would soon be none above it.
+
+        Gateways take no lease by a lower one than they have seen, also when its author is taken out of the settings.
+        """
+        latest = max(
+            await self._policies.highest_version() + VERSIONS, int((self._now() + self._skew_s) * MICROSECONDS)
+        )
+        if version > latest:
+            raise _refused(
+                "policy", f"a version of at most {latest}", str(version), "number policies by one, or by time"
+            )
 
     async def _order(self, role: Role, id: str, what: str, reason: Reason | None, received: Received) -> list[Reason]:
         """Send an order to every session of a subject, including one that is not trusted yet.

@@ -10,6 +10,7 @@ from attestgate.manager.handlers.agent_messages import trusted_host
 from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.policies import Policies
 from attestgate.manager.records.issuance import Certificates
+from attestgate.manager.records.ranks import Ranks
 from attestgate.manager.records.session_store import UNKNOWN, R, SessionStore
 from attestgate.manager.sessions.draft import Context
 from attestgate.manager.sessions.inter_session import AppliedAtGateway, HostLost, Issue, Order, RevokedCertificate
@@ -17,7 +18,7 @@ from attestgate.manager.sessions.recheck import TooEarly, ask_again, on_timer
 from attestgate.manager.sessions.record import AppRecord, HostRecord, waking
 from attestgate.manager.sessions.states import Input, InvalidTransition, State
 from attestgate.manager.sessions.step7_certificate import certify, take_applied
-from attestgate.manager.sessions.termination import lose_host
+from attestgate.manager.sessions.termination import lose_host, supersede, superseded_by
 from attestgate.schemas.base import Refusal, unpack_own
 
 log = structlog.get_logger(__name__)
@@ -29,12 +30,14 @@ class SessionSteps:
     def __init__(
         self,
         store: SessionStore,
+        ranks: Ranks,
         enrolments: Enrolments,
         policies: Policies,
         context: Callable[[], Context],
         certificates: Certificates,
     ) -> None:
         self._store = store
+        self._ranks = ranks
         self._enrolments = enrolments
         self._policies = policies
         self._context = context
@@ -42,15 +45,17 @@ class SessionSteps:
 
     async def issue(self, record: AppRecord, _: Issue) -> AppRecord:
         """The proof is valid: issue the certificate (step 7)."""
-        context = self._context()
         if record.state is not State.PROVEN:
             raise InvalidTransition(record.state, Input.ISSUED)
         # Two workers may each sign a certificate here; only the one whose record is stored is leased. The other's
         # serial is known to no gateway, so it opens nothing.
-        enrolled = await self._enrolments.app(record.subject)
         host = await trusted_host(self._store, record, self._context())
+        if (newer := await self._ranks.newer(record)) is not None:
+            return supersede(record, self._context(), Order(reasons=[superseded_by(newer)]))
+        enrolled = (await self._enrolments.app(record.subject)).subject
+        await self._enrolments.check_still("app", record.subject, record.basis)
         issued = self._certificates.issue(record, enrolled)
-        return certify(record, context, issued, host, enrolled)
+        return certify(record, self._context(), issued, host, enrolled)
 
     async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:
         """A gateway admits the certificate (step 7). Refused if the enrolment or the trusted host is gone meanwhile."""

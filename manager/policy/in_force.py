@@ -59,6 +59,11 @@ class RollbackAlarm:
         log.error("rolled back", reason=reason.sentence())
         await self._emit("manager", self._worker, "rolled-back", reasons=plain([reason]))
 
+    async def record(self, reason: Reason) -> None:
+        """Say which record of a session was set back, and is refused. Raises BusError."""
+        log.error("record rolled back", reason=reason.sentence())
+        await self._emit("manager", self._worker, "record-rolled-back", reasons=plain([reason]))
+
 
 ByAuthor = dict[bytes, Held[M]]
 

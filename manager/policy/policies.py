@@ -11,6 +11,7 @@ import structlog
 from attestgate.bus.api import Bucket, Entry
 from attestgate.bus.client.cached_key import CachedKey
 from attestgate.manager.local.high_water import PolicyFloors
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.policy.in_force import Enter, Held, StatementsInForce
 from attestgate.manager.verification.ima.policy_dsse import PolicyKey
@@ -62,6 +63,7 @@ class Policies:
         bucket: Bucket,
         manifests: StatementsInForce[PolicyManifest],
         floors: PolicyFloors,
+        marks: Marks,
         slices: Slices,
         policy_keys: Sequence[PolicyKey] = (),
     ) -> None:
@@ -69,6 +71,7 @@ class Policies:
         self._manifests = manifests
         self._newest = {key: CachedKey(bucket, key) for key in (MANIFEST, TRIAL)}
         self._floors = floors
+        self._marks = marks
         self._slices = slices
         self._policy_keys = policy_keys
         self._reading = asyncio.Lock()
@@ -115,6 +118,11 @@ class Policies:
         """The version of the manifest in force; 0 if there is none."""
         return await self._manifests.newest_order(MANIFEST)
 
+    async def highest_version(self) -> int:
+        """The highest version in force, or known to have been; 0 for none. Raises Refusal (`policy.*`), BusError."""
+        held = await self._manifests.newest(MANIFEST, await self._bucket.get(MANIFEST))
+        return max(self._marks.policy(), 0 if held is None else held.said.order)
+
     async def newest_trial(self, but: Signed) -> int:
         """The sequence of the command that put a manifest on trial, other than `but`; 0 if there is none."""
         return await self._manifests.newest_order(TRIAL, but)
@@ -154,6 +162,15 @@ class Policies:
                 expected="a signed manifest",
                 found="no manifest: without a policy everything is refused",
                 action="put one in force: attestgate policy sign",
+            )
+        if manifest.version < self._marks.policy():
+            raise Refusal.because(
+                "policy.rollback",
+                "policy manifest",
+                expected=f"version {self._marks.policy()}, by which a gateway has a lease, or a later one",
+                found=f"version {manifest.version}",
+                action="put a higher version in force, if the author of that one was taken out;"
+                " otherwise find out who hides it on the bus",
             )
         return manifest
 

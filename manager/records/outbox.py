@@ -78,9 +78,11 @@ class Outbox:
             case "summary":
                 subject = SUMMARIES.subject(summary_key(record))
                 await self._bus.publish(subject, summary(record), message_id=outgoing.id)
+            case "hold":
+                await self._current.hold(record)
             case "current":
                 key = current_key(record.role, record.subject, record.host)
-                await self._current.point(key, record.session, "superseded")
+                await self._current.point(key, record.session, "superseded", record.rank)
 
 
 def summary_key(record: HostRecord | AppRecord) -> str:

@@ -99,8 +99,9 @@ class RecordCipher:
     def open(self, kind: type[M], bucket: str, key: str, data: bytes) -> M:
         """The record. Raises Refusal `record.open`: one that does not decrypt counts as absent.
 
-        The bus may return an older record of the same key, and it decrypts. That gains nothing: a lease counts from its
-        challenge, and a gateway accepts rising sequences only.
+        The bus may return an older record of the same key, and it decrypts: manager/records/record_memory.py refuses
+        what this worker has seen a newer one of. Where no worker has, a lease counts from its challenge, and a gateway
+        takes nothing below its floors.
         """
         stored = SealedRecord.read(data)
         # The epoch is not authenticated: a false one names a key that does not decrypt the record.

@@ -21,10 +21,13 @@ from attestgate.manager.audit.intake import NotLogged
 from attestgate.manager.events.observer import Observer
 from attestgate.manager.records.outbox import Outbox
 from attestgate.manager.records.record_cipher import RecordCipher
+from attestgate.manager.records.record_memory import ROLLBACK, RecordMemory
 from attestgate.manager.sessions.draft import Context
+from attestgate.manager.sessions.inter_session import Order
 from attestgate.manager.sessions.recheck import end_stale, expire
 from attestgate.manager.sessions.record import ROLE, AppRecord, HostRecord, Outgoing, record_key, waking
-from attestgate.schemas.base import Refusal
+from attestgate.manager.sessions.termination import supersede, superseded_by
+from attestgate.schemas.base import Reason, Refusal
 
 R = TypeVar("R", HostRecord, AppRecord)
 T = TypeVar("T")
@@ -54,14 +57,21 @@ class SessionStore:
         cipher: RecordCipher,
         outbox: Outbox,
         context: Callable[[], Context],
+        memory: RecordMemory,
+        tell: Callable[[Reason], Awaitable[None]],
         observer: Observer | None = None,
     ) -> None:
+        """`tell` is told of a record that the bus has rolled back."""
         self._observer = observer or Observer()
         self._bus = bus
         self._bucket = bus.bucket(BUCKET)
         self._cipher = cipher
         self._outbox = outbox
         self._context = context
+        self._memory = memory
+        self._tell = tell
+        self._told: set[tuple[str, int]] = set()
+        """What was told of: the key, and the bus's revision of what it showed there."""
         self._published: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
         self._timers: dict[tuple[Kind, str], int] = {}
@@ -112,7 +122,7 @@ class SessionStore:
         for _ in range(MAX_CONFLICTS):
             record, revision = await self._load(kind, key)
             left = await self._before(key, record, revision)
-            ended = _ended_by_clock(record, self._context())
+            ended = self._ended(record)
             taken = ended or await step(record)
             # What takes away does not wait for the entry of a grant that was never sent.
             if left.unlogged is not None and not taken.over:
@@ -169,6 +179,15 @@ class SessionStore:
         await self._outbox.resend(record)
         return record
 
+    def _ended(self, record: R) -> R | None:
+        """The session ended if its times say so, or a newer one of its place, whatever message it was loaded for."""
+        if (ended := _ended_by_clock(record, self._context())) is not None:
+            return ended
+        newer = None if record.over else self._memory.superseded_by(record)
+        if newer is None:
+            return None
+        return supersede(record, self._context(), Order(reasons=[superseded_by(newer)]))
+
     async def _load(self, kind: type[R], key: str) -> tuple[R, int]:
         entry = await self._bucket.get(key)
         if entry is None or entry.value is None:
@@ -179,7 +198,17 @@ class SessionStore:
                 found=key,
                 action="send a new hello",
             )
-        return self._cipher.open(kind, BUCKET, key, entry.value), entry.revision
+        record = self._cipher.open(kind, BUCKET, key, entry.value)
+        try:
+            self._memory.take(record)
+        except Refusal as refusal:
+            if refusal.reasons[0].code == ROLLBACK and (key, entry.revision) not in self._told:
+                await self._tell(refusal.reasons[0])
+                if len(self._told) > REMEMBERED:
+                    self._told.clear()
+                self._told.add((key, entry.revision))
+            raise
+        return record, entry.revision
 
     async def _before(self, key: str, record: HostRecord | AppRecord, revision: int) -> _Left:
         """Publish the outbox of a record that another worker may have left. Raises BusError."""
@@ -208,6 +237,7 @@ class SessionStore:
 
     def _stored(self, record: HostRecord | AppRecord) -> None:
         """Count the events of this transition: once, in the worker that stored it, however often they are sent."""
+        self._memory.take(record)
         if record.over:
             self._timers.pop((type(record), record.session), None)
         else:
@@ -228,7 +258,7 @@ def _with(entries: Sequence[Outgoing], record: R) -> R:
 
 
 def _ended_by_clock(record: R, context: Context) -> R | None:
-    """The session ended if its times say so, whatever message it was loaded for; else None."""
+    """The session ended if its times say so; else None."""
     if record.over:
         return None
     if record.stale(context.now, context.timing.skew_s):

@@ -13,7 +13,7 @@ from secrets import token_bytes
 from attestgate.bus.api import Bus, Conflict
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.keyfiles import read_private
-from attestgate.manager.records.current import POINTERS, Pointer
+from attestgate.manager.records.current import POINTERS, Hold, Pointer
 from attestgate.manager.records.record_cipher import RecordCipher, StorageKeys, epoch_of
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.schemas.base import Refusal, parse_json
@@ -81,17 +81,19 @@ async def seal_again(bus: Bus, cipher: RecordCipher) -> int:
             continue
         found += 1
         record = _open(cipher, key, entry.value)
-        counter = record.counter if isinstance(record, Pointer) else record.revision
+        counter = record.counter if isinstance(record, Pointer | Hold) else record.revision
         with suppress(Conflict):
             await bucket.update(key, cipher.seal(POINTERS, key, counter, record), entry.revision)
     return found
 
 
-def _open(cipher: RecordCipher, key: str, value: bytes) -> HostRecord | AppRecord | Pointer:
+def _open(cipher: RecordCipher, key: str, value: bytes) -> HostRecord | AppRecord | Pointer | Hold:
     match key.split(".")[0]:
         case "host":
             return cipher.open(HostRecord, POINTERS, key, value)
         case "app":
             return cipher.open(AppRecord, POINTERS, key, value)
+        case "held":
+            return cipher.open(Hold, POINTERS, key, value)
         case _:
             return cipher.open(Pointer, POINTERS, key, value)

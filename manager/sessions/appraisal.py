@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from attestgate.manager.sessions.record import Basis
 from attestgate.manager.sessions.states import Input
 from attestgate.schemas.base import Reason
 from attestgate.schemas.host_policy import ListVerdict
@@ -33,6 +34,10 @@ class AppraisalResult:
     notes: dict[str, JsonValue] = field(default_factory=dict)
     verdict: SgxVerdict | IasVerdict | None = None
     listed: ListVerdict | None = None
+    hold: bool = False
+    """Whether the policy holds an unanchored host that ends by this."""
+    basis: Basis | None = None
+    """By which enrolment and which policies; None where nothing was appraised."""
 
     @property
     def given(self) -> Input:

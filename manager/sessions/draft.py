@@ -40,9 +40,14 @@ KEPT_S = 3600
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may use in addition to its record and input."""
+    """What a step may use in addition to its record and input.
+
+    `now` and `now_us` are one reading of the clock; `known_rank` is the highest rank known of a session's place, where
+    the step opens the session.
+    """
 
     now: int
+    now_us: int
     timing: Timing
     identity: Signer
     gateways: GatewaySet
@@ -52,6 +57,7 @@ class Context:
     standing_still: Reason | None = None
     """Why the decision log takes in no entries, if it does not."""
     token: Callable[[int], bytes] = token_bytes
+    known_rank: int = 0
 
     def check_log(self) -> None:
         """Raises Refusal `log.standing-still` where nothing may be granted, since nobody could look it up."""
@@ -202,6 +208,10 @@ class Draft(Generic[R]):
     def current(self) -> None:
         """Make this the current session of its subject; the one before it is superseded."""
         self._put(how="current")
+
+    def hold(self) -> None:
+        """No session of this host from here on, until it is enrolled again."""
+        self._put(how="hold")
 
     def forget_secrets(self) -> None:
         """Drop the keys: the record of an ended session decrypts none of its messages."""

@@ -13,6 +13,7 @@ from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
+from attestgate.manager.sessions.rank import next_rank
 from attestgate.manager.sessions.record import ROLE, Handshake
 from attestgate.manager.sessions.states import Input, State
 from attestgate.manager.sessions.termination import terminate
@@ -109,6 +110,7 @@ def open_session(
         created_at=context.now,
         issued_at=context.now,
         deadline=handshake.window_end + context.timing.skew_s,
+        rank=next_rank(context.now_us, context.known_rank),
         handshake=handshake,
     )
     draft = Draft(record, context)
@@ -163,7 +165,7 @@ def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bo
     if result.given is Input.EVIDENCE_FOREIGN:
         _count_foreign_evidence(draft, data, result)
         return False
-    draft.set(outcome=result.outcome, platform=result.platform)
+    draft.set(outcome=result.outcome, platform=result.platform, basis=result.basis)
     if result.given is Input.EVIDENCE_BAD:
         terminate(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
         return False

@@ -69,6 +69,10 @@ def take_host_recheck(record: HostRecord, context: Context, channel: Channel, re
         remember_list(draft, result)
         trust(draft)
         draft.event("rechecked", lease_end=draft.record.lease_end, **judged(result), **draft.ear(result))
+    elif result.hold and record.outcome is not None and record.outcome.integrity == "unanchored":
+        # Nothing but its own kernel vouches for its list: it could rewrite that, and be trusted in its next session.
+        draft.set(held=True)
+        draft.hold()
     return draft.finish()
 
 
@@ -108,7 +112,7 @@ def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -
     """
     challenge = draft.record.question
     draft.acknowledge(channel)
-    draft.set(outcome=result.outcome)
+    draft.set(outcome=result.outcome, basis=result.basis)
     if result.reasons:
         terminate(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
         return False

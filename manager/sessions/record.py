@@ -14,7 +14,8 @@ from attestgate.bus.crypto.channel import Channel
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.bus.subjects import app_name
 from attestgate.manager.sessions.states import ENDS, State
-from attestgate.schemas.base import Bytes32, Bytes64, Id, Model, Reasons, Seconds, Secret, SessionId
+from attestgate.schemas.admission import Tenure
+from attestgate.schemas.base import Bytes32, Bytes64, Count, Id, Model, Reasons, Seconds, Secret, SessionId
 from attestgate.schemas.binding import Role
 from attestgate.schemas.clocks import stale
 from attestgate.schemas.messages import EvidenceKind, Outcome
@@ -50,11 +51,12 @@ class Outgoing(Model):
     send: to the agent, core NATS; publish: into a stream (events, admissions); work: to a session, encrypted;
     lost: the notice `host-lost` to an application session, made of the record's state and reasons;
     wake: schedule a timer of this session at `at`; summary: the readable line beside the record;
-    current: make this the current session of its subject; enter: an entry of the decision log, stored before anything
-    else of this outbox is sent; note: an entry that nothing waits for.
+    current: make this the current session of its subject; hold: no session of this host until it is enrolled again;
+    enter: an entry of the decision log, stored before anything else of this outbox is sent; note: an entry that nothing
+    waits for.
     """
 
-    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "enter", "note"]
+    how: Literal["send", "publish", "work", "lost", "wake", "summary", "current", "hold", "enter", "note"]
     id: str
     subject: str = ""
     data: bytes = b""
@@ -100,6 +102,13 @@ class Question(Model):
     """The whole list was requested: the policy has changed since the last appraisal."""
 
 
+class Basis(Model):
+    """What a verdict rests on: the order of the Enrol that was in force, and the version of the policy manifest."""
+
+    enrolled: Count
+    policy: Count
+
+
 class SessionRecord(Model):
     """The fields of both kinds of session. Times are Unix seconds; `revision` counts the record's own changes."""
 
@@ -117,6 +126,10 @@ class SessionRecord(Model):
     next_recheck: Seconds | None = None
     lease_end: Seconds | None = None
     revision: int = 0
+    rank: Count = 0
+    """Given when the record is made (manager/sessions/rank.py); 0 in one of a version that had none."""
+    basis: Basis | None = None
+    """What the newest verdict rests on."""
     handshake: Handshake | None = None
     channel: Channel | None = None
     question: Question | None = None
@@ -175,6 +188,8 @@ class HostRecord(SessionRecord):
     """schemas.host_policy.Replay, packed: how far the list was replayed, and to which PCR values."""
     tpm: TpmClock | None = None
     """The clock of the newest quote of its TPM, if it has one enrolled."""
+    held: bool = False
+    """It ended so that the host is held until it is enrolled again."""
     apps: dict[SessionId, Id] = {}
     """The application sessions for which this host was asked to deliver a key, oldest first."""
 
@@ -227,6 +242,18 @@ class AppRecord(SessionRecord):
 ROLE: dict[type[HostRecord] | type[AppRecord], Role] = {HostRecord: "host", AppRecord: "app"}
 
 
+def place_of(record: HostRecord | AppRecord) -> str:
+    """Where a session is, or may become, the current one: a host, or an application on a host."""
+    return place(record.role, record.subject, record.host)
+
+
+def tenure_of(record: HostRecord | AppRecord) -> Tenure | None:
+    """A session as the current one of its place; None before it has become that: then it has no lease either."""
+    if record.lease_end is None or not record.rank:
+        return None
+    return Tenure(place=place_of(record), session=record.session, rank=record.rank)
+
+
 def waking(record: HostRecord | AppRecord) -> bytes:
     """What a session's timer says: its role, and the revision that set it, by which its newest timer is known."""
     return f"{record.role} {record.revision}".encode()
@@ -237,15 +264,25 @@ def record_key(role: Role, session: str) -> str:
     return f"{role}.{session}"
 
 
+CURRENT = "current."
+"""Prefix of the keys of the pointers to current sessions, before their places."""
+
+
 def current_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the current session of a subject (of an application: on one host)."""
-    return f"current.{_place(role, subject, host)}"
+    return f"{CURRENT}{place(role, subject, host)}"
+
+
+def held_key(host: str) -> str:
+    """The key under which the bus says that a host is held."""
+    return f"held.{host}"
 
 
 def pending_key(role: Role, subject: str, host: str) -> str:
     """The key of the pointer to the session that a subject opened last, trusted or not yet."""
-    return f"pending.{_place(role, subject, host)}"
+    return f"pending.{place(role, subject, host)}"
 
 
-def _place(role: Role, subject: str, host: str) -> str:
+def place(role: Role, subject: str, host: str) -> str:
+    """The name of a place of sessions: `host.<id>`, or `app.<id>.<host>`."""
     return f"{role}.{subject}" if role == "host" else f"{role}.{subject}.{host}"

@@ -9,7 +9,7 @@ from attestgate.manager.sessions.draft import Context, Draft
 from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
 from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.sessions.states import Input
-from attestgate.manager.sessions.termination import terminate
+from attestgate.manager.sessions.termination import superseded_by, terminate
 from attestgate.schemas import audit
 from attestgate.schemas.admission import HostLease
 from attestgate.schemas.base import Reason, Secret
@@ -27,8 +27,11 @@ def grant_host_key(draft: Draft[HostRecord], result: AppraisalResult) -> None:
     draft.event("granted", **judged(result), **draft.ear(result))
 
 
-def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRecord:
-    """The record after a key proof. Raises InvalidTransition, or Refusal for bytes that do not open."""
+def take_host_proof(record: HostRecord, context: Context, data: bytes, newer: str | None) -> HostRecord:
+    """The record after a key proof; `newer` is a session that is current already and counts for more.
+
+    Raises InvalidTransition, or Refusal for bytes that do not open.
+    """
     draft = Draft(record, context)
     handshake, k = record.handshake, record.k
     if handshake is None or k is None or handshake.challenge_nonce is None:
@@ -37,6 +40,9 @@ def take_host_proof(record: HostRecord, context: Context, data: bytes) -> HostRe
     proof = open_proof(handshake, "host", record.session, data)
     if not same(proof, host_proof(k, handshake.challenge_nonce, handshake.transcript)):
         terminate(draft, Input.PROOF_BAD, "key_proof", [WRONG_PROOF])
+        return draft.finish()
+    if newer is not None:
+        terminate(draft, Input.SUPERSEDE, "key_proof", [superseded_by(newer)])
         return draft.finish()
     draft.move(Input.PROOF_GOOD)
     open_channel(draft, data)
@@ -54,12 +60,17 @@ def trust(draft: Draft[HostRecord]) -> None:
     context, record = draft.context, draft.record
     lease_end = record.issued_at + context.timing.lease_s
     draft.set(lease_end=lease_end, deadline=lease_end, next_recheck=next_recheck(context))
+    if record.basis is None:
+        raise AssertionError(f"trust without a verdict in {record.state}")
     statement = HostLease(
         host_session=record.session,
         host=record.subject,
         issued_at=record.issued_at,
         expires_at=lease_end,
         sequence=record.revision + 1,
+        rank=record.rank,
+        enrolled=record.basis.enrolled,
+        policy=record.basis.policy,
     )
     draft.post(statement)
     draft.say("accepted", Accepted(lease_end=lease_end, next_recheck=draft.record.next_recheck or lease_end))

@@ -91,8 +91,8 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
     context, record = draft.context, draft.record
     lease_end = min(record.issued_at + context.timing.lease_s, host.lease_end or 0, record.not_after)
     draft.set(lease_end=lease_end)
-    if record.host_session is None or record.outcome is None or host.outcome is None:
-        raise AssertionError(f"a lease without a host session in {record.state}")
+    if record.host_session is None or record.outcome is None or record.basis is None or host.outcome is None:
+        raise AssertionError(f"a lease without a host session or a verdict in {record.state}")
     statement = Lease(
         gateways=context.gateways.name,
         serial=record.serial,
@@ -105,6 +105,9 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
         issued_at=record.issued_at,
         expires_at=lease_end,
         sequence=record.revision + 1,
+        rank=record.rank,
+        enrolled=record.basis.enrolled,
+        policy=record.basis.policy,
         integrity=host.outcome.integrity,
         simulated=record.outcome.simulated or host.outcome.simulated,
         observe_only=host.outcome.observe_only,

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from attestgate.manager.sessions.appraisal import AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
 from attestgate.manager.sessions.inter_session import HostLost, Order, RevokedCertificate
-from attestgate.manager.sessions.record import AppRecord, HostRecord
+from attestgate.manager.sessions.record import AppRecord, HostRecord, tenure_of
 from attestgate.manager.sessions.states import Input, State
 from attestgate.schemas import audit
 from attestgate.schemas.admission import Withdrawal
@@ -63,6 +63,17 @@ def revoke(record: R, context: Context, order: Order) -> R:
 def supersede(record: R, context: Context, order: Order) -> R:
     """The session after a newer one of its subject is trusted. Raises InvalidTransition if it is over."""
     return _ordered(record, context, Input.SUPERSEDE, "supersede", order.reasons)
+
+
+def superseded_by(session: str) -> Reason:
+    """Why a session ends that a newer one of its place has replaced."""
+    return Reason(
+        code="session.superseded",
+        field="session",
+        expected="the newest session of this subject",
+        found=f"superseded by {session}",
+        action="nothing, if you restarted the agent; otherwise find out who runs a second agent",
+    )
 
 
 def replace_unfinished(record: R, context: Context, order: Order) -> R:
@@ -130,6 +141,7 @@ def withdraw(draft: Draft[R], key: str, reason: str) -> None:
         until=until,
         sequence=record.revision + 1,
         reason=reason,
+        ends=tenure_of(record) if record.over else None,
     )
     draft.post(statement)
 

@@ -151,7 +151,7 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
     for_others = operator.sign(BREAK_GLASS, at_gateways("others"), GLASS)
     subject = subjects.inbound("gateway", GATEWAY, "report")
     for said_by in ([signed], [signed], [forged, no_operators, for_others]):
-        report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=said_by)
+        report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, floors=0, glass=said_by)
         await site.bus.publish(subject, sign_report(site.world.gateway, report))
     dropped = await site.until("gateway", GATEWAY, "dropped")
     codes = [reason.code for reason in reasons_of(dropped)]
@@ -171,7 +171,7 @@ async def test_an_admission_by_hand_is_entered_in_the_name_of_its_key(site: Depl
     )
     forged = forged.model_copy(update={"signature": bytes(64)})
     report = GatewayReport(
-        gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, glass=[in_anothers_name, forged, own]
+        gateway=GATEWAY, epoch="ab" * 16, applied=[], at=1_800_000_000, floors=0, glass=[in_anothers_name, forged, own]
     )
     subject = subjects.inbound("gateway", GATEWAY, "report")
     await site.bus.publish(subject, sign_report(site.world.gateway, report))

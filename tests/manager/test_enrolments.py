@@ -14,14 +14,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attestgate.bus.api import Conflict
+from attestgate.bus.api import BusError, Conflict, Entry
+from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.bus.memory.server import MemoryServer
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import in_force
 from attestgate.manager.policy.applied_commands import AppliedCommands
 from attestgate.manager.policy.enrolments import BUCKET, Enrolments
 from attestgate.manager.policy.in_force import StatementsInForce
 from attestgate.manager.policy.signers import Signers
+from attestgate.manager.sessions.record import Basis
 from attestgate.schemas.base import Reason, Refusal, pack, unpack
 from attestgate.schemas.binding import PROTOCOL
 from attestgate.schemas.enrolment import COMMAND, MAX_AUTHORS, Command, Enrol, HostEnrolment, Revoke, commands_of
@@ -47,6 +50,7 @@ class Bench:
         self.folder = folder
         self.bucket = MemoryServer().connect().bucket(BUCKET)
         self.told: list[Reason] = []
+        self.steady = 0.0
 
     async def _tell(self, reason: Reason) -> None:
         self.told.append(reason)
@@ -62,7 +66,8 @@ class Bench:
         held = StatementsInForce(
             BUCKET, self.bucket, COMMAND, signers.commands_of, MANAGER, signers.trusted, kept, self._tell
         )
-        return Enrolments(self.bucket, held)
+        self.marks = Marks(self.folder / f"{memory}-marks.sqlite", lambda: 0.0)
+        return Enrolments(self.bucket, held, self.marks, lambda: self.steady)
 
     async def put(self, *standing: Standing, key: str = "host.h1") -> None:
         """What the bus writes."""
@@ -112,7 +117,7 @@ async def order(worker: Enrolments, command: Command, by: str = "ann") -> None:
 async def sequence_in_force(worker: Enrolments) -> int:
     """Whose enrolment counts: its measurement is its sequence; 0 where there is none."""
     try:
-        return int((await worker.host("h1")).mrenclaves[0], 16)
+        return int((await worker.host("h1")).subject.mrenclaves[0], 16)
     except Refusal as refusal:
         assert refusal.reasons[0].code in ("enrolment.unknown", "signature.signer")
         return 0
@@ -430,3 +435,46 @@ def test_in_force_is_the_newest_of_those_in_the_settings(
                     await worker_left.host("h1")
 
     asyncio.run(play())
+
+
+async def test_a_lease_rests_on_an_enrolment_read_at_most_a_second_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await order(bench.worker(), enrol(5))
+    get, takes = MemoryBucket.get, 1.0
+
+    async def slow(bucket: MemoryBucket, key: str) -> Entry | None:
+        bench.steady += takes
+        return await get(bucket, key)
+
+    monkeypatch.setattr(MemoryBucket, "get", slow)
+    await bench.worker().check_still("host", "h1", Basis(enrolled=5, policy=1))
+    takes = 1.1
+    with pytest.raises(BusError, match="not read within 1 s"):
+        await bench.worker().check_still("host", "h1", Basis(enrolled=5, policy=1))
+
+
+@pytest.mark.parametrize("basis", [None, Basis(enrolled=4, policy=1), Basis(enrolled=6, policy=1)])
+async def test_a_lease_rests_on_the_enrolment_that_its_evidence_was_judged_by(
+    bench: Bench, basis: Basis | None
+) -> None:
+    await order(bench.worker(), enrol(5))
+    with pytest.raises(Refusal, match=r"enrolment\.changed"):
+        await bench.worker().check_still("host", "h1", basis)
+
+
+async def test_an_enrolment_before_one_that_a_gateway_has_seen_does_not_count(bench: Bench) -> None:
+    worker = bench.worker()
+    await order(worker, enrol(5))
+    bench.marks.rests_on("host.h1", 6, 1)
+    with pytest.raises(Refusal, match=r"enrolment\.rollback: .* expected the enrolment of 6"):
+        await worker.host("h1")
+    await order(worker, enrol(7))
+    assert (await worker.host("h1")).order == 7
+
+
+async def test_a_revocation_counts_however_late_it_was_applied(bench: Bench) -> None:
+    late = Command(sequence=5, expires_at=AT - 1, action=Revoke(kind="host", id="h1", reason="x"))
+    await bench.put(standing(late))
+    with pytest.raises(Refusal, match=r"enrolment\.revoked"):
+        await bench.worker().host("h1")

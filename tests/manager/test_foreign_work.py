@@ -123,7 +123,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 async def test_sessions_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deployment, work: dict[str, int]) -> None:
-    report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[*map(applied, range(MAX_APPLIED))], at=1)
+    report = GatewayReport(
+        gateway=GATEWAY, epoch="ab" * 16, applied=[*map(applied, range(MAX_APPLIED))], at=1, floors=0
+    )
     subject = subjects.inbound("gateway", GATEWAY, "report")
     code, _ = await dropped(site, subject, sign_report(site.world.gateway, report))
     assert code == "gateway.applied"
@@ -138,9 +140,9 @@ async def test_certificates_withdrawn_meanwhile_are_not_made_up(
     signer = site.world.manager if own else Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
     gone = [applied(number) for number in range(MAX_APPLIED)]
     for item in gone:
-        withdrawal = Withdrawal(key=item.key, issued_at=1, until=2, sequence=2, reason="x")
+        withdrawal = Withdrawal(key=item.key, issued_at=1, until=2, sequence=2, reason="x", ends=None)
         await site.bus.bucket(BUCKET).put(item.key, post(signer, withdrawal))
-    report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=gone, at=1)
+    report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=gone, at=1, floors=0)
     await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, report))
     await site.quiet()
     assert work == {"looked up": MAX_APPLIED, "sent": 0}
@@ -211,6 +213,6 @@ async def renewed(site: Deployment) -> Lease:
 
 
 async def report(site: Deployment, items: list[AppliedStatement]) -> None:
-    said = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=items, at=1)
+    said = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=items, at=1, floors=0)
     await site.bus.publish(subjects.inbound("gateway", GATEWAY, "report"), sign_report(site.world.gateway, said))
     await site.quiet()

@@ -176,6 +176,20 @@ async def test_a_session_that_was_superseded_never_comes_back() -> None:
     assert len(server.stored("ATTEST_WORK")) == 2
 
 
+@pytest.mark.parametrize("first", [1, 2])
+async def test_of_two_that_become_current_at_once_the_higher_rank_stays(first: int) -> None:
+    """Else both would be lost: gateways take the higher rank, and the pointer would have superseded it."""
+    server, key = MemoryServer(), "current.host.h1"
+    current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))
+    for number in (first, 3 - first, 1, 2):
+        await current.point(key, session(number), "superseded", rank=10 * number)
+    assert await current.session(key) == session(2)
+    assert await current.newest("host", "h1", "h1") == (20, session(2))
+    assert {message.subject for message in server.stored("ATTEST_WORK")} == {
+        f"attest.v1.work.host.{session(1)}.superseded"
+    }
+
+
 async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
     server = MemoryServer()
     current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestgate.bus.memory.server import MemoryServer
 from attestgate.compose.local.policies import LearnedPolicies
 from attestgate.manager.local.high_water import PolicyFloors
+from attestgate.manager.local.marks import Marks
 from attestgate.manager.local.slices import Slices
 from attestgate.manager.local.statements import Statements
 from attestgate.manager.policy import policies as module
@@ -60,7 +61,8 @@ class Bench:
             Statements(self.folder / f"{memory}.sqlite"),
             self._tell,
         )
-        return Policies(self.bucket, manifests, self.floors, Slices())
+        self.marks = Marks(self.folder / f"{memory}-marks.sqlite", lambda: 0.0)
+        return Policies(self.bucket, manifests, self.floors, self.marks, Slices())
 
     async def put(self, what: PutPolicy, worker: Policies | None = None) -> None:
         """As an operator's command does."""

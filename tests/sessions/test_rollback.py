@@ -8,7 +8,6 @@ import pytest
 
 from attestgate.bus import layout, subjects
 from attestgate.bus.crypto.channel import Frame
-from attestgate.bus.memory.bucket import BucketState
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, pack, unpack
@@ -17,22 +16,15 @@ from attestgate.schemas.in_force import Standings
 from attestgate.schemas.messages import KeyDelivered
 from tests.support.manager.agents_end import agents_end
 from tests.support.manager.deployment import Deployment, deployed
+from tests.support.manager.rollback import watched
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
 
 
-def watched(site: Deployment, bucket: str) -> list[BucketState]:
-    """Every state that a bucket goes through from now on."""
-    states: list[BucketState] = []
-    store = site.wire.buckets[bucket]
-    write = store._write
-
-    def noted(key: str, value: bytes | None) -> int:
-        states.append(store.snapshot())
-        return write(key, value)
-
-    store._write = noted  # type: ignore[method-assign]
-    return states
+async def forget(site: Deployment) -> None:
+    """Have a worker that has seen nothing take the place of whoever there was: what it refuses it refuses of itself."""
+    await site.kill_workers()
+    site.add_worker()
 
 
 async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> None:
@@ -63,6 +55,7 @@ async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, 
             said = list(site.wire.seen)
             state = states[moment]
             for _ in range(9):
+                await forget(site)
                 site.wire.restore("sessions", state)
                 await replay_everything(site, said)
                 await site.advance(10)
@@ -80,6 +73,7 @@ async def test_a_revoked_application_gains_nothing_from_any_older_record(world: 
         await site.order(Revoke(kind="app", id="a1", reason="test"))
         await site.until("app", "a1", "revoked")
         for state in list(states):
+            await forget(site)
             site.wire.restore("sessions", state)
             await replay_everything(site, said)
             assert not site.gateway.passes("a1")
@@ -176,6 +170,7 @@ async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_
     await site.until("host", "h1", "trusted", since=since)
     await site.quiet()
     assert challenged is not None and challenged.value is not None
+    await forget(site)
     await bucket.put(f"app.{app.session}", challenged.value)
     said = site.wire.hold(f"{subjects.WORK}.app.*.delivered")
     site.wire.inject(*evidence)
