@@ -7,7 +7,7 @@ import base64
 import binascii
 import time
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,10 +46,17 @@ class OperatorKey:
         return cls(settings.name, Signer(settings.trust_domain, key), settings.managers)
 
 
+class Applied(NamedTuple):
+    """The managers' answer to a command, and the SHA-256 of the command as it was signed and applied."""
+
+    answer: Answer
+    command: bytes
+
+
 async def order(
     bus: Bus, operator: OperatorKey, action: Action, answer_s: float, seen: list[bytes] | None = None
-) -> Answer:
-    """Send a command and wait until it is applied. Returns the managers' answer. `seen` is as in `Command`.
+) -> Applied:
+    """Send a command and wait until it is applied. `seen` is as in `Command`.
 
     A command that is refused for its time is signed once more, by the manager's clock and above the newest command that
     its answer names; not if that one is about the same subject and came after it. Raises Refusal with the managers'
@@ -57,15 +64,15 @@ async def order(
     """
     now = time.time()
     command = Command(sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action, seen=seen)
-    answer = await _ask(bus, operator, command, answer_s)
+    answer, digest = await _ask(bus, operator, command, answer_s)
     if not answer.applied and answer.reasons[0].code in AGAIN and not _overtaken(answer, now, time.time()):
         log.info("signed again", reason=answer.reasons[0].sentence())
         above = max(answer.newest + 1, answer.at * 1_000_000)
         by_manager = {"sequence": above, "expires_at": answer.at + VALID_S}
-        answer = await _ask(bus, operator, command.model_copy(update=by_manager), answer_s)
+        answer, digest = await _ask(bus, operator, command.model_copy(update=by_manager), answer_s)
     if not answer.applied:
         raise Refusal(*answer.reasons)
-    return answer
+    return Applied(answer, digest)
 
 
 def _overtaken(answer: Answer, signed_at: float, answered_at: float) -> bool:
@@ -79,12 +86,13 @@ def _overtaken(answer: Answer, signed_at: float, answered_at: float) -> bool:
     return reason.code == OVERTAKEN and reason.field != OWN and own_right and other_right
 
 
-async def _ask(bus: Bus, operator: OperatorKey, command: Command, answer_s: float) -> Answer:
+async def _ask(bus: Bus, operator: OperatorKey, command: Command, answer_s: float) -> tuple[Answer, bytes]:
     data = pack(operator.signer.sign(COMMAND, commands_of(operator.name), command))
+    digest = digest_of(data)
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     async def hear(message: Message) -> None:
-        said = _answer(operator, digest_of(data), message)
+        said = _answer(operator, digest, message)
         if said is not None and not answer.done():
             answer.set_result(said)
 
@@ -93,7 +101,7 @@ async def _ask(bus: Bus, operator: OperatorKey, command: Command, answer_s: floa
         await bus.flush()
         await bus.publish(subjects.operator(operator.name, command.action.do), data)
         async with asyncio.timeout(answer_s):
-            return await answer
+            return await answer, digest
     except TimeoutError:
         raise Refusal.because(
             "command.unanswered",

@@ -74,6 +74,10 @@ def name_tokens(role: str) -> int:
     return 2 if role == "app" else 1
 
 
+REPORTS = f"{IN}.gateway.*.report"
+"""Gateways' signed reports, which operators hear as well: what a gateway confirms, nobody else can."""
+
+
 def inbound(role: str, name: str, step: str) -> str:
     """Subject of a message from an agent or gateway to the manager. Raises ValueError for an unknown role or step."""
     if step not in STEPS.get(role, ()):

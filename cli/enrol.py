@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,15 +12,16 @@ from typing import Annotated, Literal
 import typer
 
 from attestgate.bus.client.nats import join
+from attestgate.bus.confirmations import Confirmations
 from attestgate.bus.operator import OperatorKey, order
-from attestgate.cli.common import Json, OperatorOption, checked, operator_file, say, wrong
+from attestgate.cli.common import Json, OperatorOption, checked, complain, operator_file, say, wrong
 from attestgate.cli.processes import CodeOption
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
 from attestgate.manager.local.keyfiles import read_identity
 from attestgate.manager.verification.tpm.enrolment import enrolment as tpm_enrolment
 from attestgate.manager.verification.tpm.enrolment import golden_from as golden_values
 from attestgate.schemas.admission import ALL, READ_ONLY
-from attestgate.schemas.base import read_json
+from attestgate.schemas.base import Reason, Refusal, read_json
 from attestgate.schemas.enrolment import (
     Action,
     AppEnrolment,
@@ -30,7 +32,7 @@ from attestgate.schemas.enrolment import (
     RecheckNow,
     Revoke,
 )
-from attestgate.schemas.settings import load_measured
+from attestgate.schemas.settings import OperatorFile, load_measured
 from attestgate.schemas.tpm import TpmAnswer, TpmEnrolment, TpmKept
 
 enrol = typer.Typer(help="Enrol a host, an application or a gateway, or replace its enrolment.", no_args_is_help=True)
@@ -40,6 +42,8 @@ Mrenclaves = Annotated[
 ]
 
 
+CONFIRMED_S = 5
+"""How long a revocation may take until every gateway has confirmed it."""
 SHORTHAND = {"all": ALL, "read-only": READ_ONLY}
 
 
@@ -158,8 +162,44 @@ def revoke(
     reason: Annotated[str, typer.Option(help="Why; included in events and sent to the agent.")],
     operator: OperatorOption,
 ) -> None:
-    """Revoke a host or an application now; it stays out until it is enrolled again."""
-    command(operator, checked(Revoke, kind=kind.value, id=id, reason=reason))
+    """Revoke a host or an application now; it stays out until it is enrolled again.
+
+    Waits until every gateway that your operator file names has confirmed that access there has ended.
+    """
+    settings = operator_file(operator)
+    if missing := asyncio.run(_revoke(settings, checked(Revoke, kind=kind.value, id=id, reason=reason))):
+        raise Refusal(*(_unconfirmed(gateway, kind.value, id) for gateway in missing))
+
+
+async def _revoke(settings: OperatorFile, action: Revoke) -> list[str]:
+    """Revoke, and print which gateways confirm it. Returns those that have not."""
+    operator = OperatorKey.of(settings, read_identity(settings.identity))
+    gateways = {gateway.id: bytes.fromhex(gateway.identity) for gateway in settings.gateways}
+    confirmations = Confirmations(settings.trust_domain, gateways)
+    async with await join(settings.bus) as bus, confirmations.heard(bus):
+        begun = time.monotonic()
+        revoke = (await order(bus, operator, action, settings.answer_s)).command
+        say(f"{action.do}: applied")
+        confirmed = await confirmations.of(revoke, until=max(begun + CONFIRMED_S, time.monotonic()))
+    for gateway in gateways:
+        if gateway in confirmed:
+            say(f"{gateway}: out after {(confirmed[gateway] - begun) * 1000:.0f} ms")
+        else:
+            say(f"{gateway}: no confirmation in {CONFIRMED_S} s")
+    if not gateways:
+        complain("nobody confirms that access has ended: your operator file names no [[gateways]]")
+    return [gateway for gateway in gateways if gateway not in confirmed]
+
+
+def _unconfirmed(gateway: str, kind: str, id: str) -> Reason:
+    return Reason(
+        code="revoke.unconfirmed",
+        field=gateway,
+        expected=f"its signed confirmation within {CONFIRMED_S} s that {kind} {id} is out",
+        found="no confirmation",
+        action=f"see whether its worker and the bus run; to cut off {id} there without either, sign a file for its"
+        f" block_folder: attestgate gateway block {kind} {id}",
+    )
 
 
 def recheck(kind: Agent, id: str, operator: OperatorOption) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from attestgate.schemas.admission import MAX_GATEWAYS
 from attestgate.schemas.base import Hex32, Id
 from attestgate.schemas.enrolment import OperatorRole
 from attestgate.schemas.settings_file import FilePath, Part, load_part
@@ -274,6 +275,15 @@ class GatewaySettings(ProcessSettings):
         return managers(self.trust_domain, self.manager_identity)
 
 
+class GatewayKey(Part):
+    """A gateway, and the key that its reports are believed for."""
+
+    id: Id
+    """The gateway's id, as enrolled."""
+    identity: Hex32
+    """Ed25519 public key, hexadecimal (public.json)."""
+
+
 class OperatorFile(ProcessSettings):
     """Settings of an operator's commands: the bus, a name, and the signing key."""
 
@@ -287,6 +297,8 @@ class OperatorFile(ProcessSettings):
     """Managers' Ed25519 public keys, hexadecimal (public.json): their answers are believed."""
     answer_s: Annotated[int, Field(ge=1, le=600)] = 15
     """Time-out for a command's answer."""
+    gateways: Annotated[list[GatewayKey], Field(max_length=MAX_GATEWAYS)] = []
+    """The gateways whose confirmation `attestgate revoke` waits for."""
 
     @property
     def managers(self) -> TrustedKeys:

@@ -79,8 +79,6 @@ class BusRole:
 
 MANAGER, VIEWER, GATEWAY = "manager", "viewer", "gateway"
 GATEWAY_EVENTS = f"{subjects.EVENTS}.{GATEWAY}"
-REPORTS = f"{subjects.IN}.{GATEWAY}.*.report"
-"""Gateways' signed reports, which operators hear as well: what a gateway confirms, nobody else can."""
 
 
 def _says(role: str) -> tuple[str, ...]:
@@ -164,7 +162,7 @@ def _operator() -> BusRole:
         publish=tuple(
             f"{subjects.OPERATOR}.{NAME}.{command}" for command in (*subjects.COMMANDS, *subjects.POLICY_COMMANDS)
         ),
-        subscribe=(f"{subjects.EVENTS}.>", REPORTS, *_changes(*OPERATED)),
+        subscribe=(f"{subjects.EVENTS}.>", subjects.REPORTS, *_changes(*OPERATED)),
         calls=(*_reads(*_of(*OPERATED), *layout.TOLD), *DECISIONS),
         max_payload=MAX_MESSAGE,
         max_connections=8,
@@ -250,14 +248,14 @@ def imports(role: BusRole) -> list[Import]:
     services = [Import(MANAGER, s, s, "service") for s in dict.fromkeys(map(_any_name, role.publish))]
     calls = [Import(MANAGER, f"{API}.{call}", f"{EDGE_API}.{call}", "service") for call in role.calls]
     heard = dict.fromkeys(map(_any_name, role.subscribe))
-    streams = [Import(MANAGER, s, s, "stream") for s in heard if s != REPORTS]
+    streams = [Import(MANAGER, s, s, "stream") for s in heard if s != subjects.REPORTS]
     said = [Import(GATEWAY, s, s, "stream") for s in _said_by_gateways(role)]
     return [*services, *calls, *streams, *said, *(_follows() if role.name == VIEWER else ())]
 
 
 def _said_by_gateways(role: BusRole) -> list[str]:
     events = [f"{GATEWAY_EVENTS}.>"] if f"{subjects.EVENTS}.>" in role.subscribe else []
-    return [*events, *(subject for subject in role.subscribe if subject == REPORTS)]
+    return [*events, *(subject for subject in role.subscribe if subject == subjects.REPORTS)]
 
 
 def exports(role: str) -> dict[str, Literal["service", "stream"]]:

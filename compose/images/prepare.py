@@ -129,7 +129,12 @@ def _settings(folder: Path, keys: Path) -> None:
 
     write("manager", _manager(public))
     write("gateway", _gateway_worker(public))
-    operator = {"name": OPERATOR, "identity": f"{SECRETS}/operator_identity", **_managers(public)}
+    operator = {
+        "name": OPERATOR,
+        "identity": f"{SECRETS}/operator_identity",
+        **_managers(public),
+        "gateways": [{"id": id, "identity": key} for id, key in public["gateways"].items()],
+    }
     write("operator", operator | _ground("operator_creds"))
     for name, program in {HOST: "", **APPS}.items():
         measured = {

@@ -155,6 +155,7 @@ class Plan:
                 "name": OPERATOR,
                 "identity": str(self.keys / "operators" / f"{OPERATOR}.pem"),
                 **self._managers(),
+                "gateways": [{"id": GATEWAY, "identity": self.public()["gateways"][GATEWAY]}],
                 "bus": self._bus(bus, "operator", OPERATOR),
             },
         )

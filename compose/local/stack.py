@@ -28,7 +28,6 @@ from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki import deployment
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
-from attestgate.schemas.in_force import Answer
 from attestgate.schemas.settings import OperatorFile, Timing, load_settings
 from attestgate.schemas.sgx import PlatformIdentity
 from attestgate.schemas.signing import Signer
@@ -170,10 +169,10 @@ class Stack:
         await self.children.line(self.manager, '"event": "working"', 60.0)
         return self.manager
 
-    async def order(self, action: Action) -> Answer:
+    async def order(self, action: Action) -> None:
         """Send an operator's command and wait until it is applied. Raises Refusal."""
         operator = load_settings(OperatorFile, self.plan.settings("operator"))
-        return await order(self.bus, OperatorKey.of(operator, read_identity(operator.identity)), action, 15.0)
+        await order(self.bus, OperatorKey.of(operator, read_identity(operator.identity)), action, 15.0)
 
     async def put_policy(self, learned_from: Path, *, accept_unanchored: bool = True) -> LearnedPolicies:
         """Learn a policy from a known-good host's list, sign its manifest, put it in force."""

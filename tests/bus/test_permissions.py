@@ -20,7 +20,6 @@ from attestgate.bus.auth.permissions import (
     GATEWAY,
     MANAGER,
     NAME,
-    REPORTS,
     ROLES,
     VIEWER,
     BusRole,
@@ -332,7 +331,12 @@ async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join
     heard: dict[str, asyncio.Queue[Message]] = {}
     for role in ("operator", VIEWER, MANAGER, "host", "app"):
         heard[role], watcher = asyncio.Queue(), await join(role, name_of(role, "w"))
-        for subject in (f"{subjects.EVENTS}.>", f"{subjects.EVENTS}.gateway.g1.*", REPORTS, "attest.v1.in.gateway.>"):
+        for subject in (
+            f"{subjects.EVENTS}.>",
+            f"{subjects.EVENTS}.gateway.g1.*",
+            subjects.REPORTS,
+            "attest.v1.in.gateway.>",
+        ):
             await watcher.listen(subject, heard[role].put)
         await watcher.flush()
     heard["gateway"] = asyncio.Queue()

@@ -123,11 +123,12 @@ async def test_an_operator_whose_clock_is_wrong_can_still_act(
 ) -> None:
     """The command line signs again by the clock of the managers, once, and believes what they signed only."""
     monkeypatch.setattr("attestgate.bus.operator.time.time", lambda: site.clock() + wrong_s)
-    said = await order(site.bus, site.world.operator_key, enrol(), 10.0)
+    said = (await order(site.bus, site.world.operator_key, enrol(), 10.0)).answer
     assert said.applied
     told = [event.what for event in site.events if event.kind == "op" and event.what != "dropped"]
     assert told[-2:] == ["refused", "applied"]
-    newest = await order(site.bus, site.world.operator_key, Revoke(kind="host", id="h1", reason="test"), 10.0)
+    revoke = Revoke(kind="host", id="h1", reason="test")
+    newest = (await order(site.bus, site.world.operator_key, revoke, 10.0)).answer
     assert newest.newest > said.newest
 
 
@@ -506,4 +507,4 @@ async def test_a_stolen_operators_key_does_not_keep_others_from_trying_policies(
     await site.kill_workers()
     site.run(site.wire.connect(), "another")
     monkeypatch.setattr("attestgate.bus.operator.time.time", site.clock)
-    assert (await order(site.bus, site.world.operator_key, other, 10.0)).applied
+    assert (await order(site.bus, site.world.operator_key, other, 10.0)).answer.applied
