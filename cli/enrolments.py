@@ -31,7 +31,7 @@ app = typer.Typer(help="List who is enrolled, by whom, and sign enrolments with 
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class Listed:
     """An operator's newest command about a subject, as a manager put it in force. `key` is its signer, hexadecimal.
 
     `beside` are the commands of all operators about that subject, itself among them, by their SHA-256.
@@ -115,7 +115,7 @@ def resign(
     asyncio.run(_sign(settings, own, found))
 
 
-async def _sign(settings: OperatorFile, own: OperatorKey, found: list[Enrolled]) -> None:
+async def _sign(settings: OperatorFile, own: OperatorKey, found: list[Listed]) -> None:
     """Order each again, as its newest command says. Raises Refusal, BusError."""
     async with await join(settings.bus) as bus:
         for one in found:
@@ -124,15 +124,15 @@ async def _sign(settings: OperatorFile, own: OperatorKey, found: list[Enrolled])
             say(f"{one.subject}: signed")
 
 
-async def _read(operator: Path) -> list[Enrolled]:
+async def _read(operator: Path) -> list[Listed]:
     """Every operator's newest command about each subject. Raises Refusal, BusError."""
     settings = operator_file(operator)
     async with await join(settings.bus) as bus:
         return await _present(bus, settings.managers)
 
 
-async def _present(bus: Bus, managers: TrustedKeys) -> list[Enrolled]:
-    found: list[Enrolled] = []
+async def _present(bus: Bus, managers: TrustedKeys) -> list[Listed]:
+    found: list[Listed] = []
     async with aclosing(bus.bucket(ENROLMENT.name).watch()) as changes:  # type: ignore[type-var]
         async for entry in changes:
             if entry is None:
@@ -146,9 +146,9 @@ async def _present(bus: Bus, managers: TrustedKeys) -> list[Enrolled]:
     return found
 
 
-def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Enrolled]:
+def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Listed]:
     """What managers have put in force under a key. Raises Refusal."""
-    found: list[Enrolled] = []
+    found: list[Listed] = []
     beside: list[bytes] = []
     for standing in unpack(Standings, value).standing:
         said = managers.read(IN_FORCE, standing.in_force, place_of(ENROLMENT.name, key))
@@ -156,13 +156,13 @@ def _enrolled(key: str, value: bytes, managers: TrustedKeys) -> list[Enrolled]:
         if said.statement == digest_of(pack(standing.statement)):
             command = unpack(Command, standing.statement.payload)
             beside.append(said.statement)
-            found.append(Enrolled(key, standing.statement.signer.hex(), said, command, beside))
+            found.append(Listed(key, standing.statement.signer.hex(), said, command, beside))
     return found
 
 
-def _newest(found: list[Enrolled], without: tuple[str, ...]) -> list[Enrolled]:
+def _newest(found: list[Listed], without: tuple[str, ...]) -> list[Listed]:
     """Of each subject the newest, leaving out what some keys have signed."""
-    newest: dict[str, Enrolled] = {}
+    newest: dict[str, Listed] = {}
     for one in found:
         if not (without and one.key.startswith(without)):
             before = newest.get(one.subject)
@@ -183,7 +183,7 @@ def _prefixes(keys: list[str] | None) -> tuple[str, ...]:
     return tuple(keys or ())
 
 
-def _table(found: list[Enrolled]) -> Table:
+def _table(found: list[Listed]) -> Table:
     table = Table("subject", "what", "since", "by", "key", box=None, pad_edge=False)
     for one in found:
         table.add_row(*map(printable, one.cells()))

@@ -17,10 +17,12 @@ from attestgate.manager.local.high_water import HighWater
 from attestgate.manager.local.slices import Slices, aside
 from attestgate.manager.pki.authority import Authority
 from attestgate.manager.pki.issue import check_request
-from attestgate.manager.policy.enrolments import Enrolled, Enrolments
+from attestgate.manager.policy.enrolments import Enrolments
 from attestgate.manager.policy.policies import InForcePolicies, Policies
 from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.enrolled import Enrolled
 from attestgate.manager.sessions.record import AppRecord, Basis, HostRecord
+from attestgate.manager.sessions.trusted_host import TrustedHost
 from attestgate.manager.verification.sgx.same_platform import same_platform
 from attestgate.schemas.base import Reason, Refusal, pack
 from attestgate.schemas.binding import Role, recheck_report_data, report_data
@@ -76,7 +78,7 @@ class Verifier:
         self,
         record: AppRecord,
         evidence: AppEvidence,
-        host: HostRecord | None,
+        host: TrustedHost | None,
         enrolled: Enrolled[AppEnrolment],
         now: int,
     ) -> AppraisalResult:
@@ -102,7 +104,7 @@ class Verifier:
         self,
         record: AppRecord,
         evidence: AppRecheckEvidence,
-        host: HostRecord,
+        host: TrustedHost,
         enrolled: Enrolled[AppEnrolment],
         now: int,
     ) -> AppraisalResult:
@@ -167,7 +169,7 @@ class Verifier:
         self,
         record: AppRecord,
         quote: bytes,
-        host: HostRecord,
+        host: TrustedHost,
         in_force: Enrolled[AppEnrolment],
         expected: bytes,
         now: int,
@@ -179,16 +181,13 @@ class Verifier:
         placed = enrolled.volume(record.host) is not None
         reasons = [*verdict.reasons, *_steady(record, verdict), *(() if placed else (NO_PLACEMENT,))]
         reasons += _weaker(enrolled, policies.manifest, proxy)
-        if host.platform is None:
-            raise AssertionError("a trusted host without a platform")
         apart: tuple[Reason, ...] = ()
         if verdict.platform is not None:
             apart = same_platform(host.platform, verdict.platform, policies.sgx)
         tied = _tied(verdict, enrolled.mrenclaves, expected, None) and not apart
         outcome = _outcome(verdict, policies)
-        if host.outcome is not None:
-            inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
-            outcome = outcome.model_copy(update=inherited)
+        inherited = {"integrity": host.outcome.integrity, "observe_only": host.outcome.observe_only}
+        outcome = outcome.model_copy(update=inherited)
         basis = Basis(enrolled=in_force.order, policy=policies.manifest.version)
         return AppraisalResult(tied, (*reasons, *apart), outcome, verdict.platform, verdict=verdict, basis=basis)
 

@@ -32,6 +32,7 @@ from attestgate.manager.sessions.step4_host_key import take_host_proof
 from attestgate.manager.sessions.step5_attest_application import take_application_evidence
 from attestgate.manager.sessions.step6_colocation import take_colocation_proof, take_delivered
 from attestgate.manager.sessions.step7_certificate import renewal_due
+from attestgate.manager.sessions.trusted_host import TrustedHost, trusted
 from attestgate.schemas.admission import spiffe_id
 from attestgate.schemas.base import Refusal, unpack
 from attestgate.schemas.messages import (
@@ -133,7 +134,7 @@ class AgentMessages:
             data,
             evidence,
             result,
-            host_session=host.session if host else None,
+            host=host,
             volume=enrolled.subject.volume(record.host) or 0,
         )
 
@@ -141,9 +142,7 @@ class AgentMessages:
         """The application's HMAC over n2: step 6."""
         _owned(record, id)
         host = await trusted_host(self._store, record, self._context())
-        if host.k is None:
-            raise AssertionError("a trusted host without K")
-        return take_colocation_proof(record, self._context(), data, host.k)
+        return take_colocation_proof(record, self._context(), data, host)
 
     async def app_recheck(self, record: AppRecord, id: str, data: bytes) -> AppRecord:
         """An application's answer to a recheck's challenge, and the next certificate if it is time to renew."""
@@ -159,11 +158,11 @@ class AgentMessages:
                 await self._enrolments.check_still("app", record.subject, result.basis)
         except Refusal as refusal:
             return unjudged_answer(record, self._context(), channel, refusal)
-        identity, subject = spiffe_id(self._trust_domain, record.host, record.subject), enrolled.subject
+        identity = spiffe_id(self._trust_domain, record.host, record.subject)
         due = not result.reasons and renewal_due(record, context)
         judged = record.model_copy(update={"outcome": result.outcome})
-        issued = self._certificates.issue(judged, subject) if due else None
-        return take_application_recheck(record, self._context(), channel, result, identity, host, subject, issued)
+        issued = self._certificates.issue(judged, enrolled.subject) if due else None
+        return take_application_recheck(record, self._context(), channel, result, identity, host, enrolled, issued)
 
     async def resume(self, kind: type[R], id: str, data: bytes) -> None:
         """Resend to an agent what it has not acknowledged."""
@@ -171,21 +170,20 @@ class AgentMessages:
         _owned(await self._store.load(kind, session), id)
         await self._store.resend(kind, session)
 
-    async def _host_of(self, record: AppRecord, context: Context) -> HostRecord | None:
+    async def _host_of(self, record: AppRecord, context: Context) -> TrustedHost | None:
         """The trusted session of the application's host, or None."""
         session = await self._current.session(current_key("host", record.host, record.host))
         if session is None:
             return None
-        host = await self._store.load(HostRecord, session)
-        return host if host.trusted(context.now, context.timing.skew_s) else None
+        return trusted(await self._store.load(HostRecord, session), context.now, context.timing.skew_s)
 
 
-async def trusted_host(store: SessionStore, record: AppRecord, context: Context) -> HostRecord:
-    """The host session that an application session depends on, loaded now. Raises InvalidTransition unless trusted."""
+async def trusted_host(store: SessionStore, record: AppRecord, context: Context) -> TrustedHost:
+    """The host that an application session depends on, loaded now. Raises InvalidTransition unless it is trusted."""
     if record.host_session is None:
         raise InvalidTransition(record.state, Input.HOST_LOST)
-    host = await store.load(HostRecord, record.host_session)
-    if not host.trusted(context.now, context.timing.skew_s):
+    host = trusted(await store.load(HostRecord, record.host_session), context.now, context.timing.skew_s)
+    if host is None:
         raise InvalidTransition(record.state, Input.HOST_LOST)
     return host
 

@@ -52,9 +52,9 @@ class SessionSteps:
         host = await trusted_host(self._store, record, self._context())
         if (newer := await self._ranks.newer(record)) is not None:
             return supersede(record, self._context(), Order(reasons=[superseded_by(newer)]))
-        enrolled = (await self._enrolments.app(record.subject)).subject
+        enrolled = await self._enrolments.app(record.subject)
         await self._enrolments.check_still("app", record.subject, record.basis)
-        issued = self._certificates.issue(record, enrolled)
+        issued = self._certificates.issue(record, enrolled.subject)
         return certify(record, self._context(), issued, host, enrolled)
 
     async def applied(self, record: AppRecord, report: AppliedAtGateway) -> AppRecord:

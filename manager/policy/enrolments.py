@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from attestgate.bus.api import Bucket, BusError
 from attestgate.manager.local.marks import Marks
 from attestgate.manager.policy.in_force import Enter, Held, StatementsInForce
+from attestgate.manager.sessions.enrolled import E, Enrolled
 from attestgate.manager.sessions.record import Basis
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.binding import Role
@@ -24,18 +23,9 @@ from attestgate.schemas.enrolment import (
 from attestgate.schemas.in_force import InForce
 from attestgate.schemas.signing import Signed
 
-E = TypeVar("E", HostEnrolment, AppEnrolment, GatewayEnrolment)
 BUCKET = "enrolment"
 READ_WITHIN_S = 1.0
 """How old an enrolment may be when what rests on it is stored: the time that it took to read it."""
-
-
-@dataclass(frozen=True)
-class Enrolled(Generic[E]):
-    """A subject as it is enrolled, and the order in force of the Enrol that says so."""
-
-    subject: E
-    order: int
 
 
 class Enrolments:

@@ -16,6 +16,15 @@ from attestgate.schemas.tpm import TpmClock
 
 
 @dataclass(frozen=True)
+class Affirmed:
+    """Evidence that was found good: it earns K, and trust again. Made by `AppraisalResult.affirmed` alone."""
+
+    basis: Basis
+    outcome: Outcome
+    result: AppraisalResult
+
+
+@dataclass(frozen=True)
 class AppraisalResult:
     """The result of appraising one piece of evidence.
 
@@ -38,6 +47,15 @@ class AppraisalResult:
     """Whether the policy holds an unanchored host that ends by this."""
     basis: Basis | None = None
     """By which enrolment and which policies; None where nothing was appraised."""
+
+    @property
+    def affirmed(self) -> Affirmed | None:
+        """The evidence as good; None if anything speaks against it."""
+        if self.reasons:
+            return None
+        if not self.own or self.basis is None:
+            raise AssertionError("good evidence that nobody appraised")
+        return Affirmed(self.basis, self.outcome, self)
 
     @property
     def given(self) -> Input:

@@ -11,7 +11,7 @@ from attestgate.bus.crypto import envelope
 from attestgate.bus.crypto.channel import Channel, Frame, open_frame
 from attestgate.bus.crypto.envelope import SuiteName
 from attestgate.bus.subjects import app_name
-from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.appraisal import Affirmed, AppraisalResult
 from attestgate.manager.sessions.draft import Context, Draft, R
 from attestgate.manager.sessions.rank import next_rank
 from attestgate.manager.sessions.record import ROLE, Handshake
@@ -156,20 +156,20 @@ def accept_evidence(draft: Draft[R], data: bytes, enclave_key: bytes) -> bytes:
     return t2
 
 
-def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> bool:
-    """Whether first evidence is good and the handshake goes on. Otherwise the draft holds the consequences.
+def settle_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> Affirmed | None:
+    """First evidence that is good, with which the handshake goes on. Otherwise the draft holds the consequences.
 
     Bad evidence of the subject's own ends the session. Evidence that anyone could have sent does not: the challenge is
     public, and anyone can encrypt to it. Raises InvalidTransition.
     """
     if result.given is Input.EVIDENCE_FOREIGN:
         _count_foreign_evidence(draft, data, result)
-        return False
+        return None
     draft.set(outcome=result.outcome, platform=result.platform, basis=result.basis)
     if result.given is Input.EVIDENCE_BAD:
         terminate(draft, Input.EVIDENCE_BAD, "evidence", result.reasons, result)
-        return False
-    return True
+        return None
+    return result.affirmed
 
 
 def _count_foreign_evidence(draft: Draft[R], data: bytes, result: AppraisalResult) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.pki.issue import IssuedCertificate
-from attestgate.manager.sessions.appraisal import AppraisalResult
+from attestgate.manager.sessions.appraisal import Affirmed, AppraisalResult
 from attestgate.manager.sessions.draft import KEPT_S, Context, Draft, R
+from attestgate.manager.sessions.enrolled import Enrolled
 from attestgate.manager.sessions.record import AppRecord, HostRecord, Question
 from attestgate.manager.sessions.states import Input
 from attestgate.manager.sessions.step3_judge_host import remember_list
 from attestgate.manager.sessions.step4_host_key import judged, next_recheck, trust
 from attestgate.manager.sessions.step7_certificate import lease, ready, renew, retire
 from attestgate.manager.sessions.termination import terminate
+from attestgate.manager.sessions.trusted_host import TrustedHost
 from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.clocks import stale
 from attestgate.schemas.enrolment import AppEnrolment
@@ -65,9 +67,9 @@ def ask_again(record: R, context: Context, policy: dict[str, str]) -> R:
 def take_host_recheck(record: HostRecord, context: Context, channel: Channel, result: AppraisalResult) -> HostRecord:
     """The record after a recheck's evidence; `channel` is as after opening it. Raises InvalidTransition."""
     draft = Draft(record, context)
-    if _settle_answer(draft, channel, result):
+    if (affirmed := _settle_answer(draft, channel, result)) is not None:
         remember_list(draft, result)
-        trust(draft)
+        trust(draft, affirmed)
         draft.event("rechecked", lease_end=draft.record.lease_end, **judged(result), **draft.ear(result))
     elif result.hold and record.outcome is not None and record.outcome.integrity == "unanchored":
         # Nothing but its own kernel vouches for its list: it could rewrite that, and be trusted in its next session.
@@ -82,8 +84,8 @@ def take_application_recheck(
     channel: Channel,
     result: AppraisalResult,
     identity: str,
-    host: HostRecord,
-    enrolled: AppEnrolment,
+    host: TrustedHost,
+    enrolled: Enrolled[AppEnrolment],
     issued: IssuedCertificate | None,
 ) -> AppRecord:
     """The application session after a recheck's evidence, opened on `channel`. Raises InvalidTransition.
@@ -91,7 +93,7 @@ def take_application_recheck(
     `issued` is the next certificate, if it is time to renew.
     """
     draft = Draft(record, context)
-    if not _settle_answer(draft, channel, result):
+    if _settle_answer(draft, channel, result) is None:
         return draft.finish()
     draft.set(next_recheck=next_recheck(context))
     retire(draft)
@@ -105,8 +107,8 @@ def take_application_recheck(
     return draft.finish()
 
 
-def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -> bool:
-    """Whether the challenge was answered well: then trust counts from when it was sent, else the session ends.
+def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -> Affirmed | None:
+    """The answer if it is good: then trust counts from when the challenge was sent. Otherwise the session ends.
 
     Raises InvalidTransition.
     """
@@ -115,12 +117,12 @@ def _settle_answer(draft: Draft[R], channel: Channel, result: AppraisalResult) -
     draft.set(outcome=result.outcome, basis=result.basis)
     if result.reasons:
         terminate(draft, Input.EVIDENCE_BAD, "recheck", result.reasons, result)
-        return False
+        return None
     if challenge is None:
         raise AssertionError(f"no challenge under way in {draft.record.state}")
     draft.move(Input.EVIDENCE_GOOD)
     draft.set(issued_at=challenge.issued_at, question=None)
-    return True
+    return result.affirmed
 
 
 def late_answer(record: R, context: Context, channel: Channel) -> R:

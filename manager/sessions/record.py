@@ -193,11 +193,6 @@ class HostRecord(SessionRecord):
     apps: dict[SessionId, Id] = {}
     """The application sessions for which this host was asked to deliver a key, oldest first."""
 
-    def trusted(self, now: int, skew_s: int) -> bool:
-        """Whether applications may run on this host at Unix second `now`."""
-        in_time = self.lease_end is not None and now < self.lease_end and not self.stale(now, skew_s)
-        return in_time and self.state in (State.TRUSTED, State.RECHECKING)
-
     @property
     def name(self) -> str:
         """Its name on the bus."""

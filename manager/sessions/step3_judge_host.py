@@ -18,10 +18,10 @@ def take_host_evidence(
 ) -> HostRecord:
     """The record after first evidence. `data` is the message as received. Raises InvalidTransition."""
     draft = Draft(record, context)
-    if settle_evidence(draft, data, result):
+    if (affirmed := settle_evidence(draft, data, result)) is not None:
         accept_evidence(draft, data, evidence.enclave_key)
         remember_list(draft, result)
-        grant_host_key(draft, result)
+        grant_host_key(draft, affirmed)
     return draft.finish()
 
 

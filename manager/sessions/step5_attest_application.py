@@ -15,6 +15,7 @@ from attestgate.manager.sessions.handshake import accept_evidence, open_session,
 from attestgate.manager.sessions.inter_session import Deliver
 from attestgate.manager.sessions.record import AppRecord
 from attestgate.manager.sessions.states import Input
+from attestgate.manager.sessions.trusted_host import TrustedHost
 from attestgate.schemas.messages import AppEvidence, AppHello
 
 
@@ -33,21 +34,21 @@ def take_application_evidence(
     evidence: AppEvidence,
     result: AppraisalResult,
     *,
-    host_session: str | None,
+    host: TrustedHost | None,
     volume: int,
 ) -> AppRecord:
-    """The record after first evidence. A good result comes with the trusted `host_session` that it depends on."""
+    """The record after first evidence. A good result comes with the trusted `host` that it depends on."""
     draft = Draft(record, context)
-    if not settle_evidence(draft, data, result):
+    if settle_evidence(draft, data, result) is None:
         return draft.finish()
-    if host_session is None:
+    if host is None:
         raise AssertionError("good evidence without a trusted host")
     draft.move(Input.EVIDENCE_GOOD)
     t2 = accept_evidence(draft, data, evidence.enclave_key)
     draft.set(
         certificate_request=evidence.certificate_request,
         proxy=evidence.proxy,
-        host_session=host_session,
+        host_session=host.session,
         deadline=step_deadline(draft),
     )
     request = Deliver(
@@ -58,9 +59,9 @@ def take_application_evidence(
         t2=t2,
         volume=volume,
     )
-    draft.work("host", host_session, "deliver", request)
+    draft.work("host", host.session, "deliver", request)
     outcome = result.outcome.model_dump(mode="json")
-    draft.event("waiting-for-key", outcome=outcome, host_session=host_session, **draft.ear(result))
+    draft.event("waiting-for-key", outcome=outcome, host_session=host.session, **draft.ear(result))
     return draft.finish()
 
 

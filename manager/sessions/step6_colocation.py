@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from attestgate.bus.crypto.channel import Channel
 from attestgate.manager.sessions.draft import Context, Draft
-from attestgate.manager.sessions.handshake import grant, open_channel, open_proof
+from attestgate.manager.sessions.handshake import grant, open_channel
 from attestgate.manager.sessions.inter_session import Deliver, Delivered, Issue
+from attestgate.manager.sessions.key_proof import WRONG_PROOF, prove_application
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import Input, InvalidTransition
-from attestgate.manager.sessions.step4_host_key import WRONG_PROOF
 from attestgate.manager.sessions.step5_attest_application import step_deadline
 from attestgate.manager.sessions.termination import terminate
+from attestgate.manager.sessions.trusted_host import TrustedHost
 from attestgate.schemas import audit
 from attestgate.schemas.base import Secret
-from attestgate.schemas.binding import application_key, colocation_proof, same
 from attestgate.schemas.messages import AppGrant, DeliverKey, KeyDelivered
 
 MAX_APPS = 256
@@ -80,24 +80,19 @@ def grant_application(record: AppRecord, context: Context, delivered: Delivered)
     return draft.finish()
 
 
-def take_colocation_proof(record: AppRecord, context: Context, data: bytes, k: Secret) -> AppRecord:
-    """The application session after its proof; `k` is K of the host session. Raises InvalidTransition, or Refusal."""
-    draft = Draft(record, context)
-    handshake = record.handshake
-    if handshake is None or handshake.challenge_nonce is None:
-        draft.move(Input.PROOF_GOOD)  # raises InvalidTransition: there is nothing to prove in this state
-        raise AssertionError(f"no grant in {record.state}")
-    proof = open_proof(handshake, "app", record.session, data)
-    k_app = application_key(k, record.session, handshake.t2)
-    if not same(proof, colocation_proof(k_app, handshake.challenge_nonce, handshake.transcript)):
+def take_colocation_proof(record: AppRecord, context: Context, data: bytes, host: TrustedHost) -> AppRecord:
+    """The application session after its proof that it is on the host's machine.
+
+    Raises InvalidTransition, or Refusal for bytes that do not open.
+    """
+    draft, proven = Draft(record, context), prove_application(record, host, data)
+    if proven is None:
         terminate(draft, Input.PROOF_BAD, "colocation_proof", [WRONG_PROOF])
         return draft.finish()
     draft.move(Input.PROOF_GOOD)
     open_channel(draft, data)
     draft.set(deadline=step_deadline(draft))
     draft.work("app", record.session, "issue", Issue())
-    if record.outcome is None:
-        raise AssertionError(f"trust without a verdict in {record.state}")
-    draft.enter(audit.AcceptedFact(outcome=record.outcome, host_session=record.host_session))
+    draft.enter(audit.AcceptedFact(outcome=proven.outcome, host_session=record.host_session))
     draft.event("proven", host_session=record.host_session)
     return draft.finish()

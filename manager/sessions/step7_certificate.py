@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from attestgate.manager.pki.issue import IssuedCertificate
 from attestgate.manager.sessions.draft import Context, Draft
+from attestgate.manager.sessions.enrolled import Enrolled
 from attestgate.manager.sessions.inter_session import AppliedAtGateway
-from attestgate.manager.sessions.record import AppRecord, HostRecord, Retiring
+from attestgate.manager.sessions.record import AppRecord, Retiring
 from attestgate.manager.sessions.states import Input, State
 from attestgate.manager.sessions.step4_host_key import next_recheck
 from attestgate.manager.sessions.step5_attest_application import step_deadline
 from attestgate.manager.sessions.termination import withdraw
+from attestgate.manager.sessions.trusted_host import TrustedHost
 from attestgate.schemas import audit
 from attestgate.schemas.admission import Lease
 from attestgate.schemas.enrolment import AppEnrolment
@@ -24,7 +26,11 @@ from attestgate.schemas.messages import Certificate, Ready
 
 
 def certify(
-    record: AppRecord, context: Context, issued: IssuedCertificate, host: HostRecord, enrolled: AppEnrolment
+    record: AppRecord,
+    context: Context,
+    issued: IssuedCertificate,
+    host: TrustedHost,
+    enrolled: Enrolled[AppEnrolment],
 ) -> AppRecord:
     """The session with a certificate: sent to the enclave, leased to the gateways. Raises InvalidTransition."""
     draft = Draft(record, context)
@@ -86,13 +92,13 @@ def take_applied(record: AppRecord, context: Context, report: AppliedAtGateway) 
     return draft.finish()
 
 
-def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: AppEnrolment) -> None:
+def lease(draft: Draft[AppRecord], identity: str, host: TrustedHost, enrolled: Enrolled[AppEnrolment]) -> None:
     """Lease the certificate to the gateways: no longer than its challenge, its host and the certificate allow."""
     context, record = draft.context, draft.record
-    lease_end = min(record.issued_at + context.timing.lease_s, host.lease_end or 0, record.not_after)
+    lease_end = min(record.issued_at + context.timing.lease_s, host.lease_end, record.not_after)
     draft.set(lease_end=lease_end)
-    if record.host_session is None or record.outcome is None or record.basis is None or host.outcome is None:
-        raise AssertionError(f"a lease without a host session or a verdict in {record.state}")
+    if record.outcome is None or record.basis is None:
+        raise AssertionError(f"a lease without a verdict in {record.state}")
     statement = Lease(
         gateways=context.gateways.name,
         serial=record.serial,
@@ -101,7 +107,7 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
         app=record.subject,
         host=record.host,
         app_session=record.session,
-        host_session=record.host_session,
+        host_session=host.session,
         issued_at=record.issued_at,
         expires_at=lease_end,
         sequence=record.revision + 1,
@@ -113,7 +119,7 @@ def lease(draft: Draft[AppRecord], identity: str, host: HostRecord, enrolled: Ap
         observe_only=host.outcome.observe_only,
         proxy=record.proxy,
         manager_key=record.manager_key,
-        allow=enrolled.allow,
+        allow=enrolled.subject.allow,
     )
     draft.post(statement)
     before = record.retiring

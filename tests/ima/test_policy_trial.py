@@ -23,6 +23,7 @@ from attestgate.manager.policy.policies import manifest_name
 from attestgate.manager.policy.policy_tree import measured_files
 from attestgate.manager.policy.policy_trial import try_on
 from attestgate.manager.sessions.record import HostRecord
+from attestgate.manager.sessions.trusted_host import trusted
 from attestgate.manager.verification.ima.policy_dsse import PAYLOAD_TYPE, opened, pae, read_key, read_signing_key, sign
 from attestgate.manager.verification.ima.runtime_policy import load
 from attestgate.schemas.base import Refusal, unpack
@@ -174,7 +175,7 @@ async def test_a_policy_on_trial_is_told_of_and_cuts_nobody_off(site: Deployment
     assert tried.manifest == manifest and not tried.admitted and len(tried.unknown) == 1
     assert tried.unknown[0].index == 447
     (record,) = await site.records(HostRecord)
-    assert record.trusted(int(site.clock()), site.timing.skew_s)
+    assert trusted(record, int(site.clock()), site.timing.skew_s) is not None
 
     answers = Answers(manifest)
     await answers.hear(Message("attest.v1.events.host.h1.rechecked", event.body()))
