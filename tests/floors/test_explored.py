@@ -1,0 +1,81 @@
+"""Every order in which a hostile bus can play what honest workers say: nobody who was cut off comes back, nobody honest
+is locked out. And by each rule that was tempting and is unsound, somebody does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.floors import variants
+from tests.support.floors.honest import SlowWorkers
+from tests.support.floors.search import World, explore
+from tests.support.floors.world import HostileBus, Rules, Scope, Session
+
+MOST = 200_000
+"""Far more states than any of these scopes has: each is looked at as a whole."""
+EARLIER, LATER = "05" * 16, "0a" * 16
+HOST, APP, ELSEWHERE = "host.h1", "app.a1.h1", "app.a1.h2"
+ONE = (Session(LATER, HOST),)
+TWO = (Session(LATER, HOST), Session(EARLIER, HOST))
+"""Of the same rank the one that began first counts."""
+APPS = (Session(LATER, APP), Session(EARLIER, ELSEWHERE))
+
+SCOPES = {
+    "one session follows another, seen by two gateways": Scope(TWO, ticks=1),
+    "one session follows another, and either may drift": Scope(TWO, drift=True, restarts=True, gateways=1),
+    "workers' clocks are set, and all start again": Scope(ONE, ticks=1, clocks=(-1, 0, 2), drift=True, restarts=True),
+    "an operator revokes and enrols anew": Scope(TWO, commands=2, gateways=1),
+    "a stolen operator's key comes and goes": Scope(ONE, commands=2, thief=True, restarts=True),
+    "an author puts newer policies in force": Scope(ONE, ticks=4, policies=2, gateways=1),
+    "an application on two hosts": Scope(APPS, ticks=1),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
+def test_whatever_the_bus_does(scope: Scope) -> None:
+    explored = explore(HostileBus(scope), MOST)
+    assert explored.fault is None, explored.told()
+    assert explored.whole
+
+
+def test_with_an_honest_bus_what_a_slow_worker_stores_changes_no_end() -> None:
+    explored = explore(SlowWorkers(4), MOST)
+    assert explored.fault is None, explored.told()
+    assert explored.whole
+
+
+RETURNS = "session 0 is admitted again after one that followed it"
+ORDER = "session 0 is admitted after one that began later, by clocks that were right"
+LOCKED_OUT = "an honest session is kept out, and so is the next"
+ENDED = "session 0 is admitted after its end"
+REVOKED = "session 0 is admitted by the enrolment of 1 after its Revoke"
+UNSOUND: dict[str, tuple[World, str]] = {
+    "a rank that the bus counts": (HostileBus(Scope(TWO, ticks=1), Rules(rank=variants.counted)), ORDER),
+    "a rank that is the clock alone": (HostileBus(Scope(ONE, clocks=(2,)), Rules(rank=variants.timed)), LOCKED_OUT),
+    "a rank that is given when a session becomes current": (
+        HostileBus(Scope(TWO, drift=True, gateways=1), Rules("current")),
+        ENDED,
+    ),
+    "ranks without the session's id": (HostileBus(Scope(TWO), Rules(floors=variants.RankAlone)), RETURNS),
+    "a floor a subject": (HostileBus(Scope(APPS), Rules(floors=variants.OfSubjects)), LOCKED_OUT),
+    "a Revoke that is dropped with its key": (
+        HostileBus(Scope(ONE, thief=True), Rules(floors=variants.ForgetsRevokes)),
+        REVOKED,
+    ),
+    "a Revoke that counts without its key": (
+        HostileBus(Scope(ONE, thief=True), Rules(floors=variants.KeepsEveryRevoke)),
+        LOCKED_OUT,
+    ),
+    "an end that is forgotten with its tombstone": (
+        HostileBus(Scope(ONE, ticks=3, clocks=(2,)), Rules(floors=variants.TombstonesOnly)),
+        ENDED,
+    ),
+    "a renewal without compare-and-set": (
+        SlowWorkers(4, compares=False),
+        "a session is admitted by a gateway that has read everything since it ended",
+    ),
+}
+
+
+@pytest.mark.parametrize(("world", "fault"), UNSOUND.values(), ids=UNSOUND)
+def test_what_is_unsound_is_found(world: World, fault: str) -> None:
+    assert explore(world, MOST).fault == fault

@@ -1,0 +1,525 @@
+"""A deployment that a hostile bus holds in its hand: what honest parts do, in every order that the bus can make of it.
+
+Two manager workers sign with one key. The bus chooses which worker gets which message, and shows it any state that a
+record, a pointer, the enrolment or the policy ever had, unless the worker itself remembers a newer one. What is signed
+comes to a gateway when the bus likes, and as often. Nothing here is the bus's word: a statement is made by a worker by
+its rules, and admitted by a gateway by the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal, NamedTuple
+
+from attestgate.manager.gateway.floors import AnyLease, Floors, Revocation, Source
+from attestgate.manager.sessions.rank import next_rank
+from attestgate.schemas.admission import Statement, Tenure, revoke_key
+from tests.support.floors.gate import LEASE_S, Gates, tenure_of
+from tests.support.gateway.statements import host, lease, withdrawal
+
+BEGAN, TICK_S = 1000, LEASE_S // 2
+OPERATOR, THIEF = b"\x01" * 32, b"\x02" * 32
+OPEN, CURRENT, OVER = 0, 1, 2
+FOREVER = 2**63 - 1
+
+
+class Session(NamedTuple):
+    """A session's id, and its place."""
+
+    id: str
+    place: str
+
+
+class Record(NamedTuple):
+    """A record as a worker sealed it: the bus may show it for as long as nobody remembers a newer one."""
+
+    session: int
+    stage: int
+    rank: int
+    enrolled: int
+    policy: int
+    issued: int
+
+
+class Said(NamedTuple):
+    """What a worker signed: a lease, or the withdrawal that ends a session."""
+
+    ends: bool
+    session: int
+    rank: int
+    enrolled: int
+    policy: int
+    issued: int
+    number: int
+
+
+class Worker(NamedTuple):
+    """A worker's clock, in ticks from the right one, and what it remembers."""
+
+    clock: int = 0
+    current: tuple[tuple[str, int, str], ...] = ()
+    """Of each place the highest (rank, session)."""
+    seen: tuple[tuple[int, int], ...] = ()
+    """How far it has seen the record of a session come; only an end outlives a restart."""
+    command: int = 0
+    policy: int = 1
+
+
+class Seen(NamedTuple):
+    """What was true when a gateway learned something: by this it is judged."""
+
+    taken: frozenset[int] = frozenset()
+    out: frozenset[int] = frozenset()
+    """Sessions that were followed by another of their place."""
+    ended: frozenset[int] = frozenset()
+    revoked: tuple[tuple[bytes, int], ...] = ()
+    policies: tuple[tuple[int, int], ...] = ()
+    """Policy versions, and the second when each was first seen."""
+
+
+class State(NamedTuple):
+    """The whole deployment."""
+
+    tick: int
+    since: tuple[int | None, ...]
+    """The ticks in which the sessions so far have come into their order: when each was first given a rank."""
+    drifted: frozenset[int]
+    commands: tuple[int, ...]
+    """The operators' commands about the subject: the sequence of an Enrol, or that of a Revoke below zero."""
+    policy: int
+    thief: Literal["unknown", "in", "out"]
+    """A stolen operator's key with which the subject was revoked for all time: whether it is in the settings."""
+    stepped: bool
+    records: frozenset[Record]
+    said: frozenset[Said]
+    workers: tuple[Worker, ...]
+    gates: tuple[tuple[int, Seen], ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the workers and the gateways do."""
+
+    rank_given: Literal["made", "current"] = "made"
+    """When a record is made, or when its session becomes current."""
+    rank: Callable[[int, int], int] = next_rank
+    floors: type[Floors] = Floors
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What may happen, and how much of it."""
+
+    sessions: tuple[Session, ...]
+    ticks: int = 0
+    clocks: tuple[int, ...] = ()
+    """What a worker's clock may be set to, in ticks from the right one."""
+    drift: bool = False
+    commands: int = 0
+    policies: int = 1
+    restarts: bool = False
+    thief: bool = False
+    gateways: int = 2
+
+
+class HostileBus:
+    """All that may happen in a scope, by these rules."""
+
+    def __init__(self, scope: Scope, rules: Rules = Rules()) -> None:  # frozen
+        self._scope = scope
+        self._rules = rules
+        self._gates = Gates(rules.floors, _operators("unknown"), BEGAN)
+        self._locked: dict[object, str | None] = {}
+
+    def start(self) -> State:
+        """The subject is enrolled, and nothing has happened."""
+        return State(
+            tick=0,
+            since=(),
+            drifted=frozenset(),
+            commands=(1,),
+            policy=1,
+            thief="unknown",
+            stepped=False,
+            records=frozenset(),
+            said=frozenset(),
+            workers=(Worker(), Worker()),
+            gates=((self._gates.new, Seen()),) * self._scope.gateways,
+        )
+
+    def key(self, state: State) -> Hashable:
+        """The workers are alike, and so are the gateways: their order says nothing."""
+        return state._replace(workers=tuple(sorted(state.workers)), gates=tuple(sorted(state.gates, key=_order)))
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Everything that may happen next."""
+        yield from self._times(state)
+        yield from self._operators(state)
+        for at, worker in enumerate(state.workers):
+            if worker not in state.workers[:at]:
+                for label, after in self._worker(state, at):
+                    yield f"worker {'AB'[at]}: {label}", after
+        for at, gate in enumerate(state.gates):
+            if gate not in state.gates[:at]:
+                for label, after in self._gateway(state, at):
+                    yield f"gateway {at + 1}: {label}", after
+
+    # What nobody on the bus has a say in.
+
+    def _times(self, state: State) -> Iterator[tuple[str, State]]:
+        scope = self._scope
+        if state.tick < scope.ticks:
+            gates = [(self._gates.pass_time(gate, TICK_S), seen) for gate, seen in state.gates]
+            yield f"{TICK_S} s pass", state._replace(tick=state.tick + 1, gates=tuple(gates))
+        if scope.drift:
+            for session in range(len(state.since)):
+                if session not in state.drifted:
+                    yield f"session {session} drifts", state._replace(drifted=state.drifted | {session})
+
+    def _operators(self, state: State) -> Iterator[tuple[str, State]]:
+        scope = self._scope
+        newest = state.commands[-1]
+        sequence = abs(newest) + 1
+        if len(state.commands) <= scope.commands:
+            yield f"an operator enrols: {sequence}", state._replace(commands=(*state.commands, sequence))
+            if newest > 0:
+                yield f"an operator revokes: {sequence}", state._replace(commands=(*state.commands, -sequence))
+        if state.policy < scope.policies:
+            yield f"an author signs policy {state.policy + 1}", state._replace(policy=state.policy + 1)
+        if scope.thief and state.thief != "out":
+            yield from self._settings(state, "out")
+        if scope.thief and state.thief == "out":
+            yield from self._settings(state, "in")
+
+    def _settings(self, state: State, thief: Literal["in", "out"]) -> Iterator[tuple[str, State]]:
+        gates = [(self._gates.restart(gate, _operators(thief)), seen) for gate, seen in state.gates]
+        yield (
+            f"every gateway starts again with the second operator's key {thief}",
+            state._replace(thief=thief, gates=tuple(gates)),
+        )
+
+    # What a worker does with what the bus shows it.
+
+    def _worker(self, state: State, at: int) -> Iterator[tuple[str, State]]:
+        worker = state.workers[at]
+        for clock in self._scope.clocks:
+            if clock != worker.clock:
+                after = _with(state, at, worker._replace(clock=clock))
+                yield f"its clock is set {clock * TICK_S:+} s from the right one", after._replace(stepped=True)
+        if self._scope.restarts:
+            ends = tuple(one for one in worker.seen if one[1] == OVER)
+            yield "starts again", _with(state, at, worker._replace(seen=ends))
+        yield from self._begin(state, at)
+        for record in sorted(state.records):
+            if record.stage < OVER and record.stage >= dict(worker.seen).get(record.session, OPEN):
+                yield from self._shown(state, at, record)
+
+    def _begin(self, state: State, at: int) -> Iterator[tuple[str, State]]:
+        session = len(state.since)
+        if session == len(self._scope.sessions):
+            return
+        worker, now = state.workers[at], _second(state.tick + state.workers[at].clock)
+        for known, (command, policy) in product(self._pointers(state, session), _readings(state, worker)):
+            rank = self._rank(worker, session, now, known) if self._rules.rank_given == "made" else 0
+            record = Record(session, OPEN, rank, state.commands[command], policy, now)
+            after = _with(state, at, worker._replace(command=command, policy=policy), record)
+            label = f"session {session} begins (rank {rank}, enrolment {record.enrolled}, policy {policy})"
+            yield label, after._replace(since=(*state.since, state.tick if rank else None))
+
+    def _shown(self, state: State, at: int, record: Record) -> Iterator[tuple[str, State]]:
+        worker = state.workers[at]
+        now = _second(state.tick + worker.clock)
+        if self._over(state, worker, record, now):
+            yield from self._end(state, at, record, now)
+        elif record.stage == OPEN:
+            yield from self._become_current(state, at, record, now)
+        else:
+            yield from self._renew(state, at, record, now)
+            if state.commands[-1] < 0:
+                command = len(state.commands) - 1
+                revoked = _with(state, at, worker._replace(command=command))
+                for label, after in self._end(revoked, at, record, now):
+                    yield f"reads the Revoke, and {label}", after
+
+    def _over(self, state: State, worker: Worker, record: Record, now: int) -> bool:
+        """Whether a worker that is shown a record ends its session."""
+        newest = _current(worker, self._place(record.session))
+        return (
+            record.session in state.drifted
+            or now >= record.issued + LEASE_S
+            or record.issued > now
+            or (record.rank > 0 and self._order(record) < newest)
+            or state.commands[worker.command] < 0
+        )
+
+    def _become_current(self, state: State, at: int, record: Record, now: int) -> Iterator[tuple[str, State]]:
+        worker = state.workers[at]
+        if record.enrolled not in state.commands[worker.command :]:
+            return  # judged by an enrolment that it knows to be over
+        command = state.commands.index(record.enrolled)
+        for known in [0] if record.rank else self._pointers(state, record.session):
+            rank = record.rank or self._rank(worker, record.session, now, known)
+            current = record._replace(stage=CURRENT, rank=rank)
+            knows = _knows(worker._replace(command=command), self._tenure(current), record.session, CURRENT)
+            label = f"session {record.session} becomes current (rank {rank})"
+            since = tuple(
+                state.tick if one == record.session and tick is None else tick for one, tick in enumerate(state.since)
+            )
+            yield label, _with(state, at, knows, current, _lease(state, current))._replace(since=since)
+
+    def _renew(self, state: State, at: int, record: Record, now: int) -> Iterator[tuple[str, State]]:
+        worker = state.workers[at]
+        for command, policy in _readings(state, worker):
+            renewed = record._replace(enrolled=state.commands[command], policy=policy, issued=now)
+            if renewed in state.records:
+                continue
+            knows = _knows(
+                worker._replace(command=command, policy=policy), self._tenure(record), record.session, CURRENT
+            )
+            label = f"session {record.session} is renewed (rank {record.rank}, enrolment {renewed.enrolled}"
+            yield f"{label}, policy {policy})", _with(state, at, knows, renewed, _lease(state, renewed))
+
+    def _end(self, state: State, at: int, record: Record, now: int) -> Iterator[tuple[str, State]]:
+        over = record._replace(stage=OVER)
+        tenure = self._tenure(record) if record.stage == CURRENT else None
+        knows = _knows(state.workers[at], tenure, record.session, OVER)
+        said = _end_of(state, record, now) if record.stage == CURRENT else None
+        yield f"session {record.session} (rank {record.rank}) ends", _with(state, at, knows, over, said)
+
+    def _pointers(self, state: State, session: int) -> list[int]:
+        """The rank of the place's pointer, as the bus may show it: none, or the highest that it has had."""
+        place = self._place(session)
+        ranks = [r.rank for r in state.records if r.stage >= CURRENT and self._place(r.session) == place]
+        return sorted({0, max(ranks, default=0)})
+
+    def _rank(self, worker: Worker, session: int, now: int, known: int) -> int:
+        return self._rules.rank(now * 10**6, max(known, _current(worker, self._place(session))[0]))
+
+    def _order(self, record: Record) -> tuple[int, str]:
+        return record.rank, self._scope.sessions[record.session].id
+
+    def _tenure(self, record: Record) -> Tenure:
+        session = self._scope.sessions[record.session]
+        return Tenure(place=session.place, session=session.id, rank=record.rank)
+
+    def _place(self, session: int) -> str:
+        return self._scope.sessions[session].place
+
+    # What a gateway is given.
+
+    def _gateway(self, state: State, at: int) -> Iterator[tuple[str, State]]:
+        gate, seen = state.gates[at]
+        if self._scope.restarts:
+            after = self._gates.restart(gate, _operators(state.thief))
+            yield "starts again", _with_gate(state, at, after, seen)
+        for said in sorted(state.said):
+            after = self._gates.take(gate, self._statement(said)).gate
+            yield _told(said), _with_gate(state, at, after, self._learned(state, gate, after, seen, said))
+        for sequence in (-command for command in state.commands if command < 0):
+            yield self._revoked(state, at, OPERATOR, sequence)
+        if self._scope.thief and state.thief != "out":
+            yield self._revoked(state, at, THIEF, FOREVER)
+
+    def _revoked(self, state: State, at: int, signer: bytes, sequence: int) -> tuple[str, State]:
+        gate, seen = state.gates[at]
+        subject = "app" if self._place(0).startswith("app.") else "host"
+        after = self._gates.revoke(gate, _revocation(subject, signer, sequence)).gate
+        revoked = dict(seen.revoked)
+        revoked[signer] = max(revoked.get(signer, 0), sequence)
+        learned = seen._replace(revoked=tuple(sorted(revoked.items())))
+        return f"the Revoke of {sequence}", _with_gate(state, at, after, learned)
+
+    def _learned(self, state: State, before: int, after: int, seen: Seen, said: Said) -> Seen:
+        if said.ends:
+            return seen._replace(ended=seen.ended | {said.session})
+        if after == before or self._statement(said) not in self._gates.admitted(after):
+            return seen
+        place = self._place(said.session)
+        followed = {one for one in seen.taken if one != said.session and self._place(one) == place}
+        policies = dict(seen.policies)
+        policies.setdefault(said.policy, _second(state.tick))
+        return seen._replace(
+            taken=seen.taken | {said.session}, out=seen.out | followed, policies=tuple(sorted(policies.items()))
+        )
+
+    def _statement(self, said: Said) -> Statement:
+        return statement(self._scope.sessions[said.session], said)
+
+    # What must hold.
+
+    def fault(self, state: State) -> str | None:
+        """Who is admitted that must not be, or kept out that must be let in."""
+        for gate, seen in state.gates:
+            for one in self._gates.admitted(gate):
+                if (fault := self._wrong(state, seen, one)) is not None:
+                    return fault
+        return self._locked_out(state)
+
+    def _wrong(self, state: State, seen: Seen, one: AnyLease) -> str | None:
+        session = next(at for at, other in enumerate(self._scope.sessions) if other.id == one.tenure.session)
+        at = _second(state.tick)
+        if session in seen.out:
+            return f"session {session} is admitted again after one that followed it"
+        if not state.stepped and any(self._before(state, session, other) for other in seen.taken):
+            return f"session {session} is admitted after one that began later, by clocks that were right"
+        if session in seen.ended:
+            return f"session {session} is admitted after its end"
+        counting = _operators(state.thief)
+        if any(one.enrolled <= sequence for signer, sequence in seen.revoked if signer in counting):
+            return f"session {session} is admitted by the enrolment of {one.enrolled} after its Revoke"
+        if any(one.policy < version and at - since >= LEASE_S for version, since in seen.policies):
+            return f"session {session} is admitted by policy {one.policy}, a lease after a newer one was seen"
+        return None
+
+    def _before(self, state: State, one: int, other: int) -> bool:
+        first, second = state.since[one], state.since[other]
+        same = self._place(one) == self._place(other)
+        return same and first is not None and second is not None and first < second
+
+    def _locked_out(self, state: State) -> str | None:
+        """Whether an honest host or application is kept out, with an honest bus and right clocks from now on."""
+        if state.thief != "out" and any(THIEF in dict(seen.revoked) for _, seen in state.gates):
+            return None  # that is what an operator's key is for
+        key = (
+            state.tick,
+            tuple(gate for gate, _ in state.gates),
+            tuple(worker.current for worker in state.workers),
+            state.commands[-1],
+            state.policy,
+            state.thief,
+        )
+        if key not in self._locked:
+            self._locked[key] = self._lock_out(state)
+        return self._locked[key]
+
+    def _lock_out(self, state: State) -> str | None:
+        places = sorted({session.place for session in self._scope.sessions})
+        enrolled = state.commands[-1] if state.commands[-1] > 0 else -state.commands[-1] + 1
+        now = _second(state.tick)
+        for first, second in product(state.workers, repeat=2):
+            gates = [gate for gate, _ in state.gates]
+            wanted: list[Statement] = []
+            for place in places:
+                known, known_rank = _current(first, place), 0
+                for attempt, worker in enumerate((first, second)):
+                    known = max(known, _current(worker, place))
+                    rank = self._rules.rank(now * 10**6 + attempt + 1, max(known_rank, known[0]))
+                    serial = 100 + 2 * places.index(place) + attempt
+                    session = Session(f"{serial:032x}", place)
+                    mine = statement(session, Said(False, serial, rank, enrolled, state.policy, now, 1))
+                    changes = [self._gates.take(gate, mine) for gate in gates]
+                    gates, known_rank = [change.gate for change in changes], rank
+                    if all(mine in self._gates.admitted(gate) for gate in gates):
+                        break
+                    known = max([known, *(_taught(change.taught) for change in changes)])
+                wanted.append(mine)
+            if not all(mine in self._gates.admitted(gate) for mine in wanted for gate in gates):
+                return "an honest session is kept out, and so is the next"
+        return None
+
+
+def _order(gate: tuple[int, Seen]) -> tuple[int, str]:
+    return gate[0], str([sorted(one) for one in gate[1]])
+
+
+def _second(tick: int) -> int:
+    return BEGAN + TICK_S * tick
+
+
+def _operators(thief: str) -> frozenset[bytes]:
+    return frozenset({OPERATOR} if thief == "out" else {OPERATOR, THIEF})
+
+
+def _with_gate(state: State, at: int, gate: int, seen: Seen) -> State:
+    return state._replace(gates=(*state.gates[:at], (gate, seen), *state.gates[at + 1 :]))
+
+
+def _with(state: State, at: int, worker: Worker, record: Record | None = None, said: Said | None = None) -> State:
+    workers = (*state.workers[:at], worker, *state.workers[at + 1 :])
+    records = state.records if record is None else state.records | {record}
+    return state._replace(workers=workers, records=records, said=state.said if said is None else state.said | {said})
+
+
+def _readings(state: State, worker: Worker) -> Iterator[tuple[int, int]]:
+    """Under which command and which policy a worker may find the subject enrolled."""
+    for command in range(worker.command, len(state.commands)):
+        if state.commands[command] > 0:
+            for policy in range(worker.policy, state.policy + 1):
+                yield command, policy
+
+
+def _current(worker: Worker, place: str) -> tuple[int, str]:
+    return next(((rank, session) for known, rank, session in worker.current if known == place), (0, ""))
+
+
+def _knows(worker: Worker, tenure: Tenure | None, session: int, stage: int) -> Worker:
+    current = {place: (rank, id) for place, rank, id in worker.current}
+    if tenure is not None:
+        current[tenure.place] = max((tenure.rank, tenure.session), current.get(tenure.place, (0, "")))
+    return worker._replace(
+        current=tuple(sorted((place, rank, id) for place, (rank, id) in current.items())),
+        seen=tuple(sorted((dict(worker.seen) | {session: stage}).items())),
+    )
+
+
+def _number(state: State, session: int) -> int:
+    return 1 + max((one.number for one in state.said if one.session == session), default=0)
+
+
+def _lease(state: State, record: Record) -> Said | None:
+    said = Said(False, record.session, record.rank, record.enrolled, record.policy, record.issued, 0)
+    if any(one._replace(number=0) == said for one in state.said):
+        return None
+    return said._replace(number=_number(state, record.session))
+
+
+def _end_of(state: State, record: Record, now: int) -> Said | None:
+    said = Said(True, record.session, record.rank, 0, 0, now, 0)
+    if any(one._replace(number=0) == said for one in state.said):
+        return None
+    return said._replace(number=_number(state, record.session))
+
+
+def _told(said: Said) -> str:
+    what = "the end" if said.ends else f"the lease (enrolment {said.enrolled}, policy {said.policy}, {said.number})"
+    return f"{what} of session {said.session} with rank {said.rank}"
+
+
+def _taught(floor: Statement | Revocation | None) -> tuple[int, str]:
+    """What a worker learns by the floor that a gateway encloses in its report."""
+    tenure = None if floor is None or isinstance(floor, Revocation) else tenure_of(floor)
+    return (0, "") if tenure is None else (tenure.rank, tenure.session)
+
+
+@cache
+def _revocation(subject: Literal["host", "app"], signer: bytes, sequence: int) -> Revocation:
+    id = "h1" if subject == "host" else "a1"
+    value = f"{subject} {signer.hex()} {sequence}".encode()
+    return Revocation(
+        subject_kind=subject,
+        id=id,
+        signer=signer,
+        operator="op1",
+        sequence=sequence,
+        source=Source(key=revoke_key(subject, id, signer), value=value),
+    )
+
+
+@cache
+def statement(session: Session, said: Said) -> Statement:
+    """What a worker has said, as the gateways read it."""
+    key = f"host.{session.id}" if session.place.startswith("host.") else f"cert.{said.session + 1:02x}"
+    times = {"issued_at": said.issued, "sequence": said.number}
+    if said.ends:
+        tenure = Tenure(place=session.place, session=session.id, rank=said.rank)
+        return withdrawal(key, until=said.issued + LEASE_S, ends=tenure, **times)
+    basis = {"rank": said.rank, "enrolled": said.enrolled, "policy": said.policy}
+    times["expires_at"] = said.issued + LEASE_S
+    if session.place.startswith("host."):
+        return host(host_session=session.id, **times, **basis)
+    _, app, on = session.place.split(".")
+    identity = f"spiffe://sdn.example.org/host/{on}/app/{app}"
+    return lease(app_session=session.id, serial=f"{said.session + 1:02x}", host=on, identity=identity, **times, **basis)
