@@ -31,6 +31,7 @@ from attestgate.compose.local.plan import Plan
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from attestgate.compose.local.stack import Stack
 from attestgate.compose.nginx.process import Nginx, free_port
+from attestgate.manager.gateway.floors_file import create as create_floors
 from attestgate.manager.local.keyfiles import write_private
 from attestgate.schemas.enrolment import Enrol, GatewayEnrolment
 from attestgate.schemas.nginx import NginxConfig
@@ -89,7 +90,8 @@ async def second_gateway(stack: Stack) -> AsyncIterator[NginxConfig]:
         table = tomllib.loads(plan.settings("gateway").read_text(encoding="utf-8"))
         config = nginx.config
         table |= {"id": SECOND, "identity": str(path), "nginx_socket": str(config.admin)}
-        table |= {"nginx_public": str(config.public)}
+        table |= {"nginx_public": str(config.public), "floors": str(plan.gateway_state / "floors-2.sqlite")}
+        create_floors(Path(table["floors"]))
         table["bus"]["credentials"] = str(plan.credentials("gateway", SECOND))
         worker = await stack.children.start(SECOND, "gateway", "run", "-s", str(plan.write(SECOND, table)))
         try:

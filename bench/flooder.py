@@ -130,7 +130,7 @@ def reports(flood: Flood) -> Iterator[Publication]:
             AppliedStatement(key=f"cert.{token_hex(20)}", state="admitted", sequence=1, app_session=token_hex(16))
             for _ in range(MAX_APPLIED)
         ]
-        report = GatewayReport(gateway=name, epoch=token_hex(16), applied=applied, at=int(time.time()))
+        report = GatewayReport(gateway=name, epoch=token_hex(16), applied=applied, at=int(time.time()), floors=0)
         yield subjects.inbound("gateway", name, "report"), sign_report(key, report)
 
 

@@ -20,11 +20,11 @@ import structlog
 
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.metrics import GatewayMetrics
-from attestgate.schemas.admission import ALL, HostLease, Lease, open_posted, post
+from attestgate.schemas.admission import ALL, Lease, open_posted, post
 from attestgate.schemas.signing import TrustedKeys
 from bench.gateway import spread
 from tests.support.gateway.deployment import TRUST_DOMAIN, GatewayDeployment, at_work
-from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Gate, running
+from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Gate, host_lease, running
 
 LONG_S = 3000
 
@@ -78,6 +78,9 @@ class Period:
                 host="h1",
                 app_session=APP_SESSION,
                 host_session=HOST_SESSION,
+                rank=1,
+                enrolled=1,
+                policy=1,
                 issued_at=now,
                 expires_at=now + LONG_S,
                 sequence=sequence,
@@ -121,7 +124,7 @@ async def renewals(folder: Path, count: int, rounds: int) -> None:
         worker = deployment.worker(longest_lease_s=3600, metrics=metrics)
         async with at_work(worker):
             period, now = Period(deployment, metrics), int(time.time())
-            host = HostLease(host="h1", host_session=HOST_SESSION, issued_at=now, expires_at=now + LONG_S, sequence=1)
+            host = host_lease(now, lease_s=LONG_S)
             await period.say({host.key: post(deployment.manager, host)} | period.signed(serials, 1))
             for number in range(rounds):
                 statements = period.signed(serials, 2 * number + 2)

@@ -1,4 +1,4 @@
-"""`attestgate gateway config|certificate|break-glass`: what a gateway's nginx needs, and break-glass admissions."""
+"""`attestgate gateway config|certificate|break-glass|block|floors`: what a gateway needs, and operators' files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,19 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attestgate.bus.operator import VALID_S
+from attestgate.cli import gateway_floors
 from attestgate.cli.common import SettingsFile, checked, complain, say, wrong
 from attestgate.cli.enrol import SHORTHAND
 from attestgate.compose.nginx.process import Nginx, render
+from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.keyfiles import read_identity, read_secret, write_private
 from attestgate.manager.pki.authority import load_authority
 from attestgate.manager.pki.issue import issue_server
 from attestgate.schemas.admission import serial_hex
 from attestgate.schemas.base import pack
 from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways
+from attestgate.schemas.enrolment import COMMAND, Command, Revoke, commands_of
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings import ManagerSettings, OperatorFile, load_settings
 from attestgate.schemas.settings_file import load_part
@@ -35,6 +40,8 @@ def register(app: typer.Typer) -> None:
     app.command("config")(config)
     app.command("certificate")(certificate)
     app.command("break-glass")(break_glass)
+    app.command("block")(block)
+    app.add_typer(gateway_floors.app, name="floors")
 
 
 def config(
@@ -106,6 +113,45 @@ def break_glass(
     signer = Signer(settings.trust_domain, read_identity(settings.identity))
     out.write_bytes(pack(signer.sign(BREAK_GLASS, at_gateways(gateways), said)))
     say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} is at the gateway")
+
+
+class Blocked(StrEnum):
+    """What can be blocked at a gateway."""
+
+    HOST = "host"
+    APP = "app"
+
+
+def block(
+    kind: Annotated[Blocked, typer.Argument(help="What it is.")],
+    id: Annotated[str, typer.Argument(help="Its id, as enrolled.")],
+    reason: Annotated[str, typer.Option(help="Why; included in an event of every gateway that reads it.")],
+    operator: Annotated[Path, typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="Operator file.")],
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write, ending in .revoke.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Instead of -o: the folder of a gateway (`block_folder` of its settings).")
+    ] = None,
+) -> None:
+    """Sign a Revoke of a host or an application and write it into a file. Contacts neither managers nor bus.
+
+    It cuts at once at each gateway where the file is put into the folder, and stays in force there, file or not, until
+    the subject is enrolled again. Its order is this machine's clock: it must not be behind that of the last enrolment.
+    """
+    if (out is None) == (folder is None):
+        raise wrong("--output", "either --output or --folder", "both" if out else "neither")
+    settings = load_settings(OperatorFile, operator)
+    now = time.time()
+    action = checked(Revoke, kind=kind.value, id=id, reason=reason)
+    command = Command(sequence=int(now * 1_000_000), expires_at=int(now) + VALID_S, action=action)
+    signer = Signer(settings.trust_domain, read_identity(settings.identity))
+    data = pack(signer.sign(COMMAND, commands_of(settings.name), command))
+    path = out or (folder or Path()) / f"{kind.value}-{id}-{command.sequence}.revoke"
+    try:
+        atomic_write(path, data)
+        path.chmod(0o644)
+    except OSError as error:
+        raise wrong("--output", "a file that can be written", error.strerror) from None
+    say(f"{kind.value} {id} is cut at each gateway where {path.name} is in the folder")
 
 
 def _certificate(path: Path) -> x509.Certificate:

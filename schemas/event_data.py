@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints
 
 from attestgate.schemas.admission import MAX_GATEWAYS, SpiffeId
 from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Reasons, Seconds, SessionId, Text
+from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.host_policy import BootState, UnknownEntry
 from attestgate.schemas.messages import Outcome, Wanted
 
@@ -48,6 +49,9 @@ GatewayWhat: TypeAlias = Literal[
     "request-refused",
     "connections-rejected",
     "break-glass",
+    "blocked",
+    "floors-unwritten",
+    "floors-written",
     "reconciled",
     "nginx-failed",
     "clock-stepped",
@@ -348,6 +352,29 @@ class BrokenGlass(Model):
     reason: Text
 
 
+class Blocked(Model):
+    """An operator's Revoke that a gateway has come to know, from the bus or from a file."""
+
+    kind: SubjectKind
+    id: Id
+    operator: Id
+    sequence: Count
+    reason: Text
+
+
+class FloorsUnwritten(Model):
+    """Why a gateway's disk does not take what was taken away, and how many changes wait for it."""
+
+    problem: Text
+    rows: Count
+
+
+class FloorsWritten(Model):
+    """How many changes the disk has taken at last."""
+
+    rows: Count
+
+
 class Reconciled(Model):
     """How many entries of nginx differed from the gateway worker's leases."""
 
@@ -483,6 +510,21 @@ EVENTS = (
         BrokenGlass,
         alarm=True,
     ),
+    Told(
+        ("gateway",),
+        "blocked",
+        "ALARM: an operator's Revoke is known to the gateway: nothing of the subject enrolled before passes",
+        Blocked,
+        alarm=True,
+    ),
+    Told(
+        ("gateway",),
+        "floors-unwritten",
+        "ALARM: the gateway's disk does not take its floors: nothing new is admitted there, or confirmed",
+        FloorsUnwritten,
+        alarm=True,
+    ),
+    Told(("gateway",), "floors-written", "the gateway's disk takes its floors again", FloorsWritten),
     Told(("gateway",), "reconciled", "nginx was reconciled with the leases", Reconciled),
     Told(("gateway",), "nginx-failed", "nginx is unreachable", NginxFailed),
 )

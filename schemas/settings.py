@@ -213,8 +213,6 @@ class ManagerSettings(ProcessSettings):
 class BreakGlassSettings(Part):
     """Signed admissions that a gateway accepts from a folder, without a manager or a bus."""
 
-    operators: Annotated[list[Hex32], Field(min_length=1)]
-    """Operators' Ed25519 public keys, hexadecimal."""
     folder: FilePath
     """Where `attestgate gateway break-glass` files are put; only its owner may write there."""
     longest_s: Annotated[int, Field(ge=60, le=86400)] = 3600
@@ -247,6 +245,12 @@ class GatewaySettings(ProcessSettings):
     """The deployment's trust domain, as in the managers' settings."""
     manager_identity: ManagerIdentity
     """Managers' Ed25519 public keys, hexadecimal: their leases are trusted."""
+    operators: Annotated[list[OperatorSettings], Field(min_length=1)]
+    """Operators, as in the managers' settings. Those of role `operator` may revoke, and break glass."""
+    floors: FilePath
+    """File of what was taken away (`attestgate gateway floors new` makes it), on a disk of this machine."""
+    block_folder: FilePath | None = None
+    """Where `attestgate gateway block` files (`*.revoke`) are put; only its owner may write there. Off by default."""
     nginx_socket: FilePath
     """The admin socket of the nginx beside it; `rejections.sock` is next to it."""
     nginx_public: FilePath | None = None

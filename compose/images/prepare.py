@@ -25,6 +25,7 @@ from attestgate.bus.subjects import app_name
 from attestgate.compose.local.plan import GATEWAY, GATEWAY_NAME, GATEWAY_SET, OPERATOR, POLICY_AUTHOR, TRUST_DOMAIN
 from attestgate.compose.local.recorded import CLEAN
 from attestgate.enclave.simulated import authority, platform, signer
+from attestgate.manager.gateway.floors_file import create as create_floors
 from attestgate.manager.local.keyfiles import read_secret, write_private
 from attestgate.manager.pki import deployment
 from attestgate.manager.pki.authority import load_authority
@@ -37,6 +38,7 @@ APPS = {"app-1": "attestgate.app_agent.examples.flows", "app-2": "attestgate.app
 CONTAINER_USER = 10001
 """The user in the containers if root prepares the stack; otherwise it is the user who prepares it."""
 ETC, SECRETS, AGENTS, VOLUMES = "/etc/attestgate", "/run/secrets", "/run/agents", "/volumes"
+STATE, FLOORS, BLOCKS = "/var/lib/attestgate", "floors.sqlite", "blocks"
 MACHINE, NGINX, CONTROLLER = "/run/machine/sgx.sock", "/run/nginx", "/run/controller/controller.sock"
 NATS_PORT, NATS_ROUTES, NATS_MONITOR, PCCS_PORT, GATEWAY_PORT, METRICS = 4222, 6222, 8222, 8081, 8443, "0.0.0.0:9464"
 BUS_PORTS = (NATS_PORT, NATS_ROUTES)
@@ -103,6 +105,8 @@ def _gateway(folder: Path, keys: Path) -> None:
     server = issue_server(issuer, names=[GATEWAY_NAME], lifetime_s=30 * 86400, at=int(time.time()))
     (folder / "server.pem").write_text(server.chain, encoding="ascii")
     write_private(folder / "server.key", server.key.reveal())
+    create_floors(folder / "state" / FLOORS)
+    (folder / "state" / BLOCKS).mkdir(mode=0o700)
     config = NginxConfig(
         folder=Path(NGINX),
         address="0.0.0.0",  # noqa: S104  the container's own
@@ -152,20 +156,22 @@ def _managers(public: dict[str, Any]) -> dict[str, Any]:
     return {"trust_domain": public["trust_domain"], "manager_identity": [public["manager_identity"]]}
 
 
+def _operators(keys: dict[str, str], role: str) -> list[dict[str, str]]:
+    return [{"name": name, "role": role, "identity": key} for name, key in keys.items()]
+
+
 def _manager(public: dict[str, Any]) -> dict[str, Any]:
-    signers = (("operator", public["operators"]), ("policy-author", public["policy_authors"]))
+    authors = _operators(public["policy_authors"], "policy-author")
     return {
         "name": "manager",
-        "state_dir": "/var/lib/attestgate",
+        "state_dir": STATE,
         "identity": f"{SECRETS}/manager_identity",
         "storage_keys": f"{SECRETS}/storage_keys",
         "salt": f"{SECRETS}/salt",
         "pki": f"{ETC}/pki",
         "pki_passphrase": f"{SECRETS}/pki_passphrase",
         "trust_domain": public["trust_domain"],
-        "operators": [
-            {"name": name, "role": role, "identity": key} for role, keys in signers for name, key in keys.items()
-        ],
+        "operators": _operators(public["operators"], "operator") + authors,
         "attestation": {
             "pccs_url": f"http://pccs:{PCCS_PORT}",
             "root": f"{ETC}/attestation-root.pem",
@@ -184,6 +190,9 @@ def _gateway_worker(public: dict[str, Any]) -> dict[str, Any]:
         "gateway_set": GATEWAY_SET,
         "identity": f"{SECRETS}/gateway_identity",
         **_managers(public),
+        "operators": _operators(public["operators"], "operator"),
+        "floors": f"{STATE}/{FLOORS}",
+        "block_folder": f"{STATE}/{BLOCKS}",
         "nginx_socket": f"{NGINX}/admin.sock",
         "metrics": METRICS,
         **_ground("gateway_creds"),

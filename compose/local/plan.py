@@ -13,6 +13,7 @@ import tomli_w
 from attestgate.bus.auth import credentials
 from attestgate.bus.subjects import app_name
 from attestgate.compose.nginx.process import free_port
+from attestgate.manager.gateway.floors_file import create as create_floors
 from attestgate.manager.local.keyfiles import read_secret, write_private
 from attestgate.manager.pki.authority import load_authority
 from attestgate.manager.pki.issue import issue_server
@@ -60,6 +61,11 @@ class Plan:
         """An application's data volume."""
         return self.folder / "volumes" / app
 
+    @property
+    def gateway_state(self) -> Path:
+        """What the gateway worker keeps."""
+        return self.folder / "state" / "gateway"
+
     def settings(self, name: str) -> Path:
         """A process's settings file."""
         return self.folder / "settings" / f"{name}.toml"
@@ -86,7 +92,6 @@ class Plan:
     def write_manager(self, bus: str, pccs: str, gateway: str, name: str = "manager") -> Path:
         """A manager worker's settings."""
         public, keys = self.public(), self.keys / "manager"
-        operators = [{"name": n, "role": "operator", "identity": k} for n, k in public["operators"].items()]
         authors = [{"name": n, "role": "policy-author", "identity": k} for n, k in public["policy_authors"].items()]
         return self.write(
             name,
@@ -100,7 +105,7 @@ class Plan:
                 "pki": str(keys / "pki"),
                 "pki_passphrase": str(keys / "pki-passphrase"),
                 "trust_domain": public["trust_domain"],
-                "operators": operators + authors,
+                "operators": self._operators() + authors,
                 "bus": {**self._bus(bus, "manager", "manager"), "replicas": self.replicas},
                 "attestation": {
                     "pccs_url": pccs,
@@ -112,13 +117,18 @@ class Plan:
             },
         )
 
+    def _operators(self) -> list[dict[str, str]]:
+        public = self.public()
+        return [{"name": n, "role": "operator", "identity": k} for n, k in public["operators"].items()]
+
     def _managers(self) -> dict[str, Any]:
         """Whose statements are believed."""
         public = self.public()
         return {"trust_domain": public["trust_domain"], "manager_identity": [public["manager_identity"]]}
 
     def write_gateway(self, bus: str, nginx: NginxConfig) -> Path:
-        """The gateway worker's settings."""
+        """The gateway worker's settings, and its floors, which are empty."""
+        create_floors(self.gateway_state / "floors.sqlite")
         return self.write(
             "gateway",
             {
@@ -127,6 +137,9 @@ class Plan:
                 "gateway_set": GATEWAY_SET,
                 "identity": str(self.keys / "gateways" / f"{GATEWAY}.pem"),
                 **self._managers(),
+                "operators": self._operators(),
+                "floors": str(self.gateway_state / "floors.sqlite"),
+                "block_folder": str(self.gateway_state / "blocks"),
                 "nginx_socket": str(nginx.admin),
                 "nginx_public": str(nginx.public),
                 "bus": self._bus(bus, "gateway", GATEWAY),

@@ -2,13 +2,14 @@
 
 The folder is read every second. An admission raises an alarm when it takes effect, and expires by itself. A certificate
 that the manager has withdrawn stays out for as long as a file signed earlier could be valid: break-glass is for a
-manager that cannot be reached, not for overruling one.
+manager that cannot be reached, not for overruling one. Nor does it overrule an operator's Revoke of its application or
+host.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -33,12 +34,15 @@ class BreakGlassFolder:
         gateways: str,
         admitted: Callable[[BreakGlass, Signed], None],
         refused: Callable[[str, Refusal], None],
+        revoked: Callable[[str], bool],
     ) -> None:
+        """`revoked(subject)` says whether a Revoke of `host.<id>` or `app.<id>` is in force."""
         self._settings = settings
         self._operators = operators
         self._gateways = gateways
         self._admitted = admitted
         self._refused = refused
+        self._revoked = revoked
         self._files: dict[str, BreakGlass | None] = {}
         """What was read, by the hash of the file; None for one that is refused whatever the time."""
         self._told: dict[str, str] = {}
@@ -55,8 +59,11 @@ class BreakGlassFolder:
                 continue
             digest = hashlib.sha256(data).hexdigest()
             admission = self._read(path.name, digest, data)
-            if admission is not None and self._in_time(path.name, digest, admission, at):
-                found |= _entries(admission)
+            if admission is None or not self._in_time(path.name, digest, admission, at):
+                continue
+            entries = _entries(admission)
+            if self._allowed(path.name, digest, entries):
+                found |= entries
                 if self._news(digest, MARK):
                     self._admitted(admission, unpack(Signed, data))
         return found
@@ -83,9 +90,28 @@ class BreakGlassFolder:
             return False
         return True
 
+    def _allowed(self, name: str, digest: str, entries: Mapping[str, DictionaryEntry]) -> bool:
+        """Judged anew each time: the Revoke may come later, and end with the next enrolment."""
+        subjects = {subject for entry in entries.values() for subject in entry.subjects}
+        for subject in sorted(filter(self._revoked, subjects)):
+            if self._news(digest, "break-glass.revoked"):
+                self._refused(name, _overruled(subject))
+            return False
+        return True
+
     def _news(self, digest: str, what: str) -> bool:
         before, self._told[digest] = self._told.get(digest), what
         return before != what
+
+
+def _overruled(subject: str) -> Refusal:
+    return Refusal.because(
+        "break-glass.revoked",
+        subject,
+        expected="a subject that no operator has revoked",
+        found="a Revoke in force",
+        action="enrol it again, if it may come back",
+    )
 
 
 def _entries(admission: BreakGlass) -> dict[str, DictionaryEntry]:

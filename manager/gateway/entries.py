@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from attestgate.schemas.admission import Integrity
 from attestgate.schemas.base import Hex32, Id, Model, Seconds
@@ -26,6 +29,12 @@ class CertificateEntry(Model):
     marks: str
     allow: list[str]
 
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The application and the host, as a Revoke names them."""
+        *_, host, _, app = self.identity.split("/")
+        return f"app.{app}", f"host.{host}"
+
 
 class HostEntry(Model):
     """A host session in nginx's dictionary."""
@@ -36,8 +45,14 @@ class HostEntry(Model):
     until: Seconds
     host: Id
 
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The host, as a Revoke names it."""
+        return (f"host.{self.host}",)
+
 
 DictionaryEntry = CertificateEntry | HostEntry
+ENTRY: TypeAdapter[DictionaryEntry] = TypeAdapter(DictionaryEntry)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,16 @@ class DictionaryChanges:
 
     remove: list[str]
     put: dict[str, DictionaryEntry]
+
+
+def entries_of(subjects: Collection[str], present: Mapping[str, str]) -> list[str]:
+    """The keys of a dictionary holding `present` (JSON text by key) whose entries are of any of these subjects."""
+    found = []
+    for key, text in present.items():
+        with suppress(ValidationError):  # what is no entry admits nobody
+            if any(subject in subjects for subject in ENTRY.validate_json(text).subjects):
+                found.append(key)
+    return found
 
 
 def difference(wanted: Mapping[str, DictionaryEntry], present: Mapping[str, str]) -> DictionaryChanges:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attestgate.manager.gateway.dictionary import Rejection, RequestRefusal
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryChanges
+from attestgate.manager.gateway.floors import BelowFloor, Revocation
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.manager.gateway.reports import Reporter
-from attestgate.schemas.admission import Withdrawal
+from attestgate.schemas.admission import RefusedLease, Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.break_glass import BreakGlass
 
 REJECTED_S = 60.0
 """Least time between two events `connections-rejected` of one port and limit."""
+_MAX_BELOW = 10_000
 
 
 class GatewayEvents:
@@ -29,6 +31,8 @@ class GatewayEvents:
         self._rejected: Counter[tuple[int, str]] = Counter()
         """Connections rejected that no event has told of yet, by port and limit."""
         self._rejected_at: dict[tuple[int, str], float] = {}
+        self._below: dict[tuple[str, str], None] = {}
+        """Leases below a floor that an event has told of, by key and code; the oldest first."""
 
     def applied(self, changes: DictionaryChanges) -> None:
         """nginx has made these changes: `withdrawn` and, for keys that were not admitted before, `admitted`."""
@@ -49,7 +53,9 @@ class GatewayEvents:
             after = max(round(self._clock() - held.issued_at, 3), 0.0)
             self._reporter.event("withdrawn", {"key": key, "reason": held.reason, "after_s": after}, session)
         else:
-            self._reporter.event("withdrawn", {"key": key, "reason": "not leased"}, session)
+            fault = self._leases.fault(key)
+            reason = fault.reasons[0].code if fault is not None else "not leased"
+            self._reporter.event("withdrawn", {"key": key, "reason": reason}, session)
 
     def reconciled(self, changes: DictionaryChanges) -> None:
         """A comparison of everything found nginx to differ, if it did."""
@@ -83,6 +89,29 @@ class GatewayEvents:
         """A statement, a revocation list or a break-glass file was refused."""
         data: dict[str, object] = {"key": key, "reason": refusal.reasons[0].model_dump()}
         self._reporter.event("refused", data, self._leases.session(key))
+
+    def below_floor(self, key: str, refusal: BelowFloor) -> None:
+        """A lease is below a floor: the managers get what set the floor each time, the event is published once."""
+        code, source = refusal.reasons[0].code, refusal.source
+        self._reporter.report_refused(RefusedLease(key=key, code=code, floor_key=source.key, floor=source.value))
+        if (key, code) not in self._below:
+            self._below[key, code] = None
+            if len(self._below) > _MAX_BELOW:
+                del self._below[next(iter(self._below))]
+            self.refused(key, refusal)
+
+    def blocked(self, revocation: Revocation) -> None:
+        """An operator's Revoke is known here, and cuts its subject."""
+        data = revocation.model_dump(include={"operator", "id", "sequence", "reason"})
+        self._reporter.event("blocked", {"kind": revocation.subject_kind, **data})
+
+    def floors_unwritten(self, problem: str, rows: int) -> None:
+        """The disk does not take the floors."""
+        self._reporter.event("floors-unwritten", {"problem": problem, "rows": rows})
+
+    def floors_written(self, rows: int) -> None:
+        """The disk takes the floors again."""
+        self._reporter.event("floors-written", {"rows": rows})
 
     def break_glass(self, admission: BreakGlass) -> None:
         """An operator's admission takes effect."""

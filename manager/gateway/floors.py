@@ -33,6 +33,7 @@ from attestgate.schemas.admission import (
 )
 from attestgate.schemas.base import Bytes32, Id, Model, Reason, Refusal, Seconds, SessionId, shown
 from attestgate.schemas.enrolment import SubjectKind
+from attestgate.schemas.in_force import digest_of
 
 
 class Source(Model):
@@ -101,6 +102,7 @@ class Revocation(Model):
     operator: Id
     """The name that it was signed under: part of the place of its signature."""
     sequence: Sequence
+    reason: Annotated[str, Field(max_length=200)]
     source: Source
 
     @property
@@ -117,6 +119,11 @@ class Revocation(Model):
     def key(self) -> str:
         """Its key in the bucket."""
         return revoke_key(self.subject_kind, self.id, self.signer)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the Revoke, as it was signed."""
+        return digest_of(self.source.value)
 
 
 Row: TypeAlias = Annotated[PlaceFloor | EnrolledFloor | PolicyFloor | Revocation, Field(discriminator="kind")]
@@ -186,14 +193,18 @@ class Floors:
             action = "find out which manager worker is kept on an older policy"
             raise _below("policy", lease, self._least_policy(policy, at, steady), lease.policy, action, policy.source)
 
-    def stands(self, lease: AnyLease) -> bool:
-        """Whether a lease that was taken before may stay until it runs out."""
+    def fault(self, lease: AnyLease) -> BelowFloor | None:
+        """Why a lease that was taken before may not stay until it runs out; None if it may."""
         try:
             self._check_revoked(lease)
             self._check_place(lease)
-        except BelowFloor:
-            return False
-        return True
+        except BelowFloor as refusal:
+            return refusal
+        return None
+
+    def stands(self, lease: AnyLease) -> bool:
+        """Whether a lease that was taken before may stay until it runs out."""
+        return self.fault(lease) is None
 
     def _check_revoked(self, lease: AnyLease) -> None:
         for revocation in self._counting(subject_of(lease)):
@@ -255,8 +266,27 @@ class Floors:
 
     def take_revocation(self, revocation: Revocation) -> list[Row]:
         """Take an operator's Revoke, unless a newer one by the same key is known. Returns the rows that changed."""
-        held = self._revoked.get(revocation.subject, {}).get(revocation.signer)
-        return self.put([] if held is not None and held.sequence >= revocation.sequence else [revocation])
+        return self.put([] if self.holds(revocation) else [revocation])
+
+    def merge(self, rows: Iterable[Row], steady: float = 0.0) -> list[Row]:
+        """Raise each floor to another gateway's, where that is higher. Returns the rows that changed."""
+        return self.put([higher for row in rows if (higher := self._merged(row)) is not None], steady)
+
+    def _merged(self, row: Row) -> Row | None:
+        if isinstance(row, PlaceFloor):
+            tenure = Tenure(place=row.place, session=row.session, rank=row.rank)
+            return self._raised_place(tenure, row.source, ended=row.ended)
+        if isinstance(row, EnrolledFloor):
+            held = self._enrolled.get(row.subject)
+            return row if held is None or held.enrolled < row.enrolled else None
+        if isinstance(row, Revocation):
+            return None if self.holds(row) else row
+        own = self._policy
+        if own is None:
+            return row
+        higher = row if row.version > own.version else own
+        merged = higher.model_copy(update={"least": max(row.least, own.least)})
+        return None if merged == own else merged
 
     def put(self, rows: list[Row], steady: float = 0.0) -> list[Row]:
         """Replace these rows, by those that `take` of another copy of these floors has returned."""

@@ -11,16 +11,18 @@ from attestgate.bus import layout
 from attestgate.bus.api import Bus, BusError, Message
 from attestgate.manager.gateway.desired_state import DesiredState
 from attestgate.manager.gateway.events import GatewayEvents
+from attestgate.manager.gateway.floors import BelowFloor
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.public import publish
 from attestgate.manager.gateway.retries import bus_retries
-from attestgate.schemas.admission import BUCKET, CRL, open_posted
+from attestgate.manager.gateway.revocations import open_posted_revocation
+from attestgate.manager.policy.signers import Signers
+from attestgate.schemas.admission import BUCKET, CRL, REVOKE, open_posted
 from attestgate.schemas.base import Refusal
-from attestgate.schemas.signing import TrustedKeys
 
 
 class StatementFollower:
-    """Watches the bucket of admissions. `managers` are the identities whose signatures count, 32 raw bytes each.
+    """Watches the bucket of admissions. `signers`: the managers and operators whose signatures count.
 
     Revocation lists travel in the same bucket and are put into the folder `public`, if there is one.
     """
@@ -28,7 +30,7 @@ class StatementFollower:
     def __init__(
         self,
         bus: Bus,
-        managers: TrustedKeys,
+        signers: Signers,
         desired: DesiredState,
         events: GatewayEvents,
         *,
@@ -38,7 +40,7 @@ class StatementFollower:
     ) -> None:
         self._bus = bus
         self._admissions = layout.BUCKETS[BUCKET]
-        self._managers = managers
+        self._signers = signers
         self._desired = desired
         self._events = events
         self._public = public
@@ -115,6 +117,16 @@ class StatementFollower:
 
     def _accept(self, key: str, value: bytes) -> None:
         """Verify a statement and take it. Raises Refusal."""
-        statement = open_posted(key, value, self._managers)
-        if self._desired.take(statement, int(self._clock())):
+        if key.startswith(REVOKE):
+            revocation = open_posted_revocation(key, value, self._signers)
+            if self._desired.revoke(revocation):
+                self._events.blocked(revocation)
+            return
+        statement = open_posted(key, value, self._signers.trusted)
+        try:
+            changed = self._desired.take(statement, value, int(self._clock()))
+        except BelowFloor as refusal:
+            self._events.below_floor(key, refusal)
+            return
+        if changed:
             self._metrics.received(key)

@@ -9,6 +9,8 @@ Rules:
   - A withdrawal is final and beats every sequence. It is remembered until every lease signed before it has expired, so
     that a bus which replays an old lease gains nothing, and for at least `remember_s`, so that it also outlasts any
     break-glass file that it must overrule. Whatever the clock says, it is taken where something is held to withdraw.
+  - Beyond that, the floors decide (floors.py): what was superseded, ended or revoked is out at once, and a lease counts
+    only once the floors that it raises are on disk. Until then the one that it renews goes on.
 No I/O: statements arrive with their signatures verified, and the time is an argument; only spans are the monotonic
 clock's.
 """
@@ -16,10 +18,13 @@ clock's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
+from attestgate.manager.gateway.floors import PlaceFloor, Row, subject_of
+from attestgate.manager.gateway.kept_floors import KeptFloors
 from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.clocks import SKEW_S, stale
@@ -36,6 +41,8 @@ class _Record:
     """The session that the lease is or was for; a withdrawal does not name one."""
     over: float = 0.0
     """When the lease ends by the monotonic clock, which nobody can set."""
+    before: _Record | None = None
+    """The lease that counts until the floors of this one are on disk."""
 
 
 class LeaseTable(Mapping[str, Statement]):
@@ -45,6 +52,7 @@ class LeaseTable(Mapping[str, Statement]):
         self,
         gateway_set: str,
         *,
+        floors: KeptFloors,
         longest_lease_s: int,
         remember_s: int = 0,
         skew_s: int = SKEW_S,
@@ -55,7 +63,10 @@ class LeaseTable(Mapping[str, Statement]):
         self._longest_s = longest_lease_s
         self._remember_s = max(longest_lease_s, remember_s)
         self._skew_s = skew_s
+        self._floors = floors
         self._records: dict[str, _Record] = {}
+        self._places: defaultdict[str, set[str]] = defaultdict(set)
+        """The keys of the leases of each place."""
 
     @property
     def memory_s(self) -> int:
@@ -71,20 +82,54 @@ class LeaseTable(Mapping[str, Statement]):
     def __getitem__(self, key: str) -> Statement:
         return self._records[key].statement
 
-    def take(self, statement: Statement, at: int) -> bool:
-        """Accept a statement; True if it changes something. Raises Refusal (`admission.*`)."""
+    def take(self, statement: Statement, value: bytes, at: int) -> Collection[str]:
+        """Accept a statement; `value` is as the bucket has it. Returns the keys whose entries may have changed.
+
+        Raises Refusal (`admission.*`).
+        """
         held = self._records.get(statement.key)
         if held is not None and held.statement == statement:
-            return False
-        record = (
-            self._withdrawn(statement, held) if isinstance(statement, Withdrawal) else self._leased(statement, held, at)
-        )
+            return ()
+        if isinstance(statement, Withdrawal):
+            return self._take_withdrawal(statement, value, held, at)
+        record = self._leased(statement, held, at)
+        if record.ends <= at:
+            raise _expired(statement, record.ends, at)
+        self._floors.check(statement, at)
+        changed = self._fallen(self._floors.take(statement, value, at))
+        self._keep(record)
+        return {statement.key, *changed}
+
+    def _take_withdrawal(self, withdrawal: Withdrawal, value: bytes, held: _Record | None, at: int) -> Collection[str]:
+        # That a session has ended stays true, however old the withdrawal is.
+        changed = self._fallen(self._floors.take(withdrawal, value, at))
+        record = self._withdrawn(withdrawal, held)
         # By a clock that is ahead a withdrawal is over; once it is right again the lease would count. So it is taken.
-        overrules = held is not None and isinstance(statement, Withdrawal)
-        if record.ends <= at and not overrules:
-            raise _refused("expired", statement, f"an end after {at}", record.ends, "none: the statement has expired")
+        if record.ends <= at and held is None:
+            if not changed:
+                raise _expired(withdrawal, record.ends, at)
+            return changed
+        self._keep(record)
+        return {withdrawal.key, *changed}
+
+    def _fallen(self, rows: list[Row]) -> set[str]:
+        return {key for row in rows if isinstance(row, PlaceFloor) for key in self._places.get(row.place, ())}
+
+    def _keep(self, record: _Record) -> None:
+        statement = record.statement
+        self._drop(statement.key)
         self._records[statement.key] = record
-        return True
+        if not isinstance(statement, Withdrawal):
+            self._places[statement.tenure.place].add(statement.key)
+
+    def _drop(self, key: str) -> None:
+        record = self._records.pop(key, None)
+        if record is None or isinstance(record.statement, Withdrawal):
+            return
+        place = record.statement.tenure.place
+        self._places[place].discard(key)
+        if not self._places[place]:
+            del self._places[place]
 
     def _withdrawn(self, withdrawal: Withdrawal, held: _Record | None) -> _Record:
         # By then every lease signed before the withdrawal has ended, including one that this gateway has not seen.
@@ -111,11 +156,24 @@ class LeaseTable(Mapping[str, Statement]):
         session = lease.app_session if isinstance(lease, Lease) else lease.host_session
         # A renewal may end before the lease it replaces: the record outlives both, or the bus could replay the longer.
         over = self._steady() + min(ends - at, self._longest_s)
-        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session, over)
+        return _Record(lease, ends, max(ends, held.forget_at if held else 0), session, over, self._settled(held))
+
+    def _settled(self, record: _Record | None) -> _Record | None:
+        """The newest record under its key that is all on disk: this one, or the one before it."""
+        if record is None:
+            return None
+        return replace(record, before=None) if self._floors.settled(record.statement) else record.before
 
     def entry(self, key: str, at: int) -> DictionaryEntry | None:
         """What nginx must hold under a key at Unix second `at`; None for nothing."""
         record = self._records.get(key)
+        if (
+            record is None
+            or isinstance(record.statement, Withdrawal)
+            or not self._floors.known.stands(record.statement)
+        ):
+            return None
+        record = self._settled(record)
         if record is None or record.ends <= at or isinstance(record.statement, Withdrawal):
             return None
         lease = record.statement
@@ -135,17 +193,45 @@ class LeaseTable(Mapping[str, Statement]):
             )
         return HostEntry(sequence=lease.sequence, since=lease.issued_at, until=record.ends, host=lease.host)
 
+    def settled(self, key: str) -> bool:
+        """Whether all that is known of a key's statement is on disk."""
+        record = self._records.get(key)
+        return record is None or self._floors.settled(record.statement)
+
+    def waits(self, key: str) -> bool:
+        """Whether a key has a lease that may count once the floors that it raises are on disk."""
+        return isinstance(self.get(key), (Lease, HostLease)) and not self.settled(key) and self.fault(key) is None
+
+    def of_subject(self, subject: str) -> list[str]:
+        """The keys of the leases of `host.<id>` or `app.<id>`."""
+        return [
+            key
+            for key, record in self._records.items()
+            if not isinstance(record.statement, Withdrawal) and subject_of(record.statement) == subject
+        ]
+
+    def fault(self, key: str) -> Refusal | None:
+        """Why a lease that is held under a key may not stay."""
+        held = self.get(key)
+        return None if held is None or isinstance(held, Withdrawal) else self._floors.known.fault(held)
+
     def session(self, key: str) -> str | None:
         """The session that a key's lease is or was for, if this gateway has seen a lease."""
         record = self._records.get(key)
         return record.session if record else None
 
     def forget(self, at: int) -> dict[str, str | None]:
-        """Drop records that no longer matter. Returns the keys whose lease expired unwithdrawn, with their sessions."""
+        """Drop records that no longer matter. Returns the keys whose lease has just run out, with their sessions."""
         over = {key: record for key, record in self._records.items() if record.forget_at <= at}
+        lapsed = {key: r.session for key, r in over.items() if not isinstance(r.statement, Withdrawal)}
+        fallen = {key for key in lapsed if self.fault(key) is not None}
         for key in over:
-            del self._records[key]
-        return {key: r.session for key, r in over.items() if not isinstance(r.statement, Withdrawal)}
+            self._drop(key)
+        return {key: session for key, session in lapsed.items() if key not in fallen}
+
+
+def _expired(statement: Statement, ends: int, at: int) -> Refusal:
+    return _refused("expired", statement, f"an end after {at}", ends, "none: the statement has expired")
 
 
 def _refused(what: str, statement: Statement, expected: object, found: object, action: str) -> Refusal:

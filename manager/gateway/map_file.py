@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import TypeAdapter
-
 from attestgate.manager.gateway.dictionary import (
     DictionaryContents,
     Health,
@@ -29,12 +27,11 @@ from attestgate.manager.gateway.dictionary import (
     Rejection,
     RequestRefusal,
 )
-from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry
+from attestgate.manager.gateway.entries import ENTRY, CertificateEntry, DictionaryEntry
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.schemas.clocks import stale
 
 _MARK = "# "
-_ENTRY: TypeAdapter[DictionaryEntry] = TypeAdapter(DictionaryEntry)
 _PLAIN = r"(?:[\w~!$&'()*+,=:@-]|%(?i:2[0-246-9a-c]|3[ace]|40|5[bde]|60|7[b-d]))"
 _SEGMENT = rf"(?:{_PLAIN}(?:\.|{_PLAIN})*)"
 """One segment of a target in plain form, as in compose/nginx/admission.js."""
@@ -108,7 +105,7 @@ class MapFile:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK)]
-            return {key: _ENTRY.validate_json(value) for key, value in rows}
+            return {key: ENTRY.validate_json(value) for key, value in rows}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

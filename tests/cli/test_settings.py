@@ -31,7 +31,10 @@ REQUIRED = {
         "attestation", "gateways", "bus.url", "bus.credentials", "attestation.pccs_url", "attestation.root",
         "gateways.name", "gateways.address",
     ],
-    "gateway": ["id", "gateway_set", "identity", "trust_domain", "manager_identity", "nginx_socket", "bus"],
+    "gateway": [
+        "id", "gateway_set", "identity", "trust_domain", "manager_identity", "operators", "floors", "nginx_socket",
+        "bus",
+    ],
     "host": ["id", "measured", "volumes", "bus"],
     "app": ["id", "host", "measured", "volume", "bus"],
     "operator": ["name", "identity", "trust_domain", "manager_identity", "bus"],

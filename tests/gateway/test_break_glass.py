@@ -17,11 +17,10 @@ from attestgate.schemas.break_glass import BREAK_GLASS, BreakGlass, at_gateways,
 from attestgate.schemas.enrolment import COMMAND
 from attestgate.schemas.settings import BreakGlassSettings
 from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
-from tests.support.gateway.deployment import TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
-from tests.support.gateway.gate import Client, Gate, until
+from tests.support.gateway.deployment import OPERATOR, TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
+from tests.support.gateway.gate import Client, Gate, until, withdrawal
 from tests.support.reasons import refusal_code
 
-OPERATOR = new_signer()
 OPERATORS = TrustedKeys(TRUST_DOMAIN, {"operator": {OPERATOR.public}})
 PLACE = at_gateways("sdn")
 
@@ -55,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path) -> BreakGlassSettings:
-    return BreakGlassSettings(operators=[OPERATOR.public.hex()], folder=folder, longest_s=120)
+    return BreakGlassSettings(folder=folder, longest_s=120)
 
 
 async def answers(client: Client, code: int) -> None:
@@ -116,9 +115,7 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: GatewayDeployment, 
         await deployment.admit(client)
         put(folder, said(client, now))
         await deployment.told("break-glass")
-        await deployment.say(
-            Withdrawal(key=client.key, issued_at=now, until=now + 300, sequence=2, reason="operator.revoked")
-        )
+        await deployment.say(withdrawal(client.key, now, reason="operator.revoked"))
         await deployment.reported(client.key, "withdrawn", 2)
         await answers(client, 403)
     gateways = TrustedKeys(TRUST_DOMAIN, {"gateway": {deployment.identity.public}})
@@ -134,7 +131,9 @@ async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(
     client, other = deployment.gate.client(), deployment.gate.client(app="a2")
     now = int(time.time())
     put(folder, said(client, now))
-    gone = Withdrawal(key=client.key, issued_at=now - 30, until=now + 1, sequence=2, reason="operator.revoked")
+    gone = Withdrawal(
+        key=client.key, issued_at=now - 30, until=now + 1, sequence=2, reason="operator.revoked", ends=None
+    )
     await deployment.say(gone)
     worker = deployment.worker(break_glass=settings(folder), longest_lease_s=4, reconcile_s=1)
     async with at_work(worker):
@@ -203,6 +202,7 @@ def test_a_file_refused_for_its_time_is_judged_again_and_told_once(tmp_path: Pat
         "sdn",
         lambda *_: told.append("admitted"),
         lambda _, refusal: told.append(code_of(refusal)),
+        lambda _: False,
     )
     put(folder, said(client, 1_000_000))
 

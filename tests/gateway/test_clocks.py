@@ -11,16 +11,14 @@ import httpx
 import pytest
 
 from attestgate.compose.nginx import process
-from attestgate.manager.gateway.desired_state import DesiredState
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.entries import CertificateEntry, HostEntry
-from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.manager.gateway.map_file import MapFile
-from attestgate.schemas.admission import ALL, Withdrawal
+from attestgate.schemas.admission import ALL
 from attestgate.schemas.event_data import ClockStepped
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
-from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
-from tests.support.gateway.statements import CERT
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until, withdrawal
+from tests.support.gateway.statements import CERT, desired_state
 from tests.support.gateway.statements import lease as plain_lease
 
 HOUR_S, DECADE_S = 3600, 3652 * 86_400
@@ -98,7 +96,7 @@ async def test_what_is_withdrawn_while_the_clock_is_wrong_stays_out(
     clock.by_s = by_s
     await stepped(working, by_s)
     now = int(time.time())
-    await working.say(Withdrawal(key=client.key, issued_at=now, until=now + 1, sequence=2, reason="app.revoked"))
+    await working.say(withdrawal(client.key, now, left_s=1))
     await asyncio.sleep(1.5)
     clock.by_s = 0
     await stepped(working, -by_s)
@@ -246,8 +244,8 @@ async def test_a_stock_nginx_loses_what_the_clock_has_left_ahead(tmp_path: Path)
 
 
 def test_after_a_step_every_websockets_bound_is_set_anew() -> None:
-    desired, told = DesiredState(LeaseTable("sdn", longest_lease_s=60)), list[str]()
-    desired.take(plain_lease(), 100)
+    desired, told = desired_state(60), list[str]()
+    desired.take(plain_lease(), b"signed", 100)
     desired.on_change(told.append)
     assert desired.until(CERT, 100) == 130
     assert desired.until(CERT, 100 - HOUR_S) == 0

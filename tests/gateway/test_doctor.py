@@ -15,7 +15,7 @@ from attestgate.cli.main import app
 from attestgate.manager.diagnosis import doctor
 from attestgate.manager.diagnosis.doctor import Finding
 from attestgate.manager.diagnosis.listening import listening
-from attestgate.schemas.settings import BusSettings, GatewaySettings
+from attestgate.schemas.settings import BusSettings, GatewaySettings, OperatorSettings
 from tests.support.gateway.gate import Gate, running
 
 HEADER = "  sl  local_address rem_address   st\n"
@@ -67,6 +67,8 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
             identity=Path("unused"),
             trust_domain="test.example",
             manager_identity=["00" * 32],
+            operators=[OperatorSettings(name="ann", role="operator", identity="01" * 32)],
+            floors=Path("unused"),
             nginx_socket=gate.config.admin,
         )
         found = await doctor.nginx(settings)

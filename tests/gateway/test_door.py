@@ -24,6 +24,7 @@ from attestgate.schemas.nginx import NginxConfig
 from tests.support.gateway.deployment import GatewayDeployment, at_work
 from tests.support.gateway.gate import Client, Gate, running, until
 from tests.support.gateway.slow import Slow, all_held
+from tests.support.gateway.statements import FloorsInMemory
 
 STRANGER = "127.0.0.2"
 MANY = 100
@@ -200,7 +201,7 @@ def test_a_flood_is_one_event_a_minute_for_each_port_and_limit(monkeypatch: pyte
             told.append((data["port"], data["limit"], data["times"]))
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    leases = LeaseTable("sdn", longest_lease_s=60, remember_s=0)
+    leases = LeaseTable("sdn", floors=FloorsInMemory(), longest_lease_s=60, remember_s=0)
     gateway = GatewayEvents(cast(Reporter, Collected()), leases, time.time)
     for second in range(121):
         now = 1000.0 + second

@@ -38,7 +38,9 @@ def refused(book: Floors, statement: AnyLease, at: int = 100, steady: float = 0.
 
 def revoke(sequence: int, kind: SubjectKind = "app", id: str = "a1", signer: bytes = OPERATOR) -> Revocation:
     source = Source(key=revoke_key(kind, id, signer), value=b"signed")
-    return Revocation(subject_kind=kind, id=id, signer=signer, operator="op1", sequence=sequence, source=source)
+    return Revocation(
+        subject_kind=kind, id=id, signer=signer, operator="op1", sequence=sequence, reason="stolen", source=source
+    )
 
 
 def test_a_lease_raises_the_floors_of_its_place_its_subject_and_the_policy() -> None:
@@ -356,10 +358,10 @@ def test_nothing_that_was_ended_comes_back_in_any_order(
                 take(book, step, at, float(at))
             except BelowFloor:
                 continue
-    played = [step for step, _ in steps if isinstance(step, (Lease, HostLease))]
-    fallen = [one for one in played if not book.stands(one)]
-    again.shuffle(played)  # type: ignore[attr-defined]  # a random.Random, by hypothesis
-    for one in played:
+    again_played = [step for step, _ in steps if isinstance(step, (Lease, HostLease))]
+    fallen = [one for one in again_played if not book.stands(one)]
+    again.shuffle(again_played)  # type: ignore[attr-defined]  # a random.Random, by hypothesis
+    for one in again_played:
         if one in fallen:
             with pytest.raises(BelowFloor):
                 book.check(one, at, float(at))
@@ -368,3 +370,39 @@ def test_nothing_that_was_ended_comes_back_in_any_order(
                 take(book, one, at, float(at))
             except BelowFloor:
                 continue
+
+
+def played(steps: list[tuple[Statement | Revocation, int]]) -> Floors:
+    """The floors after these."""
+    book, at = floors(), 100
+    for step, later in steps:
+        at += later
+        if isinstance(step, Revocation):
+            book.take_revocation(step)
+            continue
+        try:
+            take(book, step, at, float(at))
+        except BelowFloor:
+            continue
+    return book
+
+
+def said(book: Floors) -> dict[str, object]:
+    """What the floors say, whoever said it."""
+    return {row.name: row.model_dump(exclude={"source", "seen_at"}) for row in book.rows()}
+
+
+@given(one=steps, other=steps)
+def test_merging_is_the_maximum_of_both(
+    one: list[tuple[Statement | Revocation, int]], other: list[tuple[Statement | Revocation, int]]
+) -> None:
+    """What either gateway refuses for a place, a subject or a Revoke, the merged floors do."""
+    first, second = played(one), played(other)
+    there, here = played(one), played(other)
+    there.merge(second.rows())
+    here.merge(first.rows())
+    assert said(there) == said(here)
+    assert there.merge(second.rows()) == [] == there.merge(first.rows()), "nothing is merged twice"
+    for step, _ in one + other:
+        if isinstance(step, (Lease, HostLease)) and not (first.stands(step) and second.stands(step)):
+            assert not there.stands(step)

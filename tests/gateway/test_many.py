@@ -13,10 +13,10 @@ from attestgate.bus.memory.server import MemoryServer
 from attestgate.compose.nginx.process import Nginx
 from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.entries import DictionaryEntry
-from attestgate.schemas.admission import Withdrawal, open_report, post
+from attestgate.schemas.admission import open_report, post
 from attestgate.schemas.signing import TrustedKeys
 from tests.support.gateway.deployment import HOST, TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
-from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until, withdrawal
 
 pytestmark = pytest.mark.stack
 
@@ -158,7 +158,7 @@ async def test_two_gateways_agree(gate: Gate, tmp_path: Path) -> None:
         await until(reported, both(f"{client.key} admitted"))
         assert await status(client) == (await there.get("/x")).status_code == 200
         assert await gate.contents() == await second.contents()
-        gone = Withdrawal(key=HOST, issued_at=now, until=now + 300, sequence=2, reason="ima.unknown")
+        gone = withdrawal(HOST, now, reason="ima.unknown")
         await bucket.put(HOST, post(one.manager, gone))
         await until(reported, both(f"{HOST} withdrawn"))
         assert await status(client) == (await there.get("/x")).status_code == 403

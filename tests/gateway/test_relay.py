@@ -13,12 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from attestgate.manager.gateway.relay import Relay
-from attestgate.schemas.admission import Withdrawal
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings import RelaySettings
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work
-from tests.support.gateway.gate import Client, Gate, host_lease, lease, until
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, until, withdrawal
 from tests.support.reasons import refusal_code
 
 pytestmark = pytest.mark.stack
@@ -166,7 +165,7 @@ async def test_it_ends_with_a_withdrawal_also_while_nginx_answers_no_worker(here
     stream = await here.websocket(client)
     here.gate.config.admin.rename(here.gate.config.folder / "away.sock")
     now = int(time.time())
-    gone = Withdrawal(key=HOST, issued_at=now, until=now + 30, sequence=2, reason="ima.unknown")
+    gone = withdrawal(HOST, now, left_s=30, reason="ima.unknown")
     await here.deployment.say(gone)
     assert await cut(stream)
     assert HOST not in {r.key for r in here.deployment.reports() if r.state == "withdrawn"}

@@ -9,9 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from attestgate.schemas.admission import (
     MAX_APPLIED,
+    MAX_REFUSED,
+    MAX_REVOKED,
     AppliedStatement,
     GatewayReport,
     Posted,
+    RefusedLease,
     Serial,
     Statement,
     Withdrawal,
@@ -33,7 +36,11 @@ MANAGERS = TrustedKeys(TRUST_DOMAIN, {"manager": {KEY.public}})
 GATEWAYS = TrustedKeys(TRUST_DOMAIN, {"gateway": {KEY.public}})
 STATEMENTS: list[Statement] = [lease(), host(), withdrawal()]
 REPORT = GatewayReport(
-    gateway="g1", epoch="0c" * 16, applied=[AppliedStatement(key="cert.01", state="admitted", sequence=1)], at=100
+    gateway="g1",
+    epoch="0c" * 16,
+    applied=[AppliedStatement(key="cert.01", state="admitted", sequence=1)],
+    at=100,
+    floors=3,
 )
 
 
@@ -89,10 +96,12 @@ def test_the_largest_report_fits() -> None:
         AppliedStatement(key=f"host.{i:032x}", state="withdrawn", sequence=2**63 - 1, app_session="0b" * 16)
         for i in range(MAX_APPLIED)
     ]
-    report = REPORT.model_copy(update={"applied": applied})
+    refused = RefusedLease(key=applied[0].key, code="admission.enrolled", floor_key="k" * 200, floor=bytes(16 * 1024))
+    more = {"applied": applied, "revoked": [bytes(32)] * MAX_REVOKED, "refused": [refused] * MAX_REFUSED}
+    report = REPORT.model_copy(update=more)
     assert open_report(sign_report(KEY, report), "g1", GATEWAYS) == report
     with pytest.raises(ValidationError):
-        GatewayReport(gateway="g1", epoch="0c" * 16, applied=[*applied, applied[0]], at=1)
+        GatewayReport(gateway="g1", epoch="0c" * 16, applied=[*applied, applied[0]], at=1, floors=0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ def test_a_lease_that_contradicts_itself_is_none(change: dict[str, Any]) -> None
 @pytest.mark.parametrize("key", ["cert.", "cert.zz", "app.01", "cert.01.02", "epoch", "cert." + "0" * 41])
 def test_a_withdrawal_is_of_a_key(key: str) -> None:
     with pytest.raises(ValidationError):
-        Withdrawal(key=key, issued_at=1, until=2, sequence=1, reason="x")
+        Withdrawal(key=key, issued_at=1, until=2, sequence=1, reason="x", ends=None)
 
 
 @given(serial=st.integers(1, 2**159 - 1))

@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestgate.manager.gateway.map_file import MapFile, expression
 from attestgate.manager.pki import crl
-from attestgate.schemas.admission import Withdrawal
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, status
-from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until
+from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until, withdrawal
 from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
 from tests.support.gateway.slow import SAYS, Slow, all_held
 
@@ -48,7 +47,7 @@ async def test_admitted_by_rule_and_withdrawn_on_the_open_connection(stock: Gate
         assert await status(client) == 403
         assert await status(other) == 200
         now = int(time.time())
-        await stock.say(Withdrawal(key=HOST, issued_at=now, until=now + 300, sequence=2, reason="ima.unknown"))
+        await stock.say(withdrawal(HOST, now, reason="ima.unknown"))
         await stock.reported(HOST, "withdrawn", 2)
         assert await status(other) == 403
 

@@ -14,10 +14,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestgate.bus.api import Bus, BusError
 from attestgate.bus.subjects import inbound
+from attestgate.manager.gateway.floors_file import create
 from attestgate.manager.gateway.metrics import GatewayMetrics
 from attestgate.manager.gateway.worker import GatewayWorker
-from attestgate.schemas.admission import AppliedStatement, Statement, Withdrawal, open_report, post
-from attestgate.schemas.settings import BusSettings, GatewaySettings
+from attestgate.schemas.admission import (
+    AppliedStatement,
+    GatewayReport,
+    Statement,
+    Tenure,
+    Withdrawal,
+    open_report,
+    post,
+)
+from attestgate.schemas.settings import BusSettings, GatewaySettings, OperatorSettings
 from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
 
@@ -31,6 +40,10 @@ def new_signer() -> Signer:
     return Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
 
 
+OPERATOR = new_signer()
+"""The operator whom every worker's settings name."""
+
+
 class GatewayDeployment:
     """A bus, its keys, and what the worker told."""
 
@@ -39,6 +52,8 @@ class GatewayDeployment:
         self.bus = FakeBus()
         self.manager = new_signer()
         self.identity = new_signer()
+        self.floors = gate.config.folder.parent / "floors"
+        create(self.floors)
         self.events: list[Told] = []
         self.emit_fails = False
         self._sequence = 0
@@ -65,6 +80,8 @@ class GatewayDeployment:
             identity=Path("unused"),
             trust_domain=TRUST_DOMAIN,
             manager_identity=[self.manager.public.hex()],
+            operators=[OperatorSettings(name="ann", role="operator", identity=OPERATOR.public.hex())],
+            floors=self.floors,
             nginx_socket=self.gate.config.admin,
             **values | more,
         )
@@ -82,15 +99,20 @@ class GatewayDeployment:
         for client in clients:
             await self.reported(client.key, "admitted", sequence)
 
-    async def withdraw(self, key: str, sequence: int = 2) -> None:
+    async def withdraw(self, key: str, sequence: int = 2, ends: Tenure | None = None) -> None:
         now = int(time.time())
-        await self.say(Withdrawal(key=key, issued_at=now, until=now + 300, sequence=sequence, reason="app.revoked"))
+        await self.say(
+            Withdrawal(key=key, issued_at=now, until=now + 300, sequence=sequence, reason="app.revoked", ends=ends)
+        )
         await self.reported(key, "withdrawn", sequence)
 
-    def reports(self) -> list[AppliedStatement]:
+    def whole_reports(self) -> list[GatewayReport]:
         gateways = TrustedKeys(TRUST_DOMAIN, {"gateway": {self.identity.public}})
         assert all(subject == inbound("gateway", "g1", "report") for subject, _ in self.bus.published)
-        return [item for _, data in self.bus.published for item in open_report(data, "g1", gateways).applied]
+        return [open_report(data, "g1", gateways) for _, data in self.bus.published]
+
+    def reports(self) -> list[AppliedStatement]:
+        return [item for report in self.whole_reports() for item in report.applied]
 
     async def reported(self, key: str, state: str, sequence: int) -> AppliedStatement:
         found: list[AppliedStatement] = []

@@ -30,7 +30,7 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.manager.gateway.entries import CertificateEntry, HostEntry
 from attestgate.manager.pki.authority import Authority, create_ca, load_authority
 from attestgate.manager.pki.issue import IssuedCertificate, issue, issue_server
-from attestgate.schemas.admission import ALL, HostLease, Lease
+from attestgate.schemas.admission import ALL, HostLease, Lease, Tenure, Withdrawal
 from attestgate.schemas.nginx import NginxConfig
 from tests.support.pki import PASSPHRASE
 
@@ -241,12 +241,29 @@ def lease(
         "simulated": True,
         "observe_only": False,
         "allow": [ALL],
+        "rank": 1,
+        "enrolled": 1,
+        "policy": 1,
     }
     return Lease(**values | more)
 
 
-def host_lease(at: int, *, lease_s: int = 300, sequence: int = 1) -> HostLease:
-    return HostLease(host="h1", host_session=HOST_SESSION, issued_at=at, expires_at=at + lease_s, sequence=sequence)
+def host_lease(at: int, *, lease_s: int = 300, sequence: int = 1, **more: Any) -> HostLease:
+    values: dict[str, Any] = {"host": "h1", "host_session": HOST_SESSION, "rank": 1, "enrolled": 1, "policy": 1}
+    return HostLease(issued_at=at, expires_at=at + lease_s, sequence=sequence, **values | more)
+
+
+def withdrawal(
+    key: str,
+    at: int,
+    *,
+    left_s: int = 300,
+    sequence: int = 2,
+    reason: str = "app.revoked",
+    ends: Tenure | None = None,
+) -> Withdrawal:
+    """The end of a key's lease, which had so long to run."""
+    return Withdrawal(key=key, issued_at=at, until=at + left_s, sequence=sequence, reason=reason, ends=ends)
 
 
 @dataclass

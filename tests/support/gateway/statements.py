@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from attestgate.schemas.admission import HostLease, Lease, Tenure, Withdrawal
+from attestgate.manager.gateway.desired_state import DesiredState
+from attestgate.manager.gateway.floors import Row
+from attestgate.manager.gateway.kept_floors import KeptFloors
+from attestgate.manager.gateway.lease_table import LeaseTable
+from attestgate.schemas.admission import HostLease, Lease, Statement, Tenure, Withdrawal
 
 SESSION = "0a" * 16
 APP_SESSION = "0b" * 16
@@ -43,3 +47,21 @@ def withdrawal(
     key: str = CERT, issued_at: int = 110, until: int = 130, sequence: int = 2, ends: Tenure | None = None
 ) -> Withdrawal:
     return Withdrawal(key=key, issued_at=issued_at, until=until, sequence=sequence, reason="app.revoked", ends=ends)
+
+
+class FloorsInMemory(KeptFloors):
+    """Floors as with a disk that takes no time."""
+
+    def __init__(self, longest_lease_s: int = 3600, operators: frozenset[bytes] = frozenset()) -> None:
+        super().__init__(operators=operators, longest_lease_s=longest_lease_s)
+
+    def take(self, statement: Statement, value: bytes, at: int) -> list[Row]:
+        rows = super().take(statement, value, at)
+        self.wrote(rows, self.known.counter)
+        return rows
+
+
+def desired_state(longest_lease_s: int) -> DesiredState:
+    """What an nginx must hold, by such floors."""
+    floors = FloorsInMemory(longest_lease_s)
+    return DesiredState(LeaseTable("sdn", floors=floors, longest_lease_s=longest_lease_s), floors)

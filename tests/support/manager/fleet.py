@@ -32,10 +32,11 @@ from attestgate.manager.assembly import assemble
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.manager.gateway.reports import Reporter
 from attestgate.manager.handlers.worker import Worker
-from attestgate.schemas.admission import BUCKET, AppliedStatement, Lease, open_posted
+from attestgate.schemas.admission import BUCKET, CRL, REVOKE, AppliedStatement, Lease, open_posted
 from attestgate.schemas.enrolment import Action, AppEnrolment, Enrol, GatewayEnrolment, HostEnrolment, Placement
 from attestgate.schemas.events import Event
 from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings, Timing
+from tests.support.gateway.statements import FloorsInMemory
 from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, World
 
 MACHINE = "machine-a"
@@ -132,19 +133,20 @@ class Fleet:
 
     async def _admit(self, bus: NatsBus, reporter: Reporter) -> None:
         """A gateway worker's part without an nginx: believe statements, report what they let pass."""
-        leases = LeaseTable("gateways", longest_lease_s=3600)
+        floors = FloorsInMemory()
+        leases = LeaseTable("gateways", floors=floors, longest_lease_s=3600)
         async for entry in bus.bucket(BUCKET).watch():
-            if entry is None or entry.value is None or entry.key.startswith("crl."):
+            if entry is None or entry.value is None or entry.key.startswith((CRL, REVOKE)):
                 continue
             statement, now = open_posted(entry.key, entry.value, self.world.managers), int(time.time())
-            if leases.take(statement, now) and isinstance(statement, Lease):
+            if leases.take(statement, entry.value, now) and isinstance(statement, Lease):
                 applied = AppliedStatement(
                     key=statement.key,
                     state="admitted",
                     sequence=statement.sequence,
                     app_session=statement.app_session,
                 )
-                reporter.report([applied], "ab" * 16, now)
+                reporter.report([applied], "ab" * 16, now, floors=floors.written.counter)
 
     def _gateway_identity(self) -> bytes:
         return self.world.gateway.public

@@ -8,9 +8,19 @@ from collections.abc import Callable
 from attestgate.bus import subjects
 from attestgate.bus.api import Bus
 from attestgate.manager.gateway.lease_table import LeaseTable
-from attestgate.schemas.admission import BUCKET, AppliedStatement, GatewayReport, Lease, open_posted, sign_report
+from attestgate.schemas.admission import (
+    BUCKET,
+    CRL,
+    REVOKE,
+    AppliedStatement,
+    GatewayReport,
+    Lease,
+    open_posted,
+    sign_report,
+)
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.signing import Signer, TrustedKeys
+from tests.support.gateway.statements import FloorsInMemory
 from tests.support.manager.world import GATEWAY
 
 
@@ -29,17 +39,18 @@ class Gateway:
         self._clock = clock
         self._identity = identity
         self._managers = managers
-        self.lease_table = LeaseTable("gateways", longest_lease_s=3600, steady=steady)
+        self.floors = FloorsInMemory()
+        self.lease_table = LeaseTable("gateways", floors=self.floors, longest_lease_s=3600, steady=steady)
         self.leases: list[Lease] = []
 
     async def run(self) -> None:
         """Follow the admissions, report each."""
         async for entry in self._bus.bucket(BUCKET).watch():
-            if entry is None or entry.value is None or entry.key.startswith("crl."):
+            if entry is None or entry.value is None or entry.key.startswith((CRL, REVOKE)):
                 continue
             statement = open_posted(entry.key, entry.value, self._managers)
             try:
-                changed = self.lease_table.take(statement, int(self._clock()))
+                changed = self.lease_table.take(statement, entry.value, int(self._clock()))
             except Refusal:
                 continue
             if isinstance(statement, Lease):
@@ -51,7 +62,13 @@ class Gateway:
                     sequence=statement.sequence,
                     app_session=statement.app_session,
                 )
-                report = GatewayReport(gateway=GATEWAY, epoch="ab" * 16, applied=[applied], at=int(self._clock()))
+                report = GatewayReport(
+                    gateway=GATEWAY,
+                    epoch="ab" * 16,
+                    applied=[applied],
+                    at=int(self._clock()),
+                    floors=self.floors.written.counter,
+                )
                 subject = subjects.inbound("gateway", GATEWAY, "report")
                 await self._bus.publish(subject, sign_report(self._identity, report))
 
