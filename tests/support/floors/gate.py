@@ -6,13 +6,13 @@ A gateway that has come to the same by another way is the same one, so each chan
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from attestgate.manager.gateway.floors import AnyLease, BelowFloor, Floors, Revocation
+from attestgate.manager.gateway.floors import AnyLease, BelowFloor, Floors, Revocation, Row
+from attestgate.manager.gateway.kept_floors import KeptFloors
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Statement, Tenure, Withdrawal
 from attestgate.schemas.base import Refusal, pack
@@ -33,47 +33,64 @@ class Clock:
 
 
 class Gate:
-    """One gateway: its floors, its leases, and what nginx is told by them."""
+    """One gateway: its floors, as it knows them and as far as they are on disk, and its leases."""
 
-    def __init__(self, floors: Floors, at: int) -> None:
+    def __init__(self, kind: type[Floors], operators: frozenset[bytes], at: int, rows: Iterable[Row] = ()) -> None:
         self._clock = Clock(at)
-        self._leases = LeaseTable("sdn", longest_lease_s=LEASE_S, steady=self._clock.steady)
-        self.floors = floors
+        steady = self._clock.steady
+        self._kept = KeptFloors(operators=operators, longest_lease_s=LEASE_S, steady=steady)
+        self._kept.known = kind(operators=operators, longest_lease_s=LEASE_S)
+        self._kept.written = kind(operators=operators, longest_lease_s=LEASE_S)
+        self._kept.load(rows, 0)
+        self._leases = LeaseTable("sdn", floors=self._kept, longest_lease_s=LEASE_S, steady=steady)
+        self._renewed: dict[str, list[AnyLease]] = {}
+        """Leases that were renewed since the disk was last written: they may still be what counts."""
 
     def take(self, statement: Statement, value: bytes) -> BelowFloor | None:
         """A statement of the bucket. Returns the refusal that is told to the managers."""
-        at, steady = self._clock.at, self._clock.steady()
-        with suppress(Refusal):
-            if isinstance(statement, Withdrawal):
-                self.floors.take(statement, value, at, steady)
-                self._leases.take(statement, at)
-                return None
-            try:
-                self.floors.check(statement, at, steady)
-            except BelowFloor as refusal:
-                return refusal
-            if self._leases.take(statement, at):
-                self.floors.take(statement, value, at, steady)
+        held = self._leases.get(statement.key)
+        try:
+            self._leases.take(statement, value, self._clock.at)
+        except BelowFloor as refusal:
+            return refusal
+        except Refusal:
+            return None  # for another reason than a floor
+        if held is not None and not isinstance(held, Withdrawal) and held != statement:
+            self._renewed.setdefault(held.key, []).append(held)
         return None
 
+    def revoke(self, revocation: Revocation) -> None:
+        """An operator's Revoke."""
+        self._kept.take_revocation(revocation)
+
+    def held(self) -> list[AnyLease]:
+        """The leases that it has taken, and nothing taken since has cut."""
+        leases = (statement for statement in self._leases.values() if not isinstance(statement, Withdrawal))
+        return [lease for lease in leases if self._leases.fault(lease.key) is None]
+
     def admitted(self) -> list[AnyLease]:
-        """The leases that nginx holds."""
-        return [
-            statement
-            for key, statement in self._leases.items()
-            if not isinstance(statement, Withdrawal)
-            and self._leases.entry(key, self._clock.at) is not None
-            and self.floors.stands(statement)
-        ]
+        """The leases by which nginx holds its entries."""
+        found = []
+        for key, held in self._leases.items():
+            entry = self._leases.entry(key, self._clock.at)
+            if entry is not None and not isinstance(held, Withdrawal):
+                renewed = self._renewed.get(key, ())
+                found.append(next(one for one in (held, *renewed) if one.sequence == entry.sequence))
+        return found
+
+    def write(self) -> None:
+        """All that it knows is on disk."""
+        self._kept.wrote(self._kept.unwritten(), 0)
+        self._renewed.clear()
 
     def pass_time(self, seconds: int) -> None:
         """Tombstones are forgotten, and leases run out."""
         self._clock.at += seconds
         self._leases.forget(self._clock.at)
 
-    def restart(self, make: Callable[[Floors, float], Floors]) -> None:
-        """Only its floors are left."""
-        self.__init__(make(self.floors, self._clock.steady()), self._clock.at)  # type: ignore[misc]
+    def restarted(self, kind: type[Floors], operators: frozenset[bytes]) -> Gate:
+        """Only what is on its disk is left."""
+        return Gate(kind, operators, self._clock.at, self._kept.written.rows())
 
 
 class Change(NamedTuple):
@@ -92,53 +109,60 @@ class Gates:
         self._gates: list[Gate] = []
         self._after: dict[tuple[int, Hashable], Change] = {}
         self._admitted: dict[int, tuple[AnyLease, ...]] = {}
+        self._held: dict[int, tuple[AnyLease, ...]] = {}
         self._said: dict[bytes, Statement | Revocation] = {}
-        self.new = self._number(Gate(kind(operators=operators, longest_lease_s=LEASE_S), at))
+        self.new = self._number(Gate(kind, operators, at))
 
     def admitted(self, gate: int) -> tuple[AnyLease, ...]:
-        """What nginx holds there."""
+        """The leases by which nginx holds its entries there."""
         if gate not in self._admitted:
             self._admitted[gate] = tuple(self._gates[gate].admitted())
         return self._admitted[gate]
+
+    def held(self, gate: int) -> tuple[AnyLease, ...]:
+        """The leases that it has taken, and nothing taken since has cut."""
+        if gate not in self._held:
+            self._held[gate] = tuple(self._gates[gate].held())
+        return self._held[gate]
 
     def take(self, gate: int, statement: Statement) -> Change:
         """A signed statement comes to a gateway."""
         value = pack(statement)
         self._said[value] = statement
 
-        def change(one: Gate) -> bytes | None:
+        def change(one: Gate) -> tuple[Gate, bytes | None]:
             refusal = one.take(statement, value)
-            return None if refusal is None else refusal.source.value
+            return one, None if refusal is None else refusal.source.value
 
         return self._change(gate, value, change)
 
-    def revoke(self, gate: int, revocation: Revocation) -> Change:
+    def revoke(self, gate: int, revocation: Revocation) -> int:
         """An operator's Revoke comes to a gateway, by whichever way."""
         self._said[revocation.source.value] = revocation
-        return self._change(gate, revocation.source.value, lambda one: _nothing(one.floors.take_revocation(revocation)))
+        return self._only(gate, revocation.source.value, lambda one: one.revoke(revocation))
+
+    def write(self, gate: int) -> int:
+        """Its floors are on its disk."""
+        return self._only(gate, "write", Gate.write)
 
     def pass_time(self, gate: int, seconds: int) -> int:
         """Time passes there."""
-        return self._change(gate, ("time", seconds), lambda one: one.pass_time(seconds)).gate
+        return self._only(gate, ("time", seconds), lambda one: one.pass_time(seconds))
 
     def restart(self, gate: int, operators: frozenset[bytes]) -> int:
         """It starts again from its disk, with these operators in its settings."""
+        return self._change(gate, ("restart", operators), lambda one: (one.restarted(self._kind, operators), None)).gate
 
-        def reread(floors: Floors, steady: float) -> Floors:
-            return self._kind(
-                floors.rows(),
-                operators=operators,
-                longest_lease_s=LEASE_S,
-                counter=floors.counter,
-                steady=steady,
-            )
+    def _only(self, gate: int, name: Hashable, change: Callable[[Gate], None]) -> int:
+        def changed(one: Gate) -> tuple[Gate, None]:
+            change(one)
+            return one, None
 
-        return self._change(gate, ("restart", operators), lambda one: one.restart(reread)).gate
+        return self._change(gate, name, changed).gate
 
-    def _change(self, gate: int, name: Hashable, change: Callable[[Gate], bytes | None]) -> Change:
+    def _change(self, gate: int, name: Hashable, change: Callable[[Gate], tuple[Gate, bytes | None]]) -> Change:
         if (gate, name) not in self._after:
-            after = copy.deepcopy(self._gates[gate])
-            enclosed = change(after)
+            after, enclosed = change(copy.deepcopy(self._gates[gate]))
             taught = None if enclosed is None else self._said[enclosed]
             self._after[gate, name] = Change(self._number(after), taught)
         return self._after[gate, name]
@@ -148,10 +172,6 @@ class Gates:
         if number == len(self._gates):
             self._gates.append(gate)
         return number
-
-
-def _nothing(_: object) -> None:
-    return None
 
 
 def tenure_of(statement: Statement) -> Tenure | None:

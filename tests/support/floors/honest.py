@@ -59,7 +59,7 @@ class SlowWorkers:
         for at, (gate, _) in enumerate(state.gates):
             restarted = self._gates.restart(gate, frozenset({OPERATOR}))
             yield f"gateway {at + 1}: starts again", _gate(state, at, restarted, caught_up=False)
-            taken = self._gates.take(gate, statement(SESSION, state.bucket)).gate
+            taken = self._gates.write(self._gates.take(gate, statement(SESSION, state.bucket)).gate)
             yield f"gateway {at + 1}: reads the bucket", _gate(state, at, taken, caught_up=state.ended)
 
     def _store(self, state: Renewals, at: int, read: int) -> Iterator[tuple[str, Renewals]]:

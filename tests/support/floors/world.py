@@ -80,6 +80,14 @@ class Seen(NamedTuple):
     """Policy versions, and the second when each was first seen."""
 
 
+class Gateway(NamedTuple):
+    """A gateway by its number, what it has seen, and what of that is on its disk."""
+
+    gate: int
+    seen: Seen = Seen()
+    kept: Seen = Seen()
+
+
 class State(NamedTuple):
     """The whole deployment."""
 
@@ -96,7 +104,7 @@ class State(NamedTuple):
     records: frozenset[Record]
     said: frozenset[Said]
     workers: tuple[Worker, ...]
-    gates: tuple[tuple[int, Seen], ...]
+    gates: tuple[Gateway, ...]
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class Rules:
     """When a record is made, or when its session becomes current."""
     rank: Callable[[int, int], int] = next_rank
     floors: type[Floors] = Floors
+    tells_all: bool = True
+    """Whether what one worker learns by a gateway's report counts for the ranks that the others give."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,8 @@ class Scope:
     commands: int = 0
     policies: int = 1
     restarts: bool = False
+    disks: bool = False
+    """Whether a gateway's disk may be late."""
     thief: bool = False
     gateways: int = 2
 
@@ -147,7 +159,7 @@ class HostileBus:
             records=frozenset(),
             said=frozenset(),
             workers=(Worker(), Worker()),
-            gates=((self._gates.new, Seen()),) * self._scope.gateways,
+            gates=(Gateway(self._gates.new),) * self._scope.gateways,
         )
 
     def key(self, state: State) -> Hashable:
@@ -172,7 +184,7 @@ class HostileBus:
     def _times(self, state: State) -> Iterator[tuple[str, State]]:
         scope = self._scope
         if state.tick < scope.ticks:
-            gates = [(self._gates.pass_time(gate, TICK_S), seen) for gate, seen in state.gates]
+            gates = [one._replace(gate=self._gates.pass_time(one.gate, TICK_S)) for one in state.gates]
             yield f"{TICK_S} s pass", state._replace(tick=state.tick + 1, gates=tuple(gates))
         if scope.drift:
             for session in range(len(state.since)):
@@ -195,7 +207,7 @@ class HostileBus:
             yield from self._settings(state, "in")
 
     def _settings(self, state: State, thief: Literal["in", "out"]) -> Iterator[tuple[str, State]]:
-        gates = [(self._gates.restart(gate, _operators(thief)), seen) for gate, seen in state.gates]
+        gates = [self._restarted(one, thief) for one in state.gates]
         yield (
             f"every gateway starts again with the second operator's key {thief}",
             state._replace(thief=thief, gates=tuple(gates)),
@@ -311,31 +323,42 @@ class HostileBus:
     # What a gateway is given.
 
     def _gateway(self, state: State, at: int) -> Iterator[tuple[str, State]]:
-        gate, seen = state.gates[at]
+        gateway = state.gates[at]
         if self._scope.restarts:
-            after = self._gates.restart(gate, _operators(state.thief))
-            yield "starts again", _with_gate(state, at, after, seen)
+            yield "starts again", _with_gate(state, at, self._restarted(gateway, state.thief))
+        if self._scope.disks and gateway.kept != gateway.seen:
+            written = Gateway(self._gates.write(gateway.gate), gateway.seen, gateway.seen)
+            yield "its floors are on disk", _with_gate(state, at, written)
         for said in sorted(state.said):
-            after = self._gates.take(gate, self._statement(said)).gate
-            yield _told(said), _with_gate(state, at, after, self._learned(state, gate, after, seen, said))
+            after = self._gates.take(gateway.gate, self._statement(said)).gate
+            seen = self._learned(state, gateway, after, said)
+            yield _told(said), _with_gate(state, at, self._written(after, seen, gateway.kept))
         for sequence in (-command for command in state.commands if command < 0):
             yield self._revoked(state, at, OPERATOR, sequence)
         if self._scope.thief and state.thief != "out":
             yield self._revoked(state, at, THIEF, FOREVER)
 
-    def _revoked(self, state: State, at: int, signer: bytes, sequence: int) -> tuple[str, State]:
-        gate, seen = state.gates[at]
-        subject = "app" if self._place(0).startswith("app.") else "host"
-        after = self._gates.revoke(gate, _revocation(subject, signer, sequence)).gate
-        revoked = dict(seen.revoked)
-        revoked[signer] = max(revoked.get(signer, 0), sequence)
-        learned = seen._replace(revoked=tuple(sorted(revoked.items())))
-        return f"the Revoke of {sequence}", _with_gate(state, at, after, learned)
+    def _restarted(self, gateway: Gateway, thief: str) -> Gateway:
+        return Gateway(self._gates.restart(gateway.gate, _operators(thief)), gateway.kept, gateway.kept)
 
-    def _learned(self, state: State, before: int, after: int, seen: Seen, said: Said) -> Seen:
+    def _written(self, gate: int, seen: Seen, kept: Seen) -> Gateway:
+        """Where disks are not the subject, what is taken is on disk at once."""
+        return Gateway(gate, seen, kept) if self._scope.disks else Gateway(self._gates.write(gate), seen, seen)
+
+    def _revoked(self, state: State, at: int, signer: bytes, sequence: int) -> tuple[str, State]:
+        gateway = state.gates[at]
+        subject: Literal["app", "host"] = "app" if self._place(0).startswith("app.") else "host"
+        after = self._gates.revoke(gateway.gate, _revocation(subject, signer, sequence))
+        revoked = dict(gateway.seen.revoked)
+        revoked[signer] = max(revoked.get(signer, 0), sequence)
+        seen = gateway.seen._replace(revoked=tuple(sorted(revoked.items())))
+        return f"the Revoke of {sequence}", _with_gate(state, at, self._written(after, seen, gateway.kept))
+
+    def _learned(self, state: State, gateway: Gateway, after: int, said: Said) -> Seen:
+        seen = gateway.seen
         if said.ends:
             return seen._replace(ended=seen.ended | {said.session})
-        if after == before or self._statement(said) not in self._gates.admitted(after):
+        if after == gateway.gate or self._statement(said) not in self._gates.held(after):
             return seen
         place = self._place(said.session)
         followed = {one for one in seen.taken if one != said.session and self._place(one) == place}
@@ -352,9 +375,9 @@ class HostileBus:
 
     def fault(self, state: State) -> str | None:
         """Who is admitted that must not be, or kept out that must be let in."""
-        for gate, seen in state.gates:
-            for one in self._gates.admitted(gate):
-                if (fault := self._wrong(state, seen, one)) is not None:
+        for gateway in state.gates:
+            for one in self._gates.admitted(gateway.gate):
+                if (fault := self._wrong(state, gateway.seen, one)) is not None:
                     return fault
         return self._locked_out(state)
 
@@ -381,11 +404,11 @@ class HostileBus:
 
     def _locked_out(self, state: State) -> str | None:
         """Whether an honest host or application is kept out, with an honest bus and right clocks from now on."""
-        if state.thief != "out" and any(THIEF in dict(seen.revoked) for _, seen in state.gates):
+        if state.thief != "out" and any(THIEF in dict(one.seen.revoked) for one in state.gates):
             return None  # that is what an operator's key is for
         key = (
             state.tick,
-            tuple(gate for gate, _ in state.gates),
+            tuple(one.gate for one in state.gates),
             tuple(worker.current for worker in state.workers),
             state.commands[-1],
             state.policy,
@@ -399,30 +422,32 @@ class HostileBus:
         places = sorted({session.place for session in self._scope.sessions})
         enrolled = state.commands[-1] if state.commands[-1] > 0 else -state.commands[-1] + 1
         now = _second(state.tick)
-        for first, second in product(state.workers, repeat=2):
-            gates = [gate for gate, _ in state.gates]
+        for first, second, told in product(state.workers, repeat=3):
+            gates = [self._gates.write(one.gate) for one in state.gates]
             wanted: list[Statement] = []
             for place in places:
-                known, known_rank = _current(first, place), 0
+                pointer, learned = 0, (0, "")
                 for attempt, worker in enumerate((first, second)):
-                    known = max(known, _current(worker, place))
-                    rank = self._rules.rank(now * 10**6 + attempt + 1, max(known_rank, known[0]))
+                    known = max(
+                        _current(worker, place), learned if worker is told or self._rules.tells_all else (0, "")
+                    )
+                    rank = self._rules.rank(now * 10**6 + attempt + 1, max(pointer, known[0]))
                     serial = 100 + 2 * places.index(place) + attempt
                     session = Session(f"{serial:032x}", place)
                     mine = statement(session, Said(False, serial, rank, enrolled, state.policy, now, 1))
                     changes = [self._gates.take(gate, mine) for gate in gates]
-                    gates, known_rank = [change.gate for change in changes], rank
+                    gates, pointer = [self._gates.write(change.gate) for change in changes], rank
                     if all(mine in self._gates.admitted(gate) for gate in gates):
                         break
-                    known = max([known, *(_taught(change.taught) for change in changes)])
+                    learned = max(_taught(change.taught) for change in changes)
                 wanted.append(mine)
             if not all(mine in self._gates.admitted(gate) for mine in wanted for gate in gates):
                 return "an honest session is kept out, and so is the next"
         return None
 
 
-def _order(gate: tuple[int, Seen]) -> tuple[int, str]:
-    return gate[0], str([sorted(one) for one in gate[1]])
+def _order(gateway: Gateway) -> tuple[int, str]:
+    return gateway.gate, str([[sorted(one) for one in seen] for seen in gateway[1:]])
 
 
 def _second(tick: int) -> int:
@@ -433,8 +458,8 @@ def _operators(thief: str) -> frozenset[bytes]:
     return frozenset({OPERATOR} if thief == "out" else {OPERATOR, THIEF})
 
 
-def _with_gate(state: State, at: int, gate: int, seen: Seen) -> State:
-    return state._replace(gates=(*state.gates[:at], (gate, seen), *state.gates[at + 1 :]))
+def _with_gate(state: State, at: int, gateway: Gateway) -> State:
+    return state._replace(gates=(*state.gates[:at], gateway, *state.gates[at + 1 :]))
 
 
 def _with(state: State, at: int, worker: Worker, record: Record | None = None, said: Said | None = None) -> State:
@@ -504,6 +529,7 @@ def _revocation(subject: Literal["host", "app"], signer: bytes, sequence: int) -
         signer=signer,
         operator="op1",
         sequence=sequence,
+        reason="stolen",
         source=Source(key=revoke_key(subject, id, signer), value=value),
     )
 
