@@ -88,9 +88,15 @@ class Gate:
         self._clock.at += seconds
         self._leases.forget(self._clock.at)
 
-    def restarted(self, kind: type[Floors], operators: frozenset[bytes]) -> Gate:
-        """Only what is on its disk is left."""
-        return Gate(kind, operators, self._clock.at, self._kept.written.rows())
+    def rows(self) -> list[Row]:
+        """What is on its disk."""
+        return list(self._kept.written.rows())
+
+    def restarted(self, kind: type[Floors], operators: frozenset[bytes], imported: Iterable[Row] = ()) -> Gate:
+        """Only what is on its disk is left, and what was imported there meanwhile."""
+        floors = kind(self.rows(), operators=operators, longest_lease_s=LEASE_S)
+        floors.merge(imported)
+        return Gate(kind, operators, self._clock.at, floors.rows())
 
 
 class Change(NamedTuple):
@@ -149,9 +155,14 @@ class Gates:
         """Time passes there."""
         return self._only(gate, ("time", seconds), lambda one: one.pass_time(seconds))
 
-    def restart(self, gate: int, operators: frozenset[bytes]) -> int:
-        """It starts again from its disk, with these operators in its settings."""
-        return self._change(gate, ("restart", operators), lambda one: (one.restarted(self._kind, operators), None)).gate
+    def restart(self, gate: int, operators: frozenset[bytes], imports: int | None = None) -> int:
+        """It starts again from its disk, with these operators in its settings, and the floors of another imported."""
+        rows = [] if imports is None else self._gates[imports].rows()
+        return self._change(
+            gate,
+            ("restart", operators, imports),
+            lambda one: (one.restarted(self._kind, operators, rows), None),
+        ).gate
 
     def _only(self, gate: int, name: Hashable, change: Callable[[Gate], None]) -> int:
         def changed(one: Gate) -> tuple[Gate, None]:

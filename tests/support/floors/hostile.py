@@ -8,143 +8,47 @@ its rules, and admitted by a gateway by the real ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Hashable, Iterator
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from attestgate.manager.gateway.floors import AnyLease, Floors, Revocation, Source
-from attestgate.manager.sessions.rank import next_rank
-from attestgate.schemas.admission import Statement, Tenure, revoke_key
-from tests.support.floors.gate import LEASE_S, Gates, tenure_of
-from tests.support.gateway.statements import host, lease, withdrawal
-
-BEGAN, TICK_S = 1000, LEASE_S // 2
-OPERATOR, THIEF = b"\x01" * 32, b"\x02" * 32
-OPEN, CURRENT, OVER = 0, 1, 2
-FOREVER = 2**63 - 1
-
-
-class Session(NamedTuple):
-    """A session's id, and its place."""
-
-    id: str
-    place: str
-
-
-class Record(NamedTuple):
-    """A record as a worker sealed it: the bus may show it for as long as nobody remembers a newer one."""
-
-    session: int
-    stage: int
-    rank: int
-    enrolled: int
-    policy: int
-    issued: int
-
-
-class Said(NamedTuple):
-    """What a worker signed: a lease, or the withdrawal that ends a session."""
-
-    ends: bool
-    session: int
-    rank: int
-    enrolled: int
-    policy: int
-    issued: int
-    number: int
-
-
-class Worker(NamedTuple):
-    """A worker's clock, in ticks from the right one, and what it remembers."""
-
-    clock: int = 0
-    current: tuple[tuple[str, int, str], ...] = ()
-    """Of each place the highest (rank, session)."""
-    seen: tuple[tuple[int, int], ...] = ()
-    """How far it has seen the record of a session come; only an end outlives a restart."""
-    command: int = 0
-    policy: int = 1
-
-
-class Seen(NamedTuple):
-    """What was true when a gateway learned something: by this it is judged."""
-
-    taken: frozenset[int] = frozenset()
-    out: frozenset[int] = frozenset()
-    """Sessions that were followed by another of their place."""
-    ended: frozenset[int] = frozenset()
-    revoked: tuple[tuple[bytes, int], ...] = ()
-    policies: tuple[tuple[int, int], ...] = ()
-    """Policy versions, and the second when each was first seen."""
-
-
-class Gateway(NamedTuple):
-    """A gateway by its number, what it has seen, and what of that is on its disk."""
-
-    gate: int
-    seen: Seen = Seen()
-    kept: Seen = Seen()
-
-
-class State(NamedTuple):
-    """The whole deployment."""
-
-    tick: int
-    since: tuple[int | None, ...]
-    """The ticks in which the sessions so far have come into their order: when each was first given a rank."""
-    drifted: frozenset[int]
-    commands: tuple[int, ...]
-    """The operators' commands about the subject: the sequence of an Enrol, or that of a Revoke below zero."""
-    policy: int
-    thief: Literal["unknown", "in", "out"]
-    """A stolen operator's key with which the subject was revoked for all time: whether it is in the settings."""
-    stepped: bool
-    records: frozenset[Record]
-    said: frozenset[Said]
-    workers: tuple[Worker, ...]
-    gates: tuple[Gateway, ...]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the workers and the gateways do."""
-
-    rank_given: Literal["made", "current"] = "made"
-    """When a record is made, or when its session becomes current."""
-    rank: Callable[[int, int], int] = next_rank
-    floors: type[Floors] = Floors
-    tells_all: bool = True
-    """Whether what one worker learns by a gateway's report counts for the ranks that the others give."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What may happen, and how much of it."""
-
-    sessions: tuple[Session, ...]
-    ticks: int = 0
-    clocks: tuple[int, ...] = ()
-    """What a worker's clock may be set to, in ticks from the right one."""
-    drift: bool = False
-    commands: int = 0
-    policies: int = 1
-    restarts: bool = False
-    disks: bool = False
-    """Whether a gateway's disk may be late."""
-    thief: bool = False
-    gateways: int = 2
+from attestgate.schemas.admission import Statement, Tenure
+from tests.support.floors.gate import LEASE_S, Gates
+from tests.support.floors.judge import Judge
+from tests.support.floors.values import (
+    BEGAN,
+    CURRENT,
+    FOREVER,
+    OPEN,
+    OPERATOR,
+    OVER,
+    REAL,
+    THIEF,
+    TICK_S,
+    Gateway,
+    Record,
+    Rules,
+    Said,
+    Scope,
+    Seen,
+    State,
+    Worker,
+    current,
+    operators,
+    revocation,
+    second,
+    statement,
+)
 
 
 class HostileBus:
     """All that may happen in a scope, by these rules."""
 
-    def __init__(self, scope: Scope, rules: Rules = Rules()) -> None:  # frozen
+    def __init__(self, scope: Scope, rules: Rules = REAL) -> None:
         self._scope = scope
         self._rules = rules
-        self._gates = Gates(rules.floors, _operators("unknown"), BEGAN)
-        self._locked: dict[object, str | None] = {}
+        self._gates = Gates(rules.floors, operators("unknown"), BEGAN)
+        self._judge = Judge(scope, rules, self._gates)
 
     def start(self) -> State:
         """The subject is enrolled, and nothing has happened."""
@@ -169,7 +73,7 @@ class HostileBus:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Everything that may happen next."""
         yield from self._times(state)
-        yield from self._operators(state)
+        yield from self.operators(state)
         for at, worker in enumerate(state.workers):
             if worker not in state.workers[:at]:
                 for label, after in self._worker(state, at):
@@ -191,7 +95,7 @@ class HostileBus:
                 if session not in state.drifted:
                     yield f"session {session} drifts", state._replace(drifted=state.drifted | {session})
 
-    def _operators(self, state: State) -> Iterator[tuple[str, State]]:
+    def operators(self, state: State) -> Iterator[tuple[str, State]]:
         scope = self._scope
         newest = state.commands[-1]
         sequence = abs(newest) + 1
@@ -233,7 +137,7 @@ class HostileBus:
         session = len(state.since)
         if session == len(self._scope.sessions):
             return
-        worker, now = state.workers[at], _second(state.tick + state.workers[at].clock)
+        worker, now = state.workers[at], second(state.tick + state.workers[at].clock)
         for known, (command, policy) in product(self._pointers(state, session), _readings(state, worker)):
             rank = self._rank(worker, session, now, known) if self._rules.rank_given == "made" else 0
             record = Record(session, OPEN, rank, state.commands[command], policy, now)
@@ -243,7 +147,7 @@ class HostileBus:
 
     def _shown(self, state: State, at: int, record: Record) -> Iterator[tuple[str, State]]:
         worker = state.workers[at]
-        now = _second(state.tick + worker.clock)
+        now = second(state.tick + worker.clock)
         if self._over(state, worker, record, now):
             yield from self._end(state, at, record, now)
         elif record.stage == OPEN:
@@ -258,7 +162,7 @@ class HostileBus:
 
     def _over(self, state: State, worker: Worker, record: Record, now: int) -> bool:
         """Whether a worker that is shown a record ends its session."""
-        newest = _current(worker, self._place(record.session))
+        newest = current(worker, self._place(record.session))
         return (
             record.session in state.drifted
             or now >= record.issued + LEASE_S
@@ -274,13 +178,13 @@ class HostileBus:
         command = state.commands.index(record.enrolled)
         for known in [0] if record.rank else self._pointers(state, record.session):
             rank = record.rank or self._rank(worker, record.session, now, known)
-            current = record._replace(stage=CURRENT, rank=rank)
-            knows = _knows(worker._replace(command=command), self._tenure(current), record.session, CURRENT)
+            trusted = record._replace(stage=CURRENT, rank=rank)
+            knows = _knows(worker._replace(command=command), self._tenure(trusted), record.session, CURRENT)
             label = f"session {record.session} becomes current (rank {rank})"
             since = tuple(
                 state.tick if one == record.session and tick is None else tick for one, tick in enumerate(state.since)
             )
-            yield label, _with(state, at, knows, current, _lease(state, current))._replace(since=since)
+            yield label, _with(state, at, knows, trusted, _lease(state, trusted))._replace(since=since)
 
     def _renew(self, state: State, at: int, record: Record, now: int) -> Iterator[tuple[str, State]]:
         worker = state.workers[at]
@@ -308,7 +212,7 @@ class HostileBus:
         return sorted({0, max(ranks, default=0)})
 
     def _rank(self, worker: Worker, session: int, now: int, known: int) -> int:
-        return self._rules.rank(now * 10**6, max(known, _current(worker, self._place(session))[0]))
+        return self._rules.rank(now * 10**6, max(known, current(worker, self._place(session))[0]))
 
     def _order(self, record: Record) -> tuple[int, str]:
         return record.rank, self._scope.sessions[record.session].id
@@ -326,6 +230,11 @@ class HostileBus:
         gateway = state.gates[at]
         if self._scope.restarts:
             yield "starts again", _with_gate(state, at, self._restarted(gateway, state.thief))
+        if self._scope.imports:
+            for other in state.gates[:at] + state.gates[at + 1 :]:
+                after = self._gates.restart(gateway.gate, operators(state.thief), imports=other.gate)
+                seen = _both(gateway.kept, other.kept)
+                yield "imports the floors of the other", _with_gate(state, at, Gateway(after, seen, seen))
         if self._scope.disks and gateway.kept != gateway.seen:
             written = Gateway(self._gates.write(gateway.gate), gateway.seen, gateway.seen)
             yield "its floors are on disk", _with_gate(state, at, written)
@@ -339,7 +248,7 @@ class HostileBus:
             yield self._revoked(state, at, THIEF, FOREVER)
 
     def _restarted(self, gateway: Gateway, thief: str) -> Gateway:
-        return Gateway(self._gates.restart(gateway.gate, _operators(thief)), gateway.kept, gateway.kept)
+        return Gateway(self._gates.restart(gateway.gate, operators(thief)), gateway.kept, gateway.kept)
 
     def _written(self, gate: int, seen: Seen, kept: Seen) -> Gateway:
         """Where disks are not the subject, what is taken is on disk at once."""
@@ -348,7 +257,7 @@ class HostileBus:
     def _revoked(self, state: State, at: int, signer: bytes, sequence: int) -> tuple[str, State]:
         gateway = state.gates[at]
         subject: Literal["app", "host"] = "app" if self._place(0).startswith("app.") else "host"
-        after = self._gates.revoke(gateway.gate, _revocation(subject, signer, sequence))
+        after = self._gates.revoke(gateway.gate, revocation(subject, signer, sequence))
         revoked = dict(gateway.seen.revoked)
         revoked[signer] = max(revoked.get(signer, 0), sequence)
         seen = gateway.seen._replace(revoked=tuple(sorted(revoked.items())))
@@ -363,7 +272,7 @@ class HostileBus:
         place = self._place(said.session)
         followed = {one for one in seen.taken if one != said.session and self._place(one) == place}
         policies = dict(seen.policies)
-        policies.setdefault(said.policy, _second(state.tick))
+        policies.setdefault(said.policy, second(state.tick))
         return seen._replace(
             taken=seen.taken | {said.session}, out=seen.out | followed, policies=tuple(sorted(policies.items()))
         )
@@ -371,91 +280,29 @@ class HostileBus:
     def _statement(self, said: Said) -> Statement:
         return statement(self._scope.sessions[said.session], said)
 
-    # What must hold.
-
     def fault(self, state: State) -> str | None:
         """Who is admitted that must not be, or kept out that must be let in."""
-        for gateway in state.gates:
-            for one in self._gates.admitted(gateway.gate):
-                if (fault := self._wrong(state, gateway.seen, one)) is not None:
-                    return fault
-        return self._locked_out(state)
-
-    def _wrong(self, state: State, seen: Seen, one: AnyLease) -> str | None:
-        session = next(at for at, other in enumerate(self._scope.sessions) if other.id == one.tenure.session)
-        at = _second(state.tick)
-        if session in seen.out:
-            return f"session {session} is admitted again after one that followed it"
-        if not state.stepped and any(self._before(state, session, other) for other in seen.taken):
-            return f"session {session} is admitted after one that began later, by clocks that were right"
-        if session in seen.ended:
-            return f"session {session} is admitted after its end"
-        counting = _operators(state.thief)
-        if any(one.enrolled <= sequence for signer, sequence in seen.revoked if signer in counting):
-            return f"session {session} is admitted by the enrolment of {one.enrolled} after its Revoke"
-        if any(one.policy < version and at - since >= LEASE_S for version, since in seen.policies):
-            return f"session {session} is admitted by policy {one.policy}, a lease after a newer one was seen"
-        return None
-
-    def _before(self, state: State, one: int, other: int) -> bool:
-        first, second = state.since[one], state.since[other]
-        same = self._place(one) == self._place(other)
-        return same and first is not None and second is not None and first < second
-
-    def _locked_out(self, state: State) -> str | None:
-        """Whether an honest host or application is kept out, with an honest bus and right clocks from now on."""
-        if state.thief != "out" and any(THIEF in dict(one.seen.revoked) for one in state.gates):
-            return None  # that is what an operator's key is for
-        key = (
-            state.tick,
-            tuple(one.gate for one in state.gates),
-            tuple(worker.current for worker in state.workers),
-            state.commands[-1],
-            state.policy,
-            state.thief,
-        )
-        if key not in self._locked:
-            self._locked[key] = self._lock_out(state)
-        return self._locked[key]
-
-    def _lock_out(self, state: State) -> str | None:
-        places = sorted({session.place for session in self._scope.sessions})
-        enrolled = state.commands[-1] if state.commands[-1] > 0 else -state.commands[-1] + 1
-        now = _second(state.tick)
-        for first, second, told in product(state.workers, repeat=3):
-            gates = [self._gates.write(one.gate) for one in state.gates]
-            wanted: list[Statement] = []
-            for place in places:
-                pointer, learned = 0, (0, "")
-                for attempt, worker in enumerate((first, second)):
-                    known = max(
-                        _current(worker, place), learned if worker is told or self._rules.tells_all else (0, "")
-                    )
-                    rank = self._rules.rank(now * 10**6 + attempt + 1, max(pointer, known[0]))
-                    serial = 100 + 2 * places.index(place) + attempt
-                    session = Session(f"{serial:032x}", place)
-                    mine = statement(session, Said(False, serial, rank, enrolled, state.policy, now, 1))
-                    changes = [self._gates.take(gate, mine) for gate in gates]
-                    gates, pointer = [self._gates.write(change.gate) for change in changes], rank
-                    if all(mine in self._gates.admitted(gate) for gate in gates):
-                        break
-                    learned = max(_taught(change.taught) for change in changes)
-                wanted.append(mine)
-            if not all(mine in self._gates.admitted(gate) for mine in wanted for gate in gates):
-                return "an honest session is kept out, and so is the next"
-        return None
+        return self._judge.fault(state)
 
 
 def _order(gateway: Gateway) -> tuple[int, str]:
     return gateway.gate, str([[sorted(one) for one in seen] for seen in gateway[1:]])
 
 
-def _second(tick: int) -> int:
-    return BEGAN + TICK_S * tick
-
-
-def _operators(thief: str) -> frozenset[bytes]:
-    return frozenset({OPERATOR} if thief == "out" else {OPERATOR, THIEF})
+def _both(one: Seen, other: Seen) -> Seen:
+    """What is true of a gateway that has been told what another has seen."""
+    revoked, policies = dict(one.revoked), dict(one.policies)
+    for signer, sequence in other.revoked:
+        revoked[signer] = max(revoked.get(signer, 0), sequence)
+    for version, since in other.policies:
+        policies[version] = min(policies.get(version, since), since)
+    return Seen(
+        taken=one.taken | other.taken,
+        out=one.out | other.out,
+        ended=one.ended | other.ended,
+        revoked=tuple(sorted(revoked.items())),
+        policies=tuple(sorted(policies.items())),
+    )
 
 
 def _with_gate(state: State, at: int, gateway: Gateway) -> State:
@@ -474,10 +321,6 @@ def _readings(state: State, worker: Worker) -> Iterator[tuple[int, int]]:
         if state.commands[command] > 0:
             for policy in range(worker.policy, state.policy + 1):
                 yield command, policy
-
-
-def _current(worker: Worker, place: str) -> tuple[int, str]:
-    return next(((rank, session) for known, rank, session in worker.current if known == place), (0, ""))
 
 
 def _knows(worker: Worker, tenure: Tenure | None, session: int, stage: int) -> Worker:
@@ -511,41 +354,3 @@ def _end_of(state: State, record: Record, now: int) -> Said | None:
 def _told(said: Said) -> str:
     what = "the end" if said.ends else f"the lease (enrolment {said.enrolled}, policy {said.policy}, {said.number})"
     return f"{what} of session {said.session} with rank {said.rank}"
-
-
-def _taught(floor: Statement | Revocation | None) -> tuple[int, str]:
-    """What a worker learns by the floor that a gateway encloses in its report."""
-    tenure = None if floor is None or isinstance(floor, Revocation) else tenure_of(floor)
-    return (0, "") if tenure is None else (tenure.rank, tenure.session)
-
-
-@cache
-def _revocation(subject: Literal["host", "app"], signer: bytes, sequence: int) -> Revocation:
-    id = "h1" if subject == "host" else "a1"
-    value = f"{subject} {signer.hex()} {sequence}".encode()
-    return Revocation(
-        subject_kind=subject,
-        id=id,
-        signer=signer,
-        operator="op1",
-        sequence=sequence,
-        reason="stolen",
-        source=Source(key=revoke_key(subject, id, signer), value=value),
-    )
-
-
-@cache
-def statement(session: Session, said: Said) -> Statement:
-    """What a worker has said, as the gateways read it."""
-    key = f"host.{session.id}" if session.place.startswith("host.") else f"cert.{said.session + 1:02x}"
-    times = {"issued_at": said.issued, "sequence": said.number}
-    if said.ends:
-        tenure = Tenure(place=session.place, session=session.id, rank=said.rank)
-        return withdrawal(key, until=said.issued + LEASE_S, ends=tenure, **times)
-    basis = {"rank": said.rank, "enrolled": said.enrolled, "policy": said.policy}
-    times["expires_at"] = said.issued + LEASE_S
-    if session.place.startswith("host."):
-        return host(host_session=session.id, **times, **basis)
-    _, app, on = session.place.split(".")
-    identity = f"spiffe://sdn.example.org/host/{on}/app/{app}"
-    return lease(app_session=session.id, serial=f"{said.session + 1:02x}", host=on, identity=identity, **times, **basis)
