@@ -25,6 +25,7 @@ from attestgate.bus.client.nats import connect
 from attestgate.bus.client.rights import Rights, try_rights
 from attestgate.manager.diagnosis.listening import listening
 from attestgate.manager.gateway.dictionary import Dictionary, NginxError
+from attestgate.manager.gateway.floors_file import FloorsFile
 from attestgate.manager.local.keyfiles import read_identity, read_secret
 from attestgate.manager.pki.authority import load_authority
 from attestgate.schemas.base import Model, Refusal
@@ -299,6 +300,17 @@ def identity(path: Path) -> Finding:
     return Finding(check="identity", good=True, found=f"{path}: readable by its owner only")
 
 
+def floors(path: Path) -> Finding:
+    """Whether a gateway worker's memory of what was taken away can be read: without it, it does not start."""
+    try:
+        file = FloorsFile(path)
+        count = len(file.rows())
+    except Refusal as refusal:
+        reason = refusal.reasons[0]
+        return Finding(check="floors", good=False, found=reason.sentence(), action=reason.action)
+    return Finding(check="floors", good=True, found=f"{path}: {count} floors after {file.counter} changes")
+
+
 async def of_manager(settings: ManagerSettings) -> list[Finding]:
     """The checks of a manager worker."""
     service = await pccs(settings.attestation.pccs_url)
@@ -307,7 +319,8 @@ async def of_manager(settings: ManagerSettings) -> list[Finding]:
 
 async def of_gateway(settings: GatewaySettings) -> list[Finding]:
     """The checks of a gateway worker."""
-    return [*await bus(settings.bus, "gateway"), identity(settings.identity), *await nginx(settings)]
+    own = [identity(settings.identity), floors(settings.floors)]
+    return [*await bus(settings.bus, "gateway"), *own, *await nginx(settings)]
 
 
 async def of_host(settings: HostSettings) -> list[Finding]:

@@ -5,8 +5,8 @@ gateway an older state of the deployment is found out by what the gateway itself
   - Of the sessions of a place, the one with the highest (rank, session) counts. A lease below it is refused, and one
     that is held is cut. A session that a withdrawal has ended gets no lease again.
   - A lease with an `enrolled` below the highest of its subject is refused; one that is held runs out.
-  - A lease with a policy version below the highest is refused once `longest_lease_s` have passed since the highest was
-    first seen. What was refused by then stays refused, however often the policy changes.
+  - A lease with a policy version below one that was first seen `longest_lease_s` ago is refused, and one that is held
+    ends by then.
   - An operator's Revoke cuts its subject at once, and refuses every lease whose `enrolled` is not above its sequence.
     It counts while its key is among the operators of the settings. It has no time, so no clock has a say.
   - Floors only rise. There is one row a place, subject, and operator key of a revoked subject, and one of the policy.
@@ -34,6 +34,9 @@ from attestgate.schemas.admission import (
 from attestgate.schemas.base import Bytes32, Id, Model, Reason, Refusal, Seconds, SessionId, shown
 from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.in_force import digest_of
+
+MAX_NEWER = 16
+"""Most policy versions whose time is kept: of more within the length of a lease, the oldest ones and the newest."""
 
 
 class Source(Model):
@@ -73,23 +76,39 @@ class EnrolledFloor(Model):
         return f"enrolled {self.subject}"
 
 
-class PolicyFloor(Model):
-    """The highest policy version of any lease taken, and the Unix second when it was first seen.
+class SeenPolicy(Model):
+    """A policy version, and the Unix second when it was first seen as the highest of all."""
 
-    `least` is the highest version before it that had already been seen for the length of a lease: what is older has had
-    its time.
+    version: Sequence
+    seen_at: Seconds
+    source: Source
+
+
+class PolicyFloor(Model):
+    """The policy versions of the leases taken, each above those before it: `least` is refused below, whatever the time.
+
+    Of those in `newer` the newest is the highest version known. Lower versions may be in use for the length of a lease
+    from when each was first seen.
     """
 
     kind: Literal["policy"] = "policy"
-    version: Sequence
-    seen_at: Seconds
-    least: Annotated[int, Field(ge=0, lt=2**63)]
-    source: Source
+    least: SeenPolicy | None
+    newer: Annotated[list[SeenPolicy], Field(max_length=MAX_NEWER)]
 
     @property
     def name(self) -> str:
         """Its row's name."""
         return "policy"
+
+    @property
+    def seen(self) -> list[SeenPolicy]:
+        """All of them, the lowest and oldest first."""
+        return [*([self.least] if self.least is not None else []), *self.newer]
+
+    @property
+    def highest(self) -> SeenPolicy:
+        """The highest version known."""
+        return self.seen[-1]
 
 
 class Revocation(Model):
@@ -165,8 +184,8 @@ class Floors:
         self._places: dict[str, PlaceFloor] = {}
         self._enrolled: dict[str, EnrolledFloor] = {}
         self._policy: PolicyFloor | None = None
-        self._policy_since = steady
-        """When the policy's floor was set, or read after a restart: the wall clock may be set back meanwhile."""
+        self._policy_since: dict[int, float] = {}
+        """When each version was first seen, or read after a restart: the wall clock may be set back meanwhile."""
         self._revoked: dict[str, dict[bytes, Revocation]] = {}
         for row in rows:
             self._put(row, steady)
@@ -188,10 +207,10 @@ class Floors:
         if enrolled is not None and lease.enrolled < enrolled.enrolled:
             action = "find out who shows the managers an older enrolment; it passes once they know the newer one"
             raise _below("enrolled", lease, enrolled.enrolled, lease.enrolled, action, enrolled.source)
-        policy = self._policy
-        if policy is not None and lease.policy < self._least_policy(policy, at, steady):
+        least = self._least_policy(at, steady)
+        if self._policy is not None and least is not None and lease.policy < least.version:
             action = "find out which manager worker is kept on an older policy"
-            raise _below("policy", lease, self._least_policy(policy, at, steady), lease.policy, action, policy.source)
+            raise _below("policy", lease, least.version, lease.policy, action, self._policy.highest.source)
 
     def fault(self, lease: AnyLease) -> BelowFloor | None:
         """Why a lease that was taken before may not stay until it runs out; None if it may."""
@@ -226,12 +245,25 @@ class Floors:
             action = "none, if it was superseded; else find out who shows the managers an older state"
             raise _below("rank", lease, expected, f"rank {tenure.rank} of {tenure.session}", action, floor.source)
 
-    def _least_policy(self, policy: PolicyFloor, at: int, steady: float) -> int:
-        return policy.version if self._over(policy, at, steady) else policy.least
+    def _least_policy(self, at: int, steady: float) -> SeenPolicy | None:
+        """The highest version below which all leases have had the time to run out."""
+        if self._policy is None:
+            return None
+        over = [seen for seen in self._policy.newer if self._over(seen, at, steady)]
+        return over[-1] if over else self._policy.least
 
-    def _over(self, policy: PolicyFloor, at: int, steady: float) -> bool:
-        """Whether leases of an older policy have had the time to run out since this version was first seen."""
-        return at - policy.seen_at >= self._longest_s or steady - self._policy_since >= self._longest_s
+    def _over(self, seen: SeenPolicy, at: int, steady: float) -> bool:
+        since = self._policy_since[seen.version]
+        return at - seen.seen_at >= self._longest_s or steady - since >= self._longest_s
+
+    def policy_until(self, version: int, steady: float) -> int | None:
+        """When a lease with this policy version ends, in Unix seconds, whatever it says itself; None if at no time."""
+        if self._policy is None or self._policy.highest.version <= version:
+            return None
+        above = next(seen for seen in self._policy.seen if seen.version > version)
+        if above is self._policy.least or steady - self._policy_since[above.version] >= self._longest_s:
+            return 0
+        return above.seen_at + self._longest_s
 
     def _counting(self, subject: str) -> Iterator[Revocation]:
         return (r for r in self._revoked.get(subject, {}).values() if r.signer in self._operators)
@@ -281,12 +313,20 @@ class Floors:
             return row if held is None or held.enrolled < row.enrolled else None
         if isinstance(row, Revocation):
             return None if self.holds(row) else row
+        return self._merged_policy(row)
+
+    def _merged_policy(self, other: PolicyFloor) -> PolicyFloor | None:
         own = self._policy
         if own is None:
-            return row
-        higher = row if row.version > own.version else own
-        merged = higher.model_copy(update={"least": max(row.least, own.least)})
-        return None if merged == own else merged
+            return other
+        least = max((f.least for f in (own, other) if f.least is not None), key=lambda s: s.version, default=None)
+        newer: list[SeenPolicy] = []
+        # From the highest down: one counts only if it was seen before those above it.
+        for seen in sorted([*own.newer, *other.newer], key=lambda s: (-s.version, s.seen_at)):
+            if (not newer or seen.seen_at < newer[0].seen_at) and (least is None or seen.version > least.version):
+                newer.insert(0, seen)
+        merged = PolicyFloor(least=least, newer=_bounded(newer))
+        return None if _said(merged) == _said(own) else merged
 
     def put(self, rows: list[Row], steady: float = 0.0) -> list[Row]:
         """Replace these rows, by those that `take` of another copy of these floors has returned."""
@@ -301,7 +341,8 @@ class Floors:
         elif isinstance(row, EnrolledFloor):
             self._enrolled[row.subject] = row
         elif isinstance(row, PolicyFloor):
-            self._policy, self._policy_since = row, steady
+            self._policy = row
+            self._policy_since = {s.version: self._policy_since.get(s.version, steady) for s in row.seen}
         else:
             self._revoked.setdefault(row.subject, {})[row.signer] = row
 
@@ -326,10 +367,12 @@ class Floors:
 
     def _raised_policy(self, version: int, source: Source, at: int, steady: float) -> PolicyFloor | None:
         floor = self._policy
-        if floor is not None and floor.version >= version:
+        if floor is not None and floor.highest.version >= version:
             return None
-        least = self._least_policy(floor, at, steady) if floor is not None else 0
-        return PolicyFloor(version=version, seen_at=at, least=least, source=source)
+        least = self._least_policy(at, steady)
+        newer = [] if floor is None else [s for s in floor.newer if least is None or s.version > least.version]
+        seen = SeenPolicy(version=version, seen_at=at, source=source)
+        return PolicyFloor(least=least, newer=_bounded([*newer, seen]))
 
     def cover(self, statement: Statement) -> bool:
         """Whether these floors are at, or above, all that a statement raises."""
@@ -341,7 +384,7 @@ class Floors:
             and enrolled is not None
             and enrolled.enrolled >= statement.enrolled
             and self._policy is not None
-            and self._policy.version >= statement.policy
+            and self._policy.highest.version >= statement.policy
         )
 
     def _covers_place(self, tenure: Tenure, *, ended: bool) -> bool:
@@ -356,6 +399,16 @@ class Floors:
         """Whether these floors have a Revoke, or a newer one by the same key."""
         held = self._revoked.get(revocation.subject, {}).get(revocation.signer)
         return held is not None and held.sequence >= revocation.sequence
+
+
+def _bounded(newer: list[SeenPolicy]) -> list[SeenPolicy]:
+    """Without those before the newest, if there are too many: so the oldest come to their time."""
+    return newer if len(newer) <= MAX_NEWER else [*newer[: MAX_NEWER - 1], newer[-1]]
+
+
+def _said(floor: PolicyFloor) -> tuple[int, list[tuple[int, int]]]:
+    """What a floor says, whoever said it."""
+    return floor.least.version if floor.least is not None else 0, [(s.version, s.seen_at) for s in floor.newer]
 
 
 def _order(tenure: Tenure) -> tuple[int, str]:

@@ -59,6 +59,10 @@ class KeptFloors:
                 del self._unwritten[row.name]
         self.written.counter = counter
 
+    def policy_until(self, version: int) -> int | None:
+        """When a lease with this policy version ends, in Unix seconds, whatever it says itself; None if at no time."""
+        return self.known.policy_until(version, self._steady())
+
     def settled(self, statement: Statement) -> bool:
         """Whether all that is known about a statement is on disk: what it raises, and what cuts it."""
         if not self.written.cover(statement):

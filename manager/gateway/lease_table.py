@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
-from attestgate.manager.gateway.floors import PlaceFloor, Row, subject_of
+from attestgate.manager.gateway.floors import PlaceFloor, PolicyFloor, Row, subject_of
 from attestgate.manager.gateway.kept_floors import KeptFloors
 from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
@@ -113,7 +113,18 @@ class LeaseTable(Mapping[str, Statement]):
         return {withdrawal.key, *changed}
 
     def _fallen(self, rows: list[Row]) -> set[str]:
-        return {key for row in rows if isinstance(row, PlaceFloor) for key in self._places.get(row.place, ())}
+        """The leases that a new floor may end, or end earlier."""
+        fallen = {key for row in rows if isinstance(row, PlaceFloor) for key in self._places.get(row.place, ())}
+        if any(isinstance(row, PolicyFloor) for row in rows):
+            fallen |= {key for key, r in self._records.items() if self._policy_until(r) < r.ends}
+        return fallen
+
+    def _policy_until(self, record: _Record) -> int:
+        """When a lease ends at this gateway, by its own end and by the policy that it rests on."""
+        if isinstance(record.statement, Withdrawal):
+            return record.ends
+        until = self._floors.policy_until(record.statement.policy)
+        return record.ends if until is None else min(record.ends, until)
 
     def _keep(self, record: _Record) -> None:
         statement = record.statement
@@ -166,24 +177,23 @@ class LeaseTable(Mapping[str, Statement]):
 
     def entry(self, key: str, at: int) -> DictionaryEntry | None:
         """What nginx must hold under a key at Unix second `at`; None for nothing."""
-        record = self._records.get(key)
-        if (
-            record is None
-            or isinstance(record.statement, Withdrawal)
-            or not self._floors.known.stands(record.statement)
-        ):
+        newest = self._records.get(key)
+        if newest is None or isinstance(newest.statement, Withdrawal):
             return None
-        record = self._settled(record)
-        if record is None or record.ends <= at or isinstance(record.statement, Withdrawal):
+        record = self._settled(newest)
+        if record is None or isinstance(record.statement, Withdrawal):
             return None
-        lease = record.statement
-        if stale(lease.issued_at, at, self._skew_s) or record.over <= self._steady():
+        lease, known = record.statement, self._floors.known
+        if not known.stands(newest.statement) or not known.stands(lease):
+            return None
+        until = self._policy_until(record)
+        if until <= at or stale(lease.issued_at, at, self._skew_s) or record.over <= self._steady():
             return None
         if isinstance(lease, Lease):
             return CertificateEntry(
                 sequence=lease.sequence,
                 since=lease.issued_at,
-                until=record.ends,
+                until=until,
                 sha256=lease.certificate,
                 identity=lease.identity,
                 host_key=f"host.{lease.host_session}",
@@ -191,7 +201,7 @@ class LeaseTable(Mapping[str, Statement]):
                 marks=", ".join(lease.marks),
                 allow=lease.allow,
             )
-        return HostEntry(sequence=lease.sequence, since=lease.issued_at, until=record.ends, host=lease.host)
+        return HostEntry(sequence=lease.sequence, since=lease.issued_at, until=until, host=lease.host)
 
     def settled(self, key: str) -> bool:
         """Whether all that is known of a key's statement is on disk."""

@@ -15,6 +15,7 @@ from attestgate.cli.main import app
 from attestgate.manager.diagnosis import doctor
 from attestgate.manager.diagnosis.doctor import Finding
 from attestgate.manager.diagnosis.listening import listening
+from attestgate.manager.gateway.floors_file import create
 from attestgate.schemas.settings import BusSettings, GatewaySettings, OperatorSettings
 from tests.support.gateway.gate import Gate, running
 
@@ -81,6 +82,14 @@ async def test_a_gateway_as_it_should_be(tmp_path: Path) -> None:
         assert set(bad(await doctor.gateway(gate.config))) == {"controller"}
     assert set(bad(await doctor.nginx(settings))) == {"nginx"}
     assert {"stranger", "controller"} <= set(bad(await doctor.gateway(gate.config)))
+
+
+def test_the_floors_of_a_gateway(tmp_path: Path) -> None:
+    missing = doctor.floors(tmp_path / "floors")
+    assert not missing.good and "attestgate gateway floors new" in missing.action
+    create(tmp_path / "floors")
+    found = doctor.floors(tmp_path / "floors")
+    assert found.good and found.found.endswith("0 floors after 0 changes")
 
 
 @pytest.mark.stack

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestgate.manager.gateway.floors import AnyLease, BelowFloor, Floors, PolicyFloor, Revocation, Row, Source
+from attestgate.manager.gateway.floors import (
+    MAX_NEWER,
+    AnyLease,
+    BelowFloor,
+    Floors,
+    PolicyFloor,
+    Revocation,
+    Row,
+    Source,
+)
 from attestgate.schemas.admission import HostLease, Lease, Statement, Tenure, Withdrawal, revoke_key
 from attestgate.schemas.enrolment import SubjectKind
 from tests.support.gateway.statements import APP_TENURE, CERT, HOST, HOST_TENURE, host, lease, withdrawal
@@ -141,15 +149,39 @@ def test_no_clock_that_is_set_back_gives_an_older_policy_more_time() -> None:
     assert refused(book, host(policy=1), at=50, steady=7.0 + LONGEST) == "admission.policy"
 
 
-def test_a_policy_that_has_had_its_time_gets_no_more_by_another_change() -> None:
+def test_a_policy_that_has_had_its_time_gets_no_more_by_other_changes() -> None:
     book = floors()
     take(book, lease(policy=2), at=100)
-    take(book, lease(policy=3), at=200)
-    assert refused(book, host(policy=1), at=200) == "admission.policy"
-    take(book, host(policy=2), at=200)
-    take(book, lease(policy=4), at=210)
-    assert refused(book, host(policy=1), at=210) == "admission.policy"
-    assert refused(book, host(policy=2), at=270) == "admission.policy"
+    take(book, lease(policy=3), at=150)
+    take(book, lease(policy=4), at=155)
+    take(book, host(policy=1), at=159)
+    assert refused(book, host(policy=1), at=160) == "admission.policy"
+    take(book, host(policy=2), at=209)
+    assert refused(book, host(policy=2), at=210) == "admission.policy"
+    take(book, lease(policy=5), at=300)
+    assert refused(book, host(policy=3), at=300) == "admission.policy"
+    take(book, host(policy=4), at=300)
+
+
+def test_a_lease_that_is_held_ends_when_the_policy_that_it_rests_on_does() -> None:
+    book = floors()
+    take(book, lease(policy=2), at=100, steady=7.0)
+    assert book.policy_until(2, 7.0) is None
+    assert book.policy_until(1, 7.0) == 100 + LONGEST
+    assert book.policy_until(1, 7.0 + LONGEST) == 0, "whatever the clock says"
+    take(book, lease(policy=3), at=170, steady=77.0)
+    assert (book.policy_until(1, 77.0), book.policy_until(2, 77.0)) == (0, 170 + LONGEST)
+
+
+def test_of_many_policies_within_a_lease_the_oldest_come_to_their_time() -> None:
+    book = floors()
+    for version in range(2, 100):
+        take(book, lease(policy=version), at=100 + version // 2)
+    (row,) = [row for row in book.rows() if isinstance(row, PolicyFloor)]
+    assert len(row.newer) == MAX_NEWER and row.highest.version == 99
+    assert refused(book, host(policy=1), at=101 + LONGEST) == "admission.policy"
+    assert refused(book, host(policy=98), at=149 + LONGEST) == "admission.policy"
+    take(book, host(policy=99), at=149 + LONGEST)
 
 
 def test_a_restart_gives_an_older_policy_no_second_time() -> None:
@@ -280,21 +312,12 @@ class Seen:
             any((t.rank, t.session) > (tenure.rank, tenure.session) for t in places if t.place == tenure.place)
             or tenure in self.ended
             or any(other.enrolled > one.enrolled for other in mine)
-            or one.policy < self._least_policy(at)
+            or any(other.policy > one.policy and at - since >= LONGEST for other, since in self.leases)
             or any(
                 (r.subject_kind, r.id) == subject and r.sequence >= one.enrolled and r.signer == OPERATOR
                 for r in self.revokes
             )
         )
-
-    def _least_policy(self, at: int) -> int:
-        """The highest version that was the highest of all for the length of a lease."""
-        highest: list[tuple[int, int]] = []
-        for one, since in self.leases:
-            if not highest or one.policy > highest[-1][0]:
-                highest.append((one.policy, since))
-        followed = pairwise([*highest, (0, at)])
-        return max((version for (version, since), (_, end) in followed if end - since >= LONGEST), default=0)
 
 
 @given(steps=steps)
@@ -338,7 +361,8 @@ def test_floors_only_rise_and_a_copy_by_rows_is_the_same(steps: list[tuple[State
         for row in rows:
             assert row != before.get(row.name)
             if isinstance(row, PolicyFloor) and isinstance(old := before.get(row.name), PolicyFloor):
-                assert row.version > old.version and row.least >= old.least
+                assert row.highest.version > old.highest.version
+                assert (row.least.version if row.least else 0) >= (old.least.version if old.least else 0)
 
 
 @given(steps=steps, again=st.randoms())
@@ -389,7 +413,10 @@ def played(steps: list[tuple[Statement | Revocation, int]]) -> Floors:
 
 def said(book: Floors) -> dict[str, object]:
     """What the floors say, whoever said it."""
-    return {row.name: row.model_dump(exclude={"source", "seen_at"}) for row in book.rows()}
+    return {
+        row.name: row.model_dump(exclude={"source": True, "least": {"source"}, "newer": {"__all__": {"source"}}})
+        for row in book.rows()
+    }
 
 
 @given(one=steps, other=steps)

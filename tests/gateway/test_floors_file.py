@@ -15,6 +15,7 @@ from attestgate.manager.gateway.floors import EnrolledFloor, Floors, PlaceFloor,
 from attestgate.manager.gateway.floors_export import export_floors, import_floors, open_export
 from attestgate.manager.gateway.floors_file import FloorsFile, FloorsNotWritten, create
 from attestgate.manager.local.keyfiles import create_identity, read_identity
+from attestgate.schemas.admission import HostLease, Lease, post
 from attestgate.schemas.base import Refusal, pack, unpack
 from attestgate.schemas.floors import ExportFile
 from attestgate.schemas.signing import Signer, TrustedKeys
@@ -52,6 +53,29 @@ def test_what_was_written_is_read_and_counted(path: Path) -> None:
     again = FloorsFile(path)
     assert again.counter == 6 and {row.name: row for row in again.rows()} == {row.name: row for row in rows}
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_subject_costs_on_disk(path: Path) -> None:
+    """docs/gateway.md: about 1 KB for a host and 2 KB for an application on one host."""
+    signer, floors = new_signer(), Floors(operators=[], longest_lease_s=60)
+    for kind, least, most in (("host", 700, 1200), ("app", 1400, 2400)):
+        file, before = FloorsFile(path), path.stat().st_size
+        rows = [row for i in range(1000, 2000) for row in floors.take(*posted(signer, kind, i), 100, 0.0)]
+        file.write(rows)
+        assert least < (path.stat().st_size - before) / 1000 < most
+
+
+def posted(signer: Signer, kind: str, number: int) -> tuple[Lease | HostLease, bytes]:
+    """A lease, and how a manager posts it."""
+    order = {"rank": 1_800_000_000_000_000 + number, "enrolled": 1_700_000_000_000_000 + number}
+    name, session = f"host-{number}", f"{number:032x}"
+    one: Lease | HostLease = host(host=name, host_session=session, **order)
+    if kind == "app":
+        app = f"application-{number}"
+        identity = f"spiffe://sdn.example.org/host/{name}/app/{app}"
+        serial = f"7f{number:030x}"
+        one = lease(host=name, app=app, identity=identity, serial=serial, app_session=session, **order)
+    return one, post(signer, one)
 
 
 def test_no_file_is_made_but_by_hand_and_none_is_replaced(tmp_path: Path, path: Path) -> None:

@@ -224,3 +224,15 @@ def test_a_row_that_changes_while_it_is_written_is_written_again(site: Site) -> 
     assert not site.admits("cert.02")
     site.write()
     assert site.admits("cert.02")
+
+
+def test_a_newer_policy_ends_what_rests_on_an_older_one(site: Site) -> None:
+    site.take(lease(expires_at=160))
+    site.write()
+    told: list[str] = []
+    site.desired.on_change(told.append)
+    site.take(host(policy=2, issued_at=90), at=95)
+    assert set(told) == {HOST, CERT}
+    assert site.desired.until(CERT, 100) == 95 + LONGEST
+    site.passed = LONGEST
+    assert not site.admits(at=100), "by the monotonic clock its time is over"

@@ -72,7 +72,8 @@ class GatewayDeployment:
         **more: Any,
     ) -> GatewayWorker:
         """A worker by a clock; its monotonic one is the real one."""
-        values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600}
+        ann = OperatorSettings(name="ann", role="operator", identity=OPERATOR.public.hex())
+        values: dict[str, Any] = {"longest_lease_s": 300, "reconcile_s": 3600, "operators": [ann]}
         settings = GatewaySettings(
             bus=BusSettings(url="nats://unused", credentials=Path("unused")),
             id="g1",
@@ -80,7 +81,6 @@ class GatewayDeployment:
             identity=Path("unused"),
             trust_domain=TRUST_DOMAIN,
             manager_identity=[self.manager.public.hex()],
-            operators=[OperatorSettings(name="ann", role="operator", identity=OPERATOR.public.hex())],
             floors=self.floors,
             nginx_socket=self.gate.config.admin,
             **values | more,
