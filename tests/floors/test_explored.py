@@ -21,13 +21,17 @@ TWO = (Session(LATER, HOST), Session(EARLIER, HOST))
 APPS = (Session(LATER, APP), Session(EARLIER, ELSEWHERE))
 
 SCOPES = {
-    "one session follows another, seen by two gateways": Scope(TWO, ticks=1),
-    "one session follows another, and either may drift": Scope(TWO, drift=True, restarts=True, gateways=1),
-    "workers' clocks are set, and all start again": Scope(ONE, ticks=1, clocks=(-1, 0, 2), drift=True, restarts=True),
-    "an operator revokes and enrols anew": Scope(TWO, commands=2, gateways=1),
-    "a stolen operator's key comes and goes": Scope(ONE, commands=2, thief=True, restarts=True),
-    "an author puts newer policies in force": Scope(ONE, ticks=4, policies=2, gateways=1),
-    "an application on two hosts": Scope(APPS, ticks=1),
+    "one session follows another": Scope(TWO, ticks=1, gateways=1),
+    "one session follows another, either may drift, and two gateways see it": Scope(TWO, drift=True),
+    "one session follows another while a worker's clock is set": Scope(TWO, clocks=(2,), gateways=1),
+    "a worker's clock is set, and all start again": Scope(ONE, clocks=(2,), drift=True, restarts=True),
+    "a worker's clock is set, and leases run out": Scope(ONE, current=True, clocks=(2,), ticks=2, gateways=1),
+    "an operator revokes and enrols anew": Scope(TWO, commands=1, gateways=1),
+    "floors are imported": Scope(ONE, current=True, drift=True, commands=1, imports=True),
+    "a gateway's disk is late": Scope(ONE, current=True, commands=2, disks=True, restarts=True, gateways=1),
+    "a stolen operator's key comes and goes": Scope(ONE, current=True, commands=1, thief=True, restarts=True),
+    "a newer policy comes into force": Scope(ONE, current=True, ticks=2, policies=2, gateways=1),
+    "an application on two hosts": Scope(APPS, restarts=True),
 }
 
 
@@ -44,11 +48,12 @@ def test_with_an_honest_bus_what_a_slow_worker_stores_changes_no_end() -> None:
     assert explored.whole
 
 
-RETURNS = "session 0 is admitted again after one that followed it"
-ORDER = "session 0 is admitted after one that began later, by clocks that were right"
+RETURNS = "a session is admitted again after one that followed it"
+ORDER = "a session is admitted after one that began later, by clocks that were right"
 LOCKED_OUT = "an honest session is kept out, and so is the next"
-ENDED = "session 0 is admitted after its end"
-REVOKED = "session 0 is admitted by the enrolment of 1 after its Revoke"
+ENDED = "a session is admitted after its end"
+REVOKED = "a session is admitted by an enrolment that was revoked"
+POLICY = "a session is admitted by an older policy, a lease after a newer one was seen"
 UNSOUND = {
     "a rank that the bus counts": (Scope(TWO, ticks=1), Rules(rank=variants.counted), ORDER),
     "a rank that is the clock alone": (Scope(ONE, clocks=(2,)), Rules(rank=variants.timed), LOCKED_OUT),
@@ -65,6 +70,11 @@ UNSOUND = {
         Scope(ONE, ticks=3, clocks=(2,)),
         Rules(floors=variants.TombstonesOnly),
         ENDED,
+    ),
+    "a lease of an older policy that runs out": (
+        Scope(ONE, current=True, ticks=2, policies=2, gateways=1),
+        Rules(floors=variants.OlderPoliciesRunOut),
+        POLICY,
     ),
     "what one worker learns of gateways is its own": (
         Scope(ONE, clocks=(2,), drift=True),

@@ -5,27 +5,24 @@ A gateway that has come to the same by another way is the same one, so each chan
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
-
-from pydantic import BaseModel
 
 from attestgate.manager.gateway.floors import AnyLease, BelowFloor, Floors, Revocation, Row
 from attestgate.manager.gateway.kept_floors import KeptFloors
 from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Statement, Tenure, Withdrawal
 from attestgate.schemas.base import Refusal, pack
+from tests.support.floors.snapshots import Identities, copied
 
 LEASE_S = 60
 """The longest lease, and what the managers give."""
 
 
 class Clock:
-    """A gateway's clock, which is right."""
+    """The gateways' clock, which is right: it shows the time of the gateway that is being looked at."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    at = 0
 
     def steady(self) -> float:
         """The same, as the monotonic clock has it."""
@@ -35,9 +32,12 @@ class Clock:
 class Gate:
     """One gateway: its floors, as it knows them and as far as they are on disk, and its leases."""
 
-    def __init__(self, kind: type[Floors], operators: frozenset[bytes], at: int, rows: Iterable[Row] = ()) -> None:
-        self._clock = Clock(at)
-        steady = self._clock.steady
+    def __init__(
+        self, kind: type[Floors], operators: frozenset[bytes], clock: Clock, at: int, rows: Iterable[Row] = ()
+    ) -> None:
+        self.at = clock.at = at
+        self._clock = clock
+        steady = clock.steady
         self._kept = KeptFloors(operators=operators, longest_lease_s=LEASE_S, steady=steady)
         self._kept.known = kind(operators=operators, longest_lease_s=LEASE_S)
         self._kept.written = kind(operators=operators, longest_lease_s=LEASE_S)
@@ -50,7 +50,7 @@ class Gate:
         """A statement of the bucket. Returns the refusal that is told to the managers."""
         held = self._leases.get(statement.key)
         try:
-            self._leases.take(statement, value, self._clock.at)
+            self._leases.take(statement, value, self.at)
         except BelowFloor as refusal:
             return refusal
         except Refusal:
@@ -72,7 +72,7 @@ class Gate:
         """The leases by which nginx holds its entries."""
         found = []
         for key, held in self._leases.items():
-            entry = self._leases.entry(key, self._clock.at)
+            entry = self._leases.entry(key, self.at)
             if entry is not None and not isinstance(held, Withdrawal):
                 renewed = self._renewed.get(key, ())
                 found.append(next(one for one in (held, *renewed) if one.sequence == entry.sequence))
@@ -85,8 +85,8 @@ class Gate:
 
     def pass_time(self, seconds: int) -> None:
         """Tombstones are forgotten, and leases run out."""
-        self._clock.at += seconds
-        self._leases.forget(self._clock.at)
+        self.at = self._clock.at = self.at + seconds
+        self._leases.forget(self.at)
 
     def rows(self) -> list[Row]:
         """What is on its disk."""
@@ -96,7 +96,7 @@ class Gate:
         """Only what is on its disk is left, and what was imported there meanwhile."""
         floors = kind(self.rows(), operators=operators, longest_lease_s=LEASE_S)
         floors.merge(imported)
-        return Gate(kind, operators, self._clock.at, floors.rows())
+        return Gate(kind, operators, self._clock, self.at, floors.rows())
 
 
 class Change(NamedTuple):
@@ -111,24 +111,26 @@ class Gates:
 
     def __init__(self, kind: type[Floors], operators: frozenset[bytes], at: int) -> None:
         self._kind = kind
+        self._clock = Clock()
+        self._identities = Identities(self._clock)
         self._numbers: dict[Hashable, int] = {}
         self._gates: list[Gate] = []
         self._after: dict[tuple[int, Hashable], Change] = {}
         self._admitted: dict[int, tuple[AnyLease, ...]] = {}
         self._held: dict[int, tuple[AnyLease, ...]] = {}
         self._said: dict[bytes, Statement | Revocation] = {}
-        self.new = self._number(Gate(kind, operators, at))
+        self.new = self._number(Gate(kind, operators, self._clock, at))
 
     def admitted(self, gate: int) -> tuple[AnyLease, ...]:
         """The leases by which nginx holds its entries there."""
         if gate not in self._admitted:
-            self._admitted[gate] = tuple(self._gates[gate].admitted())
+            self._admitted[gate] = tuple(self._at(gate).admitted())
         return self._admitted[gate]
 
     def held(self, gate: int) -> tuple[AnyLease, ...]:
         """The leases that it has taken, and nothing taken since has cut."""
         if gate not in self._held:
-            self._held[gate] = tuple(self._gates[gate].held())
+            self._held[gate] = tuple(self._at(gate).held())
         return self._held[gate]
 
     def take(self, gate: int, statement: Statement) -> Change:
@@ -173,13 +175,18 @@ class Gates:
 
     def _change(self, gate: int, name: Hashable, change: Callable[[Gate], tuple[Gate, bytes | None]]) -> Change:
         if (gate, name) not in self._after:
-            after, enclosed = change(copy.deepcopy(self._gates[gate]))
+            after, enclosed = change(copied(self._at(gate), self._clock))
             taught = None if enclosed is None else self._said[enclosed]
             self._after[gate, name] = Change(self._number(after), taught)
         return self._after[gate, name]
 
+    def _at(self, gate: int) -> Gate:
+        one = self._gates[gate]
+        self._clock.at = one.at
+        return one
+
     def _number(self, gate: Gate) -> int:
-        number = self._numbers.setdefault(frozen(gate), len(self._gates))
+        number = self._numbers.setdefault(self._identities.of(gate), len(self._gates))
         if number == len(self._gates):
             self._gates.append(gate)
         return number
@@ -188,18 +195,3 @@ class Gates:
 def tenure_of(statement: Statement) -> Tenure | None:
     """The session that a statement is about, at its place."""
     return statement.ends if isinstance(statement, Withdrawal) else statement.tenure
-
-
-def frozen(value: object) -> Hashable:
-    """All that an object holds, to tell whether two are the same."""
-    if isinstance(value, dict):
-        return frozenset((key, frozen(one)) for key, one in value.items())
-    if isinstance(value, set | frozenset):
-        return frozenset(frozen(one) for one in value)
-    if isinstance(value, list | tuple):
-        return tuple(frozen(one) for one in value)
-    if isinstance(value, BaseModel):
-        return type(value), frozen(vars(value))
-    if hasattr(value, "__dict__") and not callable(value):
-        return type(value), frozen(vars(value))
-    return value if isinstance(value, Hashable) and not callable(value) else None

@@ -51,13 +51,13 @@ class HostileBus:
         self._judge = Judge(scope, rules, self._gates)
 
     def start(self) -> State:
-        """The subject is enrolled, and nothing has happened."""
-        return State(
+        """The subject is enrolled, and the policies are signed."""
+        state = State(
             tick=0,
             since=(),
             drifted=frozenset(),
             commands=(1,),
-            policy=1,
+            policy=self._scope.policies,
             thief="unknown",
             stepped=False,
             records=frozenset(),
@@ -65,6 +65,11 @@ class HostileBus:
             workers=(Worker(), Worker()),
             gates=(Gateway(self._gates.new),) * self._scope.gateways,
         )
+        if self._scope.current:
+            _, state = next(self._begin(state, 0))
+            [record] = state.records
+            _, state = next(self._become_current(state, 0, record, second(0)))
+        return state
 
     def key(self, state: State) -> Hashable:
         """The workers are alike, and so are the gateways: their order says nothing."""
@@ -89,7 +94,9 @@ class HostileBus:
         scope = self._scope
         if state.tick < scope.ticks:
             gates = [one._replace(gate=self._gates.pass_time(one.gate, TICK_S)) for one in state.gates]
-            yield f"{TICK_S} s pass", state._replace(tick=state.tick + 1, gates=tuple(gates))
+            now = second(state.tick + 1)
+            said = frozenset(one for one in state.said if one.ends or now < one.issued + LEASE_S)
+            yield f"{TICK_S} s pass", state._replace(tick=state.tick + 1, gates=tuple(gates), said=said)
         if scope.drift:
             for session in range(len(state.since)):
                 if session not in state.drifted:
@@ -103,8 +110,6 @@ class HostileBus:
             yield f"an operator enrols: {sequence}", state._replace(commands=(*state.commands, sequence))
             if newest > 0:
                 yield f"an operator revokes: {sequence}", state._replace(commands=(*state.commands, -sequence))
-        if state.policy < scope.policies:
-            yield f"an author signs policy {state.policy + 1}", state._replace(policy=state.policy + 1)
         if scope.thief and state.thief != "out":
             yield from self._settings(state, "out")
         if scope.thief and state.thief == "out":
@@ -333,22 +338,28 @@ def _knows(worker: Worker, tenure: Tenure | None, session: int, stage: int) -> W
     )
 
 
-def _number(state: State, session: int) -> int:
-    return 1 + max((one.number for one in state.said if one.session == session), default=0)
-
-
 def _lease(state: State, record: Record) -> Said | None:
     said = Said(False, record.session, record.rank, record.enrolled, record.policy, record.issued, 0)
     if any(one._replace(number=0) == said for one in state.said):
         return None
-    return said._replace(number=_number(state, record.session))
+    return said._replace(number=_number(state, record))
+
+
+def _number(state: State, record: Record) -> int:
+    """A sequence that is the bus's choice, by which record it shows: of a tick's leases the one that is worse for the
+    gateways comes later. By what a lease says and not by when it was said, or each order would be another state."""
+    ranks = sorted({one.rank for one in state.records if one.session == record.session} | {record.rank})
+    ahead = (record.issued - second(state.tick)) // TICK_S
+    number = 0
+    for digit in (state.tick, ranks.index(record.rank), ahead + 4, state.commands.index(record.enrolled)):
+        number = 8 * number + digit
+    return 8 * number + 8 - record.policy
 
 
 def _end_of(state: State, record: Record, now: int) -> Said | None:
-    said = Said(True, record.session, record.rank, 0, 0, now, 0)
-    if any(one._replace(number=0) == said for one in state.said):
+    if any(one.ends and one.session == record.session and one.rank == record.rank for one in state.said):
         return None
-    return said._replace(number=_number(state, record.session))
+    return Said(True, record.session, record.rank, 0, 0, now, 1)
 
 
 def _told(said: Said) -> str:

@@ -44,22 +44,22 @@ class Judge:
         session = next(at for at, other in enumerate(self._sessions) if other.id == one.tenure.session)
         at = second(state.tick)
         if session in seen.out:
-            return f"session {session} is admitted again after one that followed it"
+            return "a session is admitted again after one that followed it"
         if not state.stepped and any(self._before(state, session, other) for other in seen.taken):
-            return f"session {session} is admitted after one that began later, by clocks that were right"
+            return "a session is admitted after one that began later, by clocks that were right"
         if session in seen.ended:
-            return f"session {session} is admitted after its end"
+            return "a session is admitted after its end"
         counting = operators(state.thief)
         if any(one.enrolled <= sequence for signer, sequence in seen.revoked if signer in counting):
-            return f"session {session} is admitted by the enrolment of {one.enrolled} after its Revoke"
+            return "a session is admitted by an enrolment that was revoked"
         if any(one.policy < version and at - since >= LEASE_S for version, since in seen.policies):
-            return f"session {session} is admitted by policy {one.policy}, a lease after a newer one was seen"
+            return "a session is admitted by an older policy, a lease after a newer one was seen"
         return None
 
     def _before(self, state: State, one: int, other: int) -> bool:
-        first, second = state.since[one], state.since[other]
+        since, later = state.since[one], state.since[other]
         same = self._sessions[one].place == self._sessions[other].place
-        return same and first is not None and second is not None and first < second
+        return same and since is not None and later is not None and since < later
 
     def _locked_out(self, state: State) -> str | None:
         """Whether an honest host or application is kept out, with an honest bus and right clocks from now on."""
@@ -92,7 +92,7 @@ class Judge:
         """Which worker opens an honest session, which the next, and which is told by the gateways."""
         workers = range(len(state.workers))
         if not self._rules.tells_all:
-            return product(workers, repeat=3)
+            return product(workers, workers, workers)
         others = [at for at in workers if state.workers[at].current not in [one.current for one in state.workers[:at]]]
         return [(one, other, other) for one, other in product(others, repeat=2)]
 

@@ -120,6 +120,8 @@ class Scope:
     """What may happen, and how much of it."""
 
     sessions: tuple[Session, ...]
+    current: bool = False
+    """Whether the first session is current at the start."""
     ticks: int = 0
     clocks: tuple[int, ...] = ()
     """What a worker's clock may be set to, in ticks from the right one."""

@@ -78,6 +78,13 @@ class TombstonesOnly(Floors):
         return [] if isinstance(statement, Withdrawal) else super().take(statement, value, at, steady)
 
 
+class OlderPoliciesRunOut(Floors):
+    """A lease of an older policy that was taken in time runs for as long as it says."""
+
+    def policy_until(self, version: int, steady: float) -> int | None:
+        return None
+
+
 def _one_place(tenure: Tenure) -> Tenure:
     kind, id, *_ = tenure.place.split(".")
     return tenure.model_copy(update={"place": f"{kind}.{id}.any"})
