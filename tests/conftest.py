@@ -40,6 +40,7 @@ SLOW = (
     "tests/sessions/test_clocks.py",
     "tests/sessions/test_rollback.py",
     "tests/sessions/test_bus_operator.py",
+    "tests/floors/",
     "tests/sgx/test_fuzz.py",
     "tests/protocol/test_properties.py",
     "tests/cli/test_trouble.py",
