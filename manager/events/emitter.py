@@ -33,7 +33,7 @@ class Emitter:
     now: Callable[[], float] = time.time
     observer: Observer = field(default_factory=Observer)
 
-    async def emit(self, kind: str, name: str, what: str, **data: JsonValue) -> None:
+    async def emit(self, kind: str, name: str, what: str, /, **data: JsonValue) -> None:
         """Publish one event. Raises BusError."""
         host, _, id = name.rpartition(".")
         event = Event(
