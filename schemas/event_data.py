@@ -13,7 +13,6 @@ from pydantic import Field, StringConstraints
 
 from attestgate.schemas.admission import MAX_GATEWAYS, SpiffeId
 from attestgate.schemas.base import Count, Hex, Hex32, Id, Label, Model, Reason, Reasons, Seconds, SessionId, Text
-from attestgate.schemas.enrolment import SubjectKind
 from attestgate.schemas.host_policy import BootState, UnknownEntry
 from attestgate.schemas.messages import Outcome, Wanted
 
@@ -366,10 +365,9 @@ class BrokenGlass(Model):
 
 
 class Blocked(Model):
-    """An operator's Revoke that a gateway has come to know, from the bus or from a file."""
+    """An operator's Revoke of a subject (`host.<id>`, `app.<id>`) that a gateway has come to know, by bus or file."""
 
-    kind: SubjectKind
-    id: Id
+    subject: Text
     operator: Id
     sequence: Count
     reason: Text

@@ -102,8 +102,8 @@ class GatewayEvents:
 
     def blocked(self, revocation: Revocation) -> None:
         """An operator's Revoke is known here, and cuts its subject."""
-        data = revocation.model_dump(include={"operator", "id", "sequence", "reason"})
-        self._reporter.event("blocked", {"kind": revocation.subject_kind, **data})
+        data = revocation.model_dump(include={"operator", "sequence", "reason"})
+        self._reporter.event("blocked", {"subject": revocation.subject, **data})
 
     def floors_unwritten(self, problem: str, rows: int) -> None:
         """The disk does not take the floors."""

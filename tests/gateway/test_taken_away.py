@@ -189,7 +189,7 @@ async def test_a_revoke_on_the_bus_cuts_and_ends_by_a_later_enrolment_alone(
         await confirmed(deployment, signed)
         assert await status(client) == 403
         told = await deployment.told("blocked")
-        assert (told["kind"], told["id"], told["operator"], told["reason"]) == (kind, id, "ann", "stolen")
+        assert (told["subject"], told["operator"], told["reason"]) == (f"{kind}.{id}", "ann", "stolen")
         assert (await deployment.told("withdrawn"))["reason"] == "admission.revoked"
         await deployment.bus.delete(revoke_key(kind, id, signed.signer))
     deployment.bus.values.clear()

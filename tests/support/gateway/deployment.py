@@ -26,6 +26,7 @@ from attestgate.schemas.admission import (
     open_report,
     post,
 )
+from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.settings import BusSettings, GatewaySettings, OperatorSettings
 from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.gateway.gate import HOST_SESSION, Client, FakeBus, Gate, host_lease, lease, until
@@ -44,6 +45,11 @@ OPERATOR = new_signer()
 """The operator whom every worker's settings name."""
 
 
+def check_event(kind: str, name: str, what: str, **data: object) -> None:
+    """An event as `Emitter.emit` takes it, with the data that is documented."""
+    BY_NAME[kind, what].data.model_validate(data)
+
+
 class GatewayDeployment:
     """A bus, its keys, and what the worker told."""
 
@@ -60,6 +66,7 @@ class GatewayDeployment:
 
     async def emit(self, kind: str, id_: str, what: str, data: dict[str, object]) -> None:
         assert (kind, id_) == ("gateway", "g1")
+        check_event(kind, id_, what, **data)
         if self.emit_fails:
             raise BusError("not connected")
         self.events.append((what, data))
