@@ -174,7 +174,7 @@ async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(monkeypat
         await current.point("current.host.h1", session(1), "superseded")
 
 
-@threat(rows.RECORD_ROLLED_BACK)
+@threat(rows.MESSAGE_REORDERED)
 async def test_a_session_that_was_superseded_never_comes_back() -> None:
     """Its outbox may be published again by a worker that did not see it the first time."""
     server = MemoryServer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -33,9 +34,10 @@ from attestgate.schemas.enrolment import (
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.in_force import ANSWER, IN_FORCE, Answer, InForce, Standing, Standings, digest_of, place_of
+from attestgate.schemas.settings import ManagerSettings, OperatorSettings
 from attestgate.schemas.signing import Purpose, Signed, Signer
-from tests.support.manager.deployment import Deployment, order_subject
-from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN
+from tests.support.manager.deployment import Deployment, deployed, order_subject
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN, World
 from tests.support.reasons import event_code
 from tests.support.threats import rows, threat
 
@@ -253,8 +255,22 @@ async def test_an_expired_command_is_refused(site: Deployment) -> None:
 
 
 @threat(rows.COMMAND_UNSIGNED)
-async def test_a_command_on_another_operators_subject_is_refused(site: Deployment) -> None:
-    assert event_code(await give(site, command(site, enrol()), name="somebody")) == "command.subject"
+async def test_a_command_on_another_operators_subject_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one whom the settings name: the rate is hers, and so is the answer."""
+    settings_of = World.manager_settings
+    olga = OperatorSettings(name="olga", role="operator", identity=stranger().public.hex())
+
+    def with_olga(self: World, *arguments: Any) -> ManagerSettings:
+        settings = settings_of(self, *arguments)
+        return settings.model_copy(update={"operators": [*settings.operators, olga]})
+
+    monkeypatch.setattr(World, "manager_settings", with_olga)
+    async with deployed(world, tmp_path) as site:
+        for name in ("somebody", "olga"):
+            assert event_code(await give(site, command(site, enrol()), name=name)) == "command.subject"
+        assert (await give(site, command(site, enrol()))).what == "applied"
 
 
 @threat(rows.COMMAND_UNSIGNED)

@@ -324,6 +324,22 @@ def test_the_host_does_not_write_through_a_link_that_the_application_put_there(v
     assert not (volume.folder / f"{other}.key").is_symlink()
 
 
+@threat(rows.HOST_FILE_WRITTEN)
+def test_nor_through_one_that_comes_back_before_the_file_is_opened(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, other = tmp_path / "victim", "cd" * 16
+    victim.write_text("the host's own file")
+    (volume.folder / f"{other}.new").symlink_to(victim)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+    order = DeliverKey(
+        app="a1", app_session=other, enclave_key=volume.owner.public_key, suite="x25519", t2=bytes(64), volume=0
+    )
+    done = deliver(volume.world.enclave("machine-a", HOST_ENCLAVE), volume.k, [volume.folder], order)
+    assert done.problem is not None and done.problem.code == "host.volume"
+    assert victim.read_text() == "the host's own file"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

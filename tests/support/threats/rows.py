@@ -65,8 +65,10 @@ RECORD_FORGED = Row(
 RECORD_ROLLED_BACK = Row(
     by=BUS,
     attack="Rolls back or deletes a session's record or pointer, and plays again all that was ever said.",
-    prevention="Nothing is leased beyond what had not yet expired, no key encrypts two messages, and a session that "
-    "was superseded does not become the current one again.",
+    prevention="Without good new evidence nothing is leased beyond what had not yet expired, and no key encrypts two "
+    "messages.",
+    left="a session that was superseded goes on if record and pointer are put back together and its enclave still "
+    "answers.",
 )
 STATEMENT_MOVED = Row(
     by=BUS,
