@@ -256,8 +256,11 @@ def scraped() -> Iterator[tuple[str, int]]:
 
 
 @threat(rows.METRICS_HELD)
-def test_silent_connections_take_no_thread_and_lock_nobody_out(scraped: tuple[str, int]) -> None:
+def test_silent_connections_take_no_thread_and_lock_nobody_out(
+    scraped: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than the address serves at once: the oldest are closed, and a scrape among them has its answer."""
+    monkeypatch.setattr("attestgate.manager.metrics.http.DEADLINE_S", 3600.0)  # none ends by that
     threads = threading.active_count()
     silent = [socket.create_connection(scraped, timeout=30) for _ in range(3 * MOST)]
     assert ask(scraped, SCRAPE).startswith(b"HTTP/1.1 200 OK\r\n")

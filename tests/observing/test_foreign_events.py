@@ -136,6 +136,9 @@ def test_a_large_event_of_a_gateway_is_none_whatever_it_says_of_itself() -> None
     event = Event(id="x", kind="host", subject="g1", what="trusted", at=1, source="x", data={"key": "x" * 20_000})
     assert event_of(subject_of("host"), event.body()) == event
     assert event_of(subject_of("gateway"), event.body()) is None
+    own = event.model_copy(update={"kind": "gateway", "what": "admitted"})
+    assert event_of(subject_of("gateway"), own.model_dump_json(exclude_none=True).encode()) is None
+    assert event_of(subject_of("gateway"), own.body()) is not None, "what a gateway itself would publish of it"
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"[" * 100_000, b"x" * 2**20, b'{"role": "host"}'])

@@ -21,7 +21,7 @@ from attestgate.host_agent.step6_deliver import deliver
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
-from attestgate.schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
+from attestgate.schemas.binding import PROOF_STEP, application_key, colocation_proof, host_proof
 from attestgate.schemas.messages import DeliverKey, Proof, VolumeKey
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, World
@@ -370,11 +370,14 @@ def test_a_volume_that_is_gone_is_answered_with_its_reason(volume: Volume, tmp_p
 
 @threat(rows.VOLUME_COPIED)
 def test_the_key_is_bound_to_its_session_and_transcript(volume: Volume) -> None:
+    """Also for who has the very key that the quote named."""
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
-    inner = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, volume.file.read_bytes()))
     for session, t2 in (("cd" * 16, volume.owner.t2), (volume.owner.session, bytes(64))):
+        other = volume.session(session)
+        other.t2, other._private, other.public_key = t2, volume.owner._private, volume.owner.public_key
         with pytest.raises(Refusal, match=r"envelope\.open"):
-            volume.owner.open_for_me(canonical("volume key", session, t2), inner.ciphertext)
+            read_key(other, enclave, volume.file)
+    read_key(volume.owner, enclave, volume.file)
 
 
 async def test_state_after_a_refused_proof_has_no_secret_left(site: Deployment) -> None:
