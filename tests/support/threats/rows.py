@@ -518,8 +518,8 @@ HOST_ENDLESS = Row(
 )
 VOLUME_TRAPPED = Row(
     by=ROOT,
-    attack="Puts a pipe in the place of a key, list or TPM service that never ends.",
-    prevention="The agent reads with a deadline and a bound, and only regular files.",
+    attack="Puts a pipe, or what never ends, in the place of a key, a measurement list or the TPM's service.",
+    prevention="The agent reads regular files only, up to a bound, and waits for the TPM's service only so long.",
 )
 KEY_FROM_OUTSIDE = Row(
     by=ROOT,
@@ -580,8 +580,7 @@ LOG_SPOILED = Row(
 KEY_GIVEN_AWAY = Row(
     by=APP,
     attack="Gives its TLS key away.",
-    left="who has the key is let in beside it, within its rules, until the application is revoked; the key was made "
-    "in the enclave, and no one else has it from us.",
+    left="who has the key is let in beside it, within its rules, until the application is revoked.",
 )
 
 # A stranger at nginx
