@@ -1,1 +1,1 @@
-"""docs/threats.md, row by row, against the real parts: what each adversary has in hand, and what it must not reach."""
+"""What a stolen bus credential has in hand, against the real parts, and what it must not reach."""

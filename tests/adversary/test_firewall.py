@@ -25,6 +25,7 @@ from attestgate.bus.client.nats import NatsBus, connect
 from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent
 from tests.support.bus.network import HINT, load, possible, within
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.skipif(not possible(), reason=HINT)]
 
@@ -60,6 +61,7 @@ async def heard(bus: NatsBus, messages: asyncio.Queue[bytes]) -> None:
         await delivery.done()
 
 
+@threat(rows.FLOOD, rows.VIEWER_FLOODS)
 @pytest.mark.parametrize(("role", "kind"), [("host", "small"), ("operator", "calls"), (VIEWER, "calls")])
 def test_a_machine_that_floods_keeps_nothing_from_managers_and_gateways(role: str, kind: str, tmp_path: Path) -> None:
     """A message to a manager, what a manager stores and reads, and what a gateway reads: each is done in its time."""

@@ -31,6 +31,7 @@ from tests.support.bus.everything import name_of
 from tests.support.hostile_messages import costliest, hello
 from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import World
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -49,6 +50,7 @@ def kept(role: str) -> int:
     return 4 * layout.MIB + (LARGE[role] + 2) * MAX_MESSAGE if role in LARGE else 4 * layout.MIB
 
 
+@threat(rows.FLOOD, rows.VIEWER_FLOODS)
 @pytest.mark.parametrize("role", THIEVES)
 async def test_a_flood_with_one_stolen_credential_keeps_nobody_out(role: str, world: World, tmp_path: Path) -> None:
     async with (

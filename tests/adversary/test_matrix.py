@@ -20,6 +20,7 @@ from attestgate.bus.auth.permissions import API, EDGE_API, ROLES, VIEWER_API
 from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.event_data import BY_NAME
 from tests.support.bus.everything import name_of
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -189,6 +190,7 @@ def test_every_subject_has_a_row() -> None:
     assert {role for role in ROLES if role not in AGENTS} == {"manager", "operator", "viewer"}
 
 
+@threat(rows.CREDENTIAL_OTHERS, rows.CREDENTIAL_MANAGER, rows.VIEWER_READS)
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_role_may_what_its_rows_say_and_nothing_else(
     role: str, server: EmbeddedServer, keys: Path, tmp_path: Path

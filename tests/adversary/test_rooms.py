@@ -15,6 +15,7 @@ from attestgate.bus.client.nats import NatsBus
 from attestgate.bus.client.setup import ensure
 from tests.support.bus.everything import name_of
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 OUTSIDE = [role for role in ROLES if role not in (MANAGER, VIEWER)]
 """The roles that have something stored in the managers' account. A viewer has consumers in its own account only."""
@@ -49,11 +50,13 @@ def shown(count: int) -> str:
     return f"{count / layout.MIB:.1f} MiB" if count < 10 * layout.MIB else f"{round(count / layout.MIB)} MiB"
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.parametrize(("role", "stream"), ROOMS, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_many_stolen_credentials_are_needed_to_fill_what_a_role_shares(role: str, stream: layout.Stream) -> None:
     assert stream.max_bytes >= 7 * room(role, stream)
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.stack
 @pytest.mark.parametrize("role", OUTSIDE)
 async def test_a_stolen_credential_fills_its_own_room_and_nobody_notices(role: str, join: Join) -> None:
@@ -92,6 +95,7 @@ async def fill(thief: NatsBus, role: str, subject: str, stream: layout.Stream) -
         await thief.publish(subject, largest)
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.stack
 async def test_no_fresh_subject_can_be_named(join: Join) -> None:
     """What cut everybody off once: thousands of tiny messages, each on an invented last token of its own."""
@@ -117,6 +121,7 @@ async def test_no_fresh_subject_can_be_named(join: Join) -> None:
         assert (await manager.jetstream.stream_info(stream.name)).state.messages == 0
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.stack
 async def test_summaries_without_end_hold_up_no_session(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session's transition waits until its summary is stored: where there is no room, an older one makes it."""

@@ -22,6 +22,7 @@ from attestgate.manager.handlers.worker import BATCH
 from attestgate.schemas.base import MAX_MESSAGE
 from tests.support.bus.fixtures import Join
 from tests.support.bus.unread import Unread
+from tests.support.threats import rows, threat
 
 WITHIN_S = 60.0
 """Patience with a busy machine; nothing is timed."""
@@ -68,6 +69,7 @@ def _collected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMEMLIMIT", str(LIMIT))
 
 
+@threat(rows.UNREAD, rows.VIEWER_FLOODS)
 @pytest.mark.stack
 @pytest.mark.parametrize("role", ASKED)
 async def test_what_is_not_read_takes_bounded_memory(
@@ -111,6 +113,7 @@ async def unread(server: EmbeddedServer, credentials: Path) -> AsyncIterator[lis
             connection.close()
 
 
+@threat(rows.UNREAD, rows.VIEWER_FLOODS)
 @pytest.mark.stack
 @pytest.mark.parametrize("role", [role for role in ROLES if ROLES[role].max_connections > 0])
 async def test_a_role_that_reads_has_so_many_connections(
@@ -128,6 +131,7 @@ async def test_a_role_that_reads_has_so_many_connections(
     await join(role, "honest")
 
 
+@threat(rows.UNREAD)
 def test_connections_are_bounded_where_much_is_read_and_unbounded_where_one_could_lock_out_a_fleet() -> None:
     bounded = {name for name, role in ROLES.items() if role.max_connections > 0}
     assert bounded == set(ASKED)

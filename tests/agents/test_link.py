@@ -22,6 +22,7 @@ from attestgate.schemas.binding import PROTOCOL, Role, hello_hash
 from attestgate.schemas.limits import OUTBOUND
 from attestgate.schemas.messages import CHALLENGE, GRANT, REFUSED, AppHello, Challenge, Refused
 from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
+from tests.support.threats import rows, threat
 
 MANAGER = Signer("test.example", Ed25519PrivateKey.generate())
 STRANGER = Signer("test.example", Ed25519PrivateKey.generate())
@@ -108,6 +109,7 @@ IGNORED: list[tuple[str, bytes]] = [
 ]
 
 
+@threat(rows.MESSAGE_FORGED, rows.AGENT_MISLED)
 @pytest.mark.parametrize(("step", "data"), IGNORED)
 async def test_what_is_not_this_managers_to_this_hello_is_ignored(step: str, data: bytes) -> None:
     server = MemoryServer()
@@ -132,6 +134,7 @@ async def test_a_silent_manager_is_given_up() -> None:
         await session.open(HELLO, 0.02)
 
 
+@threat(rows.AGENT_MISLED)
 async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
     server = MemoryServer()
     link = Link(server.connect(), "app", "a1", "h1")
@@ -143,6 +146,7 @@ async def test_a_flood_pushes_out_its_own_oldest_and_no_memory_grows() -> None:
     assert link.dropped == 10
 
 
+@threat(rows.AGENT_MISLED)
 async def test_what_waits_is_bounded_in_bytes_too() -> None:
     server = MemoryServer()
     link = Link(server.connect(), "app", "a1", "h1")

@@ -33,6 +33,7 @@ from tests.support.app.agent import running, start
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import APP_ENCLAVE, OTHER_ENCLAVE, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 SHORT = Timing(lease_s=30, recheck_s=10, evidence_window_s=10, skew_s=5, certificate_s=80)
 """Rechecked every 10 s; with less than 40 s left, a certificate is renewed."""
@@ -179,6 +180,7 @@ async def test_two_measurements_while_an_update_rolls_out(site: Deployment) -> N
     assert event_code(rejected) == "sgx.mrenclave"
 
 
+@threat(rows.RULES)
 async def test_the_lease_carries_what_the_enrolment_allows_and_a_recheck_what_it_allows_now(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site, allow=["GET /switches/**"])
@@ -196,6 +198,7 @@ async def test_the_lease_carries_what_the_enrolment_allows_and_a_recheck_what_it
     assert isinstance(lease, Lease) and lease.allow == ["GET /switches"]
 
 
+@threat(rows.KEY_FROM_OUTSIDE)
 async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site, certificate_key="manager")
@@ -218,6 +221,7 @@ async def test_a_key_of_the_managers_only_where_policy_and_enclave_take_it(site:
     assert running().credential.serial == record.serial
 
 
+@threat(rows.KEY_FROM_OUTSIDE)
 async def test_an_enclave_that_was_not_built_for_it_takes_no_key_from_outside(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site, certificate_key="manager")
@@ -235,6 +239,7 @@ def program_starts() -> list[object]:
     return list(program.started)
 
 
+@threat(rows.KEY_FROM_OUTSIDE)
 async def test_a_proxy_only_where_the_policy_says_so_and_marked(site: Deployment) -> None:
     await trusted_host(site)
     await enrol(site)

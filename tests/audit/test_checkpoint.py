@@ -13,6 +13,7 @@ from attestgate.host_agent.witness import Witness
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.checkpoint import MAX_NOTE, Checkpoint, key_id, open_checkpoint, origin_of, sign_checkpoint
 from tests.support.audit.keeper import KEY, SIGNERS
+from tests.support.threats import rows, threat
 
 HEAD = Checkpoint(origin=origin_of("test.example"), size=5, root=b"\x01" * 32, cursor=7, at=1_800_000_000)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
@@ -84,6 +85,7 @@ def heads(*sizes_and_roots: tuple[int, int]) -> list[str]:
     return [sign_checkpoint(KEY.key, head) for head in made]
 
 
+@threat(rows.LOG_EDITED, rows.KEY_MANAGER_LOG)
 def test_a_host_notices_two_stories(capsys: pytest.CaptureFixture[str]) -> None:
     witness = Witness(SIGNERS)
     for note in ("", *heads((3, 1), (5, 2), (4, 9))):  # the last comes from a worker that is a batch behind

@@ -25,6 +25,7 @@ from attestgate.schemas.signing import Signer
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, HOST_ENCLAVE, LISTS, OPERATOR, TRUST_DOMAIN
+from tests.support.threats import rows, threat
 
 GLASS = BreakGlass(
     operator=OPERATOR,
@@ -127,6 +128,7 @@ async def test_no_entry_holds_a_secret(site: Deployment) -> None:
     assert not any(host.k.reveal() in data for data in stored)
 
 
+@threat(rows.LOG_EDITED)
 async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     async with asyncio.timeout(20), aclosing(site.bus.bucket(TREE.name).watch(HEAD)) as heads:
         async for entry in heads:
@@ -142,6 +144,7 @@ async def test_every_host_is_shown_the_head(site: Deployment, capsys: pytest.Cap
     assert said(await log_of(site), (await site.records(HostRecord))[0].session) == ["accepted"]
 
 
+@threat(rows.KEY_GATEWAY_ADMITS)
 async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> None:
     """As often as it is told, once; and not where its operator has not signed it."""
     operator, stranger = site.world.operator, Signer(TRUST_DOMAIN, Ed25519PrivateKey.generate())
@@ -162,6 +165,7 @@ async def test_an_admission_by_hand_that_a_gateway_reports(site: Deployment) -> 
     assert (broken.operator, broken.signer, broken.serial) == (OPERATOR, public, "4d01")
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 async def test_an_admission_by_hand_is_entered_in_the_name_of_its_key(site: Deployment) -> None:
     """And what is wrong with one keeps none beside it out of the log: whoever has a key would hide his own there."""
     operator, place = site.world.operator, at_gateways("gateways")

@@ -16,6 +16,7 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.signing import Signer
 from tests.support.audit.keeper import KEY, NOW, Keeper, copied, entry, findings, rewrite
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -58,6 +59,7 @@ ACTS: dict[str, tuple[Callable[[Messages], Messages], list[str]]] = {
 }
 
 
+@threat(rows.LOG_EDITED)
 async def test_what_was_done_to_the_entries_is_named(keeper: Keeper, bus: NatsBus) -> None:
     before = (await copied(bus)).stored
     found = {}
@@ -74,6 +76,7 @@ async def test_the_oldest_entries_may_only_be_gone_where_the_limits_let_them_go(
     assert await findings(bus, before, at=NOW + 366 * 86400) == []
 
 
+@threat(rows.LOG_EDITED)
 async def test_an_older_log_is_found_by_whoever_kept_a_head(keeper: Keeper, bus: NatsBus, tmp_path: Path) -> None:
     """Head, tree and stream as they once were: consistent in themselves, but a worker and a witness know better."""
     older = await bus.bucket(TREE.name).get(HEAD)
@@ -92,6 +95,7 @@ async def test_an_older_log_is_found_by_whoever_kept_a_head(keeper: Keeper, bus:
         await restarted.log.grow()
 
 
+@threat(rows.LOG_EDITED, rows.KEY_MANAGER_LOG)
 async def test_a_log_begun_anew_is_found(keeper: Keeper, bus: NatsBus, tmp_path: Path) -> None:
     """The operator wipes the bus: a worker without memory begins again, and signs what the other will not have."""
     head = keeper.head
@@ -108,6 +112,7 @@ async def test_a_log_begun_anew_is_found(keeper: Keeper, bus: NatsBus, tmp_path:
     assert keeper.head == head
 
 
+@threat(rows.LOG_EDITED, rows.KEY_MANAGER_LOG)
 async def test_two_workers_who_were_both_told_that_they_won(keeper: Keeper, bus: NatsBus, tmp_path: Path) -> None:
     """Each signs a head of its own over one tree size: each notices when it sees the other's."""
     other = Keeper(bus, tmp_path / "two")
@@ -135,6 +140,7 @@ async def test_a_head_that_is_none_is_not_built_upon(keeper: Keeper, bus: NatsBu
             await keeper.log.grow()
 
 
+@threat(rows.LOG_LOST)
 async def test_an_entry_lost_before_the_tree_is_missed_by_its_worker(keeper: Keeper, bus: NatsBus) -> None:
     kept = list((await copied(bus)).stored)
     await keeper.decide(9, 9)
@@ -148,6 +154,7 @@ async def test_an_entry_lost_before_the_tree_is_missed_by_its_worker(keeper: Kee
     assert keeper.intake.overdue() == []
 
 
+@threat(rows.LOG_LOST)
 async def test_an_entry_lost_before_the_tree_is_missed_by_its_number(keeper: Keeper, bus: NatsBus) -> None:
     """Its worker was killed: the session's next entry shows the gap."""
     await keeper.decide(10, 10)
@@ -155,6 +162,7 @@ async def test_an_entry_lost_before_the_tree_is_missed_by_its_number(keeper: Kee
     assert await findings(bus) == ["log.number"]
 
 
+@threat(rows.LOG_LOST)
 async def test_a_decision_made_twice_from_one_record_is_found(keeper: Keeper, bus: NatsBus) -> None:
     """The bus set a session's record back, and a worker decided again: the number is the same, the entry another."""
     await keeper.intake.put(*entry(8, id="ef" * 16))
@@ -163,6 +171,7 @@ async def test_a_decision_made_twice_from_one_record_is_found(keeper: Keeper, bu
     assert await findings(bus) == ["log.decided-twice"]
 
 
+@threat(rows.LOG_EDITED, rows.CREDENTIAL_MANAGER)
 async def test_what_no_manager_signed_gets_into_no_tree_and_is_told(keeper: Keeper, bus: NatsBus) -> None:
     await bus.publish(*entry(1, key=STRANGER))
     subject, data = entry(9)
@@ -174,6 +183,7 @@ async def test_what_no_manager_signed_gets_into_no_tree_and_is_told(keeper: Keep
     assert await findings(bus) == ["log.injected", "log.forged"]
 
 
+@threat(rows.LOG_EDITED)
 async def test_a_log_that_is_set_back_is_an_alarm(keeper: Keeper, bus: NatsBus) -> None:
     older = await bus.bucket(TREE.name).get(HEAD)
     await keeper.decide(9, 9)

@@ -26,6 +26,7 @@ from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.audit.keeper import KEY, NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
 from tests.support.bus.fixtures import Join
 from tests.support.manager.mortal import Counter, Killed, MortalBus
+from tests.support.threats import rows, threat
 
 OTHER = "cd" * 16
 TILE = 8
@@ -139,6 +140,7 @@ async def test_tiles_are_full_and_a_new_worker_reads_them(tmp_path: Path) -> Non
     assert await findings(keeper.bus) == []
 
 
+@threat(rows.LOG_EDITED)
 @pytest.mark.parametrize("harm", ["change", "cut", "remove"])
 async def test_a_tile_that_was_touched_is_found(tmp_path: Path, harm: str) -> None:
     server = MemoryServer()
@@ -162,6 +164,7 @@ async def test_a_tile_that_was_touched_is_found(tmp_path: Path, harm: str) -> No
         await Keeper(server.connect(), tmp_path / "two").log.grow()
 
 
+@threat(rows.WORKER_KILLED)
 @pytest.mark.parametrize("dies_before", range(12))
 async def test_killed_before_each_write_nothing_is_lost_or_twice(tmp_path: Path, dies_before: int) -> None:
     """The tile that is full by then included. Whoever comes next finishes."""
@@ -236,6 +239,7 @@ async def test_a_new_identity_goes_on_with_the_log_of_the_one_before(tmp_path: P
     assert check(log, TrustedKeys(KEY.deployment, {"manager": {public, *SIGNERS}}), [], NOW) == []
 
 
+@threat(rows.DISK_FULL)
 async def test_a_disk_that_is_full_ends_no_worker(tmp_path: Path) -> None:
     keeper = Keeper(MemoryServer().connect(), tmp_path / "file" / "below")
     (tmp_path / "file").write_text("no folder")

@@ -17,6 +17,7 @@ from attestgate.bus.api import ONCE, Bus, BusError, Conflict, Delivery, Entry, M
 from attestgate.bus.client.errors import translated
 from attestgate.bus.memory.server import MemoryServer
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 SESSION = "ab" * 16
 OTHER = "cd" * 16
@@ -165,6 +166,7 @@ async def test_a_full_subject_refuses_its_own_sender_only(sides: Sides) -> None:
                 await asyncio.sleep(0.01)
 
 
+@threat(rows.FLOOD)
 async def test_what_is_put_back_keeps_nobody_else_waiting(sides: Sides) -> None:
     """However much of it: a consumer has no limit of what was delivered and is not acknowledged."""
     for number in range(3000):
@@ -175,6 +177,7 @@ async def test_what_is_put_back_keeps_nobody_else_waiting(sides: Sides) -> None:
     await nothing_waits(sides.manager, "workers", MARK_WORK)
 
 
+@threat(rows.FLOOD)
 async def test_classes_of_steps_do_not_wait_for_each_other(sides: Sides) -> None:
     await sides.host.publish(HELLO, b"first")
     await sides.host.publish(subjects.inbound("host", "h1", "recheck_evidence"), b"second")

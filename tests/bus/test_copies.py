@@ -21,6 +21,7 @@ from attestgate.bus.client.setup import ensure
 from attestgate.bus.server.embedded import EmbeddedServer
 from tests.support.bus.everything import TARGETS, furnish, look
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -79,6 +80,7 @@ async def test_copies_keep_up_over_a_kill_of_the_server(join: Join, viewer: Nats
     await until(lambda: newest(viewer, layout.SUMMARIES.stream, subject), b"after")
 
 
+@threat(rows.VIEWER_DELIVERS)
 async def test_what_a_consumer_delivers_is_no_call_to_the_server(join: Join, viewer: NatsBus) -> None:
     """An empty message, delivered where an empty request deletes a stream: the copy stays."""
     manager, bucket = await join(MANAGER, "m"), layout.SUMMARIES
@@ -107,6 +109,7 @@ EVERYWHERE = (
 )
 
 
+@threat(rows.VIEWER_DELIVERS)
 async def test_wherever_a_viewers_consumers_deliver_it_stays_in_the_viewers_account(
     join: Join, viewer: NatsBus
 ) -> None:
@@ -157,6 +160,7 @@ async def test_a_viewers_consumer_delivers_where_it_says_within_the_account(join
         assert (await heard.get()).data == b"{}"
 
 
+@threat(rows.VIEWER_CHANGES)
 async def test_copies_are_read_only(viewer: NatsBus) -> None:
     refused: list[str] = []
 
@@ -184,6 +188,7 @@ async def test_copies_are_read_only(viewer: NatsBus) -> None:
         assert len(refused) == 1 and "permissions violation" in refused[0], subject
 
 
+@threat(rows.VIEWER_FLOODS)
 async def test_a_viewers_consumers_are_bounded(join: Join, viewer: NatsBus) -> None:
     errors = []
     for number in range(300):

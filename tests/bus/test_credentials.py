@@ -32,6 +32,7 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
 from tests.support.bus.everything import name_of
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 
 def claims(token: str) -> dict[str, object]:
@@ -40,6 +41,7 @@ def claims(token: str) -> dict[str, object]:
     return decoded
 
 
+@threat(rows.SECRETS_ON_DISK)
 def test_every_secret_file_is_private_and_trust_holds_none(keys: Path) -> None:
     seeds = sorted(path.name for path in keys.glob("*.seed"))
     assert seeds == sorted([*(f"{role}.seed" for role in (SYSTEM, *ROLES)), "bus-operator.seed"])
@@ -92,6 +94,7 @@ def test_a_credential_says_whose_it_is_and_carries_no_permissions_of_its_own(
     assert set(nats) == {"type", "issuer_account", "tags", "version"}
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.parametrize("name", ["", "UPPER", "a.b", "*", ">", "a b", "../x", "{{name()}}", "a" * 64])
 def test_a_name_that_could_widen_a_subject_is_refused(name: str, keys: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refusal:
@@ -171,6 +174,7 @@ def user_claims(keys: Path, role: str, **more: object) -> dict[str, object]:
     return {"type": "user", "issuer_account": account, "tags": [f"role:{role}"], **more}
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.stack
 async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """One signed by another role's key, one by itself, one with permissions added, one with a changed name."""
@@ -191,6 +195,7 @@ async def test_forged_credentials_are_refused(server: EmbeddedServer, keys: Path
     await cannot_connect(server, credential(path, good, other_key))  # the JWT alone is not enough
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.stack
 @pytest.mark.parametrize("said", [{}, {"user": "manager", "pass": ""}, {"auth_token": ""}, {"jwt": "", "sig": ""}])
 async def test_without_a_credential_nobody_connects(server: EmbeddedServer, said: dict[str, str]) -> None:
@@ -204,6 +209,7 @@ async def test_without_a_credential_nobody_connects(server: EmbeddedServer, said
     assert b"Authorization Violation" in answer and b"PONG" not in answer
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.stack
 async def test_a_credential_may_not_be_stretched_by_its_tag(server: EmbeddedServer, keys: Path, tmp_path: Path) -> None:
     """The tag only tells the client what to ask for; what it gets is by the key that signed."""

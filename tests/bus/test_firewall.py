@@ -14,6 +14,7 @@ import pytest
 
 from attestgate.bus.server.firewall import CONNECTIONS, TABLE
 from tests.support.bus.network import HINT, load, possible, within
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.skipif(not possible(), reason=HINT)]
 
@@ -83,6 +84,7 @@ async def sink(*addresses: str) -> AsyncIterator[Sink]:
             found.close()
 
 
+@threat(rows.FLOOD)
 def test_what_a_machine_sends_is_bounded_and_another_has_a_rate_of_its_own() -> None:
     async def work() -> None:
         load([PORT])
@@ -100,6 +102,7 @@ def test_what_a_machine_sends_is_bounded_and_another_has_a_rate_of_its_own() -> 
     within(work)
 
 
+@threat(rows.FLOOD)
 def test_a_machine_has_so_many_connections_and_another_has_its_own() -> None:
     async def work() -> None:
         load([PORT])
@@ -119,6 +122,7 @@ def test_a_machine_has_so_many_connections_and_another_has_its_own() -> None:
     within(work)
 
 
+@threat(rows.FLOOD)
 def test_a_machine_opens_so_many_connections_in_a_time() -> None:
     async def work() -> None:
         load([PORT])

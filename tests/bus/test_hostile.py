@@ -23,6 +23,7 @@ from attestgate.bus.auth.permissions import MANAGER, NAME, ROLES
 from attestgate.bus.client.nats import NatsBus
 from tests.support.bus.everything import OTHER, SESSION, TARGETS, THIEF, furnish, look, name_of
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -72,6 +73,7 @@ def places(role: str) -> list[str]:
 THIEVES = [role for role in ROLES if role != MANAGER]
 
 
+@threat(rows.HEADERS_REACH)
 @pytest.mark.parametrize("role", THIEVES)
 async def test_no_header_reaches_beyond_its_own_message(role: str, join: Join) -> None:
     manager, thief = await join(MANAGER, "m"), await join(role, name_of(role, THIEF))
@@ -85,6 +87,7 @@ async def test_no_header_reaches_beyond_its_own_message(role: str, join: Join) -
     assert await look(manager, f".{THIEF}.") == before
 
 
+@threat(rows.REPLY_ASTRAY)
 @pytest.mark.parametrize("role", THIEVES)
 async def test_no_reply_subject_reaches_beyond_the_roles_own_account(role: str, join: Join) -> None:
     """The server answers to any reply subject that it is given; it must not do so in the manager's account."""
@@ -123,6 +126,7 @@ FORGED = [
 """What the server says of an answer to a reader, in the words of a sender."""
 
 
+@threat(rows.HEADERS_ANSWER)
 @pytest.mark.parametrize("headers", FORGED, ids=str)
 async def test_no_header_ends_or_misleads_who_reads_events(headers: dict[str, str], join: Join) -> None:
     gateway, operator = await join("gateway", THIEF), await join("operator", "o")
@@ -136,6 +140,7 @@ async def test_no_header_ends_or_misleads_who_reads_events(headers: dict[str, st
     assert ([stored.sequence for stored in page], more) == ([1, 2, 3], False)
 
 
+@threat(rows.HEADERS_ANSWER)
 @pytest.mark.parametrize("headers", FORGED, ids=str)
 async def test_no_header_keeps_a_message_from_its_worker(headers: dict[str, str], join: Join) -> None:
     manager, host = await join(MANAGER, "m"), await join("host", THIEF)
@@ -155,6 +160,7 @@ def page_request(bucket: str) -> bytes:
     return json.dumps({"seq": 1, "next_by_subj": f"$KV.{bucket}.>", "batch": 10}).encode()
 
 
+@threat(rows.REPLY_ASTRAY)
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_what_reaches_another_agent_of_the_role_is_never_the_thiefs_words(role: str, join: Join) -> None:
     """One account holds a role's agents, so an acknowledgement can be sent astray to a sibling; nothing else can.
@@ -180,6 +186,7 @@ async def test_what_reaches_another_agent_of_the_role_is_never_the_thiefs_words(
         json.loads(message.data)
 
 
+@threat(rows.HEADERS_REACH)
 async def test_an_id_used_elsewhere_suppresses_nothing_of_the_managers(join: Join) -> None:
     """Even a known id: deduplication is by stream, and the manager's streams are its own."""
     manager, thief = await join(MANAGER, "m"), await join("host", THIEF)

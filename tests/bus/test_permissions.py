@@ -33,6 +33,7 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.enrolment import Action
 from tests.support.bus.everything import name_of
 from tests.support.bus.fixtures import Join
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -124,6 +125,7 @@ async def raw(
     return result
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
 async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
     role: BusRole, server: EmbeddedServer, keys: Path, tmp_path: Path
@@ -138,6 +140,7 @@ async def test_publish_is_allowed_by_the_table_and_refused_by_the_server_otherwi
     assert sorted(connection.refused) == sorted(subject.lower() for subject in expected)
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 @pytest.mark.parametrize("role", ROLES.values(), ids=list(ROLES))
 async def test_subscribe_is_allowed_by_the_table_and_refused_by_the_server_otherwise(
     role: BusRole, server: EmbeddedServer, keys: Path, tmp_path: Path
@@ -188,6 +191,7 @@ def test_the_table_itself_gives_nobody_what_is_not_theirs(role: BusRole) -> None
         assert retires or not any(word in call for word in ("DELETE", "PURGE", "SNAPSHOT", "RESTORE")), call
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.parametrize("role", [role for role in ROLES.values() if role.name not in (MANAGER, VIEWER)], ids=str)
 def test_no_credential_outside_can_name_a_fresh_subject_at_will(role: BusRole) -> None:
     """Streams limit the messages on a subject: a wildcard would be room without end. A viewer's are copies.
@@ -223,6 +227,7 @@ async def test_a_stream_of_an_earlier_version_gives_way(server: EmbeddedServer, 
         await ensure(manager)
 
 
+@threat(rows.VIEWER_READS)
 def test_no_account_but_the_managers_sees_sessions_work_or_due() -> None:
     hidden = ("sessions", "collateral", "operators", subjects.WORK, subjects.SCHEDULE)
     for subject in exports(MANAGER):
@@ -260,6 +265,7 @@ async def test_viewers_and_operators_read_the_decision_log(join: Join) -> None:
         assert head is not None and head.value == b"head"
 
 
+@threat(rows.VIEWER_CHANGES)
 def test_a_viewer_makes_consumers_of_copies_only() -> None:
     for role in ROLES.values():
         makes = [subject for subject in role.copies if "CREATE" in subject or "DELETE" in subject]
@@ -268,6 +274,7 @@ def test_a_viewer_makes_consumers_of_copies_only() -> None:
             assert subject.startswith(f"{API}.CONSUMER.") and subject.split(".")[4] in layout.COPIED, subject
 
 
+@threat(rows.CREDENTIAL_OTHERS)
 async def test_the_same_name_in_another_role_shares_nothing(join: Join) -> None:
     """An application called like a host, a manager or an operator hears and reaches nothing of theirs."""
     manager, host, app = await join(MANAGER, "same"), await join("host", "same"), await join("app", "same.same")
@@ -325,6 +332,7 @@ async def test_each_role_can_do_its_work(join: Join) -> None:
         assert (await viewer.jetstream.stream_info(stream.name)).state.messages == 1
 
 
+@threat(rows.GATEWAY_EVENTS)
 async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join: Join) -> None:
     """By way of its own account: the manager's stream exports do not pass on what came in by a service."""
     gateway, other = await join("gateway", "g1"), await join("gateway", "g2")
@@ -356,6 +364,7 @@ async def test_what_a_gateway_tells_is_heard_live_once_and_by_watchers_only(join
     assert all(queue.empty() for queue in heard.values())
 
 
+@threat(rows.GATEWAY_WRITES)
 async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attestgate.bus.client.connection.PATIENCE_S", 0.1)
     monkeypatch.setattr("attestgate.bus.client.connection.ANSWER_S", 0.2)
@@ -364,6 +373,7 @@ async def test_a_bucket_that_is_not_ones_own_to_write_is_an_error(join: Join, mo
         await gateway.bucket("admissions").put("a", b"forged")
 
 
+@threat(rows.ROOM_FILLED)
 @pytest.mark.parametrize("what", ["payload", "subscriptions"])
 async def test_an_agents_payload_and_subscriptions_are_bounded(
     what: str, server: EmbeddedServer, keys: Path, tmp_path: Path

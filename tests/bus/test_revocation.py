@@ -29,6 +29,7 @@ from attestgate.bus.server.embedded import EmbeddedServer, configuration
 from attestgate.schemas.base import Refusal
 from tests.support.bus.older import make_older
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 WITHIN_S = 30.0
 
@@ -163,6 +164,7 @@ def test_an_account_that_an_older_folder_lacks_is_named(own: Path) -> None:
 # On the server
 
 
+@threat(rows.CREDENTIAL_KEPT)
 @pytest.mark.stack
 async def test_a_revoked_credential_is_cut_off_and_the_others_are_not(own: Path, tmp_path: Path) -> None:
     old = load(own)
@@ -184,6 +186,7 @@ async def test_a_revoked_credential_is_cut_off_and_the_others_are_not(own: Path,
         assert other.connections == 1
 
 
+@threat(rows.CREDENTIAL_KEPT)
 @pytest.mark.stack
 async def test_no_restart_undoes_a_revocation(own: Path, tmp_path: Path) -> None:
     """With the configuration from before it, and with the one from after it, in either order."""
@@ -214,6 +217,7 @@ async def test_all_of_a_role_are_revoked_and_no_other_role(own: Path, tmp_path: 
         assert await is_let_in(server.url, credential(own, "h1"))
 
 
+@threat(rows.CREDENTIAL_KEPT)
 @pytest.mark.stack
 async def test_an_older_copy_of_the_folder_cannot_take_a_revocation_back(own: Path, tmp_path: Path) -> None:
     stolen = credential(own, "h1")
@@ -287,6 +291,7 @@ async def test_the_credential_that_tells_may_do_nothing_else(own: Path, tmp_path
     assert len([p for p in problems if "permissions violation for subscription" in p]) == 3
 
 
+@threat(rows.CREDENTIAL_KEPT)
 @pytest.mark.stack
 async def test_every_server_of_a_cluster_knows_and_one_that_was_down_hears_of_it(own: Path, tmp_path: Path) -> None:
     stolen, later = credential(own, "h1"), credential(own, "h2")
@@ -334,6 +339,7 @@ async def differences(url: str, path: Path) -> list[str]:
     return found.missing + found.excess
 
 
+@threat(rows.CREDENTIAL_KEPT)
 @pytest.mark.stack
 async def test_an_upgrade_gives_credentials_the_new_rights_and_keeps_revocations(older: Path, tmp_path: Path) -> None:
     host, gateway, stolen = (credential(older, "h1"), credential(older, "g1", "gateway"), credential(older, "h2"))

@@ -29,6 +29,7 @@ from attestgate.bus.server.embedded import EmbeddedServer, die_with_parent, find
 from attestgate.schemas.base import Refusal
 from tests.support.bus.fixtures import Join
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 ROOT = Path(attestgate.__file__).parents[2]
 
@@ -233,6 +234,7 @@ async def test_setting_up_again_puts_back_what_was_changed(join: Join) -> None:
     assert await manager.bucket("sessions").keys() == ["kept"]
 
 
+@threat(rows.HEADERS_REACH)
 @pytest.mark.stack
 async def test_what_agents_write_to_has_no_feature_that_reaches_across_subjects(join: Join) -> None:
     manager = await join("manager", "m")

@@ -17,6 +17,7 @@ from attestgate.host_agent import main as host_main
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.settings import OperatorFile, load_measured, load_settings
 from tests.support.cli.fixtures import Run
+from tests.support.threats import rows, threat
 
 FILES: dict[str, tuple[str, list[str]]] = {
     "manager": ("manager", ["manager", "run", "-s"]),
@@ -173,6 +174,7 @@ def test_an_environment_variable_that_does_not_fit_is_named(
 # What only a development profile may do
 
 
+@threat(rows.SIMULATED)
 def test_a_manager_in_production_takes_no_simulated_evidence(attestgate: Run, changed: Write) -> None:
     path = changed("manager", _put("profile", "production"))
     ran = attestgate("manager", "run", "-s", path)
@@ -180,11 +182,13 @@ def test_a_manager_in_production_takes_no_simulated_evidence(attestgate: Run, ch
     assert 'attestation.allow_simulated is refused while profile = "production"' in ran.line
 
 
+@threat(rows.SIMULATED)
 def test_a_profile_that_is_not_named_is_production(attestgate: Run, changed: Write) -> None:
     ran = attestgate("manager", "run", "-s", changed("manager", _drop("profile")))
     assert ran.status == 2 and 'profile = "production"' in ran.line
 
 
+@threat(rows.SIMULATED)
 @pytest.mark.parametrize(("kind", "main"), [("host", host_main.main), ("app", app_main.main)])
 @pytest.mark.parametrize("profile", ["production", None])
 def test_an_agent_in_production_refuses_a_simulated_platform(

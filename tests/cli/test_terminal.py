@@ -15,12 +15,14 @@ from attestgate.schemas.base import Reason, Refusal
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
 from tests.support.cli.fixtures import Run
+from tests.support.threats import rows, threat
 
 EVIL = "\x1b[2J\r\n[/red] \x9b1m :x: \u202e end"
 SUMMARY = Summary(role="host", id="host-1", host="host-1", session="ab" * 16, state=EVIL, created_at=1)
 REASON = Reason(code="host.list", field=EVIL, expected=EVIL, found=EVIL, action=EVIL)
 
 
+@threat(rows.LOG_SPOILED)
 def test_a_timeline_has_no_control_characters() -> None:
     data: dict[str, JsonValue] = {"step": EVIL, "reasons": [REASON.model_dump()], "reason": EVIL, EVIL: EVIL}
     event = Event(id="1", kind="host", subject=EVIL, what=EVIL, at=2, before=EVIL, state=EVIL, source=EVIL, data=data)

@@ -28,6 +28,7 @@ from tests.support.cli.command import Ran
 from tests.support.cli.fixtures import Run
 from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import GATEWAY, OPERATOR, TRUST_DOMAIN, World
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0
@@ -168,6 +169,7 @@ async def test_enrolments_are_listed_and_signed_again(
     assert [one["what"] for one in again] == [one["what"] for one in listed]
 
 
+@threat(rows.LIST_OLDER)
 async def test_a_list_of_the_bus_that_is_older_undoes_no_revocation(
     fleet: Fleet, operator: Path, attestgate: Run
 ) -> None:

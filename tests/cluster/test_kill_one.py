@@ -16,6 +16,7 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Reason
 from tests.support.manager.fleet import Fleet
 from tests.support.manager.world import World
+from tests.support.threats import rows, threat
 
 HOSTS, APPS = 20, 180
 PATIENCE_S = 90.0
@@ -45,6 +46,7 @@ async def enrol(fleet: Fleet) -> None:
         await fleet.enrol_app(f"app-{number}", f"host-{number % HOSTS}")
 
 
+@threat(rows.PROCESS_GONE)
 @pytest.mark.stack
 async def test_all_are_admitted_or_told_why_not(tmp_path: Path) -> None:
     world = await asyncio.to_thread(World, tmp_path / "world")

@@ -37,6 +37,7 @@ from attestgate.schemas.settings import AppSettings, BusSettings, HostSettings
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.gateway import Gateway
 from tests.support.manager.world import APP_ENCLAVE, GATEWAY, HOST_ENCLAVE, LISTS, LONG, OPERATOR, World
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 OPERATIONS = 110
@@ -192,6 +193,7 @@ async def _end(task: asyncio.Task[Any]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+@threat(rows.WORKER_KILLED)
 async def test_killed_before_every_operation(killable: Killable) -> None:
     world = killable.world
     public = world.gateway.public

@@ -23,6 +23,7 @@ from attestgate.schemas.settings import Timing
 from tests.support.manager.fleet import CALM, Fleet
 from tests.support.manager.world import World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 WITHIN_S = 60.0
@@ -102,6 +103,7 @@ async def two_applications_are_admitted(fleet: Meddled) -> None:
     assert fleet.failed() == []
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_every_message_twice(tmp_path: Path) -> None:
     async with meddled(tmp_path) as fleet:
         fleet.times = 2
@@ -110,6 +112,7 @@ async def test_every_message_twice(tmp_path: Path) -> None:
         await two_applications_are_admitted(fleet)
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_neighbours_swapped(tmp_path: Path) -> None:
     """The host's first two answers: the second one is stored before the first."""
     async with meddled(tmp_path) as fleet:

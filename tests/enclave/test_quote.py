@@ -19,6 +19,7 @@ from attestgate.enclave.simulated.documents import PckCa
 from attestgate.enclave.simulated.quoting_enclave import EnclaveIdentity
 from attestgate.enclave.simulated.sgx_extension import OID, PckFacts, PlatformInstance, sgx_extension
 from tests.support.sgx.recorded import sgx_vectors
+from tests.support.threats import rows, threat
 
 REPORT_DATA = bytes(range(64))
 IDENTITY = EnclaveIdentity(mrenclave=b"e" * 32, mrsigner=b"s" * 32, isv_prod_id=0x0102, isv_svn=0x0304, debug=False)
@@ -83,6 +84,7 @@ def test_passes_the_strict_policy(made: Path, ca: PckCa) -> None:
     assert '"status":"UpToDate"' in claims.to_json()
 
 
+@threat(rows.SIMULATED)
 def test_is_refused_with_intels_root(made: Path) -> None:
     now = datetime.now(UTC)
     with pytest.raises(ValueError, match="Verification failed"):

@@ -23,6 +23,7 @@ from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.nginx import NginxConfig
 from tests.support.gateway.gate import HOST_SESSION, Client, Gate, logged, running, until
 from tests.support.pki import PASSPHRASE
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 HOST = f"host.{HOST_SESSION}"
@@ -40,6 +41,7 @@ async def verdicts(gate: Gate, count: int) -> list[str]:
     return [line["verdict"] for line in await logged(gate, count)]
 
 
+@threat(rows.LIST_UNANCHORED)
 async def test_an_admitted_application_passes_and_is_named_upstream(gate: Gate) -> None:
     client = gate.client()
     await gate.admit(client)
@@ -64,6 +66,7 @@ async def test_an_admitted_application_passes_and_is_named_upstream(gate: Gate) 
     assert line["verdict"] == "admitted"
 
 
+@threat(rows.KEY_CA_CLIENT, rows.KEY_CA_SERVER, rows.NO_CERTIFICATE)
 async def test_default_is_deny(gate: Gate) -> None:
     client = gate.client()
     assert is_refusal(await client.http.get("/x"))
@@ -72,6 +75,7 @@ async def test_default_is_deny(gate: Gate) -> None:
     assert await verdicts(gate, 1) == ["not admitted"]
 
 
+@threat(rows.NO_CERTIFICATE)
 async def test_no_certificate(gate: Gate) -> None:
     async with httpx.AsyncClient(verify=gate.context()) as http:
         assert is_refusal(await http.get(gate.url))
@@ -79,6 +83,7 @@ async def test_no_certificate(gate: Gate) -> None:
     assert gate.upstream.requests == []
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_a_withdrawal_works_on_the_open_connection(gate: Gate) -> None:
     client, other = gate.client(), gate.client(app="a2")
     await gate.admit(client, other)
@@ -103,6 +108,7 @@ async def test_losing_a_host_is_one_removal(gate: Gate) -> None:
     assert (await verdicts(gate, 6))[-3:] == ["host not trusted"] * 3
 
 
+@threat(rows.WITHDRAWAL_WITHHELD)
 async def test_a_lease_ends_by_itself(gate: Gate) -> None:
     client = gate.client()
     await gate.admit(client, lease_s=1)
@@ -130,6 +136,7 @@ def signed_by(gate: Gate, *, serial: int, start: int, end: int, usage: x509.Obje
     return gate.with_certificate(certificate.public_bytes(Encoding.PEM).decode() + issuing, key)
 
 
+@threat(rows.KEY_CA_CLIENT, rows.CERTIFICATE_TWIN)
 @pytest.mark.parametrize(
     ("start", "end", "usage"),
     [
@@ -192,6 +199,7 @@ async def test_a_request_that_is_none_is_not_said_to_be_of_a_bad_certificate(gat
     assert await verdicts(gate, 2) == ["request not valid", "no certificate"]
 
 
+@threat(rows.LOG_SPOILED)
 @pytest.mark.parametrize("mode", ["njs", "stock"])
 async def test_no_request_spoils_the_log(tmp_path: Path, mode: str) -> None:
     """Its lines are JSON, whatever bytes anybody sends; what is no request's target is not repeated."""
@@ -215,6 +223,7 @@ async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
             assert [r.times for found in told for r in found] == [1] * len(clients)
 
 
+@threat(rows.KEY_MANAGER_GATEWAY, rows.KEY_OPERATOR_GLASS, rows.NO_CERTIFICATE)
 async def test_a_certificate_of_another_ca(gate: Gate, tmp_path: Path) -> None:
     create_ca(tmp_path / "foreign", "sdn.example.org", PASSPHRASE, int(time.time()))
     stranger = gate.client(load_authority(tmp_path / "foreign", PASSPHRASE))
@@ -223,6 +232,7 @@ async def test_a_certificate_of_another_ca(gate: Gate, tmp_path: Path) -> None:
     assert gate.upstream.requests == []
 
 
+@threat(rows.KEY_CA_CLIENT, rows.CERTIFICATE_TWIN)
 async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
     """Of a foreign one, and of one that nginx trusts too (both are, while the issuing CA is replaced)."""
     gate = Gate(tmp_path, time.time)
@@ -246,6 +256,7 @@ async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
         assert (await client.http.get("/x")).status_code == 200
 
 
+@threat(rows.IDENTITY_SPOOFED)
 @pytest.mark.parametrize(
     "name",
     [
@@ -282,6 +293,7 @@ async def raw(client: Client, gate: Gate, request: bytes) -> bytes:
     return answer
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 @pytest.mark.parametrize(
     "request_",
     [
@@ -306,6 +318,7 @@ async def test_ways_to_outlive_or_confuse_the_check_are_refused(gate: Gate, requ
     assert gate.upstream.requests == []
 
 
+@threat(rows.SESSION_RESUMED)
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_no_session_is_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
     async with running(Gate(tmp_path, time.time, tls12=True)) as gate:
@@ -332,6 +345,7 @@ async def no_session(gate: Gate, client: Client) -> None:
         assert not reused
 
 
+@threat(rows.SESSION_RESUMED)
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2])
 async def test_tls_is_1_3(gate: Gate, version: ssl.TLSVersion) -> None:
     client = gate.client()
@@ -340,6 +354,7 @@ async def test_tls_is_1_3(gate: Gate, version: ssl.TLSVersion) -> None:
         await asyncio.open_connection("localhost", gate.config.port, ssl=client.context)
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_a_slow_body_does_not_outlive_the_admission(gate: Gate) -> None:
     """The request began admitted; the last byte of its body comes after the withdrawal."""
     client = gate.client()
@@ -382,6 +397,7 @@ async def test_bodies_of_every_size_arrive_whole_up_to_the_limit(gate: Gate, chu
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_a_stream_ends_with_the_admission(gate: Gate) -> None:
     client = gate.client()
     await gate.admit(client)
@@ -430,6 +446,7 @@ async def test_a_restart_forgets_everything_and_shows_another_epoch(gate: Gate) 
     assert is_refusal(await client.http.get("/x"))
 
 
+@threat(rows.NGINX_FULL)
 async def test_a_full_zone_refuses_new_ones_and_evicts_nobody(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, zone="64k")) as gate:
         client = gate.client()
@@ -478,6 +495,7 @@ async def test_many_of_the_largest_leases_go_in_several_requests(tmp_path: Path)
             assert (await dictionary.health()).entries == health.entries
 
 
+@threat(rows.ADMIN_REACHED)
 async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Gate) -> None:
     assert gate.config.folder.stat().st_mode & 0o777 == 0o700
     assert gate.config.admin.stat().st_mode & 0o777 == 0o600
@@ -516,6 +534,7 @@ async def test_the_admin_socket_is_for_its_owner_and_takes_only_entries(gate: Ga
     assert await gate.contents() == {}
 
 
+@threat(rows.ADMIN_REACHED)
 async def test_the_admin_pages_are_not_on_the_outside(gate: Gate) -> None:
     client = gate.client()
     await gate.admit(client)
@@ -523,6 +542,7 @@ async def test_the_admin_pages_are_not_on_the_outside(gate: Gate) -> None:
         assert "headers" in (await client.http.get(path)).json(), "answered by upstream, not by the admin server"
 
 
+@threat(rows.ADMIN_REACHED)
 @pytest.mark.parametrize("value", ["", "{", "null", '{"kind":"host"}', '{"kind":"cert"}'])
 async def test_a_spoiled_entry_admits_nobody(gate: Gate, value: str) -> None:
     client = gate.client()

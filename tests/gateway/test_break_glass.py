@@ -20,6 +20,7 @@ from attestgate.schemas.signing import Purpose, Signer, TrustedKeys
 from tests.support.gateway.deployment import OPERATOR, TRUST_DOMAIN, GatewayDeployment, at_work, new_signer, status
 from tests.support.gateway.gate import Client, Gate, until, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 OPERATORS = TrustedKeys(TRUST_DOMAIN, {"operator": {OPERATOR.public}})
 PLACE = at_gateways("sdn")
@@ -64,6 +65,7 @@ async def answers(client: Client, code: int) -> None:
     await until(answer, lambda found: found == code)
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 @pytest.mark.stack
 async def test_it_admits_without_a_manager_or_a_bus_and_ends_by_itself(
     deployment: GatewayDeployment, folder: Path
@@ -107,6 +109,7 @@ async def test_a_file_put_in_time_goes_on_where_the_lease_ends(deployment: Gatew
         await answers(client, 200)
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 @pytest.mark.stack
 async def test_it_does_not_overrule_a_withdrawal(deployment: GatewayDeployment, folder: Path) -> None:
     client = deployment.gate.client()
@@ -123,6 +126,7 @@ async def test_it_does_not_overrule_a_withdrawal(deployment: GatewayDeployment, 
     assert [OPERATORS.read(BREAK_GLASS, signed, PLACE) for signed in told] == [said(client, now)]
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 @pytest.mark.stack
 async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(
     deployment: GatewayDeployment, folder: Path
@@ -146,6 +150,7 @@ async def test_a_withdrawal_outlives_every_file_that_was_signed_before_it(
         assert await status(client) == 403
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 @pytest.mark.parametrize(
     ("change", "code"),
     [

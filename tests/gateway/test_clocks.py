@@ -20,6 +20,7 @@ from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, s
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until, withdrawal
 from tests.support.gateway.statements import CERT, desired_state
 from tests.support.gateway.statements import lease as plain_lease
+from tests.support.threats import rows, threat
 
 HOUR_S, DECADE_S = 3600, 3652 * 86_400
 BEYOND_SKEW = [sign * seconds for seconds in (30, HOUR_S, DECADE_S) for sign in (1, -1)]
@@ -70,6 +71,7 @@ async def test_a_step_within_the_skew_ends_nothing(working: GatewayDeployment, c
     assert [what for what, _ in working.events if what == "withdrawn"] == []
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.stack
 @pytest.mark.parametrize("by_s", [step for step in BEYOND_SKEW if abs(step) > 300 or step < 0])
 async def test_a_lease_goes_while_the_clock_is_wrong_and_comes_again_when_it_is_right(
@@ -86,6 +88,7 @@ async def test_a_lease_goes_while_the_clock_is_wrong_and_comes_again_when_it_is_
     await stepped(working, -by_s)
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.stack
 @pytest.mark.parametrize("by_s", BEYOND_SKEW)
 async def test_what_is_withdrawn_while_the_clock_is_wrong_stays_out(
@@ -145,6 +148,7 @@ async def put(gate: Gate, said: dict[str, CertificateEntry | HostEntry]) -> None
         await dictionary.put((await dictionary.health()).epoch, said)
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.stack
 async def test_nginx_takes_nothing_from_ahead_of_its_clock(gate: Gate) -> None:
     client, now = gate.client(), int(time.time())
@@ -178,6 +182,7 @@ export default {{ now }};
 """
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.stack
 @pytest.mark.parametrize("whose", ["client", "host"])
 @pytest.mark.parametrize("by_s", [-30, -HOUR_S, -DECADE_S])

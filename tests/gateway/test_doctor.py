@@ -18,6 +18,7 @@ from attestgate.manager.diagnosis.listening import listening
 from attestgate.manager.gateway.floors_file import create
 from attestgate.schemas.settings import BusSettings, GatewaySettings, OperatorSettings
 from tests.support.gateway.gate import Gate, running
+from tests.support.threats import rows, threat
 
 HEADER = "  sl  local_address rem_address   st\n"
 
@@ -45,6 +46,7 @@ def test_who_listens_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
     ]
 
 
+@threat(rows.ADMIN_REACHED)
 @pytest.mark.parametrize(("address", "good"), [("127.0.0.1", True), ("0.0.0.0", False), ("10.0.0.1", False)])
 def test_a_controller_that_the_network_reaches_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, good: bool

@@ -25,6 +25,7 @@ from tests.support.gateway.deployment import GatewayDeployment, at_work
 from tests.support.gateway.gate import Client, Gate, running, until
 from tests.support.gateway.slow import Slow, all_held
 from tests.support.gateway.statements import FloorsInMemory
+from tests.support.threats import rows, threat
 
 STRANGER = "127.0.0.2"
 MANY = 100
@@ -65,6 +66,7 @@ async def let_in(gate: Gate, source: str) -> None:
     await until(status, lambda found: found == 403)
 
 
+@threat(rows.DOOR_RUSHED)
 @pytest.mark.stack
 async def test_an_address_connects_no_faster_than_its_rate_and_the_others_are_served(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, connection_rate_per_address=1)) as gate:
@@ -92,6 +94,7 @@ async def test_connections_over_the_rate_of_all_wait_for_their_turn(tmp_path: Pa
         assert await rejections(gate) == []
 
 
+@threat(rows.DOOR_RUSHED)
 @pytest.mark.stack
 async def test_connections_far_over_the_rate_of_all_are_rejected_and_kept_ones_are_served(tmp_path: Path) -> None:
     """From so many addresses that the rate of each is not reached."""
@@ -115,6 +118,7 @@ async def test_connections_far_over_the_rate_of_all_are_rejected_and_kept_ones_a
         await let_in(gate, "127.0.0.1")
 
 
+@threat(rows.DOOR_RUSHED)
 @pytest.mark.stack
 async def test_addresses_that_connect_seldom_do_not_wait_behind_those_that_connect_often(tmp_path: Path) -> None:
     """Five of them use up the rate of all: 20 a second of 16. Before they count as often, 25 get in."""

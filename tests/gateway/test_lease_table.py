@@ -12,6 +12,7 @@ from attestgate.schemas.admission import Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
 from tests.support.gateway.statements import CERT, HOST, FloorsInMemory, host, lease, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 LONGEST, SKEW = 60, 5
 
@@ -51,6 +52,7 @@ def test_a_lease_is_an_entry_until_its_end() -> None:
     assert book.entry("cert.02", 100) is None
 
 
+@threat(rows.KEY_MANAGER_GATEWAY)
 def test_no_lease_is_longer_than_the_longest() -> None:
     book = table()
     take(book, lease(expires_at=10_000), 100)
@@ -104,6 +106,7 @@ def test_a_withdrawal_is_final_whatever_its_sequence(sequence: int) -> None:
     assert not_taken(book, lease(sequence=10, issued_at=111, expires_at=140), 111) == "admission.withdrawn"
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_a_withdrawal_outlives_every_lease_signed_before_it() -> None:
     book = table()
     take(book, withdrawal(issued_at=110, until=111), 110)
@@ -190,6 +193,7 @@ withdrawals = st.builds(
 )
 
 
+@threat(rows.ADMISSION_REPLAYED)
 @given(steps=st.lists(st.tuples(st.one_of(leases, leases, withdrawals), st.integers(0, 20)), max_size=30))
 def test_statements_in_any_order(steps: list[tuple[Lease | Withdrawal, int]]) -> None:
     """Whatever the bus plays, in whatever order, nobody is in who should not be."""

@@ -18,6 +18,7 @@ from attestgate.compose.nginx.process import free_port
 from attestgate.manager.gateway.dictionary import Dictionary
 from tests.support.gateway.gate import Client, Gate, logged, running, until
 from tests.support.gateway.slow import CHUNKED, LENGTH, SAYS, Slow, all_held
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 STRANGER = "127.0.0.2"
@@ -51,6 +52,7 @@ def others_are_served(gate: Gate, client: Client) -> Callable[[], Awaitable[None
     return check
 
 
+@threat(rows.DOOR_HELD)
 @pytest.mark.parametrize("whose", ["nobody's", "not admitted", "admitted"])
 async def test_the_others_are_served_and_the_slow_ones_end(tmp_path: Path, whose: str) -> None:
     """All kinds at once, each from an address of its own."""
@@ -73,6 +75,7 @@ async def test_the_others_are_served_and_the_slow_ones_end(tmp_path: Path, whose
         assert [r.method for r in gate.upstream.requests] == ["GET", "POST"], "nothing of theirs reached the controller"
 
 
+@threat(rows.DOOR_HELD)
 async def test_the_worker_is_served_when_the_connections_are_used_up(tmp_path: Path) -> None:
     """From so many addresses that the limit of each is not reached: new applications are out until these have ended."""
     async with running(Gate(tmp_path, time.time, connections=24, connections_per_address=12)) as gate:
@@ -117,6 +120,7 @@ async def answered(gate: Gate, context: ssl.SSLContext | None, head: bytes, port
     return answer
 
 
+@threat(rows.DOOR_HELD)
 @pytest.mark.parametrize("head", [LENGTH, CHUNKED], ids=["length", "chunked"])
 async def test_a_refusal_waits_for_no_body_and_is_counted_and_logged(gate: Gate, head: bytes) -> None:
     withdrawn, unknown = gate.client(), gate.client(app="a2")
@@ -137,6 +141,7 @@ async def test_a_refusal_waits_for_no_body_and_is_counted_and_logged(gate: Gate,
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: g\r\n\r\n"
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -158,6 +163,7 @@ async def test_a_request_in_the_body_of_a_refused_one_is_none(gate: Gate, reques
     assert [request.url.path for request in gate.upstream.requests] == ["/own"]
 
 
+@threat(rows.DOOR_HELD)
 @pytest.mark.parametrize("mode", ["njs", "stock"])
 async def test_the_public_port_waits_for_no_body_and_has_limits_of_its_own(tmp_path: Path, mode: str) -> None:
     port = free_port()
@@ -174,6 +180,7 @@ async def test_the_public_port_waits_for_no_body_and_has_limits_of_its_own(tmp_p
             await all_held([Slow("says nothing", port, STRANGER, None) for _ in range(100)], check)
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_a_body_ends_with_the_admission(gate: Gate) -> None:
     """Though each of its bytes comes in time; and nothing of it reaches the controller."""
     client = gate.client()
@@ -235,6 +242,7 @@ async def test_a_kept_connection_ends_by_itself(gate: Gate) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@threat(rows.SHARE_TAKEN)
 async def test_an_application_has_its_share_of_large_bodies(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, uploads_per_application=1)) as gate:
         client, other = gate.client(), gate.client(app="a2")
@@ -256,6 +264,7 @@ async def test_an_application_has_its_share_of_large_bodies(tmp_path: Path) -> N
         assert "too many at once" in {line["verdict"] for line in await logged(gate, 6)}
 
 
+@threat(rows.SHARE_TAKEN)
 async def test_an_application_has_its_share_of_requests(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, requests_per_application=1)) as gate:
         client, other = gate.client(), gate.client(app="a2")
@@ -300,6 +309,7 @@ def memory(gate: Gate) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
+@threat(rows.DOOR_HELD)
 @pytest.mark.parametrize("kind", ["length", "chunked"])
 async def test_bodies_of_the_refused_take_no_memory(gate: Gate, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """400 strangers, each with a body of a megabyte less one byte."""

@@ -24,6 +24,7 @@ from attestgate.schemas.nginx import NginxConfig
 from attestgate.schemas.settings_file import load_part
 from tests.support.gateway.gate import Gate, running
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 RUNNER = CliRunner()
 
@@ -81,6 +82,7 @@ async def test_a_revocation_list_is_served_as_it_was_signed(tmp_path: Path) -> N
         assert (await http.get(f"http://127.0.0.1:{port}/crl/{issuer}.crl")).content == newer
 
 
+@threat(rows.REVOCATION_LIST_OLD)
 @pytest.mark.parametrize(("key", "der"), [("crl.../x", b""), ("crl.ab", b"junk"), ("crl.ab", b""), ("crl.", b"")])
 def test_what_is_no_revocation_list_is_not_published(tmp_path: Path, key: str, der: bytes) -> None:
     with pytest.raises(Refusal) as refusal:

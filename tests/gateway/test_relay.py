@@ -19,6 +19,7 @@ from attestgate.schemas.settings import RelaySettings
 from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, until, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -140,6 +141,7 @@ async def test_a_websocket_passes_and_is_named_upstream(here: Relayed) -> None:
         await here.upstream.ended.wait()
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 @pytest.mark.parametrize("whole_host", [False, True])
 async def test_it_ends_with_its_admission_and_the_others_go_on(here: Relayed, whole_host: bool) -> None:
     client, other = here.gate.client(), here.gate.client(app="a2")
@@ -159,6 +161,7 @@ async def test_it_ends_with_its_admission_and_the_others_go_on(here: Relayed, wh
     refused[1].transport.abort()
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_it_ends_with_a_withdrawal_also_while_nginx_answers_no_worker(here: Relayed) -> None:
     client = here.gate.client()
     await here.deployment.admit(client)
@@ -171,6 +174,7 @@ async def test_it_ends_with_a_withdrawal_also_while_nginx_answers_no_worker(here
     assert HOST not in {r.key for r in here.deployment.reports() if r.state == "withdrawn"}
 
 
+@threat(rows.WITHDRAWAL_WITHHELD)
 async def test_it_ends_with_the_lease_and_lives_on_with_a_renewed_one(here: Relayed) -> None:
     client, lapsing = here.gate.client(), here.gate.client(app="a2")
     await here.deployment.admit(client, lapsing)
@@ -214,6 +218,7 @@ async def test_an_end_of_the_controllers_ends_it(here: Relayed) -> None:
     stream[1].transport.abort()
 
 
+@threat(rows.SHARE_TAKEN)
 async def test_an_application_has_no_more_than_its_share(tmp_path: Path) -> None:
     """Whichever of its certificates it uses; what it closes it may open again."""
     async with (
@@ -248,6 +253,7 @@ NOT_WEBSOCKETS = {
 }
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 async def test_nothing_else_is_upgraded(here: Relayed) -> None:
     client = here.gate.client()
     now = int(time.time())
@@ -289,6 +295,7 @@ NOT_HANDED_OVER = {
 }
 
 
+@threat(rows.ADMIN_REACHED)
 async def test_what_nginx_would_not_hand_over_is_not_carried(here: Relayed) -> None:
     client = here.gate.client()
     await here.deployment.admit(client)
@@ -302,6 +309,7 @@ async def test_what_nginx_would_not_hand_over_is_not_carried(here: Relayed) -> N
     assert here.upstream.heads == []
 
 
+@threat(rows.ADMIN_REACHED)
 async def test_its_socket_is_its_owners_alone_from_the_start_and_no_other_file_is(tmp_path: Path) -> None:
     """The mode of new files belongs to the process: what other tasks create meanwhile keeps theirs."""
     path = tmp_path / "relay.sock"

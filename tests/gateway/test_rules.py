@@ -12,6 +12,7 @@ from attestgate.manager.gateway.dictionary import Dictionary
 from attestgate.schemas.admission import ALL, READ_ONLY, Rule
 from tests.support.gateway.gate import Client, Gate, logged, until
 from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
+from tests.support.threats import rows, threat
 
 RULE = TypeAdapter(Rule)
 
@@ -23,6 +24,7 @@ async def client(gate: Gate) -> Client:
     return client
 
 
+@threat(rows.RULES)
 @pytest.mark.stack
 async def test_a_rule_allows(gate: Gate, client: Client) -> None:
     for method, target in ALLOWED:
@@ -32,6 +34,7 @@ async def test_a_rule_allows(gate: Gate, client: Client) -> None:
         assert request.scope["raw_path"].decode() + query == target, "upstream gets the target that was judged"
 
 
+@threat(rows.RULES, rows.KEY_GIVEN_AWAY)
 @pytest.mark.stack
 async def test_no_rule_allows(gate: Gate, client: Client) -> None:
     passed = [(m, t) for m, t in REFUSED if await send(client, gate, m, t) not in {400, 403, 405}]
@@ -39,6 +42,7 @@ async def test_no_rule_allows(gate: Gate, client: Client) -> None:
     assert gate.upstream.requests == []
 
 
+@threat(rows.RULES)
 @pytest.mark.stack
 async def test_the_absolute_form_is_judged_by_its_path(gate: Gate, client: Client) -> None:
     """RFC 9112, section 3.2.2: a server has to take it; only the path goes upstream, and the host is the gateway's."""
@@ -49,6 +53,7 @@ async def test_the_absolute_form_is_judged_by_its_path(gate: Gate, client: Clien
     assert request.headers["host"] == "controller"
 
 
+@threat(rows.RULES)
 @pytest.mark.stack
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-URL"])
 async def test_no_header_makes_it_another_request(gate: Gate, client: Client, name: str) -> None:
@@ -57,6 +62,7 @@ async def test_no_header_makes_it_another_request(gate: Gate, client: Client, na
     assert name.lower() not in dict(response.json()["headers"])
 
 
+@threat(rows.NO_CERTIFICATE)
 @pytest.mark.stack
 async def test_the_log_says_which_rules_there_are_and_the_stranger_learns_nothing(gate: Gate, client: Client) -> None:
     refused = await client.http.post("/switches")
@@ -73,6 +79,7 @@ async def test_the_log_says_which_rules_there_are_and_the_stranger_learns_nothin
         assert await dictionary.refusals() == []
 
 
+@threat(rows.RULES)
 @pytest.mark.stack
 async def test_without_a_rule_nothing_passes_and_a_new_lease_brings_new_rules(gate: Gate) -> None:
     client = gate.client()
@@ -132,6 +139,7 @@ def test_what_is_taken_for_a_rule_can_be_read_only_one_way(text: str) -> None:
     assert methods == "*" or all(method.isupper() for method in methods.split(","))
 
 
+@threat(rows.CONNECTION_OUTLIVES)
 @pytest.mark.stack
 async def test_a_connection_remembers_no_longer_than_the_lease(gate: Gate) -> None:
     """What is kept of a connection is worth nothing once the dictionary has another sequence, or none."""

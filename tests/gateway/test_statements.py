@@ -30,6 +30,7 @@ from attestgate.schemas.signing import TrustedKeys
 from tests.support.gateway.deployment import TRUST_DOMAIN, new_signer
 from tests.support.gateway.statements import host, lease, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 KEY = new_signer()
 MANAGERS = TrustedKeys(TRUST_DOMAIN, {"manager": {KEY.public}})
@@ -59,6 +60,7 @@ def test_a_statement_is_of_one_kind(statement: Statement, kind: Any) -> None:
         assert refusal_code(refusal) == "signature.invalid"
 
 
+@threat(rows.ADMISSION_FORGED)
 def test_another_signer_and_another_key() -> None:
     with pytest.raises(Refusal) as signer:
         open_posted("cert.01", post(new_signer(), lease()), MANAGERS)
@@ -68,6 +70,7 @@ def test_another_signer_and_another_key() -> None:
     assert key.value.reasons[0].code == "signature.invalid"
 
 
+@threat(rows.ADMISSION_FORGED)
 @given(place=st.integers(0), flip=st.integers(1, 255))
 def test_a_mangled_statement_is_refused(place: int, flip: int) -> None:
     value = bytearray(post(KEY, lease()))

@@ -17,6 +17,7 @@ from tests.support.gateway.deployment import HOST, GatewayDeployment, at_work, s
 from tests.support.gateway.gate import Client, Gate, host_lease, lease, running, until, withdrawal
 from tests.support.gateway.rules import ALLOWED, ONE_SUBTREE, REFUSED, send
 from tests.support.gateway.slow import SAYS, Slow, all_held
+from tests.support.threats import rows, threat
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ async def test_a_certificate_on_the_revocation_list_is_refused_though_the_map_ha
             assert await status(other) == 200
 
 
+@threat(rows.RULES)
 @pytest.mark.stack
 async def test_every_spelling_is_judged_as_with_njs(stock: GatewayDeployment) -> None:
     client = stock.gate.client()

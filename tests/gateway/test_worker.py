@@ -29,6 +29,7 @@ from tests.support.gateway.gate import (
 )
 from tests.support.gateway.statements import desired_state
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -63,6 +64,7 @@ async def test_a_host_takes_all_its_applications_with_it(working: GatewayDeploym
     assert [await status(c) for c in clients] == [403] * 5
 
 
+@threat(rows.VIEWER_FLOODS)
 async def test_a_watch_that_waits_behind_others_calls_keeps_nothing_from_nginx(working: GatewayDeployment) -> None:
     client = working.gate.client()
     working.bus.slow = True
@@ -72,6 +74,7 @@ async def test_a_watch_that_waits_behind_others_calls_keeps_nothing_from_nginx(w
     assert await status(client) == 403
 
 
+@threat(rows.ADMISSION_FORGED)
 async def test_what_is_heard_and_not_stored_changes_nothing(working: GatewayDeployment) -> None:
     now, client = int(time.time()), working.gate.client()
     gone = withdrawal(client.key, now)
@@ -93,6 +96,7 @@ async def test_a_renewal_is_reported_and_is_no_new_admission(working: GatewayDep
     assert [data["key"] for what, data in working.events if what == "admitted"].count(client.key) == 1
 
 
+@threat(rows.ADMISSION_FORGED, rows.CREDENTIAL_MANAGER, rows.KEY_GATEWAY_ADMITS)
 async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeployment) -> None:
     now = int(time.time())
     client = working.gate.client()
@@ -103,6 +107,7 @@ async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeplo
     await working.bus.put(client.key, post(working.manager, good)[:-1])
     await working.bus.put(client.key, b"")
     await working.say(good, signer=stranger)
+    await working.say(good, signer=working.identity)
     await working.say(lease(client, now, gateways="other"))
     await working.say(lease(client, now + 60))
     await working.say(lease(client, now - 400))
@@ -110,10 +115,11 @@ async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeplo
     async def codes() -> list[Any]:
         return [cast(Any, data["reason"])["code"] for what, data in working.events if what == "refused"]
 
-    assert await until(codes, lambda found: len(found) == 7) == [
+    assert await until(codes, lambda found: len(found) == 8) == [
         "signature.invalid",
         "message.encoding",
         "message.encoding",
+        "signature.signer",
         "signature.signer",
         "admission.set",
         "admission.future",
@@ -123,6 +129,7 @@ async def test_what_is_not_the_managers_word_admits_nobody(working: GatewayDeplo
     assert set(await working.gate.contents()) <= {HOST}
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_old_statements_played_again_change_nothing(working: GatewayDeployment) -> None:
     now = int(time.time())
     client = working.gate.client()
@@ -139,6 +146,7 @@ async def test_old_statements_played_again_change_nothing(working: GatewayDeploy
     assert await status(client) == 403
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_a_deletion_in_the_bucket_neither_ends_nor_revives(working: GatewayDeployment) -> None:
     client, gone = working.gate.client(), working.gate.client(app="a2")
     await working.admit(client, gone)
@@ -149,6 +157,7 @@ async def test_a_deletion_in_the_bucket_neither_ends_nor_revives(working: Gatewa
     assert [await status(c) for c in (client, gone, other)] == [200, 403, 200]
 
 
+@threat(rows.NGINX_FULL)
 async def test_a_restarted_nginx_is_filled_again(working: GatewayDeployment) -> None:
     client, gone = working.gate.client(), working.gate.client(app="a2")
     await working.admit(client, gone)
@@ -217,6 +226,7 @@ async def test_a_second_worker_at_one_nginx_is_refused(working: GatewayDeploymen
     assert await status(client) == 403
 
 
+@threat(rows.NGINX_FULL)
 async def test_entries_that_nobody_signed_are_removed(gate: Gate) -> None:
     deployment = GatewayDeployment(gate)
     stranger = gate.client()
@@ -231,6 +241,7 @@ async def test_entries_that_nobody_signed_are_removed(gate: Gate) -> None:
         await until(gate.contents, lambda contents: not contents)
 
 
+@threat(rows.WITHDRAWAL_WITHHELD)
 async def test_a_lost_bus_is_followed_again(working: GatewayDeployment) -> None:
     client = working.gate.client()
     await working.admit(client)
@@ -260,6 +271,7 @@ async def test_a_bus_that_takes_no_reports_and_events_holds_up_nothing(working: 
     await working.reported(client.key, "withdrawn", 2)
 
 
+@threat(rows.NGINX_FULL)
 async def test_a_full_zone_still_lets_withdrawals_through(tmp_path: Path) -> None:
     async with running(Gate(tmp_path, time.time, zone="64k")) as gate:
         deployment = GatewayDeployment(gate)
@@ -332,6 +344,7 @@ async def test_a_report_is_of_what_nginx_was_asked_and_not_of_what_came_meanwhil
     assert {(r.state, r.sequence) for r in deployment.reports()} <= {("admitted", 1), ("withdrawn", 2)}
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_a_bucket_rolled_back_gains_nothing(deployment: GatewayDeployment) -> None:
     """A hostile operator restores the bucket, while the worker runs and over its restart."""
     server = MemoryServer()

@@ -33,6 +33,7 @@ from tests.support.ima.lists import (
     recorded,
 )
 from tests.support.reasons import codes
+from tests.support.threats import rows, threat
 
 CLEAN = recorded("clean")
 POLICY = loaded(CLEAN)
@@ -70,6 +71,7 @@ def test_clean_is_accepted_anchored_where_the_quote_is_and_the_boot_is_golden() 
     assert unpack(ListVerdict, pack(verdict)) == verdict
 
 
+@threat(rows.LIST_DRIFTED)
 def test_drift_is_refused_for_exactly_the_right_entries() -> None:
     verdict = judge(recorded("drift"), quoted=quote("drift"))
     assert codes(verdict) == ["ima.unknown", "ima.violation"]
@@ -97,6 +99,7 @@ def test_violations_are_accepted_where_the_policy_says_so_but_no_pattern_speaks_
     assert accepted.accepted and accepted.violations == 1
 
 
+@threat(rows.LIST_EDITED)
 @pytest.mark.parametrize("edit", ["removed", "doubled", "moved", "changed"])
 def test_each_entry_edited_is_refused_or_in_the_tail(edit: str) -> None:
     frames, quoted = framed("clean"), quote("clean")
@@ -132,12 +135,14 @@ def test_a_changed_header_is_seen() -> None:
     assert codes(verdict) == ["ima.pcr", "ima.replay"]
 
 
+@threat(rows.LIST_EDITED)
 @pytest.mark.parametrize("cut", [0, 1, 100, 445])
 def test_a_list_older_than_the_quote_is_refused(cut: int) -> None:
     verdict = judge(b"".join(framed("clean")[:cut]), quoted=quote("clean"))
     assert codes(verdict) == (["ima.start", "ima.replay"] if cut == 0 else ["ima.replay"])
 
 
+@threat(rows.LIST_EDITED)
 def test_a_list_of_another_host_is_refused() -> None:
     quoted = quote("clean")
     other = replace(quoted, banks={"sha256": {**quoted.values, 0: bytes(32)}})
@@ -167,6 +172,7 @@ def test_boot_aggregate_in_another_bank_than_the_quote_is_judged_by_the_policy()
     assert codes(judge(sha1, loaded(boot_aggregate()), quoted=quoted)) == ["ima.unknown"]
 
 
+@threat(rows.LIST_UNANCHORED)
 def test_unanchored_is_refused_unless_the_host_policy_says_so() -> None:
     assert codes(judge(CLEAN, accept_unanchored=False)) == ["ima.unanchored"]
     verdict = judge(CLEAN)
@@ -188,6 +194,7 @@ def test_a_quote_without_golden_values_does_not_anchor() -> None:
     assert taken.accepted and taken.integrity == "unanchored"
 
 
+@threat(rows.BOOT_OTHER)
 @pytest.mark.parametrize("index", range(10))
 def test_each_golden_pcr_counts_and_accepting_unanchored_does_not_help(index: int) -> None:
     quoted = quote("clean")
@@ -242,6 +249,7 @@ def test_a_recheck_meets_every_bank_where_it_goes_on() -> None:
     assert judge(b"", before=whole.replay, quoted=both).anchored_entries == ANCHORED["clean"]
 
 
+@threat(rows.BOOT_OTHER)
 def test_golden_values_are_not_met_by_a_quote_that_leaves_them_out() -> None:
     quoted = quote("clean")
     partial = replace(quoted, banks={"sha256": {index: quoted.values[index] for index in (0, 7, 10)}})
@@ -269,6 +277,7 @@ def test_a_recheck_with_nothing_new_is_anchored_by_a_quote_of_the_same_value() -
     assert second.replay == first.replay
 
 
+@threat(rows.LIST_EDITED)
 def test_a_swapped_prefix_is_found_at_the_recheck() -> None:
     frames, drift = framed("clean"), recorded("drift")
     swapped = judge(b"".join([*frames[:2], frames[3], frames[2], *frames[4:]]))
@@ -306,6 +315,7 @@ def test_excluded_paths_are_accepted_and_counted_each_time() -> None:
         assert verdict.accepted and verdict.excluded == 1
 
 
+@threat(rows.HOST_ENDLESS)
 def test_unknown_entries_are_named_while_there_is_room_and_all_counted() -> None:
     many = b"".join(frame(b"ima-ng", ng(), b"/bin/%d\0" % number) for number in range(3000))
     verdict = judge(boot_aggregate() + many, loaded(boot_aggregate()))
@@ -313,6 +323,7 @@ def test_unknown_entries_are_named_while_there_is_room_and_all_counted() -> None
     assert verdict.unknown_entries == 3000 and "3000" in verdict.reasons[0].found
 
 
+@threat(rows.HOST_ENDLESS)
 def test_a_path_bomb_is_named_whole_and_a_verdict_stays_small() -> None:
     bomb = b"".join(frame(b"ima-ng", ng(), b"\xff" * 4000 + b"%05d\0" % number) for number in range(2000))
     verdict = judge(boot_aggregate() + bomb, loaded(boot_aggregate()))
@@ -391,6 +402,7 @@ def test_random_bytes_give_a_refused_verdict_and_never_an_exception(data: bytes)
     assert not verdict.accepted and not verdict.admitted
 
 
+@threat(rows.LIST_EDITED)
 @given(st.integers(0, len(CLEAN) - 1), st.integers(1, 255))
 def test_any_byte_of_a_recorded_list_changed_is_never_accepted_in_the_anchored_part(place: int, flip: int) -> None:
     data = bytearray(CLEAN)

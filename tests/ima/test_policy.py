@@ -27,6 +27,7 @@ from attestgate.manager.verification.ima.slices import finish
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.host_policy import GoldenPcrs, ListVerdict, Replay
 from tests.support.ima.lists import NOW, boot_aggregate, document, frame, host, loaded, ng, recorded
+from tests.support.threats import rows, threat
 
 DIGEST = "ab" * 32
 KEYLIME: dict[str, Any] = {
@@ -67,6 +68,7 @@ def test_what_is_written_is_what_keylime_wants() -> None:
     assert json.loads(read(json.dumps(KEYLIME).encode()).text()) == KEYLIME
 
 
+@threat(rows.POLICY_GAP)
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -95,11 +97,13 @@ def test_a_policy_with_a_gap_is_refused_at_load(change: dict[str, object], code:
     assert refusal_of(KEYLIME | change).startswith(code)
 
 
+@threat(rows.POLICY_GAP)
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"meta": {}, "meta": {}}', "\udcff"[:0] + "null"])
 def test_what_is_no_policy_is_refused(text: str) -> None:
     assert refusal_of(text).startswith("file.")
 
 
+@threat(rows.POLICY_GAP)
 @pytest.mark.parametrize("pattern", ["", ".*", "/", "/?", "(/usr)?", "^", "/tmp/|", "x*", "/(.|\\n)"])
 def test_a_pattern_that_hides_every_path_is_refused(pattern: str) -> None:
     """An empty line of somebody's list, for one: with it every program would be accepted unseen."""
@@ -119,6 +123,7 @@ def test_a_pattern_is_refused_by_its_line() -> None:
     assert f"line {line}: excludes[1]" in sentence and "RE2" in sentence
 
 
+@threat(rows.POLICY_GAP)
 def test_a_pattern_that_would_blow_up_elsewhere_takes_linear_time() -> None:
     policy = load(json.dumps(KEYLIME | {"excludes": ["/(a+)+$"]}))
     assert not policy.excluded(b"/" + b"a" * 4000 + b"!")

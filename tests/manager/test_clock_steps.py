@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attestgate.manager.local.clock_steps import STEP_S, ClockSteps
 from attestgate.schemas.clocks import SKEW_S, stale
 from tests.support.manager.wire import Clock
+from tests.support.threats import rows, threat
 
 MEMORY_S = 60
 
@@ -18,6 +19,7 @@ def watched() -> tuple[Clock, ClockSteps]:
     return clock, ClockSteps(clock, clock.steady, MEMORY_S)
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.parametrize("by_s", [STEP_S, -STEP_S, 4, -4, 3600, -3600, 10 * 365 * 86_400])
 def test_a_step_is_noticed_once(by_s: float) -> None:
     clock, steps = watched()
@@ -93,6 +95,7 @@ def test_a_clock_that_is_set_ahead_again_and_again_makes_nobody_forget() -> None
     assert steps.passed() == right
 
 
+@threat(rows.CLOCK_SET)
 @given(moves=st.lists(st.tuples(st.integers(-4000, 4000), st.integers(0, 100)), max_size=20))
 def test_nothing_is_forgotten_before_its_time_by_any_clock_within_memory(moves: list[tuple[int, int]]) -> None:
     clock, steps = watched()

@@ -33,6 +33,7 @@ from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.signing import Signed, Signer, TrustedKeys
 from tests.support.manager.world import TRUST_DOMAIN
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 AT = 1_800_000_000
 MANAGER = Signer(TRUST_DOMAIN, Ed25519PrivateKey.from_private_bytes(b"\x01" * 32))
@@ -105,8 +106,12 @@ def standing(
     author_place: str = "",
     deployment: str = TRUST_DOMAIN,
 ) -> Standing:
-    statement = signed(command, by, author_place, deployment)
-    return Standing(statement=statement, in_force=manager.sign(IN_FORCE, place, said(statement, command.sequence)))
+    return put_in_force(signed(command, by, author_place, deployment), command.sequence, place, manager)
+
+
+def put_in_force(statement: Signed, order: int, place: str = PLACE, manager: Signer = MANAGER) -> Standing:
+    """A statement beside what a manager says of it."""
+    return Standing(statement=statement, in_force=manager.sign(IN_FORCE, place, said(statement, order)))
 
 
 async def order(worker: Enrolments, command: Command, by: str = "ann") -> None:
@@ -153,6 +158,7 @@ async def test_signatures_are_checked_once(bench: Bench, monkeypatch: pytest.Mon
 NOT_IN_FORCE = {
     "of a policy author": (standing(enrol(5), "eve"), "signature.signer"),
     "of a stranger": (standing(enrol(5), "op-1"), "signature.signer"),
+    "of a manager": (put_in_force(MANAGER.sign(COMMAND, commands_of("ann"), enrol(5)), 5), "signature.signer"),
     "for another deployment": (standing(enrol(5), deployment="other.example"), "signature.invalid"),
     "in another operator's name": (standing(enrol(5), author_place=commands_of("bob")), "signature.invalid"),
     "that no manager put in force": (standing(enrol(5), manager=OPERATORS["ann"]), "signature.signer"),
@@ -171,6 +177,7 @@ NOT_IN_FORCE = {
 }
 
 
+@threat(rows.STATEMENT_MOVED, rows.CREDENTIAL_MANAGER, rows.KEY_MANAGER_ENROLS)
 @pytest.mark.parametrize("what", NOT_IN_FORCE)
 async def test_what_the_bus_puts_there_is_refused_with_its_reason(bench: Bench, what: str) -> None:
     found, code = NOT_IN_FORCE[what]
@@ -184,6 +191,7 @@ async def test_what_the_bus_puts_there_is_refused_with_its_reason(bench: Bench, 
     assert await sequence_in_force(worker) == 1, "and keeps no operator from enrolling"
 
 
+@threat(rows.STATEMENT_MOVED)
 @pytest.mark.parametrize("part", ["statement", "in_force"])
 @pytest.mark.parametrize("field", ["payload", "signature", "signer"])
 async def test_what_was_believed_lends_a_forgery_nothing(bench: Bench, part: str, field: str) -> None:
@@ -212,12 +220,14 @@ async def test_bytes_that_are_no_standing_are_refused(bench: Bench, value: bytes
         await bench.worker().host("h1")
 
 
+@threat(rows.STATEMENT_MOVED)
 async def test_a_command_that_was_put_in_force_after_it_expired_is_none(bench: Bench) -> None:
     await bench.put(standing(enrol(5, expires_at=AT - 1)))
     with pytest.raises(Refusal, match=r"enrolment\.expired"):
         await bench.worker().host("h1")
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_a_bucket_that_was_set_back_is_brought_forward_again(bench: Bench) -> None:
     worker = bench.worker()
     await order(worker, enrol(1))
@@ -257,6 +267,7 @@ async def test_an_older_command_is_refused_and_the_same_again_is_not(bench: Benc
     assert await sequence_in_force(worker) == 2
 
 
+@threat(rows.COMPARE_AND_SET_LOST)
 async def test_a_bus_that_has_a_worker_lose_every_compare_and_set_gains_no_loop(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +294,7 @@ def fill_disk(worker: Enrolments) -> Statements:
             return memory
 
 
+@threat(rows.DISK_FULL)
 async def test_a_full_disk_holds_up_no_revocation(bench: Bench) -> None:
     """It is in force, the worker says so, and it knows of it until it ends; once there is room, also after that."""
     worker = bench.worker()
@@ -313,6 +325,7 @@ async def test_what_did_not_reach_a_full_disk_goes_there_with_the_next(bench: Be
     assert memory.of("a") == again.of("a") == {b"ann": (3, b"newer")}
 
 
+@threat(rows.DISK_FULL)
 async def test_a_full_disk_refuses_nobody_who_is_enrolled(bench: Bench) -> None:
     worker = bench.worker()
     fill_disk(worker)
@@ -320,6 +333,7 @@ async def test_a_full_disk_refuses_nobody_who_is_enrolled(bench: Bench) -> None:
     assert await sequence_in_force(worker) == 5
 
 
+@threat(rows.LIST_OLDER)
 async def test_what_is_signed_by_an_older_list_of_the_bus_is_refused(bench: Bench) -> None:
     """An operator signs again what others have signed, by a list without a revocation that a worker knows of."""
     worker = bench.worker("ann", "bob", "eve")
@@ -337,6 +351,7 @@ async def test_what_is_signed_by_an_older_list_of_the_bus_is_refused(bench: Benc
     assert await sequence_in_force(worker) == 4
 
 
+@threat(rows.STATEMENTS_SPLIT)
 @pytest.mark.parametrize("memory", ["seen both", "seen one", "new"])
 async def test_of_two_of_the_same_order_the_bus_does_not_choose(bench: Bench, memory: str) -> None:
     """Put in force by two workers to whom the bus has shown different states: in whatever order they are listed."""
@@ -355,6 +370,7 @@ async def test_of_two_of_the_same_order_the_bus_does_not_choose(bench: Bench, me
     assert found[0] == found[1]
 
 
+@threat(rows.KEY_OPERATOR)
 @pytest.mark.parametrize("memory", ["one", "new"])
 async def test_a_stolen_key_that_is_taken_out_gives_back_what_it_took(bench: Bench, memory: str) -> None:
     """And undoes nothing that an honest key did, also where a worker has seen all of it."""
@@ -370,6 +386,7 @@ async def test_a_stolen_key_that_is_taken_out_gives_back_what_it_took(bench: Ben
     assert await sequence_in_force(without) == 21
 
 
+@threat(rows.KEY_OPERATOR)
 async def test_a_key_of_the_last_sequence_locks_nobody_out_for_good(bench: Bench) -> None:
     both = bench.worker("ann", "eve")
     await order(both, enrol(1))
@@ -407,6 +424,7 @@ class Story:
     left = st.sets(st.sampled_from(people), min_size=1)
 
 
+@threat(rows.KEY_OPERATOR)
 @given(steps=Story.steps, left=Story.left)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_in_force_is_the_newest_of_those_in_the_settings(

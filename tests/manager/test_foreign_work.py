@@ -31,6 +31,7 @@ from attestgate.schemas.signing import Signer
 from tests.support.hostile_messages import costliest
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import GATEWAY, OPERATOR, TRUST_DOMAIN
+from tests.support.threats import rows, threat
 
 NAMES = {"host": "h1", "app": "h1.a1", "gateway": GATEWAY}
 
@@ -44,6 +45,7 @@ async def dropped(site: Deployment, subject: str, data: bytes) -> tuple[str, str
     return reason.code, reason.field
 
 
+@threat(rows.MESSAGE_COSTLY)
 @pytest.mark.parametrize(("role", "step"), sorted(INBOUND))
 async def test_a_message_longer_than_its_step_allows_is_not_read(site: Deployment, role: str, step: str) -> None:
     subject, longest = subjects.inbound(role, NAMES[role], step), INBOUND[role, step]
@@ -58,10 +60,12 @@ async def test_only_a_command_with_policies_may_be_large(site: Deployment, comma
     assert found == code
 
 
+@threat(rows.COMMAND_UNSIGNED)
 async def test_a_command_of_nobody_is_not_read(site: Deployment) -> None:
     assert await dropped(site, subjects.operator("nobody", "enrol"), b"\xc1") == ("command.subject", "operator")
 
 
+@threat(rows.MESSAGE_COSTLY)
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_the_costliest_hellos_change_nothing(site: Deployment, role: str) -> None:
     for _, data in costliest(role, "hello"):
@@ -71,6 +75,7 @@ async def test_the_costliest_hellos_change_nothing(site: Deployment, role: str) 
     await site.admitted()
 
 
+@threat(rows.NAMES_MADE_UP)
 async def test_names_that_the_bus_makes_up_fill_no_table(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     """No credential names its sender freely; whoever runs the server can."""
     monkeypatch.setattr("attestgate.manager.handlers.hello.SENDERS", 4)
@@ -122,6 +127,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
+@threat(rows.KEY_GATEWAY_WORK)
 async def test_sessions_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deployment, work: dict[str, int]) -> None:
     report = GatewayReport(
         gateway=GATEWAY, epoch="ab" * 16, applied=[*map(applied, range(MAX_APPLIED))], at=1, floors=0
@@ -162,6 +168,7 @@ async def test_a_few_certificates_that_are_gone_hold_up_no_other(site: Deploymen
     assert app is not None
 
 
+@threat(rows.KEY_GATEWAY_WORK)
 async def test_a_lease_that_a_gateway_reports_without_end_is_passed_on_once(
     site: Deployment, work: dict[str, int]
 ) -> None:
@@ -179,6 +186,7 @@ async def test_a_lease_that_a_gateway_reports_without_end_is_passed_on_once(
     assert work == {"looked up": 0, "sent": 0}
 
 
+@threat(rows.KEY_GATEWAY_WORK)
 async def test_leases_that_a_gateway_makes_up_cost_a_few_look_ups(site: Deployment, work: dict[str, int]) -> None:
     await site.admitted()
     newer = await renewed(site)

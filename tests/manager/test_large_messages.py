@@ -8,6 +8,7 @@ import pytest
 
 from attestgate.manager.handlers.large_messages import AGAIN_S, AT_ONCE, LARGE, LargeMessages
 from attestgate.manager.sessions.recheck import TooEarly
+from tests.support.threats import rows, threat
 
 
 class Handler:
@@ -35,6 +36,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_so_many_at_a_time_and_the_others_in_order() -> None:
     handler, senders = Handler(), [f"h{n}" for n in range(AT_ONCE + 2)]
     tasks = await handler.start(*senders)
@@ -50,6 +52,7 @@ async def test_so_many_at_a_time_and_the_others_in_order() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_small_ones_do_not_wait() -> None:
     handler = Handler()
     tasks = await handler.start(*(f"h{n}" for n in range(AT_ONCE + 1)))
@@ -60,6 +63,7 @@ async def test_small_ones_do_not_wait() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_a_senders_second_one_comes_again_later() -> None:
     handler = Handler()
     (first,) = await handler.start("h1")

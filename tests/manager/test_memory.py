@@ -19,6 +19,7 @@ from attestgate.manager.records.current import CurrentSessions
 from attestgate.manager.records.record_cipher import RecordCipher, SealedRecord, StorageKeys
 from attestgate.manager.records.session_messages import SessionMessages
 from attestgate.schemas.base import Model, Refusal, Secret, parse_json
+from tests.support.threats import rows, threat
 
 
 class Thing(Model):
@@ -45,12 +46,14 @@ def test_new_records_use_the_newest_epoch_and_old_ones_still_open() -> None:
     assert cipher().open(Thing, "sessions", "a", old) == THING
 
 
+@threat(rows.RECORD_FORGED)
 @pytest.mark.parametrize("place", [("summaries", "a"), ("sessions", "b")])
 def test_a_record_elsewhere_does_not_open(place: tuple[str, str]) -> None:
     with pytest.raises(Refusal, match=r"record\.open"):
         cipher().open(Thing, *place, cipher().seal("sessions", "a", 3, THING))
 
 
+@threat(rows.RECORD_FORGED)
 @pytest.mark.parametrize(
     "change", [{"epoch": 1}, {"epoch": 9}, {"salt": bytes(32)}, {"counter": 4}, {"ciphertext": bytes(40)}]
 )
@@ -60,12 +63,14 @@ def test_a_record_with_another_field_does_not_open(change: dict[str, object]) ->
         cipher().open(Thing, "sessions", "a", stored.body())
 
 
+@threat(rows.RECORD_FORGED)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_record(data: bytes) -> None:
     with pytest.raises(Refusal):
         cipher().open(Thing, "sessions", "a", data)
 
 
+@threat(rows.RECORD_FORGED)
 def test_nothing_of_a_record_is_readable_and_no_two_are_alike() -> None:
     one, two = (cipher().seal("sessions", "a", 3, THING) for _ in range(2))
     assert b"hello" not in one
@@ -73,6 +78,7 @@ def test_nothing_of_a_record_is_readable_and_no_two_are_alike() -> None:
     assert SealedRecord.read(one).salt != SealedRecord.read(two).salt
 
 
+@threat(rows.KEY_STORAGE)
 def test_a_destroyed_epoch_takes_its_records_with_it() -> None:
     old = RecordCipher(lambda: StorageKeys(epochs={"1": "11" * 32})).seal("sessions", "a", 1, THING)
     with pytest.raises(Refusal, match=r"record\.open"):
@@ -103,6 +109,7 @@ def test_marks_only_rise_and_outlive_the_worker(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["marks.json"]
 
 
+@threat(rows.DISK_FULL)
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": -1}', "{", '{"a": 1.5}', "\x00"])
 def test_a_file_of_marks_that_cannot_be_read_stops_the_worker(tmp_path: Path, content: str) -> None:
     """An unreadable memory is not an empty one."""
@@ -155,6 +162,7 @@ async def test_a_pointer_names_the_newest_and_tells_the_one_before() -> None:
     assert told == [f"attest.v1.work.host.{session(n)}.superseded" for n in (1, 2)]
 
 
+@threat(rows.COMPARE_AND_SET_LOST)
 async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(*_: object) -> int:
         raise Conflict("lost")
@@ -166,6 +174,7 @@ async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(monkeypat
         await current.point("current.host.h1", session(1), "superseded")
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_a_session_that_was_superseded_never_comes_back() -> None:
     """Its outbox may be published again by a worker that did not see it the first time."""
     server = MemoryServer()
@@ -190,6 +199,7 @@ async def test_of_two_that_become_current_at_once_the_higher_rank_stays(first: i
     }
 
 
+@threat(rows.RECORD_FORGED)
 async def test_a_pointer_that_somebody_wrote_is_not_believed() -> None:
     server = MemoryServer()
     current = CurrentSessions(server.connect(), cipher(), SessionMessages(server.connect(), cipher()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -33,10 +34,12 @@ from attestgate.schemas.enrolment import (
 )
 from attestgate.schemas.events import Event
 from attestgate.schemas.in_force import ANSWER, IN_FORCE, Answer, InForce, Standing, Standings, digest_of, place_of
+from attestgate.schemas.settings import ManagerSettings, OperatorSettings
 from attestgate.schemas.signing import Purpose, Signed, Signer
-from tests.support.manager.deployment import Deployment, order_subject
-from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN
+from tests.support.manager.deployment import Deployment, deployed, order_subject
+from tests.support.manager.world import AUTHOR, HOST_ENCLAVE, OPERATOR, TRUST_DOMAIN, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 
 def enrol(mrenclave: str = HOST_ENCLAVE.mrenclave.hex(), id: str = "h1") -> Enrol:
@@ -91,6 +94,7 @@ async def test_a_refusal_is_answered_with_the_time_and_what_it_must_be_above(sit
     assert said.reasons[0].code == "command.sequence"
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_an_answer_is_of_one_command(site: Deployment) -> None:
     """Signed over its hash: the bus cannot answer a revocation with the answer to something else."""
     first, second = [await give(site, command(site, enrol(), sequence=int(site.clock() * 1e6) + n)) for n in (1, 2)]
@@ -101,6 +105,7 @@ async def test_an_answer_is_of_one_command(site: Deployment) -> None:
 AHEAD = [6_000_000, 3_600_000_000, 2**62, 2**63 - 1 - 1_900_000_000_000_000]
 
 
+@threat(rows.KEY_OPERATOR)
 @pytest.mark.parametrize("ahead", AHEAD)
 async def test_a_sequence_from_the_future_is_refused(site: Deployment, ahead: int) -> None:
     given = command(site, enrol(), sequence=int(site.clock() * 1e6) + ahead)
@@ -108,6 +113,7 @@ async def test_a_sequence_from_the_future_is_refused(site: Deployment, ahead: in
     assert (await give(site, command(site, enrol("cd" * 32)))).what == "applied"
 
 
+@threat(rows.KEY_OPERATOR)
 async def test_above_what_is_in_force_there_is_always_room(site: Deployment) -> None:
     """A clock of five seconds ahead is in order; who comes next, and is right, signs above it."""
     first = command(site, enrol(), sequence=int((site.clock() + 5) * 1e6))
@@ -132,6 +138,7 @@ async def test_an_operator_whose_clock_is_wrong_can_still_act(
     assert newest.newest > said.newest
 
 
+@threat(rows.COMMAND_HELD_BACK)
 @pytest.mark.parametrize("delay_s", [0, 8])
 async def test_a_command_that_the_bus_held_back_is_not_signed_again_over_what_came_after_it(
     site: Deployment, monkeypatch: pytest.MonkeyPatch, delay_s: int
@@ -150,6 +157,7 @@ async def test_a_command_that_the_bus_held_back_is_not_signed_again_over_what_ca
         await asking
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_the_command_line_believes_no_answer_of_the_bus(site: Deployment) -> None:
     """A revocation that is dropped, and an event that says it was applied: with an answer to another, or none."""
     before = await give(site, command(site, enrol()))
@@ -201,6 +209,7 @@ async def test_a_repeat_is_looked_at_as_closely_as_the_first(site: Deployment) -
     assert event_code(await give(site, given)) == "command.expired"
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 @pytest.mark.parametrize("restored", ["operators", "enrolment"])
 async def test_another_command_under_a_used_sequence_is_refused_though_the_bus_forgot(
     site: Deployment, restored: str
@@ -212,6 +221,7 @@ async def test_another_command_under_a_used_sequence_is_refused_though_the_bus_f
     assert event_code(await give(site, other)) == "command.sequence"
 
 
+@threat(rows.NAMES_MADE_UP)
 async def test_what_the_bus_says_was_applied_locks_nobody_out(site: Deployment) -> None:
     """The bucket with each operator's newest command, as the bus likes it: signed by the operator, or by nobody."""
     given = command(site, enrol())
@@ -231,6 +241,7 @@ async def test_an_older_command_is_overtaken(site: Deployment) -> None:
     assert (event.what, event_code(event)) == ("refused", "command.sequence")
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(site: Deployment) -> None:
     forgetful = site.wire.snapshot("operators")
     older = command(site, enrol())
@@ -239,29 +250,52 @@ async def test_an_older_command_is_overtaken_though_the_bus_forgot_the_newer(sit
     assert event_code(await give(site, older)) == "command.sequence"
 
 
+@threat(rows.STATEMENT_MOVED)
 async def test_an_expired_command_is_refused(site: Deployment) -> None:
     assert event_code(await give(site, command(site, enrol(), expires_at=int(site.clock()) - 1))) == "command.expired"
 
 
-async def test_a_command_on_another_operators_subject_is_refused(site: Deployment) -> None:
-    assert event_code(await give(site, command(site, enrol()), name="somebody")) == "command.subject"
+@threat(rows.COMMAND_UNSIGNED)
+async def test_a_command_on_another_operators_subject_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one whom the settings name: the rate is hers, and so is the answer."""
+    settings_of = World.manager_settings
+    olga = OperatorSettings(name="olga", role="operator", identity=stranger().public.hex())
+
+    def with_olga(self: World, *arguments: Any) -> ManagerSettings:
+        settings = settings_of(self, *arguments)
+        return settings.model_copy(update={"operators": [*settings.operators, olga]})
+
+    monkeypatch.setattr(World, "manager_settings", with_olga)
+    async with deployed(world, tmp_path) as site:
+        for name in ("somebody", "olga"):
+            assert event_code(await give(site, command(site, enrol()), name=name)) == "command.subject"
+        assert (await give(site, command(site, enrol()))).what == "applied"
 
 
+@threat(rows.COMMAND_UNSIGNED)
 async def test_a_command_in_another_operators_name_is_refused(site: Deployment) -> None:
     assert event_code(await give(site, command(site, enrol()), place="somebody")) == "signature.invalid"
 
 
+@threat(rows.STATEMENT_MOVED)
 async def test_a_command_for_another_deployment_is_refused(site: Deployment) -> None:
     elsewhere = Signer("other.example", site.world.operator.key)
     assert event_code(await give(site, command(site, enrol()), elsewhere)) == "signature.invalid"
 
 
-async def test_a_policy_author_may_not_enrol(site: Deployment) -> None:
-    assert event_code(await give(site, command(site, enrol()), site.world.author)) == "signature.signer"
-    given = give(site, command(site, enrol()), site.world.author, name=AUTHOR, place=AUTHOR)
-    assert event_code(await given) == "command.subject"
+@threat(rows.KEY_AUTHOR)
+@pytest.mark.parametrize("what", ["enrol", "put-policy"])
+async def test_a_policy_author_may_order_nothing(site: Deployment, what: str) -> None:
+    """Not even a policy of its own: that takes an operator as well."""
+    action = enrol() if what == "enrol" else put(site, version=2)
+    given = command(site, action)
+    assert event_code(await give(site, given, site.world.author)) == "signature.signer"
+    assert event_code(await give(site, given, site.world.author, name=AUTHOR, place=AUTHOR)) == "command.subject"
 
 
+@threat(rows.COMMAND_UNSIGNED)
 async def test_a_stranger_may_nothing(site: Deployment) -> None:
     assert event_code(await give(site, command(site, enrol()), stranger())) == "signature.signer"
 
@@ -271,6 +305,7 @@ async def test_a_signature_for_another_purpose_is_none_here(site: Deployment) ->
     assert event_code(event) == "signature.invalid"
 
 
+@threat(rows.COMMAND_UNSIGNED)
 @pytest.mark.parametrize("field", ["payload", "signature", "signer"])
 async def test_a_changed_command_is_refused(site: Deployment, field: str) -> None:
     signed = site.world.operator.sign(COMMAND, commands_of(OPERATOR), command(site, enrol()))
@@ -295,6 +330,7 @@ ENCODINGS: dict[str, Callable[[dict[str, Any]], bytes]] = {
 }
 
 
+@threat(rows.COMMAND_REPACKED)
 @pytest.mark.parametrize("how", ENCODINGS)
 async def test_a_command_that_the_bus_packs_anew_takes_nothing_out_of_force(site: Deployment, how: str) -> None:
     """The outer encoding is not signed, and what stands is named by its hash: other bytes of a newer revocation would
@@ -330,6 +366,7 @@ async def test_a_recheck_of_who_is_not_there_is_refused_and_asks_nobody(site: De
     assert site.wire.said(f"{subjects.WORK}.>") == []
 
 
+@threat(rows.NAMES_MADE_UP)
 async def test_a_pointer_that_the_bus_made_keeps_no_order_from_the_other_sessions(site: Deployment) -> None:
     """What is in force is not answered as refused, and whoever can be told is told."""
     await site.admitted()
@@ -368,6 +405,7 @@ async def test_a_session_on_its_way_is_revoked_too(site: Deployment) -> None:
     assert "certified" not in site.what("app", "a1")
 
 
+@threat(rows.REVOCATION_HIDDEN, rows.KEY_STORAGE)
 async def test_a_certificate_is_not_issued_to_who_was_revoked_meanwhile(site: Deployment) -> None:
     """Even if the order itself is lost on the bus."""
     held = site.wire.hold(f"{subjects.WORK}.app.*.issue")
@@ -436,8 +474,10 @@ async def test_another_manifest_of_the_same_version_is_refused(site: Deployment)
     assert await order_refused(site, put(site, version=1, min_crl_number=1)) == "command.policy"
 
 
-async def test_an_operator_cannot_sign_a_manifest(site: Deployment) -> None:
-    assert await order_refused(site, put(site, site.world.operator, version=2)) == "signature.signer"
+@threat(rows.KEY_MANAGER_ENROLS, rows.KEY_OPERATOR_POLICY)
+@pytest.mark.parametrize("whose", ["operator", "manager", "gateway"])
+async def test_only_a_policy_author_signs_a_manifest(site: Deployment, whose: str) -> None:
+    assert await order_refused(site, put(site, getattr(site.world, whose), version=2)) == "signature.signer"
 
 
 async def test_a_document_that_is_missing_is_said(site: Deployment) -> None:
@@ -490,6 +530,7 @@ async def test_a_manifest_that_nobody_believes_is_replaced(site: Deployment) -> 
     assert (await give(site, command(site, put(site, version=2)))).what == "applied"
 
 
+@threat(rows.KEY_OPERATOR_POLICY)
 async def test_a_stolen_operators_key_does_not_keep_others_from_trying_policies(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from attestgate.schemas.settings import OperatorSettings
 from attestgate.schemas.sgx import policy_name
 from attestgate.schemas.signing import Signed, Signer
 from tests.support.manager.world import TRUST_DOMAIN, World
+from tests.support.threats import rows, threat
 
 
 class Bench:
@@ -103,6 +104,7 @@ async def bench(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return Bench(world, tmp_path)
 
 
+@threat(rows.POLICY_GAP)
 async def test_the_newest_counts_and_an_older_one_is_refused(bench: Bench) -> None:
     for number in (1, 2, 3):
         await bench.put(bench.version(number))
@@ -113,6 +115,7 @@ async def test_the_newest_counts_and_an_older_one_is_refused(bench: Bench) -> No
     assert (await bench.policies.in_force()).manifest.version == 3
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_a_bus_that_is_set_back_is_brought_forward_again(bench: Bench) -> None:
     await bench.put(bench.version(1))
     await bench.copy("manifest", "kept")
@@ -123,6 +126,7 @@ async def test_a_bus_that_is_set_back_is_brought_forward_again(bench: Bench) -> 
     assert (await bench.worker(memory="another").in_force()).manifest.version == 2
 
 
+@threat(rows.STATEMENT_MOVED)
 async def test_a_manifest_on_trial_that_the_bus_copies_is_not_in_force(bench: Bench) -> None:
     """The same author, the same bytes: what a manager said of them is for another key."""
     await bench.put(bench.version(1))
@@ -150,6 +154,7 @@ def other_author() -> Signer:
     return Signer(TRUST_DOMAIN, Ed25519PrivateKey.from_private_bytes(b"\x09" * 32))
 
 
+@threat(rows.KEY_AUTHOR)
 @pytest.mark.parametrize("memory", ["one", "new"])
 async def test_an_author_who_is_taken_out_gives_back_what_he_took(bench: Bench, memory: str) -> None:
     """A version that nobody can go beyond, and floors that no collateral meets."""
@@ -169,6 +174,7 @@ async def test_an_author_who_is_taken_out_gives_back_what_he_took(bench: Bench, 
     assert (await without.in_force()).manifest.version == 4
 
 
+@threat(rows.POLICY_GAP)
 @pytest.mark.parametrize("document", [0, 1, 2])
 async def test_no_manifest_is_in_force_or_on_trial_unless_its_documents_load(bench: Bench, document: int) -> None:
     await bench.put(bench.version(1))
@@ -186,6 +192,7 @@ async def test_no_manifest_is_in_force_or_on_trial_unless_its_documents_load(ben
     assert (found.manifest.version, found.trial) == (1, None)
 
 
+@threat(rows.KEY_OPERATOR_POLICY)
 async def test_only_what_the_manifest_names_is_stored(bench: Bench) -> None:
     """With the manifest in force, which anybody can read, a stolen operator's key would fill the bucket for good."""
     put = bench.version(1)
@@ -198,6 +205,7 @@ async def test_only_what_the_manifest_names_is_stored(bench: Bench) -> None:
     assert len(await bench.bucket.keys()) == 4
 
 
+@threat(rows.POLICY_GAP)
 async def test_documents_that_do_not_belong_together_are_refused(bench: Bench) -> None:
     other = json.dumps(json.loads(bench.world.policies.host) | {"runtime_policy": "00" * 32}).encode()
     apart = LearnedPolicies(sgx=bench.world.policies.sgx, host=other, runtime=bench.world.policies.runtime)
@@ -205,6 +213,7 @@ async def test_documents_that_do_not_belong_together_are_refused(bench: Bench) -
         await bench.put(apart.command(bench.world.author, version=1))
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_a_document_that_the_bus_takes_away_or_changes_is_missed(bench: Bench) -> None:
     await bench.put(bench.version(1))
     name = policy_name(bench.world.policies.sgx)

@@ -21,6 +21,7 @@ from attestgate.bus.server.embedded import EmbeddedServer
 from attestgate.schemas.base import Refusal
 from attestgate.schemas.events import Event
 from tests.support.cli.fixtures import Run
+from tests.support.threats import rows, threat
 
 
 def event(number: int, what: str = "trusted", **data: str) -> Event:
@@ -129,6 +130,7 @@ async def test_what_the_receiver_did_not_take_is_tried_again(
     assert sink.ids == [0, 1, 2]
 
 
+@threat(rows.GATEWAY_EVENTS)
 @pytest.mark.stack
 async def test_what_a_gateway_stores_that_is_no_event_of_its_own_is_left_out(buses: tuple[NatsBus, NatsBus]) -> None:
     manager, operator = buses

@@ -28,6 +28,7 @@ from attestgate.schemas.events import Event
 from tests.support.manager import deployment as manager
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import OTHER_ENCLAVE, World
+from tests.support.threats import rows, threat
 
 ROW = re.compile(r"^\| `(attestgate_[a-z_]+)` \| (\w+) \| ([a-z_, ]+) \| .+ \|$", re.MULTILINE)
 
@@ -132,6 +133,7 @@ async def test_a_refused_command_and_a_revocation_are_events_that_are_counted(
     assert value(metrics.registry, "attestgate_events_total", kind="op", event="applied") >= 1
 
 
+@threat(rows.LOG_SPOILED)
 @pytest.mark.parametrize(
     ("subject", "role", "step"),
     [
@@ -169,6 +171,7 @@ class EndOfWatch(Exception):
     pass
 
 
+@threat(rows.LOG_SPOILED)
 def test_the_words_of_a_hosts_agent_are_no_label(metrics: ManagerMetrics) -> None:
     """A host says why it did not deliver a key: any code that it likes, a new one each time."""
     for number in range(20):
@@ -252,8 +255,12 @@ def scraped() -> Iterator[tuple[str, int]]:
         yield host, int(port)
 
 
-def test_silent_connections_take_no_thread_and_lock_nobody_out(scraped: tuple[str, int]) -> None:
+@threat(rows.METRICS_HELD)
+def test_silent_connections_take_no_thread_and_lock_nobody_out(
+    scraped: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than the address serves at once: the oldest are closed, and a scrape among them has its answer."""
+    monkeypatch.setattr("attestgate.manager.metrics.http.DEADLINE_S", 3600.0)  # none ends by that
     threads = threading.active_count()
     silent = [socket.create_connection(scraped, timeout=30) for _ in range(3 * MOST)]
     assert ask(scraped, SCRAPE).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -271,6 +278,7 @@ def ended(connection: socket.socket) -> bool:
         return True
 
 
+@threat(rows.METRICS_HELD)
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 70_000])
 def test_a_connection_without_a_whole_request_ends_at_its_deadline(scraped: tuple[str, int], sent: bytes) -> None:
     with socket.create_connection(scraped, timeout=DEADLINE_S + 25) as connection:
@@ -281,6 +289,7 @@ def test_a_connection_without_a_whole_request_ends_at_its_deadline(scraped: tupl
 SCRAPE = b"GET /metrics?x=1 HTTP/1.1\r\nHost: m\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n"
 
 
+@threat(rows.METRICS_HELD)
 def test_prometheus_gets_the_format_that_it_asks_for_and_nothing_else_is_served(scraped: tuple[str, int]) -> None:
     head, _, body = ask(scraped, SCRAPE).partition(b"\r\n\r\n")
     assert b"Content-Type: application/openmetrics-text; version=1.0.0" in head

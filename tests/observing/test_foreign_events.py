@@ -23,6 +23,7 @@ from attestgate.schemas.base import MAX_REASONS, Reason, Refusal
 from attestgate.schemas.events import MAX_EVENT, MAX_GATEWAY_EVENT, Event, read_event, reason_of, reasons_of
 from attestgate.schemas.summary import Summary, summary_of
 from tests.support.hostile_messages import costliest_events
+from tests.support.threats import rows, threat
 
 KINDS = ("gateway", "host")
 STORED = [(kind, name, data) for kind in KINDS for name, data in costliest_events(kind)]
@@ -56,6 +57,7 @@ class Kept:
             self._loop.call_soon_threadsafe(self.done.set)
 
 
+@threat(rows.GATEWAY_EVENTS)
 @pytest.mark.parametrize(("kind", "name", "data"), STORED, ids=[f"{kind}: {name}" for kind, name, _ in STORED])
 async def test_nothing_stored_ends_a_reader_or_is_shown_beyond_its_bound(kind: str, name: str, data: bytes) -> None:
     event = event_of(subject_of(kind), data)
@@ -68,6 +70,7 @@ async def test_nothing_stored_ends_a_reader_or_is_shown_beyond_its_bound(kind: s
     await EventWatch()._take(message)
 
 
+@threat(rows.GATEWAY_EVENTS)
 async def test_the_forwarder_leaves_out_what_is_no_event_and_goes_on() -> None:
     server = MemoryServer()
     bus = server.connect()
@@ -128,10 +131,14 @@ def test_an_event_is_written_without_its_largest_data_where_it_would_be_too_long
         read_event(event.model_dump_json().encode(), source="x")
 
 
+@threat(rows.GATEWAY_EVENTS)
 def test_a_large_event_of_a_gateway_is_none_whatever_it_says_of_itself() -> None:
     event = Event(id="x", kind="host", subject="g1", what="trusted", at=1, source="x", data={"key": "x" * 20_000})
     assert event_of(subject_of("host"), event.body()) == event
     assert event_of(subject_of("gateway"), event.body()) is None
+    own = event.model_copy(update={"kind": "gateway", "what": "admitted"})
+    assert event_of(subject_of("gateway"), own.model_dump_json(exclude_none=True).encode()) is None
+    assert event_of(subject_of("gateway"), own.body()) is not None, "what a gateway itself would publish of it"
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b"[" * 100_000, b"x" * 2**20, b'{"role": "host"}'])

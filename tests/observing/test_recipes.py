@@ -23,6 +23,7 @@ from attestgate.manager.pki import deployment
 from attestgate.schemas.event_data import EVENTS
 from attestgate.schemas.events import Event
 from attestgate.schemas.summary import Summary
+from tests.support.threats import rows, threat
 
 PAGE = (Path(__file__).parents[2] / "docs" / "observing.md").read_text(encoding="utf-8")
 RECIPES = [
@@ -231,6 +232,7 @@ async def test_each_recipe_shows_what_it_is_for(viewed: Viewed) -> None:
     assert not problems, "\n\n".join(problems)
 
 
+@threat(rows.VIEWER_CHANGES)
 @pytest.mark.stack
 @needs_cli
 @pytest.mark.parametrize(

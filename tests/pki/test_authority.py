@@ -10,6 +10,7 @@ from attestgate.manager.pki.authority import create_ca, load_authority
 from attestgate.schemas.base import Refusal, Secret
 from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 
 def test_the_chain_is_root_then_issuing_and_neither_can_grow(folder: Path) -> None:
@@ -25,6 +26,7 @@ def test_the_chain_is_root_then_issuing_and_neither_can_grow(folder: Path) -> No
     assert "key" not in repr(authority)
 
 
+@threat(rows.SECRETS_ON_DISK)
 def test_private_keys_are_encrypted_and_readable_by_their_owner_only(folder: Path) -> None:
     for name in ("root-ca.key.pem", "issuing-ca.key.pem"):
         path = folder / name

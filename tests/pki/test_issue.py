@@ -31,6 +31,7 @@ from attestgate.manager.pki.issue import MAX_REQUEST, issue, issue_server
 from attestgate.schemas.base import Refusal
 from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 IDENTITY = "spiffe://sdn.example.org/host/h1/app/a1"
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -66,6 +67,7 @@ def not_issued(authority: Authority, der: bytes) -> str:
     return refusal_code(refusal)
 
 
+@threat(rows.IDENTITY_SPOOFED)
 @pytest.mark.parametrize("build", [lambda b: b, uris(IDENTITY)], ids=["no name", "its own name"])
 @pytest.mark.parametrize("hash_", [SHA256(), SHA384(), SHA512()], ids=lambda h: h.name)
 def test_a_certificate_holds_what_it_should_and_nothing_else(authority: Authority, build: Build, hash_: object) -> None:
@@ -106,6 +108,7 @@ def test_no_certificate_outlives_its_ca(authority: Authority) -> None:
     assert refusal_code(refusal) == "pki.expired"
 
 
+@threat(rows.IDENTITY_SPOOFED)
 @pytest.mark.parametrize(
     ("build", "code"),
     [
@@ -132,10 +135,12 @@ def test_a_request_for_more_is_refused(authority: Authority, build: Build, code:
     assert not_issued(authority, request(build)) == code
 
 
+@threat(rows.IDENTITY_SPOOFED)
 def test_a_subject_is_refused(authority: Authority) -> None:
     assert not_issued(authority, request(subject="admin")) == "pki.names"
 
 
+@threat(rows.IDENTITY_SPOOFED)
 @pytest.mark.parametrize(
     "key",
     [
@@ -150,6 +155,7 @@ def test_another_kind_of_key_is_refused(authority: Authority, key: object) -> No
     assert not_issued(authority, request(key=key)) == "pki.key"
 
 
+@threat(rows.IDENTITY_SPOOFED)
 def test_possession_is_proved(authority: Authority) -> None:
     der = bytearray(request())
     der[-1] ^= 1
@@ -207,6 +213,7 @@ def shaken(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
                 end.do_handshake()
 
 
+@threat(rows.APP_AS_GATEWAY)
 def test_an_applications_certificate_is_no_gateways(authority: Authority) -> None:
     """Both are of one CA, which applications pin: only a certificate for a server, of its name, passes."""
     key = TlsKey.generate()

@@ -26,6 +26,7 @@ from attestgate.manager.sessions.inter_session import RevokedCertificate
 from attestgate.schemas.admission import BUCKET, crl_key
 from attestgate.schemas.base import Secret
 from attestgate.schemas.signing import Signer
+from tests.support.threats import rows, threat
 
 AT = 1_790_000_000
 PASSPHRASE = Secret(b"of no value")
@@ -78,6 +79,7 @@ def nothing(_: bytes) -> bytes:
     return b""
 
 
+@threat(rows.REVOCATION_LIST_OLD)
 @pytest.mark.parametrize("damage", [cut, nothing], ids=["cut", "empty"])
 async def test_an_unreadable_list_loses_no_revocation_and_its_number_rises(
     lists: Lists, damage: Callable[[bytes], bytes]
@@ -100,6 +102,7 @@ async def test_nor_after_the_worker_was_started_again(lists: Lists) -> None:
     assert serials == [1, 2] and number > before
 
 
+@threat(rows.REVOCATION_LIST_OLD)
 async def test_a_bus_that_shows_an_older_list_takes_nothing_back(lists: Lists) -> None:
     worker = lists.worker()
     await lists.revoke(worker, "01")
@@ -168,6 +171,7 @@ async def test_lists_made_within_one_second_have_numbers_of_their_own(lists: Lis
     assert numbers == sorted(set(numbers))
 
 
+@threat(rows.REVOCATION_LIST_OLD)
 async def test_a_copy_that_is_not_this_cas_is_not_believed(lists: Lists, tmp_path: Path) -> None:
     create_ca(tmp_path / "other", "sdn.example.org", PASSPHRASE, AT)
     other = Lists(tmp_path / "elsewhere", load_authority(tmp_path / "other", PASSPHRASE))
@@ -178,6 +182,7 @@ async def test_a_copy_that_is_not_this_cas_is_not_believed(lists: Lists, tmp_pat
     assert (await lists.shown())[1] == [1]
 
 
+@threat(rows.COMPARE_AND_SET_LOST)
 async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(
     lists: Lists, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +194,7 @@ async def test_a_bus_that_has_every_compare_and_set_lost_gains_no_loop(
         await lists.revoke(lists.worker(), "0a")
 
 
+@threat(rows.DISK_FULL)
 async def test_a_full_disk_holds_up_no_revocation(lists: Lists, tmp_path: Path) -> None:
     (tmp_path / "manager-1").write_text("a file where the folder would be")
     worker = lists.worker()

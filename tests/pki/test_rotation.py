@@ -18,6 +18,7 @@ from attestgate.schemas.base import Refusal, Secret
 from tests.support.gateway.gate import Gate, running
 from tests.support.pki import AT, PASSPHRASE
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 
 def test_the_new_one_issues_and_the_old_one_keeps_its_list(folder: Path) -> None:
@@ -50,6 +51,7 @@ def test_the_old_one_goes_when_its_last_certificate_has_ended(folder: Path) -> N
     assert finish(folder, PASSPHRASE, AT + 3611, 3600) == []
 
 
+@threat(rows.KEY_CA_SERVER)
 def test_without_the_roots_key_nothing_changes(folder: Path) -> None:
     (folder / "root-ca.key.pem").unlink()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

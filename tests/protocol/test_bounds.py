@@ -57,6 +57,7 @@ from attestgate.schemas.enrolment import Command, Enrol, HostEnrolment, Revoke
 from attestgate.schemas.signing import Signed
 from tests.support.hostile_messages import costliest, costliest_events, first_read, shapes, size_of
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "bus", "manager", "enclave", "host_agent", "app_agent", "compose", "cli")
@@ -110,6 +111,7 @@ def below(kind: type[Model]) -> Iterator[type[Model]]:
         yield from below(sub)
 
 
+@threat(rows.MESSAGE_COSTLY)
 def test_every_model_that_meets_foreign_bytes_has_bounds() -> None:
     missing, needless = set(), set(UNBOUNDED)
     for kind in every_model():
@@ -224,6 +226,7 @@ def test_what_is_signed_fits_where_it_is_kept() -> None:
     assert len(msgpack.packb(item)) * 64 + 4 * MAX_FILE + 1024 <= MAX_REPORT
 
 
+@threat(rows.MESSAGE_COSTLY)
 @pytest.mark.parametrize(("role", "step"), STEPS)
 def test_the_costliest_message_of_a_step_costs_no_more_than_its_size(role: str, step: str) -> None:
     for name, data in costliest(role, step):
@@ -255,6 +258,7 @@ def cost(kind: type[Model], data: bytes, name: str) -> None:
     assert peak <= most, f"{name}: {peak} bytes for {len(data)}"
 
 
+@threat(rows.MESSAGE_COSTLY)
 @pytest.mark.parametrize(("role", "step"), STEPS)
 def test_no_stranger_makes_it_build_more_errors_than_the_model_has_fields(
     role: str, step: str, monkeypatch: pytest.MonkeyPatch

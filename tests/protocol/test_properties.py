@@ -26,6 +26,7 @@ from attestgate.schemas.enrolment import Command
 from attestgate.schemas.evidence import PIECE, SLICE, measured_pieces, pack_measurements
 from attestgate.schemas.messages import MeasurementList
 from attestgate.schemas.signing import Signed
+from tests.support.threats import rows, threat
 
 PARTS = st.lists(st.binary(max_size=40) | st.text(max_size=20) | st.integers(0, 2**64 - 1), max_size=5)
 KINDS: list[type[BaseModel]] = [
@@ -302,6 +303,7 @@ def test_a_list_that_is_not_what_it_says_is_refused(change: dict[str, Any]) -> N
         list(measured_pieces(pack_measurements(b"list", 0).model_copy(update=change)))
 
 
+@threat(rows.MESSAGES_LARGE)
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attestgate.schemas.evidence.MAX_LIST", 1000)
     bomb = pack_measurements(bytes(100_000), 0)
@@ -320,6 +322,7 @@ def test_a_list_is_decompressed_in_pieces(unit: bytes, size: int, level: int) ->
     assert all(len(piece) <= PIECE for piece in pieces)
 
 
+@threat(rows.MESSAGES_LARGE)
 def test_a_bomb_takes_little_memory() -> None:
     """2 GiB of zeros in 2 MiB, said to be a list of 1 MiB."""
     deflate = zlib.compressobj(9)

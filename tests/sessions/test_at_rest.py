@@ -7,6 +7,7 @@ from attestgate.manager.sessions.states import State
 from attestgate.manager.sessions.step6_colocation import MAX_APPS
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from tests.support.manager.deployment import Deployment
+from tests.support.threats import rows, threat
 
 HOST_BYTES = 2000
 """A trusted host's sealed record: with what stands beside it, less than 4 KiB of the bus (docs/performance.md)."""
@@ -65,6 +66,7 @@ async def test_a_session_that_is_over_keeps_nothing_either(site: Deployment) -> 
     assert (host.outbox, app.outbox) == ([], [])
 
 
+@threat(rows.HOST_ENDLESS)
 async def test_a_host_with_many_applications_is_cut_off_whatever_the_reasons(site: Deployment) -> None:
     """Its record, with a notice for each application session that it ever had, is within the bucket's largest value."""
     await site.trusted()

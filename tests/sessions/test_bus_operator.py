@@ -23,6 +23,7 @@ from attestgate.schemas.enrolment import RecheckNow
 from attestgate.schemas.event_data import BY_NAME
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import World
+from tests.support.threats import rows, threat
 
 IN = f"{subjects.IN}.>"
 OUT = f"{subjects.OUT}.>"
@@ -88,6 +89,7 @@ async def stands(site: Deployment) -> None:
     assert site.gateway.passes("a1")
 
 
+@threat(rows.MESSAGE_REORDERED)
 @pytest.mark.parametrize("pattern", [IN, OUT, f"{subjects.WORK}.>", f"{subjects.EVENTS}.>"])
 async def test_every_message_twice(site: Deployment, pattern: str) -> None:
     site.wire.meddle = lambda s, d: [(s, d)] * (2 if subjects.matches(pattern, s) else 1)
@@ -97,6 +99,7 @@ async def test_every_message_twice(site: Deployment, pattern: str) -> None:
     assert site.what("host", "h1").count("granted") == 1
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_every_message_once_more_at_the_end(site: Deployment) -> None:
     await whole_path(site)
     for subject, data in list(site.wire.seen):
@@ -106,6 +109,7 @@ async def test_every_message_once_more_at_the_end(site: Deployment) -> None:
     await stands(site)
 
 
+@threat(rows.MESSAGE_REORDERED)
 @pytest.mark.parametrize("nth", range(24))
 async def test_neighbours_swapped(site: Deployment, nth: int) -> None:
     """The nth message between agents and manager is delivered after the one that follows it."""
@@ -133,6 +137,7 @@ async def test_neighbours_swapped(site: Deployment, nth: int) -> None:
     await stands(site)
 
 
+@threat(rows.MESSAGE_FORGED)
 @pytest.mark.parametrize(("role", "step"), UP)
 async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment, role: str, step: str) -> None:
     held = site.wire.hold(subjects.inbound(role, NAMES[role], step))
@@ -153,6 +158,7 @@ async def test_every_field_of_a_message_to_the_manager_changed(site: Deployment,
     assert sum(count for code, count in site.workers[0].counts.items() if code.startswith("dropped")) == len(changed)
 
 
+@threat(rows.MESSAGE_FORGED)
 @pytest.mark.parametrize(("role", "step"), DOWN)
 async def test_every_field_of_a_message_to_an_agent_changed(site: Deployment, role: str, step: str) -> None:
     subject = subjects.outbound(role, NAMES[role], step)
@@ -162,6 +168,7 @@ async def test_every_field_of_a_message_to_an_agent_changed(site: Deployment, ro
     await stands(site)
 
 
+@threat(rows.EVIDENCE_LATE)
 @pytest.mark.parametrize(("role", "step"), [("host", "evidence"), ("app", "evidence")])
 async def test_first_evidence_past_its_window_is_worth_nothing(site: Deployment, role: str, step: str) -> None:
     held = site.wire.hold(subjects.inbound(role, NAMES[role], step))
@@ -177,6 +184,7 @@ async def test_first_evidence_past_its_window_is_worth_nothing(site: Deployment,
     assert not site.gateway.passes("a1")
 
 
+@threat(rows.EVIDENCE_LATE)
 @pytest.mark.parametrize(("role", "step"), [("host", "recheck_evidence"), ("app", "recheck_evidence")])
 async def test_a_rechecks_evidence_past_its_window_renews_nothing(site: Deployment, role: str, step: str) -> None:
     await site.admitted()
@@ -193,6 +201,7 @@ async def test_a_rechecks_evidence_past_its_window_renews_nothing(site: Deployme
     assert after.issued_at == before.issued_at
 
 
+@threat(rows.MESSAGE_FORGED)
 @pytest.mark.parametrize(("role", "step"), [(role, step) for role in IDS for step in subjects.STEPS[role]])
 async def test_garbage_on_every_subject_changes_nothing(site: Deployment, role: str, step: str) -> None:
     await site.admitted()
@@ -205,6 +214,7 @@ async def test_garbage_on_every_subject_changes_nothing(site: Deployment, role: 
     await stands(site)
 
 
+@threat(rows.MESSAGE_FORGED)
 async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment) -> None:
     await site.admitted()
     site.wire.inject(subjects.inbound("host", "h1", "evidence"), bytes(MAX_MESSAGE + 1))
@@ -213,6 +223,7 @@ async def test_what_is_larger_than_a_message_may_be_is_dropped(site: Deployment)
     await stands(site)
 
 
+@threat(rows.NAMES_MADE_UP)
 @pytest.mark.parametrize(
     "subject",
     [
@@ -235,6 +246,7 @@ async def test_no_subject_ends_a_worker(site: Deployment, subject: str) -> None:
     await stands(site)
 
 
+@threat(rows.NAMES_MADE_UP)
 @pytest.mark.parametrize(
     "subject",
     [
@@ -282,6 +294,7 @@ FORGED: list[tuple[str, str, Callable[[str, str], Any]]] = [
 ]
 
 
+@threat(rows.WORK_FORGED, rows.CREDENTIAL_MANAGER)
 @pytest.mark.parametrize(("role", "what", "forged"), FORGED, ids=[f"{r}-{w}" for r, w, _ in FORGED])
 async def test_work_that_no_manager_gave_is_not_done(
     site: Deployment, role: str, what: str, forged: Callable[[str, str], Any]
@@ -296,6 +309,7 @@ async def test_work_that_no_manager_gave_is_not_done(
     await stands(site)
 
 
+@threat(rows.WORK_FORGED)
 async def test_work_of_one_session_is_no_work_of_another(site: Deployment) -> None:
     """A sealed order moved to another subject does not open there."""
     await site.admitted()
@@ -307,6 +321,7 @@ async def test_work_of_one_session_is_no_work_of_another(site: Deployment) -> No
     await stands(site)
 
 
+@threat(rows.ADMISSION_FORGED, rows.GATEWAY_WRITES)
 async def test_a_report_that_no_gateway_signed_admits_nobody(site: Deployment) -> None:
     held = site.wire.hold(subjects.inbound("gateway", "gateway-1", "report"))
     path = asyncio.create_task(site.admitted())
@@ -328,6 +343,7 @@ async def test_two_workers_share_every_message(world: World, tmp_path: Path) -> 
         assert all(worker.counts["handled"] for worker in site.workers)
 
 
+@threat(rows.HOST_RESTARTED)
 async def test_with_two_workers_a_restarted_host_supersedes_and_stays(world: World, tmp_path: Path) -> None:
     """The worker that hears `superseded` did not store the old session: what it repeats must not turn time back."""
     for attempt in range(4):
@@ -347,6 +363,7 @@ async def test_with_two_workers_a_restarted_host_supersedes_and_stays(world: Wor
             assert list(states.values()) == [State.TRUSTED]
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_an_old_hello_repeated_does_not_replace_a_newer_session(site: Deployment) -> None:
     old, evidence, since = await site.second_session("hello", held="evidence")
     site.wire.inject(subjects.inbound("host", "h1", "hello"), old)
@@ -375,6 +392,7 @@ async def test_a_transient_lack_of_collateral_does_not_hold_up_the_channel(
     await stands(site)
 
 
+@threat(rows.MESSAGE_REORDERED)
 async def test_a_lost_answer_is_said_again(site: Deployment) -> None:
     """The bus loses a channel message; with the next one the agent sees that it was not heard, and repeats it."""
     await site.enrol_host()

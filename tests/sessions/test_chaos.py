@@ -14,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.support.manager.machine import Chaos
 from tests.support.manager.world import World
+from tests.support.threats import rows, threat
 
 LONG = os.environ.get("ATTESTGATE_HYPOTHESIS") == "long"
 SETTINGS = settings(
@@ -26,6 +27,7 @@ SETTINGS = settings(
 )
 
 
+@threat(rows.MESSAGE_REORDERED)
 def test_any_order_of_what_may_happen(world: World, tmp_path: Path) -> None:
     numbers = itertools.count()
 

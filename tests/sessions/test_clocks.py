@@ -26,6 +26,7 @@ from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.wire import Clock
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 HOUR_S, DECADE_S = 3600, 3652 * 86_400
 STEPS = [sign * seconds for seconds in (4, 30, HOUR_S, DECADE_S) for sign in (1, -1)]
@@ -75,6 +76,7 @@ def begun(site: Deployment, since: int) -> list[int]:
     return [site.what(kind, id, since=since).count("challenged") for kind, id in (("host", "h1"), ("app", "a1"))]
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_honest_application_passes_again_within_two_sessions(
@@ -90,6 +92,7 @@ async def test_an_honest_application_passes_again_within_two_sessions(
     assert max(begun(site, since)) <= 2
 
 
+@threat(rows.CLOCK_SET)
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("seconds", STEPS)
 async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
@@ -112,6 +115,7 @@ async def test_an_application_of_a_host_that_drifted_meanwhile_is_out_for_good(
             assert not site.gateway.passes("a1")
 
 
+@threat(rows.CLOCK_SET)
 async def test_a_session_begun_ahead_of_the_clock_ends_with_withdrawals_that_outlive_its_leases(
     site: Deployment,
 ) -> None:
@@ -194,6 +198,7 @@ async def test_a_waking_from_before_the_sessions_last_step_does_not_stay(site: D
         assert site.wire._schedules[deadline].at == host.next_timer
 
 
+@threat(rows.CLOCK_SET)
 async def test_a_step_is_told_and_everybody_is_asked_anew(site: Deployment) -> None:
     since = len(site.events)
     set_by(site, "manager", 4)
@@ -204,6 +209,7 @@ async def test_a_step_is_told_and_everybody_is_asked_anew(site: Deployment) -> N
     assert begun(site, since) == [0, 0]
 
 
+@threat(rows.NAMES_MADE_UP)
 async def test_keys_that_no_manager_made_end_no_worker_that_looks_after_its_sessions(site: Deployment) -> None:
     """The bus can name anything, also what is no valid key, and so cannot be asked for."""
     bucket = site.bus.bucket("sessions")
@@ -223,6 +229,7 @@ async def test_time_that_passes_is_no_step(site: Deployment) -> None:
     assert [event.what for event in site.events[since:] if event.kind == "manager"] == []
 
 
+@threat(rows.WAKING_WITHHELD)
 @pytest.mark.parametrize("first", [0, HOUR_S])
 async def test_a_bus_whose_clock_was_set_back_wakes_nobody_and_the_worker_does(site: Deployment, first: int) -> None:
     """Its timers come later by as much, and so do messages that were put back while it was ahead."""
@@ -235,6 +242,7 @@ async def test_a_bus_whose_clock_was_set_back_wakes_nobody_and_the_worker_does(s
     assert begun(site, since)[0] == 0
 
 
+@threat(rows.WAKING_WITHHELD)
 async def test_a_worker_finds_a_session_that_another_left_overdue(site: Deployment) -> None:
     await site.kill_workers()
     set_by(site, "bus", -HOUR_S)

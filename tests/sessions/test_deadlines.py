@@ -15,6 +15,7 @@ from attestgate.manager.sessions.states import State
 from attestgate.schemas.enrolment import Revoke
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import LISTS
+from tests.support.threats import rows, threat
 
 Story = Callable[[Deployment], Awaitable[None]]
 
@@ -106,6 +107,7 @@ async def test_a_bus_whose_clock_is_ahead_delays_no_recheck(site: Deployment) ->
     await site.until("host", "h1", "rechecked")
 
 
+@threat(rows.WAKING_WITHHELD)
 async def test_a_bus_that_is_full_for_minutes_loses_no_deadline(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +126,7 @@ async def test_a_bus_that_is_full_for_minutes_loses_no_deadline(
     await site.until("host", "h1", "expired", session=host.session)
 
 
+@threat(rows.HOST_SILENT)
 async def test_a_host_that_fell_silent_expires_also_when_every_worker_was_started_anew(site: Deployment) -> None:
     """Timers are kept by the bus, and a record's times are compared on each load: no worker has to remember."""
     host = await trusted(site)
@@ -137,6 +140,7 @@ async def test_a_host_that_fell_silent_expires_also_when_every_worker_was_starte
     await site.until("host", "h1", "expired", session=host.session)
 
 
+@threat(rows.WAKING_WITHHELD)
 async def test_a_waking_long_before_its_time_is_none(site: Deployment) -> None:
     host = await trusted(site)
     await site.advance(1)

@@ -25,6 +25,7 @@ from tests.support.manager.deployment import Deployment
 from tests.support.manager.wire import Held
 from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, LISTS, OTHER_ENCLAVE
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 LIST = (LISTS / "clean.bin").read_bytes()
 
@@ -96,6 +97,7 @@ SWAPS: list[tuple[str, Callable[[Question], Question]]] = [
 ]
 
 
+@threat(rows.EVIDENCE_RELAYED)
 @pytest.mark.parametrize(("field", "swap"), SWAPS, ids=[field for field, _ in SWAPS])
 async def test_a_host_quote_over_another_field_is_rejected_and_the_honest_one_taken(
     site: Deployment, field: str, swap: Callable[[Question], Question]
@@ -109,6 +111,7 @@ async def test_a_host_quote_over_another_field_is_rejected_and_the_honest_one_ta
     await trusted
 
 
+@threat(rows.EVIDENCE_RELAYED)
 @pytest.mark.parametrize(("field", "swap"), SWAPS, ids=[field for field, _ in SWAPS])
 async def test_an_application_quote_over_another_field_is_rejected_and_the_honest_one_taken(
     site: Deployment, field: str, swap: Callable[[Question], Question]
@@ -143,7 +146,8 @@ FOREIGN: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("who", "changes", "code"), FOREIGN[:3], ids=[who for who, _, _ in FOREIGN[:3]])
+@threat(rows.EVIDENCE_FOREIGN, rows.OTHER_CODE)
+@pytest.mark.parametrize(("who", "changes", "code"), FOREIGN, ids=[who for who, _, _ in FOREIGN])
 async def test_valid_evidence_of_somebody_else_ends_nothing(
     site: Deployment, who: str, changes: dict[str, Any], code: str
 ) -> None:
@@ -155,6 +159,7 @@ async def test_valid_evidence_of_somebody_else_ends_nothing(
     await trusted
 
 
+@threat(rows.EVIDENCE_RELAYED)
 async def test_evidence_of_one_session_is_none_in_another(site: Deployment) -> None:
     """Its bytes, and its bytes under the other session's name."""
     old, honest, since = await site.second_session("evidence")
@@ -168,6 +173,7 @@ async def test_evidence_of_one_session_is_none_in_another(site: Deployment) -> N
     await site.until("host", "h1", "trusted", since=since)
 
 
+@threat(rows.EVIDENCE_RELAYED)
 async def test_an_opened_quote_of_one_session_is_none_in_another(site: Deployment) -> None:
     """A manager's insider, or a relay with the plaintext: the quote itself names its session."""
     trusted, honest = await challenged_host(site)
@@ -185,6 +191,7 @@ async def test_an_opened_quote_of_one_session_is_none_in_another(site: Deploymen
     assert event_code(await site.until("host", "h1", "evidence-rejected")) == "sgx.report_data"
 
 
+@threat(rows.EVIDENCE_FOREIGN)
 async def test_a_cap_on_what_is_judged_and_the_honest_one_before_it_counts(site: Deployment) -> None:
     trusted, honest = await challenged_host(site)
     asked = question(site, "host", "h1")
@@ -197,6 +204,7 @@ async def test_a_cap_on_what_is_judged_and_the_honest_one_before_it_counts(site:
     assert site.what("host", "h1").count("evidence-rejected") == MAX_VERIFICATIONS - 1
 
 
+@threat(rows.EVIDENCE_FOREIGN)
 async def test_beyond_the_cap_nothing_is_judged_and_the_deadline_ends_it(site: Deployment) -> None:
     trusted, honest = await challenged_host(site)
     asked = question(site, "host", "h1")
@@ -212,6 +220,7 @@ async def test_beyond_the_cap_nothing_is_judged_and_the_deadline_ends_it(site: D
     await site.until("host", "h1", "expired")
 
 
+@threat(rows.ID_CLAIMED)
 async def test_an_enclave_of_another_host_claims_this_hosts_id(site: Deployment) -> None:
     """Even with its credential: the owner's session is untouched, and the claim is never trusted."""
     await site.admitted()
@@ -226,6 +235,7 @@ async def test_an_enclave_of_another_host_claims_this_hosts_id(site: Deployment)
     assert "trusted" not in site.what("host", "h1", since=since)
 
 
+@threat(rows.APP_CLAIMED)
 async def test_an_application_of_another_host_claims_this_applications_id(site: Deployment) -> None:
     await site.admitted()
     await site.enrol_host("h2", "machine-b")
@@ -242,6 +252,7 @@ async def test_an_application_of_another_host_claims_this_applications_id(site: 
     assert site.gateway.passes("a1")
 
 
+@threat(rows.ID_CLAIMED)
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: Role) -> None:
     await site.admitted()
@@ -255,6 +266,7 @@ async def test_a_hello_for_another_id_than_its_subjects(site: Deployment, role: 
     assert site.dropped_codes() == ["hello.id"]
 
 
+@threat(rows.ID_CLAIMED)
 async def test_one_subject_cannot_speak_in_another_subjects_session(site: Deployment) -> None:
     """Every message of h1 and a1, played on the subjects of h2 and a2."""
     await site.admitted()
@@ -269,6 +281,7 @@ async def test_one_subject_cannot_speak_in_another_subjects_session(site: Deploy
     assert set(site.dropped_codes()) == {"message.owner"}
 
 
+@threat(rows.EVIDENCE_FOREIGN)
 async def test_evidence_in_a_name_that_is_rejected_is_told_to_its_sender_only(site: Deployment) -> None:
     """The signed notice names the bytes it is about: an agent believes it of its own alone."""
     trusted, honest = await challenged_host(site)
@@ -282,6 +295,7 @@ async def test_evidence_in_a_name_that_is_rejected_is_told_to_its_sender_only(si
     await trusted
 
 
+@threat(rows.SESSIONS_WITHOUT_END)
 async def test_hellos_come_too_fast(site: Deployment) -> None:
     await site.enrol_host()
     for number in range(4):
@@ -294,6 +308,7 @@ async def test_hellos_come_too_fast(site: Deployment) -> None:
     assert len(await site.records(HostRecord)) == 1
 
 
+@threat(rows.SESSIONS_WITHOUT_END)
 async def test_sessions_are_opened_without_end(site: Deployment) -> None:
     """One a second is not too fast, but a session leaves a record, events and, judged, an entry of the decision log."""
     await site.enrol_host()
@@ -323,6 +338,7 @@ async def test_a_clock_that_was_set_back_makes_no_hello_come_too_fast(site: Depl
     assert len(await site.records(HostRecord)) == 2
 
 
+@threat(rows.ID_CLAIMED)
 async def test_a_newer_hello_replaces_a_handshake_but_never_a_live_session(site: Deployment) -> None:
     await site.admitted()
     (live,) = await site.records(HostRecord)

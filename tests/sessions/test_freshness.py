@@ -15,10 +15,12 @@ from attestgate.schemas.messages import HostRecheckEvidence
 from tests.support.manager.agents_end import agents_end
 from tests.support.manager.deployment import Deployment
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 SUBJECT = subjects.inbound("host", "h1", "recheck_evidence")
 
 
+@threat(rows.EVIDENCE_LATE)
 async def test_every_challenge_and_every_question_has_a_nonce_of_its_own(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +69,7 @@ def said(host: HostRecord, evidence: HostRecheckEvidence) -> bytes:
     return agents_end(host).seal("recheck_evidence", pack(evidence))[1]
 
 
+@threat(rows.EVIDENCE_LATE)
 @pytest.mark.parametrize("renamed", [True, False], ids=["under the new nonce", "under its own nonce"])
 async def test_a_quote_that_answered_an_earlier_question_answers_no_later_one(site: Deployment, renamed: bool) -> None:
     await site.trusted()

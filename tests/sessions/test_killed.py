@@ -15,6 +15,7 @@ from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
 from tests.support.manager.world import LONG, World
+from tests.support.threats import rows, threat
 
 SLICES = 20
 """The operations are dealt out to so many tests, so that a failure names a few of them."""
@@ -73,6 +74,7 @@ async def one_run(
         return counter.done
 
 
+@threat(rows.WORKER_KILLED)
 @pytest.mark.parametrize("part", range(SLICES))
 async def test_killed_before_each_operation(world: World, tmp_path: Path, part: int) -> None:
     operations = await one_run(world, tmp_path / "alive", None, Killed)
@@ -83,6 +85,7 @@ async def test_killed_before_each_operation(world: World, tmp_path: Path, part: 
         await one_run(world, tmp_path / str(dies_before), dies_before, Killed, half)
 
 
+@threat(rows.WORKER_KILLED)
 @pytest.mark.parametrize("part", range(SLICES))
 async def test_an_operation_fails_once(world: World, tmp_path: Path, part: int) -> None:
     """Every sixth one: a bus that cannot now is a smaller trouble than death, but reads fail too."""

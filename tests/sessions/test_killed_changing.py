@@ -18,6 +18,7 @@ from attestgate.schemas.settings import Timing
 from tests.support.manager.deaths import Doomed, doomed
 from tests.support.manager.deployment import Agent, Deployment
 from tests.support.manager.world import LONG, World
+from tests.support.threats import rows, threat
 
 STEP = 1 if os.environ.get("ATTESTGATE_CRASH") == "all" else 14
 QUICK_S = 600
@@ -111,13 +112,16 @@ def killed_at_each(world: World, folder: Path, story: Story, timing: Timing, che
         lived(world, folder / str(number), story, timing, (number, 9), check)
 
 
+@threat(rows.WORKER_KILLED)
 def test_killed_while_a_host_is_taken_over(world: World, tmp_path: Path) -> None:
     killed_at_each(world, tmp_path, host_is_taken_over, LONG, taken_over)
 
 
+@threat(rows.WORKER_KILLED)
 def test_killed_while_an_application_is_taken_over(world: World, tmp_path: Path) -> None:
     killed_at_each(world, tmp_path, app_is_taken_over, LONG, taken_over)
 
 
+@threat(rows.WORKER_KILLED)
 def test_killed_while_a_certificate_is_renewed(world: World, tmp_path: Path) -> None:
     killed_at_each(world, tmp_path, certificate_is_renewed, RENEWED_SOON, renewed)

@@ -17,6 +17,7 @@ from tests.support.manager.deployment import Deployment
 from tests.support.manager.wire import Held
 from tests.support.manager.world import LISTS
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 CLEAN = (LISTS / "clean.bin").read_bytes()
 UNKNOWN = b"".join(frame(b"ima-ng", ng(), b"/opt/%d\0" % number) for number in range(30_000))
@@ -31,6 +32,7 @@ async def evidence(site: Deployment, id: str, machine: str, data: bytes) -> Held
     return await held
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_a_short_list_is_judged_while_a_long_one_is(site: Deployment) -> None:
     long = await evidence(site, "h1", "machine-a", CLEAN + UNKNOWN)
     short = await evidence(site, "h2", "machine-b", CLEAN)
@@ -44,6 +46,7 @@ async def test_a_short_list_is_judged_while_a_long_one_is(site: Deployment) -> N
     assert ends.index(("h2", "granted")) < ends.index(("h1", "refused"))
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_a_large_message_of_each_sender_and_each_is_judged(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +70,7 @@ def bomb() -> MeasurementList:
     return MeasurementList(offset=0, size=MAX_LIST, prefix=bytes(32), whole=bytes(32), zlib=data)
 
 
+@threat(rows.MESSAGES_LARGE)
 async def test_a_bomb_of_an_enrolled_host_is_refused_in_little_memory(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from attestgate.schemas.signing import Signed
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.world import APP_ENCLAVE, LISTS, OTHER_ENCLAVE, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 
 async def test_host_and_application_are_admitted(site: Deployment) -> None:
@@ -39,6 +40,7 @@ async def test_host_and_application_are_admitted(site: Deployment) -> None:
     assert site.dropped_codes() == []
 
 
+@threat(rows.VOLUME_COPIED)
 async def test_the_key_file_is_gone_once_it_was_used(site: Deployment) -> None:
     await site.admitted()
     assert list(site.volume.iterdir()) == []
@@ -61,6 +63,7 @@ async def test_a_recheck_renews_both_leases_and_counts_from_its_question(site: D
     assert site.dropped_codes() == []
 
 
+@threat(rows.KEY_GIVEN_AWAY)
 async def test_a_revoked_application_is_cut_off_and_its_host_stays(site: Deployment) -> None:
     await site.admitted()
     await site.order(Revoke(kind="app", id="a1", reason="left the company"))
@@ -80,6 +83,7 @@ async def test_a_revoked_host_takes_its_applications_with_it(site: Deployment) -
     assert not site.gateway.passes("a1")
 
 
+@threat(rows.LIST_DRIFTED)
 async def test_a_host_whose_list_grows_by_an_unknown_program_is_untrusted(site: Deployment) -> None:
     await site.admitted()
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
@@ -91,6 +95,7 @@ async def test_a_host_whose_list_grows_by_an_unknown_program_is_untrusted(site: 
     assert not site.gateway.passes("a1")
 
 
+@threat(rows.LIST_DRIFTED)
 async def test_a_host_with_an_unknown_program_is_refused_from_the_start(site: Deployment) -> None:
     site.measurement_list.write_bytes((LISTS / "drift.bin").read_bytes())
     await site.enrol_host()
@@ -99,6 +104,7 @@ async def test_a_host_with_an_unknown_program_is_refused_from_the_start(site: De
     assert event_code(refused).startswith("ima.")
 
 
+@threat(rows.LIST_EDITED, rows.KERNEL_LIES)
 async def test_a_list_that_was_rewritten_is_no_list(site: Deployment) -> None:
     """The same length, one entry of the past exchanged: the prefix differs."""
     await site.admitted()
@@ -110,6 +116,7 @@ async def test_a_list_that_was_rewritten_is_no_list(site: Deployment) -> None:
     assert event_code(ended) == "ima.rewritten"
 
 
+@threat(rows.LIST_EDITED)
 async def test_a_list_that_shrank_is_no_list(site: Deployment) -> None:
     await site.admitted()
     site.measurement_list.write_bytes((LISTS / "clean.bin").read_bytes()[:-200])
@@ -118,6 +125,7 @@ async def test_a_list_that_shrank_is_no_list(site: Deployment) -> None:
     assert event_code(ended) == "ima.rewritten"
 
 
+@threat(rows.HOST_RESTARTED)
 async def test_a_restarted_host_supersedes_its_old_session_and_its_applications_prove_again(site: Deployment) -> None:
     host, _ = await site.admitted()
     (old,) = await site.records(HostRecord)
@@ -132,6 +140,7 @@ async def test_a_restarted_host_supersedes_its_old_session_and_its_applications_
     assert list(sessions.values()) == [State.TRUSTED]
 
 
+@threat(rows.HOST_SILENT)
 async def test_a_silent_host_expires_and_its_application_with_it(site: Deployment) -> None:
     host, app = await site.admitted()
     await host.stop()
@@ -147,6 +156,7 @@ async def test_a_silent_host_expires_and_its_application_with_it(site: Deploymen
     await app.stop()
 
 
+@threat(rows.HOST_SILENT)
 async def test_a_silent_application_expires_and_its_host_stays(site: Deployment) -> None:
     _, app = await site.admitted()
     await app.stop()
@@ -159,6 +169,7 @@ async def test_a_silent_application_expires_and_its_host_stays(site: Deployment)
     assert (await site.records(HostRecord))[0].state is State.TRUSTED
 
 
+@threat(rows.WITHDRAWAL_WITHHELD)
 async def test_access_ends_by_itself_when_the_manager_is_gone(world: World, tmp_path: Path) -> None:
     async with deployed(world, tmp_path) as site:
         await site.admitted()
@@ -196,6 +207,7 @@ async def test_a_policy_that_no_longer_knows_the_list_ends_trust_at_the_next_rec
     assert event_code(ended).startswith("ima.")
 
 
+@threat(rows.OTHER_CODE, rows.KERNEL_LIES)
 async def test_an_application_of_other_code_is_not_admitted_and_the_session_stands(site: Deployment) -> None:
     await site.trusted()
     await site.app(identity=OTHER_ENCLAVE)
@@ -204,6 +216,7 @@ async def test_an_application_of_other_code_is_not_admitted_and_the_session_stan
     assert (await site.records(AppRecord))[0].state is State.CHALLENGED
 
 
+@threat(rows.TWO_MACHINES)
 async def test_an_application_on_another_machine_is_not_co_located(site: Deployment) -> None:
     await site.trusted()
     await site.app(machine="machine-b")
@@ -219,6 +232,7 @@ async def test_an_application_without_a_trusted_host_is_told_so(site: Deployment
     assert event_code(rejected) == "host.not-trusted"
 
 
+@threat(rows.ID_CLAIMED)
 async def test_a_host_on_another_machine_than_enrolled_is_not_trusted(site: Deployment) -> None:
     await site.enrol_host(machine="machine-b")
     await site.host(machine="machine-a")
@@ -226,6 +240,7 @@ async def test_a_host_on_another_machine_than_enrolled_is_not_trusted(site: Depl
     assert event_code(rejected) == "host.platform"
 
 
+@threat(rows.APP_CLAIMED)
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_an_unknown_id_is_refused_with_its_reason(site: Deployment, role: str) -> None:
     await (site.host() if role == "host" else site.app())
@@ -234,6 +249,7 @@ async def test_an_unknown_id_is_refused_with_its_reason(site: Deployment, role: 
     assert [*await site.records(HostRecord), *await site.records(AppRecord)] == []
 
 
+@threat(rows.APP_CLAIMED)
 async def test_an_application_may_not_run_on_a_host_it_was_not_enrolled_for(site: Deployment) -> None:
     await site.enrol_app(host="h2")
     await site.app(host="h1")

@@ -21,11 +21,12 @@ from attestgate.host_agent.step6_deliver import deliver
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.base import Refusal, Secret, pack, unpack
-from attestgate.schemas.binding import PROOF_STEP, application_key, canonical, colocation_proof, host_proof
+from attestgate.schemas.binding import PROOF_STEP, application_key, colocation_proof, host_proof
 from attestgate.schemas.messages import DeliverKey, Proof, VolumeKey
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import APP_ENCLAVE, HOST_ENCLAVE, OTHER_ENCLAVE, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 
 def message(record: HostRecord | AppRecord, proof: bytes, **changes: Any) -> bytes:
@@ -75,6 +76,7 @@ def _t2(record: AppRecord) -> bytes:
     return record.handshake.t2
 
 
+@threat(rows.PROOF_REPLAYED)
 @pytest.mark.parametrize("wrong", ["reflected", "other nonce", "other transcript", "other key", "zero"])
 async def test_a_wrong_host_proof_ends_the_session(site: Deployment, wrong: str) -> None:
     record = await granted_host(site)
@@ -91,6 +93,7 @@ async def test_a_wrong_host_proof_ends_the_session(site: Deployment, wrong: str)
     assert event_code(await site.until("host", "h1", "refused")) == "proof.hmac"
 
 
+@threat(rows.PROOF_REPLAYED)
 @pytest.mark.parametrize(
     "wrong", ["reflected", "K itself", "other session's key", "other transcript's key", "other nonce"]
 )
@@ -121,6 +124,7 @@ async def test_the_control_the_right_proof_made_here_is_taken(site: Deployment) 
     await site.until("app", "a1", "proven")
 
 
+@threat(rows.PROOF_REPLAYED)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -157,6 +161,7 @@ def unpack_frame(data: bytes, **changes: Any) -> Frame:
     return unpack(Frame, data).model_copy(update=changes)
 
 
+@threat(rows.PROOF_REPLAYED)
 async def test_a_proof_is_accepted_once(site: Deployment) -> None:
     await site.admitted()
     for role, name in (("host", "h1"), ("app", "h1.a1")):
@@ -170,6 +175,7 @@ async def test_a_proof_is_accepted_once(site: Deployment) -> None:
     assert site.what("app", "a1").count("proven") == 1
 
 
+@threat(rows.PROOF_REPLAYED)
 async def test_a_host_proof_of_an_older_session_is_none_in_a_newer(site: Deployment) -> None:
     old, (subject, honest), since = await site.second_session("key_proof")
     new = unpack_frame(honest)
@@ -214,6 +220,7 @@ def volume(world: World, tmp_path: Path) -> Volume:
     return Volume(world, tmp_path / "volume")
 
 
+@threat(rows.VOLUME_COPIED)
 def test_the_owner_reads_its_key_once(volume: Volume) -> None:
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
     assert read_key(volume.owner, enclave, volume.file) == application_key(
@@ -223,17 +230,20 @@ def test_the_owner_reads_its_key_once(volume: Volume) -> None:
         read_key(volume.owner, enclave, volume.file)
 
 
+@threat(rows.VOLUME_COPIED, rows.TWO_MACHINES, rows.KERNEL_LIES)
 def test_a_copy_on_another_machine_does_not_unseal(volume: Volume) -> None:
     with pytest.raises(Refusal, match=r"seal\.open"):
         read_key(volume.owner, volume.world.enclave("machine-b", APP_ENCLAVE), volume.file)
 
 
+@threat(rows.SIBLING)
 def test_an_enclave_of_another_signer_does_not_unseal(volume: Volume) -> None:
     stranger = APP_ENCLAVE.model_copy(update={"mrsigner": b"\x99" * 32})
     with pytest.raises(Refusal, match=r"seal\.open"):
         read_key(volume.owner, volume.world.enclave("machine-a", stranger), volume.file)
 
 
+@threat(rows.SIBLING)
 def test_a_sibling_of_the_same_signer_unseals_but_cannot_open(volume: Volume) -> None:
     sibling = volume.world.enclave("machine-a", OTHER_ENCLAVE)
     inner = unpack(VolumeKey, unseal(sibling, "mrsigner", PURPOSE, volume.file.read_bytes()))
@@ -242,6 +252,7 @@ def test_a_sibling_of_the_same_signer_unseals_but_cannot_open(volume: Volume) ->
         read_key(volume.session(volume.owner.session), sibling, volume.file)
 
 
+@threat(rows.SIBLING)
 def test_a_second_instance_of_the_application_cannot_open(volume: Volume) -> None:
     second = volume.session("cd" * 16)
     second.t2 = volume.owner.t2
@@ -249,6 +260,7 @@ def test_a_second_instance_of_the_application_cannot_open(volume: Volume) -> Non
         read_key(second, volume.world.enclave("machine-a", APP_ENCLAVE), volume.file)
 
 
+@threat(rows.VOLUME_COPIED)
 def test_a_file_kept_and_put_back_later_is_of_no_use(volume: Volume, tmp_path: Path) -> None:
     """A new session of the same application, under the name of its own file."""
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
@@ -260,6 +272,7 @@ def test_a_file_kept_and_put_back_later_is_of_no_use(volume: Volume, tmp_path: P
         read_key(later, enclave, volume.folder / f"{later.session}.key")
 
 
+@threat(rows.VOLUME_COPIED)
 @pytest.mark.parametrize("change", [b"", b"\0" * 100, None], ids=["empty", "zeros", "one bit"])
 def test_a_changed_file_does_not_open(volume: Volume, change: bytes | None) -> None:
     data = bytearray(volume.file.read_bytes())
@@ -269,6 +282,7 @@ def test_a_changed_file_does_not_open(volume: Volume, change: bytes | None) -> N
         read_key(volume.owner, volume.world.enclave("machine-a", APP_ENCLAVE), volume.file)
 
 
+@threat(rows.VOLUME_TRAPPED)
 @pytest.mark.parametrize("writer", [None, os.O_RDWR], ids=["nobody writes", "a writer is silent"])
 def test_a_pipe_in_place_of_the_key_keeps_nobody_waiting(volume: Volume, writer: int | None) -> None:
     """Whoever shares the volume can put one there; the agent would wait for ever."""
@@ -294,6 +308,7 @@ def test_a_volume_that_only_the_host_writes_serves(volume: Volume, monkeypatch: 
     )
 
 
+@threat(rows.HOST_FILE_WRITTEN)
 def test_the_host_does_not_write_through_a_link_that_the_application_put_there(volume: Volume, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("the host's own file")
@@ -307,6 +322,22 @@ def test_the_host_does_not_write_through_a_link_that_the_application_put_there(v
     assert done.problem is None
     assert victim.read_text() == "the host's own file"
     assert not (volume.folder / f"{other}.key").is_symlink()
+
+
+@threat(rows.HOST_FILE_WRITTEN)
+def test_nor_through_one_that_comes_back_before_the_file_is_opened(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, other = tmp_path / "victim", "cd" * 16
+    victim.write_text("the host's own file")
+    (volume.folder / f"{other}.new").symlink_to(victim)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+    order = DeliverKey(
+        app="a1", app_session=other, enclave_key=volume.owner.public_key, suite="x25519", t2=bytes(64), volume=0
+    )
+    done = deliver(volume.world.enclave("machine-a", HOST_ENCLAVE), volume.k, [volume.folder], order)
+    assert done.problem is not None and done.problem.code == "host.volume"
+    assert victim.read_text() == "the host's own file"
 
 
 @pytest.mark.parametrize(
@@ -337,12 +368,16 @@ def test_a_volume_that_is_gone_is_answered_with_its_reason(volume: Volume, tmp_p
     assert done.problem.code == "host.volume"
 
 
+@threat(rows.VOLUME_COPIED)
 def test_the_key_is_bound_to_its_session_and_transcript(volume: Volume) -> None:
+    """Also for who has the very key that the quote named."""
     enclave = volume.world.enclave("machine-a", APP_ENCLAVE)
-    inner = unpack(VolumeKey, unseal(enclave, "mrsigner", PURPOSE, volume.file.read_bytes()))
     for session, t2 in (("cd" * 16, volume.owner.t2), (volume.owner.session, bytes(64))):
+        other = volume.session(session)
+        other.t2, other._private, other.public_key = t2, volume.owner._private, volume.owner.public_key
         with pytest.raises(Refusal, match=r"envelope\.open"):
-            volume.owner.open_for_me(canonical("volume key", session, t2), inner.ciphertext)
+            read_key(other, enclave, volume.file)
+    read_key(volume.owner, enclave, volume.file)
 
 
 async def test_state_after_a_refused_proof_has_no_secret_left(site: Deployment) -> None:

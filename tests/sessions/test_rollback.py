@@ -19,6 +19,7 @@ from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.rollback import watched
 from tests.support.manager.world import LISTS, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 
 async def forget(site: Deployment) -> None:
@@ -35,6 +36,7 @@ async def replay_everything(site: Deployment, said: list[tuple[str, bytes]]) -> 
             await site.quiet()
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, tmp_path: Path) -> None:
     """Each state of the bucket restored in turn, everything said again, each period, for three leases."""
     async with deployed(world, tmp_path / "count") as site:
@@ -64,6 +66,7 @@ async def test_a_drifted_host_gains_nothing_from_any_older_record(world: World, 
             no_key_twice(site)
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_a_revoked_application_gains_nothing_from_any_older_record(world: World, tmp_path: Path) -> None:
     async with deployed(world, tmp_path) as site:
         states = watched(site, "sessions")
@@ -98,6 +101,7 @@ def _is_frame(data: bytes) -> bool:
     return True
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_an_honest_session_survives_its_record_going_back_one_step(site: Deployment) -> None:
     """Delay, not harm: after a rollback in the middle of a recheck the agent's next session is trusted again."""
     host, _ = await site.admitted()
@@ -114,6 +118,7 @@ async def test_an_honest_session_survives_its_record_going_back_one_step(site: D
     await site.until("host", "h1", "trusted", since=since)
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deployment) -> None:
     first = await site.trusted()
     await site.quiet()
@@ -131,6 +136,7 @@ async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deplo
     assert event_code(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
 
 
+@threat(rows.RECORD_FORGED)
 async def test_a_record_moved_to_another_session_does_not_open(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
@@ -144,6 +150,7 @@ async def test_a_record_moved_to_another_session_does_not_open(site: Deployment)
     assert site.dropped_codes() == ["record.open"]
 
 
+@threat(rows.WORK_FORGED)
 @pytest.mark.parametrize("mounted", [True, False], ids=["delivered", "not delivered"])
 async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_waits_for_a_later(
     site: Deployment, mounted: bool
@@ -181,6 +188,7 @@ async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_
         assert (await site.record(AppRecord, app.session)).state is state
 
 
+@threat(rows.WORK_FORGED)
 async def test_another_hosts_word_on_a_key_moves_nothing(site: Deployment) -> None:
     """A trusted host says that it delivered a key, which another one was asked for."""
     await site.trusted()
@@ -203,6 +211,7 @@ async def test_another_hosts_word_on_a_key_moves_nothing(site: Deployment) -> No
     await site.until("app", "a1", "granted")
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
@@ -212,6 +221,7 @@ async def test_a_deleted_record_ends_access_at_the_lease(site: Deployment) -> No
     assert not site.gateway.passes("a1")
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_an_enrolment_that_goes_back_is_put_back_by_who_has_seen_the_newer(site: Deployment) -> None:
     await site.enrol_host()
     old = site.wire.snapshot("enrolment")
@@ -223,6 +233,7 @@ async def test_an_enrolment_that_goes_back_is_put_back_by_who_has_seen_the_newer
     assert "granted" not in site.what("host", "h1")
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_an_enrolment_that_vanishes_is_put_back(site: Deployment) -> None:
     none = site.wire.snapshot("enrolment")
     await site.enrol_host()
@@ -232,6 +243,7 @@ async def test_an_enrolment_that_vanishes_is_put_back(site: Deployment) -> None:
     assert event_code(await site.until("manager", "manager-0", "rolled-back")) == "rollback"
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_a_policy_that_goes_back_is_put_back(site: Deployment) -> None:
     old = site.wire.snapshot("policies")
     await site.order(site.world.policies.command(site.world.author, version=2))
@@ -249,6 +261,7 @@ async def test_a_policy_that_goes_back_is_put_back(site: Deployment) -> None:
     assert unpack(PolicyManifest, standing.statement.payload).version == 2
 
 
+@threat(rows.STATEMENT_ROLLED_BACK)
 async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
     await site.enrol_host()
     for key in await site.bus.bucket("policies").keys():
@@ -259,6 +272,7 @@ async def test_without_any_policy_nothing_is_judged(site: Deployment) -> None:
     assert (await site.records(HostRecord))[0].state is State.CHALLENGED
 
 
+@threat(rows.EVIDENCE_LATE)
 async def test_no_lease_ends_later_than_one_lease_after_its_question(site: Deployment) -> None:
     await site.admitted()
     for _ in range(5):

@@ -20,6 +20,7 @@ from attestgate.schemas.binding import application_key
 from attestgate.schemas.enrolment import RecheckNow, Revoke
 from attestgate.schemas.messages import AppGrant, HostGrant
 from tests.support.manager.deployment import Deployment
+from tests.support.threats import rows, threat
 
 
 def secrets_in(value: Any) -> Iterator[bytes]:
@@ -61,6 +62,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return found
 
 
+@threat(rows.BUS_READS)
 async def test_no_secret_is_in_anything_that_was_sent_stored_or_logged(
     site: Deployment, marked: list[bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def _storage_keys(site: Deployment) -> list[str]:
     return list(document["epochs"].values())
 
 
+@threat(rows.BUS_READS)
 async def test_a_session_that_is_over_holds_no_secret(site: Deployment, marked: list[bytes]) -> None:
     await site.admitted()
     await site.order(Revoke(kind="host", id="h1", reason="test"))

@@ -27,6 +27,7 @@ from tests.support.manager.deployment import Deployment, deployed, order_subject
 from tests.support.manager.witness import PATIENCE_S
 from tests.support.manager.world import OPERATOR, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 BEGUN = 2
 """Commands that set a deployment up: its policy, its gateway."""
@@ -58,6 +59,7 @@ async def _kept(site: Deployment, name: str) -> Quarantined | None:
     return None if entry is None or entry.value is None else unpack(Quarantined, entry.value, limit=LIMIT)
 
 
+@threat(rows.MESSAGE_POISONED)
 async def test_a_message_that_makes_workers_fail_is_put_aside(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +70,7 @@ async def test_a_message_that_makes_workers_fail_is_put_aside(
     assert hashlib.sha256(kept.subject.encode() + b"\0" + kept.data).hexdigest() == name
 
 
+@threat(rows.MESSAGE_POISONED)
 async def test_a_message_put_aside_can_be_tried_again(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     name = await _poisoned(site, monkeypatch)
     answer = await site.order(Retry(message=name))
@@ -88,6 +91,7 @@ async def test_a_message_that_fails_again_stays(site: Deployment, monkeypatch: p
     assert await _kept(site, name) is not None
 
 
+@threat(rows.MESSAGE_POISONED)
 async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     name = await _poisoned(site, monkeypatch)
     assert (await site.order(Drop(message=name))).what == "applied"
@@ -96,6 +100,7 @@ async def test_a_message_put_aside_can_be_dropped(site: Deployment, monkeypatch:
     assert (answer.what, event_code(answer)) == ("refused", "quarantine.unknown")
 
 
+@threat(rows.KEY_STORAGE)
 async def test_rotated_storage_keys_keep_live_sessions_and_close_the_old_ones(tmp_path: Path) -> None:
     world = World(tmp_path / "world")
     keys = world.keys / "manager" / "storage-keys.json"
@@ -196,6 +201,7 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
     assert "refused" not in site.what("op", OPERATOR)
 
 
+@threat(rows.FLOOD)
 async def test_a_host_that_is_too_fast_fills_its_own_subject_only_and_is_told_of_once(site: Deployment) -> None:
     """What is over its rate stays on its subject for a moment: the bus refuses its sender, and nobody else waits."""
     (worker,) = site.workers
@@ -217,6 +223,7 @@ async def test_a_host_that_is_too_fast_fills_its_own_subject_only_and_is_told_of
     assert site.gateway.passes("a1")
 
 
+@threat(rows.MESSAGE_POISONED)
 async def test_a_message_that_no_worker_settled_is_put_aside_before_it_is_parsed(site: Deployment) -> None:
     """As after workers that ended over it, one after another."""
     (worker,) = site.workers
@@ -231,6 +238,7 @@ async def test_a_message_that_no_worker_settled_is_put_aside_before_it_is_parsed
     delivery.done.assert_awaited_once()
 
 
+@threat(rows.ROOM_FILLED)
 async def test_each_sender_has_its_own_room_in_quarantine(site: Deployment) -> None:
     (worker,) = site.workers
     fault = Reason(code="worker.fault", field="-", expected="-", found="-", action="-")

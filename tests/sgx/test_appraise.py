@@ -21,6 +21,7 @@ from tests.support.reasons import codes
 from tests.support.sgx.recorded import judge_baseline, load_vector
 from tests.support.sgx.simulated import ENCLAVE, NOW, REPORT_DATA, SimulatedSgx, collateral_of
 from tests.support.sgx.turned import signed
+from tests.support.threats import rows, threat
 
 DAY = 86_400
 
@@ -72,6 +73,7 @@ ENCLAVES: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
 }
 
 
+@threat(rows.OTHER_CODE)
 @pytest.mark.parametrize("case", ENCLAVES)
 def test_each_pin_has_its_own_reason(shared: SimulatedSgx, case: str) -> None:
     enclave, judged, code = ENCLAVES[case]
@@ -247,6 +249,7 @@ def test_tcb_info_signed_by_a_pck_chain_is_not_the_roots_word(shared: SimulatedS
     ]
 
 
+@threat(rows.TCB_OLD)
 def test_a_revoked_pck(sgx: SimulatedSgx) -> None:
     authority.revoke_pck(sgx.folder / "authority", platform.read_pck(sgx.folder / sgx.machine))
     assert codes(sgx.appraise()) == ["sgx.pck_revoked"]
@@ -268,6 +271,7 @@ def test_the_crl_of_the_other_ca(shared: SimulatedSgx) -> None:
     assert codes(verdict) == ["collateral.pck_crl.issuer"]
 
 
+@threat(rows.TCB_OLD)
 def test_an_old_tcb_and_its_grace(sgx: SimulatedSgx) -> None:
     platform.set_tcb(sgx.folder / sgx.machine, sgx.folder / "authority", OLD_CPUSVN)
     accepting = {"tcb_statuses": ("UpToDate", "OutOfDate")}
@@ -281,6 +285,7 @@ def test_an_old_tcb_and_its_grace(sgx: SimulatedSgx) -> None:
     assert sgx.appraise(policy={"accepted_advisories": ("INTEL-SA-00828",), **wide}).accepted
 
 
+@threat(rows.TCB_OLD)
 def test_a_revoked_tcb_is_refused_whatever_the_policy(sgx: SimulatedSgx) -> None:
     levels = json.loads(sgx.collateral().tcb_info)["tcbLevels"]
     revoked = signed(sgx, "tcb_info", tcbLevels=[level | {"tcbStatus": "Revoked"} for level in levels])
@@ -292,6 +297,7 @@ def test_a_tcb_below_every_level(sgx: SimulatedSgx) -> None:
     assert codes(sgx.appraise()) == ["sgx.tcb_level"]
 
 
+@threat(rows.TCB_OLD)
 def test_flags_of_the_platform(sgx: SimulatedSgx) -> None:
     facts = platform.read_facts(sgx.folder / sgx.machine)
     assert facts.pck.instance is not None
@@ -333,6 +339,7 @@ def test_recorded_quotes(vectors: Path) -> None:
         assert not flipped.accepted
 
 
+@threat(rows.OTHER_CODE)
 def test_a_debug_quote_with_collateral_that_is_in_order(vectors: Path) -> None:
     quote = load_vector(vectors / "dcap-openenclave-tcbv2")
     collateral = load_vector(vectors / "dcap-zkdcap-risc0").collateral

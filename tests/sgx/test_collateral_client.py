@@ -21,6 +21,7 @@ from attestgate.manager.verification.sgx.collateral import MAX_PIECE, examine
 from attestgate.schemas.base import Refusal, pack, unpack
 from tests.support.reasons import refusal_codes
 from tests.support.sgx.simulated import NOW, SimulatedSgx
+from tests.support.threats import rows, threat
 
 AT = NOW
 
@@ -138,6 +139,7 @@ async def test_a_claim_in_the_bucket_delays_asking_once_only(bench: Bench) -> No
     assert len(bench.service.asked) == 8
 
 
+@threat(rows.COLLATERAL_OLD)
 @pytest.mark.parametrize("junk", [b"", b"junk", b"\x80"])
 async def test_junk_in_the_bucket_is_as_nothing(bench: Bench, junk: bytes) -> None:
     await bench.bucket.put("51a700000000.platform", junk)
@@ -212,6 +214,7 @@ async def test_bad_answers_have_reasons(bench: Bench, path: str, answer: httpx.R
     assert await no_collateral(bench.client(), bench.sgx.quote()) == [code]
 
 
+@threat(rows.COLLATERAL_OLD)
 async def test_a_signature_that_does_not_verify_is_not_cached(bench: Bench) -> None:
     other = SimulatedSgx(bench.sgx.folder / "elsewhere")
     bench.service = Service(other.folder / "authority")
@@ -220,6 +223,7 @@ async def test_a_signature_that_does_not_verify_is_not_cached(bench: Bench) -> N
     assert bench.marks.kept == {}
 
 
+@threat(rows.COLLATERAL_OLD)
 async def test_nothing_older_than_seen_is_accepted(bench: Bench) -> None:
     quote = bench.sgx.quote()
     await bench.client().for_quote(quote, AT)
@@ -246,6 +250,7 @@ async def test_nothing_older_than_seen_is_accepted(bench: Bench) -> None:
     }
 
 
+@threat(rows.COLLATERAL_OLD)
 @pytest.mark.parametrize(("floor", "value", "count"), [("tcb_evaluation", 21, 2), ("crl_number", 2, 2)])
 async def test_the_manifests_floors(bench: Bench, floor: str, value: int, count: int) -> None:
     setattr(bench.policy, floor, value)

@@ -12,6 +12,7 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.sgx import BASELINE, Masked, SgxPolicy, policy_name, read_complete_policy, read_policy
 from tests.support.reasons import refusal_code
 from tests.support.sgx.simulated import SimulatedSgx
+from tests.support.threats import rows, threat
 
 PINNED = {"version": 1, "mrenclaves": ["11" * 32]}
 
@@ -20,6 +21,7 @@ def document(**keys: object) -> bytes:
     return json.dumps(PINNED | keys).encode()
 
 
+@threat(rows.POLICY_GAP)
 @pytest.mark.parametrize(
     "keys",
     [
@@ -51,6 +53,7 @@ def test_refused_at_load(keys: dict[str, object]) -> None:
     assert "policy.json" in caught.value.reasons[0].field
 
 
+@threat(rows.POLICY_GAP)
 def test_a_policy_that_decides_alone_pins_an_enclave() -> None:
     for keys in ({}, {"mrsigners": ["22" * 32]}, {"isv_prod_id": 1}):
         with pytest.raises(Refusal) as caught:
@@ -74,6 +77,7 @@ def test_masked_bits() -> None:
     assert not masked.fits(b"\x05")
 
 
+@threat(rows.TWO_MACHINES)
 def test_one_model_but_two_machines_are_not_co_located(shared: SimulatedSgx) -> None:
     other = SimulatedSgx(shared.folder, machine="other")
     host, sibling, app = shared.appraise(), shared.appraise(), other.appraise()

@@ -20,6 +20,7 @@ from attestgate.schemas.base import Refusal
 from tests.support.reasons import refusal_code
 from tests.support.sgx.recorded import load_vector
 from tests.support.sgx.simulated import ENCLAVE, REPORT_DATA, SimulatedSgx
+from tests.support.threats import rows, threat
 
 AUTH_SIZE_AT = 436 + 64 + 64 + 384 + 64
 QUOTE_FIELDS = {
@@ -57,6 +58,7 @@ def test_fields(shared: SimulatedSgx) -> None:
     assert (quote.pck.ca, quote.pck.sgx_type) == ("platform", "scalable")
 
 
+@threat(rows.TCB_OLD)
 @pytest.mark.parametrize("case", QUOTE_FIELDS)
 def test_each_field_has_its_own_reason(shared: SimulatedSgx, case: str) -> None:
     at, value, code = QUOTE_FIELDS[case]
@@ -65,6 +67,7 @@ def test_each_field_has_its_own_reason(shared: SimulatedSgx, case: str) -> None:
     assert not_parsed(bytes(raw)) == code
 
 
+@threat(rows.TCB_OLD)
 def test_every_truncation_and_every_extension_is_refused(shared: SimulatedSgx) -> None:
     raw = shared.quote()
     for size in range(len(raw)):

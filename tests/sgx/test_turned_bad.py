@@ -21,6 +21,7 @@ from attestgate.manager.verification.sgx.quote import parse
 from tests.support.reasons import codes
 from tests.support.sgx.simulated import NOW, SimulatedSgx
 from tests.support.sgx.turned import DAY, crl, issuer, reissued, signed, with_chain, with_qe_report
+from tests.support.threats import rows, threat
 
 GONE = object()
 """In place of a value: the field is taken away."""
@@ -128,6 +129,7 @@ def changed(levels: list[dict[str, Any]], path: Path, value: object) -> list[dic
     return levels
 
 
+@threat(rows.TCB_OLD)
 @pytest.mark.parametrize(("path", "value", "code"), TCB_LEVEL)
 def test_a_tcb_level(shared: SimulatedSgx, path: Path, value: object, code: str) -> None:
     levels = json.loads(shared.collateral().tcb_info)["tcbLevels"]
@@ -136,6 +138,7 @@ def test_a_tcb_level(shared: SimulatedSgx, path: Path, value: object, code: str)
     ]
 
 
+@threat(rows.TCB_OLD)
 @pytest.mark.parametrize(("path", "value", "code"), QE_LEVEL)
 def test_a_level_of_the_quoting_enclave(shared: SimulatedSgx, path: Path, value: object, code: str) -> None:
     levels = json.loads(shared.collateral().qe_identity)["tcbLevels"]
@@ -153,6 +156,7 @@ def test_qe_identity(shared: SimulatedSgx, key: str, value: object, code: str) -
     assert codes(shared.appraise(collateral=signed(shared, "qe_identity", **{key: value}))) == [code]
 
 
+@threat(rows.COLLATERAL_OLD)
 def test_the_other_document_in_its_place(shared: SimulatedSgx) -> None:
     """One key signs both, so what each says of itself must be looked at."""
     good = shared.collateral()
@@ -164,6 +168,7 @@ def test_the_other_document_in_its_place(shared: SimulatedSgx) -> None:
     assert codes(shared.appraise(collateral=swapped)) == ["collateral.qe_identity.version"]
 
 
+@threat(rows.COLLATERAL_OLD)
 @pytest.mark.parametrize(("piece", "part"), [("pck_crl", "platform"), ("root_ca_crl", "root")])
 def test_crls(shared: SimulatedSgx, piece: str, part: str) -> None:
     by, other = issuer(shared, part), issuer(shared, "processor")
@@ -313,6 +318,7 @@ def test_a_crl_of_another_hierarchy(shared: SimulatedSgx, sgx: SimulatedSgx) -> 
     assert codes(shared.appraise(collateral=root))[0] == "collateral.root_ca_crl.signature"
 
 
+@threat(rows.COLLATERAL_OLD)
 def test_a_genuine_signer_beside_the_one_that_signed_lends_it_nothing(shared: SimulatedSgx) -> None:
     """The certificate that the chain is verified for is the one whose key verifies the document."""
     root, tcb = issuer(shared, "root").certificate, issuer(shared, "tcb_signing").certificate

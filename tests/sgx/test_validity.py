@@ -14,6 +14,7 @@ from attestgate.schemas.clocks import SKEW_S
 from tests.support.reasons import codes
 from tests.support.sgx.simulated import NOW, SimulatedSgx
 from tests.support.sgx.turned import crl, issuer, reissued, rfc3339, signed, with_chain
+from tests.support.threats import rows, threat
 
 OPENS, CLOSES = NOW - 100, NOW + 100
 Evidence = tuple[bytes, Collateral]
@@ -79,6 +80,7 @@ PIECES: dict[str, tuple[Callable[[SimulatedSgx], Evidence], str]] = {
 }
 
 
+@threat(rows.COLLATERAL_OLD)
 @pytest.mark.parametrize("piece", PIECES)
 def test_the_validity_of_each_piece(shared: SimulatedSgx, piece: str) -> None:
     made, code = PIECES[piece]
@@ -95,6 +97,7 @@ def test_the_validity_of_each_piece(shared: SimulatedSgx, piece: str) -> None:
     assert {at: codes(shared.appraise(quote, collateral, at=at)) for at in expected} == expected
 
 
+@threat(rows.COLLATERAL_OLD)
 def test_the_validity_of_the_root(shared: SimulatedSgx) -> None:
     root = issuer(shared, "root")
     new = reissued(root.certificate, root.key, OPENS, CLOSES)

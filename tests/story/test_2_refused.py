@@ -8,6 +8,7 @@ from attestgate.compose.demo import intruders
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Reason
 from tests.support.story import APPS, HOST, refusals, scene, session_of, through
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -17,6 +18,7 @@ def reason_codes(reasons: list[Reason]) -> list[str]:
     return [reason.code for reason in reasons]
 
 
+@threat(rows.OTHER_CODE)
 async def test_an_application_whose_code_was_changed(stack: Stack) -> None:
     before = session_of(stack, "app-1")
     events = await scene(stack, intruders.changed_code)
@@ -33,6 +35,7 @@ async def test_a_host_with_an_unknown_program_in_its_list(stack: Stack) -> None:
     assert "/usr/bin/chmod" in unknown.found and "448" in unknown.field
 
 
+@threat(rows.TWO_MACHINES)
 async def test_an_application_on_another_platform_with_a_copy_of_the_volume(stack: Stack) -> None:
     before = session_of(stack, "app-1")
     reasons = refusals(await scene(stack, intruders.other_platform), "app", "app-1", "evidence-rejected")
@@ -40,6 +43,7 @@ async def test_an_application_on_another_platform_with_a_copy_of_the_volume(stac
     assert session_of(stack, "app-1") == before is not None
 
 
+@threat(rows.SIBLING)
 async def test_a_second_instance_that_reads_the_first_ones_key(stack: Stack) -> None:
     events = await scene(stack, intruders.second_instance)
     assert "proven" not in [event.what for event in events if event.subject == "app-3"]
@@ -47,11 +51,13 @@ async def test_a_second_instance_that_reads_the_first_ones_key(stack: Stack) -> 
     assert "outer layer: opened" in log and "inner layer: refused: envelope.open" in log
 
 
+@threat(rows.ID_CLAIMED)
 async def test_another_hosts_id_claimed(stack: Stack) -> None:
     reasons = refusals(await scene(stack, intruders.claimed_host), "host", HOST, "evidence-rejected")
     assert reason_codes(reasons) == ["host.platform"]
 
 
+@threat(rows.PROOF_REPLAYED)
 async def test_a_replayed_proof(stack: Stack) -> None:
     events = await scene(stack, intruders.replayed_proof)
     dropped = [e for e in events if (e.subject, e.what) == ("app-4", "dropped")]
@@ -60,6 +66,7 @@ async def test_a_replayed_proof(stack: Stack) -> None:
     assert len([e for e in events if (e.subject, e.what) == ("app-4", "proven")]) == 1
 
 
+@threat(rows.APP_CLAIMED)
 async def test_an_application_that_nobody_enrolled(stack: Stack) -> None:
     volume = stack.plan.folder / "volumes" / "stranger"
     volume.mkdir()

@@ -16,6 +16,7 @@ from attestgate.enclave.simulated.measure import agent_manifest, measure
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement
 from attestgate.schemas.settings import load_measured
 from tests.support.story import HOST, MACHINE, scene, through
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -35,6 +36,7 @@ async def test_without_a_certificate_and_with_a_foreign_one(stack: Stack) -> Non
     await scene(stack, intruders.outsiders)
 
 
+@threat(rows.NO_CERTIFICATE)
 async def test_headers_that_name_an_identity_open_nothing(stack: Stack) -> None:
     measured = load_measured(stack.plan.settings("app.measured"))
     config = stack.nginx.config
@@ -47,6 +49,7 @@ async def test_headers_that_name_an_identity_open_nothing(stack: Stack) -> None:
     assert "/..%2f" not in stack.log("controller")
 
 
+@threat(rows.NO_CERTIFICATE)
 async def test_plain_http_is_no_way_in(stack: Stack) -> None:
     config = stack.nginx.config
     async with httpx.AsyncClient(trust_env=False) as http:
@@ -54,6 +57,7 @@ async def test_plain_http_is_no_way_in(stack: Stack) -> None:
     assert answer.status_code in (400, 403)
 
 
+@threat(rows.ADMIN_REACHED)
 async def test_nobody_but_the_gateways_user_reaches_its_sockets(stack: Stack) -> None:
     config = stack.nginx.config
     assert config.admin.stat().st_mode & 0o777 == 0o600
@@ -61,6 +65,7 @@ async def test_nobody_but_the_gateways_user_reaches_its_sockets(stack: Stack) ->
     assert isinstance(config.controller, Path) and config.controller.stat().st_mode & 0o777 == 0o600
 
 
+@threat(rows.IDENTITY_SPOOFED)
 async def test_an_admitted_application_cannot_name_itself(stack: Stack) -> None:
     code = stack.plan.folder / "spoofing"
     await asyncio.to_thread(_spoofing_code, code)

@@ -22,6 +22,7 @@ from tests.support.story import (
     restart,
     through,
 )
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -44,6 +45,7 @@ async def test_a_revoked_application_is_out_and_stays_out(stack: Stack) -> None:
     await through(stack, *APPS)
 
 
+@threat(rows.LIST_DRIFTED)
 async def test_a_drifted_host_takes_all_its_applications_with_it(stack: Stack) -> None:
     await through(stack, *APPS)
     mark, drifted = stack.events.mark, time.time()
@@ -67,6 +69,7 @@ async def test_a_drifted_host_takes_all_its_applications_with_it(stack: Stack) -
     await through(stack, *APPS)
 
 
+@threat(rows.PROCESS_GONE)
 async def test_without_a_manager_access_ends_and_with_the_next_one_it_comes_back(stack: Stack, tmp_path: Path) -> None:
     await through(stack, *APPS)
     killed = time.time()

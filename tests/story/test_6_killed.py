@@ -24,10 +24,12 @@ from tests.support.story import (
     session_of,
     through,
 )
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
 
+@threat(rows.PROCESS_GONE)
 async def test_another_manager_worker_takes_over(stack: Stack) -> None:
     await through(stack, *APPS)
     sessions = [session_of(stack, app) for app in APPS]
@@ -47,6 +49,7 @@ async def test_another_manager_worker_takes_over(stack: Stack) -> None:
     assert [session_of(stack, app) for app in APPS] == sessions != [None, None]
 
 
+@threat(rows.PROCESS_GONE)
 async def test_nginx_started_again_lets_in_who_was_in(stack: Stack) -> None:
     await through(stack, *APPS)
     sessions = [session_of(stack, app) for app in APPS]
@@ -83,6 +86,7 @@ async def test_a_gateway_worker_started_again_at_once_disturbs_nobody(stack: Sta
     assert [session_of(stack, app) for app in APPS] == sessions != [None, None]
 
 
+@threat(rows.PROCESS_GONE)
 async def test_without_a_gateway_worker_access_ends_and_comes_back_with_it(stack: Stack) -> None:
     await through(stack, *APPS)
     killed = time.time()
@@ -94,6 +98,7 @@ async def test_without_a_gateway_worker_access_ends_and_comes_back_with_it(stack
     await through(stack, *APPS, since=back)
 
 
+@threat(rows.PROCESS_GONE)
 async def test_a_killed_application_is_forgotten_and_the_other_goes_on(stack: Stack) -> None:
     await through(stack, *APPS)
     mark, killed = stack.events.mark, time.time()
@@ -109,6 +114,7 @@ async def test_a_killed_application_is_forgotten_and_the_other_goes_on(stack: St
     await through(stack, *APPS[1:], since=back)
 
 
+@threat(rows.HOST_SILENT)
 async def test_a_killed_host_agent_takes_its_applications_with_it(stack: Stack) -> None:
     await through(stack, *APPS)
     killed = time.time()
@@ -124,6 +130,7 @@ async def test_a_killed_host_agent_takes_its_applications_with_it(stack: Stack) 
     await through(stack, *APPS, since=back)
 
 
+@threat(rows.WITHDRAWAL_WITHHELD, rows.PROCESS_GONE)
 async def test_a_bus_that_is_gone_ends_access_and_all_comes_back_with_it(stack: Stack) -> None:
     await through(stack, *APPS)
     killed = time.time()

@@ -17,6 +17,7 @@ from attestgate.schemas.event_data import BY_NAME
 from attestgate.schemas.events import Event
 from tests.story.secrets import at_rest, forms, in_records, key_files, leaks, overheard, written
 from tests.support.story import APPS, HOST, restart, through
+from tests.support.threats import rows, threat
 
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
@@ -62,6 +63,7 @@ async def test_everything_that_rests_on_a_simulated_platform_says_so(stack: Stac
     assert simulated >= {HOST, *APPS}
 
 
+@threat(rows.BUS_READS)
 async def test_no_secret_is_anywhere_but_in_its_file(stack: Stack) -> None:
     async with Wiretap(stack.server.url) as tap:
         transcripts = {s: t2 for app in APPS for s, t2 in (await overheard(stack, tap, app)).items()}
@@ -86,6 +88,7 @@ async def test_such_a_search_would_find_one(stack: Stack) -> None:
                 assert any(form in text for form in forms(secret)), (len(secret), before)
 
 
+@threat(rows.SECRETS_ON_DISK)
 async def test_secrets_at_rest_are_for_their_owner_alone(stack: Stack) -> None:
     files = {name.rsplit(" ", 1)[0] if " " in name else name for name in at_rest(stack)}
     assert len(files) >= 20

@@ -21,6 +21,7 @@ from attestgate.schemas.base import Refusal
 from attestgate.schemas.tpm import TpmAnswer, TpmDescription
 from tests.support.ima.lists import NOW, VECTORS
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 from tests.support.tpm.credentials import EK, OTHER, VENDOR, EkPrivate, Vendor
 from tests.support.tpm.soft import SoftTpm
 
@@ -65,6 +66,7 @@ def activate(ek: EkPrivate, name: bytes, blob: bytes, secret: bytes) -> bytes:
     return plain[2 : 2 + int.from_bytes(plain[:2], "big")]
 
 
+@threat(rows.TPM_OTHER)
 @pytest.mark.parametrize("ek", [EK, RSA_EK, P384_EK], ids=["P-256", "RSA", "P-384"])
 def test_the_tpm_with_that_ek_opens_it_for_that_key_only(ek: EkPrivate) -> None:
     blob, secret = make_credential(ek.public_key(), NAME, b"c" * 32)

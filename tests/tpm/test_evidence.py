@@ -11,6 +11,7 @@ from attestgate.schemas.host_policy import Replay
 from attestgate.schemas.tpm import TpmClock, TpmEnrolment, TpmQuote
 from tests.support.ima.lists import NOW, host, loaded, recorded
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
 NONCE = b"n" * 32
@@ -37,6 +38,7 @@ def test_a_fresh_quote_anchors_a_real_list_and_the_boot_is_golden() -> None:
     assert verdict.anchored_entries == verdict.entries == 448
 
 
+@threat(rows.TPM_OTHER)
 def test_a_host_gives_a_quote_exactly_if_its_tpm_is_enrolled() -> None:
     tpm = SoftTpm()
     assert judge_quote(None, None, NONCE, "sha256", None) is None
@@ -44,6 +46,7 @@ def test_a_host_gives_a_quote_exactly_if_its_tpm_is_enrolled() -> None:
     assert quote_refused(None, tpm.quote(NONCE)) == "host.tpm"
 
 
+@threat(rows.TPM_OTHER)
 def test_another_tpm_another_nonce_another_selection_are_refused() -> None:
     tpm, other = SoftTpm(), SoftTpm()
     assert quote_refused(tpm.enrolment, other.quote(NONCE)) == "tpm.signature"
@@ -61,6 +64,7 @@ def test_an_enrolled_key_that_is_no_attestation_key_is_refused() -> None:
     assert quote_refused(tpm.enrolment.model_copy(update={"ak": bytes(area)}), tpm.quote(NONCE)) == "tpm.ak"
 
 
+@threat(rows.TPM_OTHER)
 def test_clock_and_counters_only_rise_and_a_reset_is_a_new_session() -> None:
     tpm = SoftTpm()
     quoted = judge_quote(tpm.enrolment, tpm.quote(NONCE), NONCE, "sha256", None)
@@ -79,6 +83,7 @@ def test_clock_and_counters_only_rise_and_a_reset_is_a_new_session() -> None:
     assert judge_quote(tpm.enrolment, tpm.quote(NONCE), NONCE, "sha256", before) is not None, "a resume is no reboot"
 
 
+@threat(rows.BOOT_OTHER)
 def test_another_boot_is_not_golden_until_it_is_enrolled() -> None:
     tpm = SoftTpm()
     enrolled = tpm.enrolment

@@ -18,6 +18,7 @@ from attestgate.schemas.tpm import TpmQuote
 from tests.support.ima.lists import recorded
 from tests.support.manager.deployment import Deployment
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 from tests.support.tpm.hosts import enrol, recheck, start
 from tests.support.tpm.soft import BOOT, SoftTpm, remade
 
@@ -49,6 +50,7 @@ async def test_a_host_with_its_tpm_is_anchored_and_stays_so_as_its_list_grows(si
         assert len(set(tpm.asked)) == len(tpm.asked) == 2, "each question has its own nonce"
 
 
+@threat(rows.LIST_EDITED)
 async def test_a_list_that_the_tpm_does_not_vouch_for_is_refused(site: Deployment, tpm: SoftTpm) -> None:
     await enrol(site, tpm.enrolment)
     tpm.measured = remade("drift")
@@ -57,6 +59,7 @@ async def test_a_list_that_the_tpm_does_not_vouch_for_is_refused(site: Deploymen
         assert event_code(await site.until("host", "h1", "refused")) == "ima.replay"
 
 
+@threat(rows.TPM_OTHER)
 async def test_another_tpm_or_another_boot_is_refused(site: Deployment, tpm: SoftTpm) -> None:
     await enrol(site, SoftTpm().enrolment)
     async with await TpmService(tpm, "sha256").start() as service:
@@ -69,6 +72,7 @@ async def test_another_tpm_or_another_boot_is_refused(site: Deployment, tpm: Sof
         assert event_code(await site.until("host", "h1", "refused", since=since)) == "tpm.boot_state"
 
 
+@threat(rows.TPM_OTHER)
 async def test_an_enrolled_host_without_its_tpm_gives_no_evidence(site: Deployment, tpm: SoftTpm) -> None:
     await enrol(site, tpm.enrolment)
     await start(site, None)
@@ -89,6 +93,7 @@ async def test_a_reset_within_a_session_ends_it_and_the_next_one_begins_anew(sit
         await site.until("host", "h1", "trusted", since=since)
 
 
+@threat(rows.TPM_OTHER)
 async def test_a_tpm_that_goes_back_is_refused_within_a_session_and_across(site: Deployment, tpm: SoftTpm) -> None:
     await enrol(site, tpm.enrolment)
     async with await TpmService(tpm, "sha256").start() as service:
@@ -145,6 +150,7 @@ async def test_a_service_without_a_tpm_or_none_at_all_is_a_refusal() -> None:
         await asyncio.to_thread(client.quote, bytes(32))
 
 
+@threat(rows.VOLUME_TRAPPED)
 async def test_a_service_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any local user can listen there while the service does not; a byte now and then is no answer."""
     monkeypatch.setattr(tpm_client, "monotonic", count(0.0, tpm_client.PATIENCE_S / 2).__next__)
