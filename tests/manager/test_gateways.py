@@ -50,7 +50,7 @@ async def report(site: Deployment, subject: str, signer: Signer, gateway: str) -
     """A gateway's report of the one lease of a certificate that there is."""
     lease = site.gateway.leases[-1]
     applied = AppliedStatement(key=lease.key, state="admitted", sequence=lease.sequence, app_session=lease.app_session)
-    said = GatewayReport(gateway=gateway, epoch="cd" * 16, applied=[applied], at=int(site.clock()))
+    said = GatewayReport(gateway=gateway, epoch="cd" * 16, applied=[applied], floors=1, at=int(site.clock()))
     await site.bus.publish(subjects.inbound("gateway", subject, "report"), sign_report(signer, said))
     await site.quiet()
 
