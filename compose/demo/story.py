@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from attestgate.compose.demo import intruders
+from attestgate.compose.demo import hostile_bus, intruders
 from attestgate.compose.demo.kernel import Kernel, enrolled
 from attestgate.compose.demo.narrator import Narrator
 from attestgate.compose.demo.software_tpm import SoftwareTpm, missing
+from attestgate.compose.local.events import is_event
 from attestgate.compose.local.recorded import CLEAN_ENTRIES
 from attestgate.compose.local.stack import Stack
 from attestgate.schemas.base import Refusal
@@ -133,8 +134,10 @@ async def admit_applications(stack: Stack, narrator: Narrator) -> None:
 
 
 async def revoke_one(stack: Stack, narrator: Narrator) -> None:
-    """An operator revokes one application."""
+    """An operator revokes one application, and the bus tries to bring it back."""
     narrator.scene("The operator revokes app-1: its open connection gets 403, app-2 goes on")
+    admitted = [event for event in stack.events.seen if is_event("app", APPS[0], "admitted")(event)][-1]
+    kept = await hostile_bus.keep(stack, admitted)
     mark, ordered = stack.events.mark, time.time()
     await stack.order(Revoke(kind="app", id=APPS[0], reason="demonstration"))
     refused = await stack.saw(APPS[0], "read flows", 403, since=ordered)
@@ -144,6 +147,11 @@ async def revoke_one(stack: Stack, narrator: Narrator) -> None:
     narrator.check("app-2 was not touched", stack.last_status(APPS[1]) == 200, found=stack.last_status(APPS[1]))
     again = await stack.until("app", APPS[0], "dropped", since=mark)
     narrator.refused("app-1's new hello", reasons_of(again), "enrolment.revoked")
+    await hostile_bus.old_record(stack, narrator, kept)
+    await hostile_bus.hidden_revocation(stack, narrator, kept)
+    passed = await stack.saw(APPS[0], "read flows", 200, since=refused or ordered, within_s=0.1)
+    narrator.check("app-1 has not passed once since it was cut off", passed is None, found=passed)
+    narrator.scene("The operator enrols app-1 again")
     mark = stack.events.mark
     await stack.enrol_app(APPS[0], HOST, 0)
     await stack.until("app", APPS[0], "admitted", since=mark, within_s=60)

@@ -163,9 +163,9 @@ class Stack:
         for machine in MACHINES:
             platform.create(plan.machine(machine), plan.authority)
 
-    async def start_manager(self, name: str = "manager") -> Child:
-        """Start a manager worker, and return once it works."""
-        self.manager = await self.children.start(name, "manager", "run", "-s", str(self.plan.settings("manager")))
+    async def start_manager(self, name: str = "manager", settings: str = "manager") -> Child:
+        """Start a manager worker, as a process of this name, and return once it works."""
+        self.manager = await self.children.start(name, "manager", "run", "-s", str(self.plan.settings(settings)))
         await self.children.line(self.manager, '"event": "working"', 60.0)
         return self.manager
 
