@@ -42,7 +42,8 @@ async def test_a_revoked_application_is_out_and_stays_out(stack: Stack) -> None:
     assert "left the project" in reasons_of(revoked)[0].found
     await stack.events.wait("app-1 refused as revoked", _refused_as_revoked, since=mark)
     dropped = filter(is_event("app", "app-1", "dropped"), stack.events.seen[mark:])
-    assert {reasons_of(event)[0].code for event in dropped} <= {"session.move", "enrolment.revoked"}, "of the ended session, or anew"
+    codes = {reasons_of(event)[0].code for event in dropped}
+    assert codes <= {"session.move", "enrolment.revoked"}, "an answer on its way when the session ended, or a new hello"
     assert stack.last_status("app-2") == 200
     mark = stack.events.mark
     await stack.enrol_app("app-1", HOST, 0)

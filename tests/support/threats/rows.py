@@ -72,9 +72,9 @@ RECORD_ROLLED_BACK = Row(
 SESSION_RETURNS = Row(
     by=BUS,
     attack="Shows a session that has ended or was superseded as live: its record, its pointer and its leases together.",
-    prevention="A session has one rank for good: a worker that has seen its end, or a newer session, refuses it, also "
-    "after a restart, and a gateway refuses its leases.",
-    premise="the worker has its `marks.sqlite`, for an end not older than a day, or the gateway its floors",
+    prevention="A session has one rank for good: a worker that has seen its end or a newer one refuses it, also after "
+    "a restart, and a gateway that has refuses its leases.",
+    premise="the worker has its `marks.sqlite`, where an end stays for a day, or the gateway its floors",
     left="a superseded session stays at a gateway that is never shown the newer one.",
 )
 WORKERS_PARTED = Row(
@@ -83,8 +83,8 @@ WORKERS_PARTED = Row(
     prevention="A gateway encloses in its signed report what it refuses a lease for, and a worker that hears it leases "
     "nothing below.",
     premise="the gateway has seen it, and its report reaches the worker",
-    left="a worker that never hears goes on trusting who was cut off, whose host gets K for K_app, and issuing "
-    "certificates.",
+    left="a worker that never hears goes on issuing certificates, and K, of which hosts derive K_app, also while "
+    "gateways refuse its leases.",
 )
 STATEMENT_MOVED = Row(
     by=BUS,
@@ -117,7 +117,7 @@ REVOCATION_HIDDEN = Row(
     by=BUS,
     attack="Drops or hides a revocation.",
     prevention="The operator's signed Revoke goes to the gateways before it has any other effect, and `attestgate "
-    "revoke` says within 5 s which gateway has not confirmed it.",
+    "revoke` believes signed answers only, and names each gateway that has not confirmed it in 5 s.",
     premise="the operator's file names the gateways",
     left="until it has the Revoke as a [file](gateway.md#block-a-host-or-an-application), a bus can hide it from a "
     "gateway, while a worker from which it is hidden too renews leases.",
@@ -218,6 +218,7 @@ LOG_STANDS_STILL = Row(
     attack="Keeps the log from hearing of a grant, or holds up revocations by keeping it still.",
     prevention="An enrolment, a host's first lease and a certificate wait for their entry, and renewals and what takes "
     "away wait for none.",
+    left="while the log stands still, nothing new is granted.",
 )
 BUS_READS = Row(
     by=BUS,
