@@ -30,6 +30,7 @@ from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
 from tests.support.manager.world import LONG, TIMING, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 LATE_S = 61
 """Seconds after which an entry that is not in the tree is overdue."""
@@ -98,6 +99,7 @@ async def leases(site: Deployment) -> list[type[Any]]:
     return found
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_a_host_is_trusted_once_its_entry_is_stored(site: Deployment, stream: LogStream) -> None:
     await site.enrol_host()
     stream.out = True
@@ -112,6 +114,7 @@ async def test_a_host_is_trusted_once_its_entry_is_stored(site: Deployment, stre
     assert await leases(site) == [HostLease]
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_a_certificate_waits_for_its_entry(site: Deployment, stream: LogStream) -> None:
     await site.trusted()
     held = site.wire.hold("attest.v1.in.app.h1.a1.colocation_proof")
@@ -128,6 +131,7 @@ async def test_a_certificate_waits_for_its_entry(site: Deployment, stream: LogSt
     assert len(stream.facts(IssuedFact)) == 1
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_an_enrolment_is_in_force_once_its_entry_is_stored(site: Deployment, stream: LogStream) -> None:
     stream.out = True
     since = len(site.events)
@@ -140,6 +144,7 @@ async def test_an_enrolment_is_in_force_once_its_entry_is_stored(site: Deploymen
         assert (await ordered).what == "applied"
 
 
+@threat(rows.LOG_STANDS_STILL)
 @pytest.mark.parametrize("trusted", [False, True])
 async def test_a_revocation_waits_for_no_entry(site: Deployment, stream: LogStream, trusted: bool) -> None:
     """Also of a session whose trust was never sent, since that waits for its own."""
@@ -162,6 +167,7 @@ async def test_a_revocation_waits_for_no_entry(site: Deployment, stream: LogStre
     assert said(log, record.session) == ["accepted", "ended"]
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_while_it_stands_still_nothing_new_is_granted_and_nothing_lapses(world: World, tmp_path: Path) -> None:
     timing = TIMING.model_copy(update={"certificate_s": 100})
     async with deployed(world, tmp_path, timing=timing) as site:
@@ -191,6 +197,7 @@ async def test_while_it_stands_still_nothing_new_is_granted_and_nothing_lapses(w
         assert said(log, app.session) == ["accepted", "issued", "admitted", *renewal]
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_a_head_that_does_not_fit_stops_what_is_new_only(site: Deployment) -> None:
     await site.admitted()
     head = await site.bus.bucket(TREE.name).get(HEAD)
@@ -204,6 +211,7 @@ async def test_a_head_that_does_not_fit_stops_what_is_new_only(site: Deployment)
     await site.until("app", "a1", "revoked")
 
 
+@threat(rows.LOG_LOST)
 async def test_an_entry_that_the_bus_has_lost_is_handed_in_again(site: Deployment, stream: LogStream) -> None:
     await site.enrol_host()
     assert [fact.about for fact in stream.facts(Ordered)][-1] == "host/h1"
@@ -217,6 +225,7 @@ async def test_an_entry_that_the_bus_has_lost_is_handed_in_again(site: Deploymen
             pass  # until it is in the tree
 
 
+@threat(rows.LOG_STANDS_STILL)
 async def test_what_was_granted_was_entered_wherever_a_worker_is_killed(world: World, tmp_path: Path) -> None:
     """Whoever looks at any moment finds no enrolment, no lease and no certificate that the log does not have."""
     number = 0

@@ -29,6 +29,7 @@ from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.audit.keeper import KEY, MANAGERS, NOW, SESSION, SIGNERS, Keeper, copied, entry, findings
 from tests.support.bus.fixtures import Join
 from tests.support.manager.mortal import Counter, Killed, MortalBus
+from tests.support.threats import rows, threat
 
 OTHER = "cd" * 16
 TILE = 4
@@ -150,6 +151,7 @@ async def test_two_workers_come_to_the_end_at_once(join: Join, tmp_path: Path) -
     assert len(copy.stored) == copy.size == 2 * MOST - 1
 
 
+@threat(rows.WORKER_KILLED)
 @pytest.mark.parametrize("dies_before", range(20))
 async def test_killed_before_each_write_nothing_is_lost_or_twice(log: Log, dies_before: int) -> None:
     """A worker that closes a tree and begins the next, killed; whoever comes next finishes."""
@@ -238,6 +240,7 @@ async def test_a_saved_head_of_a_tree_that_is_gone_is_named(log: Log) -> None:
     assert await findings(log.bus, first, log.worker.head) == ["log.gone"]
 
 
+@threat(rows.LOG_SEAM)
 async def test_a_worker_that_was_away_for_longer_than_a_tree_is_told(log: Log) -> None:
     await log.grow(MOST // 2)
     away, late = log.keeper("away"), log.keeper("late")
@@ -250,6 +253,7 @@ async def test_a_worker_that_was_away_for_longer_than_a_tree_is_told(log: Log) -
     assert late.log.checkpoint == log.worker.log.checkpoint
 
 
+@threat(rows.LOG_SEAM, rows.LOG_EDITED)
 async def test_the_old_trees_head_shown_again_is_found(log: Log) -> None:
     await log.grow(MOST)
     old = await log.value()
@@ -260,6 +264,7 @@ async def test_the_old_trees_head_shown_again_is_found(log: Log) -> None:
     assert "log.rolled-back" in await findings(log.bus, seen)
 
 
+@threat(rows.LOG_SEAM, rows.LOG_EDITED)
 async def test_the_old_trees_head_shown_as_soon_as_the_next_began_is_found(log: Log) -> None:
     """The entries that both have taken from the stream are the same."""
     await log.grow(MOST)
@@ -335,6 +340,7 @@ async def outcomes(log: Log, value: bytes) -> dict[str, str]:
     return found | {"verify": codes[0]}
 
 
+@threat(rows.LOG_SEAM)
 @pytest.mark.parametrize(
     ("said", "codes"),
     [
@@ -382,6 +388,7 @@ async def test_a_seam_of_the_third_tree_counts_all_entries(log: Log) -> None:
     assert set((await outcomes(log, await begun(log, {"entries": MOST}))).values()) == {"log.seam"}
 
 
+@threat(rows.LOG_SEAM)
 @pytest.mark.parametrize("harm", ["none", "a stranger's", "another entry", "a seam of the next tree"])
 async def test_a_seam_that_is_none_is_refused(log: Log, harm: str) -> None:
     await log.grow(MOST)
@@ -401,6 +408,7 @@ async def test_a_seam_that_is_none_is_refused(log: Log, harm: str) -> None:
     assert set((await outcomes(log, value)).values()) == {code}
 
 
+@threat(rows.LOG_SEAM)
 async def test_a_seam_exchanged_beside_a_true_head_is_refused(log: Log) -> None:
     """The head's signature covers the tree alone: what is carried beside it is not built upon, nor passed on."""
     await log.grow(MOST)
@@ -420,6 +428,7 @@ async def test_a_seam_exchanged_beside_a_true_head_is_refused(log: Log) -> None:
     assert await findings(log.bus) == []
 
 
+@threat(rows.LOG_SEAM)
 async def test_a_first_tree_has_no_seam(log: Log) -> None:
     """Not even its own first entry, which a worker without memory would pass on."""
     await log.grow(3)
@@ -429,6 +438,7 @@ async def test_a_first_tree_has_no_seam(log: Log) -> None:
     assert await findings(log.bus) == ["log.seam"]
 
 
+@threat(rows.LOG_SEAM)
 async def test_a_tree_that_continues_another_log_is_not_followed(log: Log) -> None:
     """Two workers were both told that they won: each signs trees of its own, true in itself."""
     await log.grow(3)
@@ -446,6 +456,7 @@ async def test_a_tree_that_continues_another_log_is_not_followed(log: Log) -> No
         assert await refused(log.worker) == "log.forked"
 
 
+@threat(rows.LOG_SEAM, rows.LOG_EDITED)
 async def test_a_seam_dropped_from_the_stream_is_missed_and_the_log_goes_on(log: Log) -> None:
     before = await log.grow(MOST)
     await log.grow(2)
@@ -462,6 +473,7 @@ async def test_a_seam_dropped_from_the_stream_is_missed_and_the_log_goes_on(log:
     assert finding.field == f"entries {MOST}"
 
 
+@threat(rows.LOG_SEAM)
 async def test_a_seam_that_was_stored_again_is_taken_into_no_tree(log: Log) -> None:
     await log.grow(MOST + 6)
     seam = next(s for s in log.server.streams[LOG.name].items() if "continued" in str(s.data))
@@ -514,6 +526,7 @@ async def test_what_is_gone_of_the_closed_tree_is_found(log: Log) -> None:
     await log.grow(1)  # the worker that has checked it needs it no more
 
 
+@threat(rows.LOG_SEAM, rows.LOG_EDITED)
 async def test_an_entry_that_is_in_both_trees_is_found(log: Log) -> None:
     """The bus shows an entry again once its tree is closed."""
     await log.grow(MOST)

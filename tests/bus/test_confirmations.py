@@ -16,6 +16,7 @@ from attestgate.bus.confirmations import KEPT, Confirmations
 from attestgate.bus.memory.server import MemoryBus, MemoryServer
 from attestgate.schemas.admission import MAX_REVOKED, GatewayReport, sign_report
 from attestgate.schemas.signing import Signer
+from tests.support.threats import rows, threat
 
 DEPLOYMENT = "test.example"
 REVOKE, OTHER = b"\x01" * 32, b"\x02" * 32
@@ -56,6 +57,7 @@ async def bench() -> AsyncIterator[Bench]:
         yield found
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_it_waits_for_every_gateway_that_the_file_names(bench: Bench) -> None:
     waiting = asyncio.create_task(bench.confirmed(within_s=SOON_S))
     bench.report("gateway-1", REVOKE)
@@ -65,6 +67,7 @@ async def test_it_waits_for_every_gateway_that_the_file_names(bench: Bench) -> N
     assert await waiting == {"gateway-1", "gateway-2"}
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_a_report_about_another_revoke_confirms_nothing(bench: Bench) -> None:
     bench.report("gateway-1", OTHER)
     bench.report("gateway-2")
@@ -72,6 +75,7 @@ async def test_a_report_about_another_revoke_confirms_nothing(bench: Bench) -> N
     assert await bench.confirmed() == set()
 
 
+@threat(rows.REVOCATION_HIDDEN)
 @pytest.mark.parametrize("who", ["a stranger", "the other gateway", "another deployment"])
 async def test_who_has_only_the_credential_confirms_nothing(bench: Bench, who: str) -> None:
     key = {
@@ -84,6 +88,7 @@ async def test_who_has_only_the_credential_confirms_nothing(bench: Bench, who: s
     assert await bench.confirmed(within_s=0.2) == {"gateway-2"}
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_one_gateway_does_not_confirm_for_another(bench: Bench) -> None:
     bench.report("gateway-2", REVOKE, subject="gateway-1")
     assert await bench.confirmed(within_s=0.2) == set()

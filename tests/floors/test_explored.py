@@ -10,6 +10,7 @@ from tests.support.floors.honest import SlowWorkers
 from tests.support.floors.hostile import HostileBus
 from tests.support.floors.search import explore
 from tests.support.floors.values import Rules, Scope, Session
+from tests.support.threats import rows, threat
 
 MOST = 200_000
 """Far more states than any of these scopes has: each is looked at as a whole."""
@@ -35,6 +36,7 @@ SCOPES = {
 }
 
 
+@threat(rows.SESSION_RETURNS, rows.WORKERS_PARTED, rows.ADMISSION_REPLAYED)
 @pytest.mark.parametrize("scope", SCOPES.values(), ids=SCOPES)
 def test_whatever_the_bus_does(scope: Scope) -> None:
     explored = explore(HostileBus(scope), MOST)

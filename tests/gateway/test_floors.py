@@ -22,6 +22,7 @@ from attestgate.schemas.admission import HostLease, Lease, Statement, Tenure, Wi
 from attestgate.schemas.enrolment import SubjectKind
 from tests.support.gateway.statements import APP_TENURE, CERT, HOST, HOST_TENURE, host, lease, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 LONGEST = 60
 OPERATOR, OTHER = b"\x01" * 32, b"\x02" * 32
@@ -66,6 +67,7 @@ def test_a_renewal_changes_nothing() -> None:
     assert take(book, lease(sequence=2, issued_at=110, expires_at=140)) == [] and book.counter == 3
 
 
+@threat(rows.SESSION_RETURNS)
 @pytest.mark.parametrize("statement", [lease(), host()], ids=["certificate", "host"])
 def test_of_two_sessions_of_a_place_the_one_with_the_higher_rank_counts(statement: AnyLease) -> None:
     book = floors()
@@ -76,6 +78,7 @@ def test_of_two_sessions_of_a_place_the_one_with_the_higher_rank_counts(statemen
     assert refused(book, statement) == "admission.rank"
 
 
+@threat(rows.SESSION_RETURNS)
 def test_of_two_sessions_with_one_rank_the_higher_session_counts() -> None:
     book = floors()
     take(book, lease())
@@ -92,6 +95,7 @@ def test_the_other_places_of_an_application_have_floors_of_their_own() -> None:
     assert book.stands(elsewhere)
 
 
+@threat(rows.SESSION_RETURNS)
 @pytest.mark.parametrize(
     ("statement", "ends"), [(lease(), APP_TENURE), (host(), HOST_TENURE)], ids=["certificate", "host"]
 )
@@ -107,6 +111,7 @@ def test_a_session_that_was_ended_gets_no_lease_again(statement: AnyLease, ends:
     assert refused(book, statement) == "admission.rank"
 
 
+@threat(rows.SESSION_RETURNS)
 def test_a_session_that_was_ended_before_anything_was_heard_of_it() -> None:
     book = floors()
     take(book, withdrawal(ends=APP_TENURE))
@@ -126,6 +131,7 @@ def test_the_end_of_a_session_that_was_superseded_changes_nothing() -> None:
     assert take(book, withdrawal(ends=APP_TENURE)) == []
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_an_older_enrolment_is_refused_and_one_that_is_held_runs_out() -> None:
     book = floors()
     take(book, lease(enrolled=5))
@@ -134,6 +140,7 @@ def test_an_older_enrolment_is_refused_and_one_that_is_held_runs_out() -> None:
     assert book.stands(lease(enrolled=5))
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_an_older_policy_has_the_length_of_a_lease_to_run_out() -> None:
     book = floors()
     take(book, lease(policy=2), at=100)
@@ -142,6 +149,7 @@ def test_an_older_policy_has_the_length_of_a_lease_to_run_out() -> None:
     assert book.stands(host(policy=1))
 
 
+@threat(rows.CLOCK_SET)
 def test_no_clock_that_is_set_back_gives_an_older_policy_more_time() -> None:
     book = floors()
     take(book, lease(policy=2), at=100, steady=7.0)
@@ -184,6 +192,7 @@ def test_of_many_policies_within_a_lease_the_oldest_come_to_their_time() -> None
     take(book, host(policy=99), at=149 + LONGEST)
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_a_restart_gives_an_older_policy_no_second_time() -> None:
     book = floors()
     rows = take(book, lease(policy=2), at=100)
@@ -191,6 +200,7 @@ def test_a_restart_gives_an_older_policy_no_second_time() -> None:
     assert refused(again, host(policy=1), at=160, steady=1000.0) == "admission.policy"
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_a_revoke_cuts_and_only_a_later_enrolment_passes() -> None:
     book = floors()
     take(book, lease(enrolled=5))
@@ -221,6 +231,7 @@ def test_of_each_operator_the_newest_revoke_is_kept() -> None:
     assert book.counter == 2
 
 
+@threat(rows.KEY_OPERATOR)
 def test_the_revoke_of_a_key_that_was_taken_out_of_the_settings_is_kept_but_does_not_count() -> None:
     book = floors(revoke(6, signer=OTHER))
     book.check(lease(), 100, 0.0)
@@ -228,6 +239,7 @@ def test_the_revoke_of_a_key_that_was_taken_out_of_the_settings_is_kept_but_does
     assert refused(floors(*book.rows(), operators=frozenset({OTHER})), lease()) == "admission.revoked"
 
 
+@threat(rows.WORKERS_PARTED)
 def test_a_refusal_encloses_what_set_the_floor() -> None:
     book = floors()
     book.take(lease(rank=2, app_session=LATER), b"the newer one", 100, 0.0)
@@ -320,6 +332,7 @@ class Seen:
         )
 
 
+@threat(rows.ADMISSION_REPLAYED)
 @given(steps=steps)
 def test_what_is_taken_is_what_the_rules_allow_by_all_that_was_seen(
     steps: list[tuple[Statement | Revocation, int]],
@@ -365,6 +378,7 @@ def test_floors_only_rise_and_a_copy_by_rows_is_the_same(steps: list[tuple[State
                 assert (row.least.version if row.least else 0) >= (old.least.version if old.least else 0)
 
 
+@threat(rows.SESSION_RETURNS)
 @given(steps=steps, again=st.randoms())
 def test_nothing_that_was_ended_comes_back_in_any_order(
     steps: list[tuple[Statement | Revocation, int]], again: object
@@ -421,6 +435,7 @@ def said(book: Floors) -> dict[str, object]:
     }
 
 
+@threat(rows.FLOORS_LOST)
 @given(one=steps, other=steps)
 def test_merging_is_the_maximum_of_both(
     one: list[tuple[Statement | Revocation, int]], other: list[tuple[Statement | Revocation, int]]

@@ -22,6 +22,7 @@ from attestgate.schemas.signing import Signer, TrustedKeys
 from tests.support.gateway.deployment import TRUST_DOMAIN, new_signer
 from tests.support.gateway.statements import APP_TENURE, HOST, host, lease, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 
 def some_rows(rank: int = 1) -> list[Row]:
@@ -78,6 +79,7 @@ def posted(signer: Signer, kind: str, number: int) -> tuple[Lease | HostLease, b
     return one, post(signer, one)
 
 
+@threat(rows.FLOORS_LOST)
 def test_no_file_is_made_but_by_hand_and_none_is_replaced(tmp_path: Path, path: Path) -> None:
     assert refused(tmp_path / "none") == "floors.missing"
     assert not (tmp_path / "none").exists()
@@ -96,6 +98,7 @@ def test_a_file_cannot_be_made_where_there_is_no_folder_for_it(tmp_path: Path) -
     assert refusal_code(refusal) == "file.access"
 
 
+@threat(rows.FLOORS_LOST)
 def test_a_damaged_file_is_refused(path: Path) -> None:
     FloorsFile(path).write(some_rows())
     whole = path.read_bytes()

@@ -12,6 +12,7 @@ from attestgate.manager.gateway.lease_table import LeaseTable
 from attestgate.schemas.admission import Statement, revoke_key
 from attestgate.schemas.enrolment import SubjectKind
 from tests.support.gateway.statements import APP_TENURE, CERT, HOST, host, lease, withdrawal
+from tests.support.threats import rows, threat
 
 OPERATOR = b"\x01" * 32
 LONGEST = 60
@@ -52,6 +53,7 @@ def revoke(sequence: int, kind: SubjectKind = "app", id: str = "a1") -> Revocati
     )
 
 
+@threat(rows.GATEWAY_DISK)
 def test_a_lease_counts_once_its_floors_are_on_disk(site: Site) -> None:
     assert site.take(lease()) and site.take(host())
     assert not site.admits(CERT) and not site.admits(HOST)
@@ -59,6 +61,7 @@ def test_a_lease_counts_once_its_floors_are_on_disk(site: Site) -> None:
     assert site.admits(CERT) and site.admits(HOST)
 
 
+@threat(rows.GATEWAY_DISK)
 def test_a_renewal_needs_no_disk(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -67,6 +70,7 @@ def test_a_renewal_needs_no_disk(site: Site) -> None:
     assert site.desired.until(CERT, 110) == 140
 
 
+@threat(rows.GATEWAY_DISK)
 def test_until_a_renewals_floors_are_on_disk_the_lease_before_it_goes_on_to_its_end(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -78,6 +82,7 @@ def test_until_a_renewals_floors_are_on_disk_the_lease_before_it_goes_on_to_its_
     assert site.desired.until(CERT, 130) == 140
 
 
+@threat(rows.SESSION_RETURNS)
 def test_a_session_above_cuts_the_one_below_at_once_and_waits_itself(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -90,6 +95,7 @@ def test_a_session_above_cuts_the_one_below_at_once_and_waits_itself(site: Site)
     assert not site.admits(CERT) and site.admits("cert.02")
 
 
+@threat(rows.SESSION_RETURNS)
 def test_the_end_of_a_session_cuts_its_other_certificates_too(site: Site) -> None:
     site.take(lease())
     site.take(lease(serial="02"))
@@ -98,6 +104,7 @@ def test_the_end_of_a_session_cuts_its_other_certificates_too(site: Site) -> Non
     assert not site.admits(CERT) and not site.admits("cert.02")
 
 
+@threat(rows.SESSION_RETURNS)
 def test_a_withdrawal_that_is_over_still_ends_its_session(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -105,6 +112,7 @@ def test_a_withdrawal_that_is_over_still_ends_its_session(site: Site) -> None:
     assert not site.admits(CERT, at=101)
 
 
+@threat(rows.GATEWAY_KILLED, rows.GATEWAY_DISK)
 def test_what_is_taken_away_goes_to_nginx_at_once_and_is_reported_once_it_is_on_disk(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -136,6 +144,7 @@ def test_a_lease_that_waits_leaves_what_nginx_holds_as_it_is(site: Site) -> None
     assert cut.changes_of({CERT: "an older lease"}).remove == [CERT]
 
 
+@threat(rows.GATEWAY_KILLED, rows.GATEWAY_DISK)
 def test_a_revoke_cuts_at_once_and_is_confirmed_when_it_is_on_disk(site: Site) -> None:
     site.take(lease())
     site.write()
@@ -174,6 +183,7 @@ def test_a_revoke_ends_with_a_later_enrolment_alone(site: Site) -> None:
         site.take(lease(serial="02", enrolled=5))
 
 
+@threat(rows.KEY_OPERATOR_GLASS)
 def test_break_glass_loses_against_a_revoke_until_a_newer_enrolment_is_on_disk(site: Site) -> None:
     glass = {"host.glass": HostEntry(sequence=1, since=100, until=200, host="h1")}
     site.desired.set_break_glass_entries(dict(glass))
@@ -201,6 +211,7 @@ def test_a_lease_that_was_cut_does_not_lapse(site: Site) -> None:
     assert list(site.desired.forget(130)) == [HOST]
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_what_is_read_back_from_disk_is_what_was_written(site: Site) -> None:
     site.take(lease())
     site.take(host())
@@ -226,6 +237,7 @@ def test_a_row_that_changes_while_it_is_written_is_written_again(site: Site) -> 
     assert site.admits("cert.02")
 
 
+@threat(rows.ADMISSION_REPLAYED)
 def test_a_newer_policy_ends_what_rests_on_an_older_one(site: Site) -> None:
     site.take(lease(expires_at=160))
     site.write()

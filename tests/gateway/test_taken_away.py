@@ -41,6 +41,7 @@ from tests.support.gateway.deployment import (
 )
 from tests.support.gateway.gate import APP_SESSION, HOST_SESSION, Client, host_lease, lease, until, withdrawal
 from tests.support.reasons import refusal_code
+from tests.support.threats import rows, threat
 
 pytestmark = pytest.mark.stack
 
@@ -101,6 +102,7 @@ async def all_seen(deployment: GatewayDeployment) -> None:
     assert await status(other) == 200
 
 
+@threat(rows.SESSION_RETURNS, rows.ADMISSION_REPLAYED)
 async def test_a_superseded_session_does_not_come_back(deployment: GatewayDeployment) -> None:
     """Nor after its tombstone is forgotten, nor after a restart: the floors know the newer one."""
     now, old, new = int(time.time()), deployment.gate.client(), deployment.gate.client()
@@ -118,6 +120,7 @@ async def test_a_superseded_session_does_not_come_back(deployment: GatewayDeploy
         assert [await status(old), await status(new)] == [403, 200]
 
 
+@threat(rows.SESSION_RETURNS, rows.ADMISSION_REPLAYED)
 @pytest.mark.parametrize("kind", ["app", "host"])
 async def test_a_session_that_was_ended_does_not_come_back(deployment: GatewayDeployment, kind: str) -> None:
     now, client = int(time.time()), deployment.gate.client()
@@ -134,6 +137,7 @@ async def test_a_session_that_was_ended_does_not_come_back(deployment: GatewayDe
         assert await status(client) == 403
 
 
+@threat(rows.WORKERS_PARTED)
 async def test_a_lease_below_a_floor_is_an_event_once_and_in_every_report(working: GatewayDeployment) -> None:
     now, old, new = int(time.time()), working.gate.client(), working.gate.client()
     await working.admit(new)
@@ -145,6 +149,7 @@ async def test_a_lease_below_a_floor_is_an_event_once_and_in_every_report(workin
     assert codes(working).count("admission.rank") == 1
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_an_older_enrolment_is_refused_and_the_lease_that_is_held_runs_out(working: GatewayDeployment) -> None:
     now, client, other = int(time.time()), working.gate.client(), working.gate.client()
     await working.admit(client)
@@ -157,6 +162,7 @@ async def test_an_older_enrolment_is_refused_and_the_lease_that_is_held_runs_out
     await working.reported(client.key, "admitted", 3)
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_a_replaced_policy_admits_nobody_after_the_length_of_a_lease(deployment: GatewayDeployment) -> None:
     async with at_work(deployment.worker(longest_lease_s=3)):
         client, other = deployment.gate.client(), deployment.gate.client(app="a2")
@@ -176,6 +182,7 @@ async def test_a_replaced_policy_admits_nobody_after_the_length_of_a_lease(deplo
         await refused(deployment, client.key, "admission.policy")
 
 
+@threat(rows.REVOCATION_HIDDEN, rows.ADMISSION_REPLAYED)
 @pytest.mark.parametrize("kind", ["app", "host"])
 async def test_a_revoke_on_the_bus_cuts_and_ends_by_a_later_enrolment_alone(
     deployment: GatewayDeployment, kind: SubjectKind
@@ -216,6 +223,7 @@ async def all_seen_again(deployment: GatewayDeployment) -> None:
     await deployment.reported(other.key, "admitted", 1)
 
 
+@threat(rows.ADMISSION_FORGED)
 async def test_a_revoke_of_the_wrong_key_place_or_kind_is_refused(working: GatewayDeployment) -> None:
     client = working.gate.client()
     await working.admit(client)
@@ -234,6 +242,7 @@ async def test_a_revoke_of_the_wrong_key_place_or_kind_is_refused(working: Gatew
     assert await status(client) == 200
 
 
+@threat(rows.KEY_OPERATOR)
 async def test_an_operator_who_was_taken_out_of_the_settings_no_longer_blocks(deployment: GatewayDeployment) -> None:
     now, client, gone = int(time.time()), deployment.gate.client(), new_signer()
     both = [
@@ -258,6 +267,7 @@ def blocks(tmp_path: Path) -> Path:
     return tmp_path / "state" / "blocks"
 
 
+@threat(rows.REVOCATION_HIDDEN, rows.MANAGERS_UNREACHED)
 async def test_a_file_cuts_without_a_manager_or_a_bus(deployment: GatewayDeployment, blocks: Path) -> None:
     """Also what a worker before this one has put into nginx, which no lease table holds until the bus answers."""
     client, other = deployment.gate.client(), deployment.gate.client(app="a2")
@@ -314,6 +324,7 @@ async def test_a_file_older_than_the_enrolment_says_so(deployment: GatewayDeploy
         assert await status(client) == 200
 
 
+@threat(rows.MANAGERS_UNREACHED)
 async def test_the_block_command_writes_what_the_gateway_reads(
     deployment: GatewayDeployment, blocks: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +357,7 @@ def refusal_of(arguments: list[str]) -> str:
     return ran.exception.reasons[0].code
 
 
+@threat(rows.MANAGERS_UNREACHED, rows.KEY_OPERATOR_GLASS)
 async def test_break_glass_loses_against_a_revoke_of_its_application_or_host(
     deployment: GatewayDeployment, blocks: Path, tmp_path: Path
 ) -> None:
@@ -442,6 +454,7 @@ def kill(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
 POINTS = ["before the disk", "between disk and nginx", "between nginx and the confirmation", "at the confirmation"]
 
 
+@threat(rows.GATEWAY_KILLED)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("what", ["withdrawal", "revoke"])
 async def test_a_worker_that_is_killed_has_confirmed_nothing_that_it_does_not_know(
@@ -503,6 +516,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     made.hangs.set()
 
 
+@threat(rows.GATEWAY_DISK)
 @pytest.mark.parametrize("trouble", ["full", "hangs"])
 async def test_a_disk_in_trouble_admits_nobody_new_and_holds_up_nothing_that_takes_away(
     working: GatewayDeployment, disk: Disk, monkeypatch: pytest.MonkeyPatch, trouble: str
@@ -541,6 +555,7 @@ async def test_a_disk_in_trouble_admits_nobody_new_and_holds_up_nothing_that_tak
     assert [what for what, _ in working.events].count("floors-unwritten") == 1
 
 
+@threat(rows.FLOORS_LOST)
 async def test_a_worker_without_its_floors_does_not_start(deployment: GatewayDeployment) -> None:
     deployment.floors.rename(deployment.floors.with_name("elsewhere"))
     with pytest.raises(Refusal) as refusal:
@@ -553,6 +568,7 @@ async def test_a_worker_without_its_floors_does_not_start(deployment: GatewayDep
     assert refusal_code(refusal) == "floors.damaged"
 
 
+@threat(rows.FLOORS_LOST)
 async def test_an_older_copy_shows_in_the_first_report(deployment: GatewayDeployment) -> None:
     """Before anything is confirmed by it, and before new changes make up for what it lacks."""
     copy = deployment.floors.with_name("copy")
@@ -570,12 +586,14 @@ async def test_an_older_copy_shows_in_the_first_report(deployment: GatewayDeploy
     assert max(report.floors for report in later) > highest
 
 
+@threat(rows.FLOORS_LOST)
 async def test_the_counter_is_what_is_on_disk(working: GatewayDeployment) -> None:
     await working.admit(working.gate.client())
     first, *_, last = working.whole_reports()
     assert first.floors == 0 and last.floors == FloorsFile(working.floors).counter == 5
 
 
+@threat(rows.GATEWAY_KILLED)
 async def test_a_lost_nginx_is_no_confirmation(deployment: GatewayDeployment) -> None:
     """What was revoked is confirmed again for each memory of nginx, once all in it has been compared."""
     client = deployment.gate.client()
@@ -597,6 +615,7 @@ async def epoch_of(deployment: GatewayDeployment) -> Any:
         return await dictionary.health()
 
 
+@threat(rows.ADMISSION_REPLAYED)
 async def test_statements_that_are_put_back_whole_change_nothing(deployment: GatewayDeployment) -> None:
     """A whole older bucket, shown to a worker that was restarted: each kind of floor holds."""
     now = int(time.time())

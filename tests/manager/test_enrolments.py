@@ -455,6 +455,7 @@ def test_in_force_is_the_newest_of_those_in_the_settings(
     asyncio.run(play())
 
 
+@threat(rows.ENROLMENT_CHANGED)
 async def test_a_lease_rests_on_an_enrolment_read_at_most_a_second_before(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +473,7 @@ async def test_a_lease_rests_on_an_enrolment_read_at_most_a_second_before(
         await bench.worker().check_still("host", "h1", Basis(enrolled=5, policy=1))
 
 
+@threat(rows.ENROLMENT_CHANGED)
 @pytest.mark.parametrize("basis", [None, Basis(enrolled=4, policy=1), Basis(enrolled=6, policy=1)])
 async def test_a_lease_rests_on_the_enrolment_that_its_evidence_was_judged_by(
     bench: Bench, basis: Basis | None
@@ -481,6 +483,7 @@ async def test_a_lease_rests_on_the_enrolment_that_its_evidence_was_judged_by(
         await bench.worker().check_still("host", "h1", basis)
 
 
+@threat(rows.WORKERS_PARTED, rows.STATEMENT_ROLLED_BACK)
 async def test_an_enrolment_before_one_that_a_gateway_has_seen_does_not_count(bench: Bench) -> None:
     worker = bench.worker()
     await order(worker, enrol(5))
@@ -491,6 +494,7 @@ async def test_an_enrolment_before_one_that_a_gateway_has_seen_does_not_count(be
     assert (await worker.host("h1")).order == 7
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_a_revocation_counts_however_late_it_was_applied(bench: Bench) -> None:
     late = Command(sequence=5, expires_at=AT - 1, action=Revoke(kind="host", id="h1", reason="x"))
     await bench.put(standing(late))

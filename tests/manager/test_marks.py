@@ -15,6 +15,7 @@ from attestgate.manager.sessions.record import HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import Tenure
 from attestgate.schemas.base import Refusal
+from tests.support.threats import rows, threat
 
 
 class Clock:
@@ -56,6 +57,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "marks.sqlite"
 
 
+@threat(rows.SESSION_RETURNS)
 def test_of_two_sessions_the_higher_rank_counts_then_the_id(path: Path) -> None:
     marks = Marks(path, Clock())
     assert marks.current("host.h1") == (0, "")
@@ -66,6 +68,7 @@ def test_of_two_sessions_the_higher_rank_counts_then_the_id(path: Path) -> None:
     assert Marks(path, Clock()).current("host.h1") == (20, session(6))
 
 
+@threat(rows.WORKERS_PARTED)
 def test_what_a_lease_rests_on_only_rises(path: Path) -> None:
     marks = Marks(path, Clock())
     for enrolled, policy in ((5, 2), (3, 4), (4, 1)):
@@ -74,6 +77,7 @@ def test_what_a_lease_rests_on_only_rises(path: Path) -> None:
     assert (again.enrolled("host.h1"), again.enrolled("app.h1"), again.policy()) == (5, 0, 4)
 
 
+@threat(rows.SESSION_RETURNS)
 def test_a_session_that_has_ended_is_remembered_for_a_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PRUNE_EVERY", 1)
     clock = Clock()
@@ -96,6 +100,7 @@ def test_the_oldest_make_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [marks.current(f"host.h{number}")[0] for number in range(1, 6)] == [0, 0, 3, 4, 5]
 
 
+@threat(rows.DISK_FULL)
 def test_a_full_disk_holds_up_nobody_and_what_it_did_not_take_goes_there_with_the_next(path: Path) -> None:
     marks = Marks(path, Clock())
     (pages,) = marks._file.execute("PRAGMA page_count").fetchone()
@@ -124,6 +129,7 @@ def test_what_is_not_written_is_bounded_too(path: Path, monkeypatch: pytest.Monk
     assert [marks.current(f"host.h{number}")[0] for number in range(1, 6)] == [0, 0, 3, 4, 5]
 
 
+@threat(rows.DISK_FULL)
 def test_a_file_that_is_none_stops_the_worker(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all, but long enough to be taken for the head of one" * 20)
@@ -131,6 +137,7 @@ def test_a_file_that_is_none_stops_the_worker(path: Path) -> None:
         Marks(path, Clock())
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 def test_a_record_older_than_before_is_read_again_and_refused_once_that_is_certain(path: Path) -> None:
     steady = Clock()
     memory = RecordMemory(Marks(path, Clock()), steady)
@@ -152,6 +159,7 @@ def test_a_record_older_than_before_is_read_again_and_refused_once_that_is_certa
         memory.take(record(4))
 
 
+@threat(rows.SESSION_RETURNS)
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_session_that_has_ended_is_not_taken_as_live(path: Path, restarted: bool) -> None:
     steady = Clock()
@@ -168,6 +176,7 @@ def test_a_session_that_has_ended_is_not_taken_as_live(path: Path, restarted: bo
         memory.take(record(7))
 
 
+@threat(rows.SESSION_RETURNS)
 def test_a_session_below_another_of_its_place_is_superseded(path: Path) -> None:
     memory = RecordMemory(Marks(path, Clock()), Clock())
     memory.take(record(5, number=2, rank=20))
@@ -177,6 +186,7 @@ def test_a_session_below_another_of_its_place_is_superseded(path: Path) -> None:
         assert found == (session(2) if superseded else None)
 
 
+@threat(rows.ID_CLAIMED)
 def test_a_hello_supersedes_nobody(path: Path) -> None:
     """A record has a rank from its hello on, which anybody can send who has the credential."""
     memory = RecordMemory(Marks(path, Clock()), Clock())

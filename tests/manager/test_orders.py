@@ -10,8 +10,10 @@ from attestgate.bus.memory.bucket import MemoryBucket
 from attestgate.schemas.enrolment import AppEnrolment, Enrol, Placement, RecheckNow, Revoke
 from tests.support.manager.deployment import Deployment
 from tests.support.manager.world import APP_ENCLAVE
+from tests.support.threats import rows, threat
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_an_application_is_revoked_on_each_host_that_it_has_a_session_on(site: Deployment) -> None:
     """Also where its enrolment no longer places it."""
     places = {"h1": "machine-a", "h2": "machine-b"}

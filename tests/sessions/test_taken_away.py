@@ -40,6 +40,7 @@ from tests.support.manager.reports import enclosed, report
 from tests.support.manager.rollback import watched
 from tests.support.manager.world import GATEWAY, LISTS, OPERATOR, World
 from tests.support.reasons import event_code
+from tests.support.threats import rows, threat
 
 
 def posted(site: Deployment, since: int = 0) -> list[Statement]:
@@ -121,6 +122,7 @@ async def test_a_retired_certificate_ends_no_session(site: Deployment) -> None:
 # Sessions
 
 
+@threat(rows.SESSION_RETURNS)
 async def test_no_record_put_back_gives_a_session_another_rank(world: World, tmp_path: Path) -> None:
     """Also one from before it became current, with the same proof once more, at a worker that has seen nothing."""
     came_back = 0
@@ -141,6 +143,7 @@ async def test_no_record_put_back_gives_a_session_another_rank(world: World, tmp
     assert came_back > 3
 
 
+@threat(rows.SESSION_RETURNS)
 async def test_a_session_that_would_become_current_below_another_ends(site: Deployment) -> None:
     """Opened before, proven after: the worker's clock was behind, or the other was opened meanwhile."""
     await site.enrol_host()
@@ -168,6 +171,7 @@ async def test_a_session_that_would_become_current_below_another_ends(site: Depl
     assert min(one.rank for one in await site.records(HostRecord) if one.state is State.TRUSTED) > newer.rank
 
 
+@threat(rows.WORKERS_PARTED, rows.SESSION_RETURNS)
 async def test_a_worker_that_hears_of_a_newer_session_from_a_gateway_ends_the_older(site: Deployment) -> None:
     old, new, state, _ = await replaced(site)
     (lease,) = [one for one in posted(site) if one.key == f"host.{new}"]
@@ -179,6 +183,7 @@ async def test_a_worker_that_hears_of_a_newer_session_from_a_gateway_ends_the_ol
     await site.until("host", "h1", "superseded", since=since, session=old)
 
 
+@threat(rows.WORKERS_PARTED)
 async def test_what_one_worker_hears_of_a_place_another_opens_its_next_session_above(site: Deployment) -> None:
     """By a withdrawal of which the bus shows no worker anything, from a clock that was ahead."""
     await site.enrol_host()
@@ -196,6 +201,7 @@ async def test_what_one_worker_hears_of_a_place_another_opens_its_next_session_a
     assert [one.tenure for one in posted(site, since) if isinstance(one, HostLease)] == [lease.tenure]
 
 
+@threat(rows.SESSION_RETURNS)
 @pytest.mark.parametrize("how", ["superseded", "drift"])
 async def test_a_session_that_has_ended_is_refused_as_live_by_a_worker_that_is_started_again(
     site: Deployment, how: str
@@ -225,6 +231,7 @@ async def test_a_session_that_has_ended_is_refused_as_live_by_a_worker_that_is_s
     assert not [one for one in posted(site, said) if one.key == f"host.{old}"]
 
 
+@threat(rows.RECORD_ROLLED_BACK)
 async def test_a_record_that_goes_back_is_refused_once_that_is_certain(site: Deployment) -> None:
     await site.trusted()
     await site.quiet()
@@ -269,6 +276,7 @@ def on_bus(site: Deployment) -> list[str]:
     ]
 
 
+@threat(rows.REVOCATION_HIDDEN, rows.REVOKING_KILLED)
 async def test_a_revocation_is_at_the_gateways_before_it_has_any_other_effect(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +297,7 @@ async def test_a_revocation_is_at_the_gateways_before_it_has_any_other_effect(
     assert entry is not None and entry.value == command, "as it was signed"
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_a_revocation_of_who_has_no_session_is_there_until_the_next_enrolment(site: Deployment) -> None:
     await site.enrol_host()
     await site.enrol_app()
@@ -301,6 +310,7 @@ async def test_a_revocation_of_who_has_no_session_is_there_until_the_next_enrolm
     assert on_bus(site) == []
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_an_older_revocation_takes_the_place_of_no_later_one(site: Deployment) -> None:
     await site.enrol_host()
     older = site.command(Revoke(kind="host", id="h1", reason="older"))
@@ -321,6 +331,7 @@ async def hidden(site: Deployment) -> tuple[str, bytes]:
     return f"revoke.host.h1.{signed.signer.hex()[:16]}", pack(signed)
 
 
+@threat(rows.WORKERS_PARTED)
 async def test_a_revocation_that_the_bus_hides_comes_from_a_gateway(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
@@ -335,6 +346,7 @@ async def test_a_revocation_that_the_bus_hides_comes_from_a_gateway(site: Deploy
     assert event_code(await site.until("host", "h1", "dropped", since=since)) == "enrolment.revoked"
 
 
+@threat(rows.KEY_GATEWAY_CUTS)
 async def test_a_revocation_from_a_gateway_does_nothing_after_a_later_enrolment(site: Deployment) -> None:
     await site.enrol_host()
     key, value = await hidden(site)
@@ -346,6 +358,7 @@ async def test_a_revocation_from_a_gateway_does_nothing_after_a_later_enrolment(
     await site.until("host", "h1", "trusted")
 
 
+@threat(rows.KEY_GATEWAY_CUTS)
 @pytest.mark.parametrize("what", ["signer", "subject", "enrol", "manager"])
 async def test_what_nobody_signed_is_learned_from_no_gateway(site: Deployment, what: str) -> None:
     await site.admitted()
@@ -374,6 +387,7 @@ async def test_what_nobody_signed_is_learned_from_no_gateway(site: Deployment, w
 # Enrolments and policies
 
 
+@threat(rows.WORKERS_PARTED, rows.STATEMENT_ROLLED_BACK)
 async def test_a_worker_leases_nothing_by_an_enrolment_before_one_that_a_gateway_has_seen(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
@@ -391,6 +405,7 @@ async def test_a_worker_leases_nothing_by_an_enrolment_before_one_that_a_gateway
     await site.until("host", "h1", "rechecked", since=since)
 
 
+@threat(rows.WORKERS_PARTED, rows.STATEMENT_ROLLED_BACK)
 async def test_a_worker_leases_nothing_by_a_policy_before_one_that_a_gateway_has_seen(site: Deployment) -> None:
     await site.admitted()
     (host,) = await site.records(HostRecord)
@@ -406,6 +421,7 @@ async def test_a_worker_leases_nothing_by_a_policy_before_one_that_a_gateway_has
     await site.until("host", "h1", "rechecked", since=since)
 
 
+@threat(rows.KEY_AUTHOR_LAST)
 async def test_there_is_always_a_version_above_the_highest(site: Deployment) -> None:
     """Else a stolen author's key could take the last one, and gateways would take no lease by another's policy."""
 
@@ -420,6 +436,7 @@ async def test_there_is_always_a_version_above_the_highest(site: Deployment) -> 
     assert await put(2**63 - 1) == "refused"
 
 
+@threat(rows.ENROLMENT_CHANGED)
 async def test_an_enrolment_that_changes_while_evidence_is_judged_gets_no_lease(
     site: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,6 +458,7 @@ async def test_an_enrolment_that_changes_while_evidence_is_judged_gets_no_lease(
     await site.until("host", "h1", "rechecked", since=since)
 
 
+@threat(rows.ENROLMENT_CHANGED)
 @pytest.mark.parametrize("role", ["host", "app"])
 async def test_an_enrolment_that_changes_before_the_proof_gets_no_lease(site: Deployment, role: str) -> None:
     await (site.trusted() if role == "app" else site.enrol_host())
@@ -491,6 +509,7 @@ async def begins(site: Deployment) -> str:
     return event.what if event.what == "trusted" else event_code(event)
 
 
+@threat(rows.LIST_REWRITTEN)
 @pytest.mark.parametrize("where", ["same worker", "another worker", "the bus forgot"])
 async def test_a_host_that_drifted_is_held_until_it_is_enrolled_again(site: Deployment, where: str) -> None:
     before = site.wire.snapshot("sessions")
@@ -507,12 +526,14 @@ async def test_a_host_that_drifted_is_held_until_it_is_enrolled_again(site: Depl
     assert await begins(site) == "trusted"
 
 
+@threat(rows.LIST_REWRITTEN)
 async def test_without_that_policy_it_is_trusted_again_by_itself(site: Deployment) -> None:
     await hold(site, "attest-again")
     await drifted(site)
     assert await begins(site) == "trusted"
 
 
+@threat(rows.LIST_REWRITTEN)
 async def test_a_session_under_way_when_its_host_is_held_is_refused(site: Deployment) -> None:
     """Two sessions of a host: one waits with its proof, while the other ends."""
     await hold(site)
@@ -552,6 +573,7 @@ def alarms(site: Deployment, since: int = 0) -> list[str]:
     return [str(event.data["gateway"]) for event in site.events[since:] if event.what == "floors-lost"]
 
 
+@threat(rows.FLOORS_LOST)
 async def test_a_gateway_that_has_lost_its_floors_is_told_once(site: Deployment) -> None:
     at = int(site.clock()) + 10
     for floors, later in ((5, 0), (5, 1), (7, 2)):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from attestgate.compose.local.events import is_event
 from attestgate.compose.local.recorded import CLEAN, DRIFT
 from attestgate.compose.local.stack import Stack
-from attestgate.schemas.events import reasons_of
+from attestgate.schemas.events import Event, reasons_of
 from tests.support.story import (
     APPS,
     HOST,
     MACHINE,
+    REVOKED,
     host_stands,
     measurement_list,
     operator_file,
@@ -27,22 +30,51 @@ from tests.support.threats import rows, threat
 pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="session")]
 
 
+@threat(rows.REVOCATION_HIDDEN)
 async def test_a_revoked_application_is_out_and_stays_out(stack: Stack) -> None:
     await through(stack, *APPS)
     mark, ordered = stack.events.mark, time.time()
     status, output = await stack.command("revoke", "app", "app-1", "--reason", "left the project")
-    assert (status, output) == (0, "revoke: applied\n")
+    assert status == 0 and re.fullmatch(REVOKED, output), output
     assert await stack.saw("app-1", "read flows", 403, since=ordered) is not None
     revoked = await stack.until("app", "app-1", "revoked", since=mark)
     assert (revoked.state, [reason.code for reason in reasons_of(revoked)]) == ("REVOKED", ["operator.revoked"])
     assert "left the project" in reasons_of(revoked)[0].found
-    again = await stack.until("app", "app-1", "dropped", since=mark)
-    assert [reason.code for reason in reasons_of(again)] == ["enrolment.revoked"]
+    await stack.events.wait("app-1 refused as revoked", _refused_as_revoked, since=mark)
+    dropped = filter(is_event("app", "app-1", "dropped"), stack.events.seen[mark:])
+    codes = {reasons_of(event)[0].code for event in dropped}
+    assert codes <= {"session.move", "enrolment.revoked"}, "an answer on its way when the session ended, or a new hello"
     assert stack.last_status("app-2") == 200
     mark = stack.events.mark
     await stack.enrol_app("app-1", HOST, 0)
     await stack.until("app", "app-1", "admitted", since=mark, within_s=60)
     await through(stack, *APPS)
+
+
+def _refused_as_revoked(event: Event) -> bool:
+    return is_event("app", "app-1", "dropped")(event) and reasons_of(event)[0].code == "enrolment.revoked"
+
+
+@threat(rows.REVOCATION_HIDDEN)
+async def test_a_revocation_that_a_gateway_does_not_confirm_says_so_and_what_to_do(
+    stack: Stack, tmp_path: Path
+) -> None:
+    await stack.enrol_app("app-9", HOST, 1)
+    there = {"id": "gateway-1", "identity": stack.plan.public()["gateways"]["gateway-1"]}
+    asks = operator_file(stack, tmp_path, gateways=[there, {"id": "gateway-9", "identity": "ab" * 32}])
+    status, output = await stack.command("revoke", "app", "app-9", "--reason", "not needed", operator=asks)
+    confirmed, said = output.split("gateway-9: no confirmation in 5 s\n")
+    assert status == 1
+    assert re.fullmatch(REVOKED, confirmed), output
+    assert said.startswith("attestgate: revoke.unconfirmed: gateway-9: ") and said.count("\n") == 1
+    assert "attestgate gateway block app app-9" in said
+
+
+async def test_a_revocation_that_no_gateway_is_asked_about_says_so(stack: Stack, tmp_path: Path) -> None:
+    await stack.enrol_app("app-9", HOST, 1)
+    asks = operator_file(stack, tmp_path, gateways=[])
+    status, output = await stack.command("revoke", "app", "app-9", "--reason", "not needed", operator=asks)
+    assert status == 0 and output.startswith("revoke: applied\nattestgate: nobody confirms that access has ended: ")
 
 
 @threat(rows.LIST_DRIFTED)

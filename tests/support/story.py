@@ -19,6 +19,8 @@ from tests.support.processes import processes_of
 
 HOST, MACHINE, APPS = "host-1", "machine-a", ("app-1", "app-2")
 ENDS = {"refused", "untrusted", "expired", "revoked", "superseded"}
+REVOKED = r"revoke: applied\ngateway-1: out after \d+ ms\n"
+"""What `attestgate revoke` prints once the stack's gateway has confirmed."""
 SLACK_S = 1.0
 """A lease's end is a whole second, and a program looks every 20 ms."""
 

@@ -65,10 +65,26 @@ RECORD_FORGED = Row(
 RECORD_ROLLED_BACK = Row(
     by=BUS,
     attack="Rolls back or deletes a session's record or pointer, and plays again all that was ever said.",
-    prevention="Without good new evidence nothing is leased beyond what had not yet expired, and no key encrypts two "
-    "messages.",
-    left="a session that was superseded goes on if record and pointer are put back together and its enclave still "
-    "answers.",
+    prevention="A worker refuses a record that is older than it has seen, nothing is leased without good new evidence "
+    "beyond what had not yet expired, and no key encrypts two messages.",
+    left="a worker that was started since takes up the older record of a session that has not ended, where it stands.",
+)
+SESSION_RETURNS = Row(
+    by=BUS,
+    attack="Shows a session that has ended or was superseded as live: its record, its pointer and its leases together.",
+    prevention="A session has one rank for good: a worker that has seen its end or a newer one refuses it, also after "
+    "a restart, and a gateway that has refuses its leases.",
+    premise="the worker has its `marks.sqlite`, where an end stays for a day, or the gateway its floors",
+    left="a superseded session stays at a gateway that is never shown the newer one.",
+)
+WORKERS_PARTED = Row(
+    by=BUS,
+    attack="Parts the workers: hides from one a revocation, an enrolment, a policy or a session that others have seen.",
+    prevention="A gateway encloses in its signed report what it refuses a lease for, and a worker that hears it leases "
+    "nothing below.",
+    premise="the gateway has seen it, and its report reaches the worker",
+    left="a worker that never hears goes on issuing certificates, and K, of which hosts derive K_app, also while "
+    "gateways refuse its leases.",
 )
 STATEMENT_MOVED = Row(
     by=BUS,
@@ -82,7 +98,15 @@ STATEMENT_ROLLED_BACK = Row(
     attack="Rolls back or hides enrolments or policies.",
     prevention="A worker goes by its own copy of the newest, puts it back, and raises an alarm.",
     premise="the worker has seen the newer one, and has its `state_dir`",
-    left="a worker without that memory takes what the bus shows it, so an old enrolment or policy is in force there.",
+    left="a worker without that memory goes by what the bus shows it, until it hears of a gateway that refuses what it "
+    "leases.",
+)
+ENROLMENT_CHANGED = Row(
+    by=BUS,
+    attack="Answers late, so that an enrolment is replaced or revoked while evidence is judged by it.",
+    prevention="A lease is stored only with the enrolment that its evidence was judged by, read within the second "
+    "before.",
+    premise="the bus shows the worker the newer one",
 )
 STATEMENTS_SPLIT = Row(
     by=BUS,
@@ -92,9 +116,11 @@ STATEMENTS_SPLIT = Row(
 REVOCATION_HIDDEN = Row(
     by=BUS,
     attack="Drops or hides a revocation.",
-    prevention="The command line reports that no manager answered, since it believes only an answer that a manager "
-    "has signed over this very command.",
-    left="a worker from which a revocation is hidden goes on renewing leases for as long as its evidence is good.",
+    prevention="The operator's signed Revoke goes to the gateways before it has any other effect, and `attestgate "
+    "revoke` believes signed answers only, and names each gateway that has not confirmed it in 5 s.",
+    premise="the operator's file names the gateways",
+    left="until it has the Revoke as a [file](gateway.md#block-a-host-or-an-application), a bus can hide it from a "
+    "gateway, while a worker from which it is hidden too renews leases.",
 )
 COMMAND_REPACKED = Row(
     by=BUS,
@@ -119,10 +145,12 @@ ADMISSION_FORGED = Row(
 )
 ADMISSION_REPLAYED = Row(
     by=BUS,
-    attack="Plays old admissions again, or rolls back or deletes what is stored of them.",
-    prevention="Sequences only rise, a withdrawal outlives every lease signed before it, and a deletion changes "
-    "nothing.",
-    left="a gateway worker that is started anew admits again what was withdrawn, until the old lease's own end.",
+    attack="Plays old admissions again, rolls back or deletes what is stored of them, or shows a gateway an older "
+    "state of the deployment.",
+    prevention="Sequences only rise, a deletion changes nothing, and no lease counts that is below a gateway's floors: "
+    "of an ended or superseded session, a revoked subject, a replaced enrolment or policy.",
+    premise="the gateway has seen the newer state, and has its floors",
+    left="what rests on a replaced policy counts for `longest_lease_s` after the newer was seen.",
 )
 WITHDRAWAL_WITHHELD = Row(
     by=BUS,
@@ -168,15 +196,29 @@ NAMES_MADE_UP = Row(
 LOG_EDITED = Row(
     by=BUS,
     attack="Edits, drops, truncates, rolls back, forks or adds to the decision log.",
-    prevention="Entries and heads are signed, the tree is append-only, and workers, hosts and whoever kept a head "
+    prevention="Entries and heads are signed, each tree is append-only, and workers, hosts and whoever kept a head "
     "notice an older or another one.",
     premise="somebody has kept a head from before",
+)
+LOG_SEAM = Row(
+    by=BUS,
+    attack="Forges the decision log where one of its trees is full and the next begins.",
+    prevention="The next tree's first entry names the closed one's root, signed, and a worker checks that it goes on "
+    "from what it saw.",
+    premise="the worker was not away for longer than a tree lasts, which it is told (`log.gone`)",
 )
 LOG_LOST = Row(
     by=BUS,
     attack="Loses a decision on its way into the log, or has it made twice.",
-    prevention="Its worker misses it, and a session's numbers show a gap or a number twice.",
+    prevention="Its worker misses it and hands it in again, and a session's numbers show a gap or a number twice.",
     left="the last decision of a session leaves no gap if its worker was killed as well.",
+)
+LOG_STANDS_STILL = Row(
+    by=BUS,
+    attack="Keeps the log from hearing of a grant, or holds up revocations by keeping it still.",
+    prevention="An enrolment, a host's first lease and a certificate wait for their entry, and renewals and what takes "
+    "away wait for none.",
+    left="while the log stands still, nothing new is granted.",
 )
 BUS_READS = Row(
     by=BUS,
@@ -353,8 +395,8 @@ KEY_OPERATOR = Row(
     by=KEY,
     role="operator",
     attack="Enrols, revokes, drops from the quarantine, or uses break-glass as that operator.",
-    prevention="Once the key is out of the managers' settings, all that it has signed is void and nothing else is, "
-    "and no sequence that it used keeps others from acting.",
+    prevention="Once the key is out of the managers' and gateways' settings, all that it has signed is void and "
+    "nothing else is, and no sequence that it used keeps others from acting.",
     left="until then it enrols enclaves of its own, and revokes those of others.",
 )
 KEY_OPERATOR_POLICY = Row(
@@ -368,8 +410,8 @@ KEY_OPERATOR_GLASS = Row(
     by=KEY,
     role="operator",
     attack="Admits a certificate by break-glass.",
-    prevention="It must be a certificate of the CA, ends after `longest_s`, loses against a withdrawal, is an alarm, "
-    "and is logged in the name of its key.",
+    prevention="It must be a certificate of the CA, ends after `longest_s`, loses against a withdrawal and a Revoke, "
+    "is an alarm, and is logged in the name of its key.",
     left="within that time it is admitted at each gateway whose folder has the file.",
 )
 KEY_AUTHOR = Row(
@@ -379,6 +421,13 @@ KEY_AUTHOR = Row(
     prevention="An operator must order it as well, and once the key is out of the settings its policies are void, "
     "with their versions and floors.",
     left="an operator who puts it in force unread does the thief's work.",
+)
+KEY_AUTHOR_LAST = Row(
+    by=KEY,
+    role="policy author",
+    attack="Has the last of all policy versions put in force, so that gateways take no lease by another's.",
+    prevention="A version is bounded by the highest so far and by the clock: there is always one above.",
+    left="a version that gateways have seen stays their floor when the key is gone, until a higher one is in force.",
 )
 KEY_GATEWAY_REPORTS = Row(
     by=KEY,
@@ -392,6 +441,13 @@ KEY_GATEWAY_ADMITS = Row(
     role="gateway",
     attack="Signs a lease, or reports that an operator has used break-glass.",
     prevention="A lease needs a manager's signature, and a break-glass entry needs an operator's.",
+)
+KEY_GATEWAY_CUTS = Row(
+    by=KEY,
+    role="gateway",
+    attack="Reports a Revoke, an enrolment or a session that nobody has signed, or a true Revoke that is over.",
+    prevention="A worker learns only what an operator or a manager has signed about that subject, and a later "
+    "enrolment outranks a Revoke.",
 )
 KEY_GATEWAY_WORK = Row(
     by=KEY,
@@ -498,7 +554,14 @@ LIST_DRIFTED = Row(
     attack="Runs an unknown program.",
     prevention="It is in the list from then on, and the host and its applications are cut off at the next recheck.",
     premise="a trusted kernel",
-    left="who rewrites the list of a host without a TPM afterwards begins a new session with it.",
+)
+LIST_REWRITTEN = Row(
+    by=ROOT,
+    attack="Drifts on a host without a TPM, rewrites the list to a good one, and begins a new session.",
+    prevention="With `after_drift` = `hold` in the host policy it is [held]"
+    "(host-integrity.md#hold-a-host-that-drifted) until an operator enrols it again.",
+    premise="the worker has seen the end, or the bus shows it the hold",
+    left="without that policy it is trusted again by itself.",
 )
 HOST_RESTARTED = Row(
     by=ROOT,
@@ -676,16 +739,45 @@ WORKER_KILLED = Row(
     attack="A worker is killed, or fails, between any two of its operations on the bus.",
     prevention="Another one comes to the same end, with every decision logged once.",
 )
+REVOKING_KILLED = Row(
+    by=FAULTS,
+    attack="A worker is killed, for good, while it applies a revocation.",
+    prevention="Gateways have the operator's signed Revoke before it has any other effect.",
+)
+GATEWAY_KILLED = Row(
+    by=FAULTS,
+    attack="A gateway worker is killed between its disk, nginx and its confirmation, or nginx is.",
+    prevention="It has confirmed nothing that its successor does not know, whatever the bus shows that one.",
+)
 PROCESS_GONE = Row(
     by=FAULTS,
     attack="A manager, gateway worker, nginx, agent or the bus is gone.",
     prevention="Nobody is in for longer than a lease, and what comes back goes on without anybody's help.",
+)
+MANAGERS_UNREACHED = Row(
+    by=FAULTS,
+    attack="Neither managers nor bus can be reached when somebody is to be cut off.",
+    prevention="An operator's signed Revoke cuts as a file at the gateway, also what an earlier run of its worker and "
+    "break-glass have admitted, and has no expiry.",
 )
 DISK_FULL = Row(
     by=FAULTS,
     attack="The disk of a manager is full, or its memory damaged.",
     prevention="A revocation is in force all the same, and a damaged memory stops the worker instead of being taken "
     "for an empty one.",
+)
+GATEWAY_DISK = Row(
+    by=FAULTS,
+    attack="The disk of a gateway is full, or hangs.",
+    prevention="What takes away and renewals wait for no disk, and nobody new is admitted until it takes their floors.",
+)
+FLOORS_LOST = Row(
+    by=FAULTS,
+    attack="A gateway's floors are lost, damaged, or an older copy.",
+    prevention="Its worker does not start without the file, and a count of changes that has fallen is an alarm "
+    "(`floors-lost`) with its first report.",
+    left="what it has forgotten the bus can show it, until [another gateway's floors]"
+    "(gateway.md#what-a-gateway-remembers) are imported.",
 )
 NGINX_FULL = Row(
     by=FAULTS,
