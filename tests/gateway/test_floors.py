@@ -435,6 +435,19 @@ def said(book: Floors) -> dict[str, object]:
     }
 
 
+@threat(rows.KEY_MANAGER_FLOORS)
+@pytest.mark.parametrize("field", ["rank", "enrolled", "policy"])
+def test_a_stolen_managers_lease_of_the_highest_numbers_shuts_out_those_after_it(field: str) -> None:
+    highest, code = 2**63 - 1, f"admission.{field}"
+    book = floors()
+    take(book, lease(app_session=EARLIER, **{field: highest}))
+    honest = lease(issued_at=100 + LONGEST, expires_at=130 + LONGEST, **{field: highest - 1})
+    assert refused(book, honest, at=100 + LONGEST) == code
+    again = Floors(book.rows(), operators=[], longest_lease_s=LONGEST, steady=0.0)
+    assert refused(again, honest, at=100 + LONGEST) == code, "also by a worker that is started anew"
+    take(floors(), honest, at=100 + LONGEST)
+
+
 @threat(rows.FLOORS_LOST)
 @given(one=steps, other=steps)
 def test_merging_is_the_maximum_of_both(

@@ -373,7 +373,7 @@ async def test_a_bucket_rolled_back_gains_nothing(deployment: GatewayDeployment)
         await deployment.told("refused")
         assert await status(client) == 403
     async with at_work(deployment.worker(bus)):
-        # A new worker cannot know better than the bus it reads; the lease's own end still holds.
+        # The withdrawal ended no session, so it is no floor: a new worker believes the bus, until the lease's own end.
         contents = await until(deployment.gate.contents, lambda found: client.key in found)
         assert f'"until":{now + 300}' in contents[client.key]
     manager.cancel()

@@ -83,7 +83,7 @@ WORKERS_PARTED = Row(
     prevention="A gateway encloses in its signed report what it refuses a lease for, and a worker that hears it leases "
     "nothing below.",
     premise="the gateway has seen it, and its report reaches the worker",
-    left="a worker that never hears goes on issuing certificates, and K, of which hosts derive K_app, also while "
+    left="a worker that never hears goes on issuing certificates, and K, from which hosts derive K_app, also while "
     "gateways refuse its leases.",
 )
 STATEMENT_MOVED = Row(
@@ -147,10 +147,12 @@ ADMISSION_REPLAYED = Row(
     by=BUS,
     attack="Plays old admissions again, rolls back or deletes what is stored of them, or shows a gateway an older "
     "state of the deployment.",
-    prevention="Sequences only rise, a deletion changes nothing, and no lease counts that is below a gateway's floors: "
-    "of an ended or superseded session, a revoked subject, a replaced enrolment or policy.",
+    prevention="Sequences only rise, a withdrawal outlives every lease signed before it, a deletion changes nothing, "
+    "and no lease counts below a gateway's floors: of an ended or superseded session, a revoked subject, a replaced "
+    "enrolment or policy.",
     premise="the gateway has seen the newer state, and has its floors",
-    left="what rests on a replaced policy counts for `longest_lease_s` after the newer was seen.",
+    left="a worker that is started anew admits a renewed certificate's predecessor again, until its lease's own end, "
+    "and what rests on a replaced policy counts for `longest_lease_s` after the newer was seen.",
 )
 WITHDRAWAL_WITHHELD = Row(
     by=BUS,
@@ -375,6 +377,13 @@ KEY_MANAGER_GATEWAY = Row(
     left="whom it leases passes until gateways no longer [name the key](operations.md#rotate-the-managers-identity), "
     "but only with a certificate of the deployment's CA.",
 )
+KEY_MANAGER_FLOORS = Row(
+    by=KEY,
+    role="manager identity",
+    attack="Signs leases of the highest rank, enrolment or policy version, so that gateways refuse the honest ones.",
+    left="they do until the key is replaced and each gateway begins with "
+    "[new floors](gateway.md#what-a-gateway-remembers).",
+)
 KEY_MANAGER_ENROLS = Row(
     by=KEY,
     role="manager identity",
@@ -419,7 +428,7 @@ KEY_AUTHOR = Row(
     role="policy author",
     attack="Signs a policy that accepts everything, or has the highest version and floors.",
     prevention="An operator must order it as well, and once the key is out of the settings its policies are void, "
-    "with their versions and floors.",
+    "and at the managers their versions and floors.",
     left="an operator who puts it in force unread does the thief's work.",
 )
 KEY_AUTHOR_LAST = Row(
@@ -746,8 +755,9 @@ REVOKING_KILLED = Row(
 )
 GATEWAY_KILLED = Row(
     by=FAULTS,
-    attack="A gateway worker is killed between its disk, nginx and its confirmation, or nginx is.",
-    prevention="It has confirmed nothing that its successor does not know, whatever the bus shows that one.",
+    attack="A gateway worker is killed between its disk, nginx and its confirmation, or nginx loses its memory.",
+    prevention="Nothing was confirmed that the worker's successor does not know, whatever the bus shows it, and what "
+    "nginx has lost is confirmed anew.",
 )
 PROCESS_GONE = Row(
     by=FAULTS,
