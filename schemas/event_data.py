@@ -507,7 +507,13 @@ EVENTS = (
         LogStranger,
         alarm=True,
     ),
-    Told(("manager",), "log-overdue", "ALARM: decisions a minute old are not in the log", LogOverdue, alarm=True),
+    Told(
+        ("manager",),
+        "log-overdue",
+        "ALARM: decisions a minute old are not in the log; until they are, nothing new is granted",
+        LogOverdue,
+        alarm=True,
+    ),
     Told(
         ("manager", "gateway"),
         "clock-stepped",

@@ -34,10 +34,10 @@ AGENTS = {
 COMMANDS = {"enrol", "revoke", "recheck", "retry", "drop", "put-policy", "try-policy"}
 OF_GATEWAYS = {
     "admitted", "withdrawn", "lapsed", "refused", "request-refused", "connections-rejected", "break-glass",
-    "reconciled", "nginx-failed", "clock-stepped", "failed",
+    "reconciled", "nginx-failed", "clock-stepped", "failed", "blocked", "floors-unwritten", "floors-written",
 }  # fmt: skip
 """The events that a gateway's credential may publish, of its own."""
-PREFIXES = {"IN", "OUT", "OPERATOR", "EVENTS", "WORK", "SCHEDULE", "DUE", "LOG", "COPY"}
+PREFIXES = {"IN", "OUT", "OPERATOR", "EVENTS", "WORK", "SCHEDULE", "DUE", "LOG", "COPY", "REPORTS"}
 READ = {
     "summaries": {"operator"},
     "admissions": {"operator", "gateway"},

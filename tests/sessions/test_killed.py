@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counted
 from pathlib import Path
 
 import pytest
 
 from attestgate.bus.api import BusError
+from attestgate.bus.layout import LOG
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
+from attestgate.schemas.audit import open_decision
 from attestgate.schemas.enrolment import Revoke
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
+from tests.support.manager.witness import PATIENCE_S
 from tests.support.manager.world import LONG, World
 from tests.support.threats import rows, threat
 
@@ -29,6 +33,17 @@ async def story(site: Deployment) -> None:
     await site.order(Revoke(kind="app", id="a1", reason="test"))
     await site.until("app", "a1", "revoked")
     await site.quiet()
+
+
+async def all_entered(site: Deployment, *records: HostRecord | AppRecord) -> None:
+    """Return once the log's stream has every decision of these: what could not be entered comes later."""
+    stream = site.wire.streams[LOG.name]
+    async with asyncio.timeout(PATIENCE_S), site.passing():
+        while True:
+            found = Counted(open_decision(s.subject, s.data, site.world.managers).session for s in stream.items())
+            if all(found[record.session] >= record.decisions for record in records):
+                return
+            await site.wire.changed()
 
 
 async def one_run(
@@ -66,6 +81,7 @@ async def one_run(
         assert not site.gateway.passes("a1")
         for kind, id, once in (("host", "h1", "granted"), ("host", "h1", "trusted"), ("app", "a1", "certified")):
             assert len({e.id for e in site.events if (e.kind, e.subject, e.what) == (kind, id, once)}) == 1
+        await all_entered(site, host, app)
         decisions = await decided(site.bus, world, int(site.clock.at))
         assert said(decisions, host.session) == ["accepted"], dies_before
         assert said(decisions, app.session) == ["accepted", "issued", "admitted", "ended"], dies_before
