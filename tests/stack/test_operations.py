@@ -288,6 +288,7 @@ async def test_an_operator_is_replaced(operated: OperatedStack) -> None:
     lines = commands(PAGE, "Replace an operator")
     await operated.type(*lines[:-1], BUS=stack.url)
     await operated.restart_manager()
+    await operated.restart_gateway()
     assert {f"{subject}: signed" for subject in ("host.host-1", "app.app-1", f"gateway.{GATEWAY}")} <= set(
         (await operated.type(lines[-1])).splitlines()
     )
