@@ -10,8 +10,9 @@ import pytest
 
 from attestgate.bus import subjects
 from attestgate.bus.api import BusError
-from attestgate.bus.layout import ADMISSIONS, ENROLMENT, LOG, TREE
+from attestgate.bus.layout import ADMISSIONS, ENROLMENT, LOG, POLICIES, TREE
 from attestgate.manager.audit.head import HEAD
+from attestgate.manager.policy.policies import MANIFEST
 from attestgate.manager.sessions.record import AppRecord, HostRecord
 from attestgate.manager.sessions.states import State
 from attestgate.schemas.admission import HostLease, Lease, open_posted
@@ -24,7 +25,7 @@ from attestgate.schemas.audit import (
     WithdrawnFact,
     open_decision,
 )
-from attestgate.schemas.enrolment import Revoke
+from attestgate.schemas.enrolment import Action, Revoke
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
@@ -128,16 +129,25 @@ async def test_a_certificate_waits_for_its_entry(site: Deployment, stream: LogSt
 
 
 @threat(rows.LOG_STANDS_STILL)
-async def test_an_enrolment_is_in_force_once_its_entry_is_stored(site: Deployment, stream: LogStream) -> None:
+@pytest.mark.parametrize("what", ["an enrolment", "a policy"])
+async def test_an_order_that_grants_is_in_force_once_its_entry_is_stored(
+    site: Deployment, stream: LogStream, what: str
+) -> None:
+    action: Action = site.world.policies.command(site.world.author, version=2)
+    bucket, key = site.bus.bucket(POLICIES.name), MANIFEST
+    if what == "an enrolment":
+        action, bucket, key = site.host_enrolment("h1", "machine-a"), site.bus.bucket(ENROLMENT.name), "host.h1"
+    before = await bucket.get(key)
     stream.out = True
     since = len(site.events)
-    ordered = asyncio.create_task(site.order(site.host_enrolment("h1", "machine-a")))
+    ordered = asyncio.create_task(site.order(action))
     await stream.refused()
-    assert "host.h1" not in await site.bus.bucket(ENROLMENT.name).keys()
+    assert await bucket.get(key) == before
     assert site.what("op", "operator", since=since) == []
     stream.out = False
     async with site.passing():
         assert (await ordered).what == "applied"
+    assert await bucket.get(key) != before
 
 
 @threat(rows.LOG_STANDS_STILL)

@@ -218,8 +218,8 @@ LOG_LOST = Row(
 LOG_STANDS_STILL = Row(
     by=BUS,
     attack="Keeps the log from hearing of a grant, or holds up revocations by keeping it still.",
-    prevention="An enrolment, a host's first lease and a certificate wait for their entry, and renewals and what takes "
-    "away wait for none.",
+    prevention="An enrolment, a policy, a host's first lease and a certificate wait for their entry, and renewals and "
+    "what takes away wait for none.",
     left="while the log stands still, nothing new is granted.",
 )
 BUS_READS = Row(
