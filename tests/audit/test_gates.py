@@ -47,22 +47,18 @@ class LogStream:
         self._stream.store = self._asked  # type: ignore[method-assign, assignment]
         self.out = False
         self.loses = False
-        self._refused, self._news = 0, asyncio.Event()
+        self._refused = 0
 
     def _asked(self, *arguments: Any) -> bool:
         if self.out:
             self._refused += 1
-            self._news.set()
             raise BusError("the log's stream takes nothing")
         return self.loses or self._store(*arguments)
 
     async def refused(self, times: int = 3) -> None:
         """Return once it has been asked in vain so often more: whoever waits for it comes again and again."""
         wanted = self._refused + times
-        async with asyncio.timeout(20), self._site.passing():
-            while self._refused < wanted:
-                self._news.clear()
-                await self._news.wait()
+        await self._site.pass_until(lambda: self._refused >= wanted)
 
     def entries(self) -> list[Decision]:
         """What it holds."""
@@ -75,9 +71,7 @@ class LogStream:
 
     async def has(self, kind: type[Any], times: int = 1) -> None:
         """Return once it holds so many entries of a kind."""
-        async with asyncio.timeout(20), self._site.passing():
-            while len(self.facts(kind)) < times:
-                await asyncio.wait({asyncio.create_task(self._site.wire.changed())}, timeout=0.1)
+        await self._site.pass_until(lambda: len(self.facts(kind)) >= times)
 
 
 @pytest.fixture
@@ -166,8 +160,7 @@ async def test_a_revocation_waits_for_no_entry(site: Deployment, stream: LogStre
     await site.until("host", "h1", "revoked")
     assert HostLease not in await leases(site)
     stream.out = False
-    async with site.passing():
-        await stream.has(Ordered, 4)
+    await stream.has(Ordered, 4)
     log = await decided(site.bus, site.world, int(site.clock()))
     (record,) = [record for record in await site.records(HostRecord) if record.state is State.REVOKED]
     assert said(log, record.session) == ["accepted", "ended"]

@@ -17,7 +17,6 @@ from attestgate.schemas.enrolment import Revoke
 from tests.support.audit.decisions import decided, said
 from tests.support.manager.deployment import Deployment, deployed
 from tests.support.manager.mortal import Counter, Killed, MortalBus
-from tests.support.manager.witness import PATIENCE_S
 from tests.support.manager.world import LONG, World
 from tests.support.threats import rows, threat
 
@@ -38,12 +37,12 @@ async def story(site: Deployment) -> None:
 async def all_entered(site: Deployment, *records: HostRecord | AppRecord) -> None:
     """Return once the log's stream has every decision of these: what could not be entered comes later."""
     stream = site.wire.streams[LOG.name]
-    async with asyncio.timeout(PATIENCE_S), site.passing():
-        while True:
-            found = Counted(open_decision(s.subject, s.data, site.world.managers).session for s in stream.items())
-            if all(found[record.session] >= record.decisions for record in records):
-                return
-            await site.wire.changed()
+
+    def entered() -> bool:
+        found = Counted(open_decision(s.subject, s.data, site.world.managers).session for s in stream.items())
+        return all(found[record.session] >= record.decisions for record in records)
+
+    await site.pass_until(entered)
 
 
 async def one_run(

@@ -335,6 +335,12 @@ class Deployment(Witness):
             moving.cancel()
             await asyncio.wait([moving])
 
+    async def pass_until(self, holds: Callable[[], bool]) -> None:
+        """Let the clock go on by itself until something holds of what is on the bus."""
+        async with asyncio.timeout(PATIENCE_S), self.passing():
+            while not holds():
+                await self.wire.changed()
+
     async def quiet(self) -> None:
         """Return once the workers have nothing left to do now."""
         async with asyncio.timeout(PATIENCE_S):
