@@ -55,7 +55,7 @@ class CertificateKey(StrEnum):
 
 
 class Agent(StrEnum):
-    """What can be revoked and rechecked."""
+    """What can be revoked, blocked at a gateway, and rechecked."""
 
     HOST = "host"
     APP = "app"

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestgate.bus.operator import VALID_S
 from attestgate.cli import gateway_floors
 from attestgate.cli.common import SettingsFile, checked, complain, say, wrong
-from attestgate.cli.enrol import SHORTHAND
+from attestgate.cli.enrol import SHORTHAND, Agent
 from attestgate.compose.nginx.process import Nginx, render
 from attestgate.manager.local.atomic_file import atomic_write
 from attestgate.manager.local.keyfiles import read_identity, read_secret, write_private
@@ -115,15 +114,8 @@ def break_glass(
     say(f"{said.identity} may pass {gateways} for {span}, until {said.expires_at}, once {out} is at the gateway")
 
 
-class Blocked(StrEnum):
-    """What can be blocked at a gateway."""
-
-    HOST = "host"
-    APP = "app"
-
-
 def block(
-    kind: Annotated[Blocked, typer.Argument(help="What it is.")],
+    kind: Annotated[Agent, typer.Argument(help="What it is.")],
     id: Annotated[str, typer.Argument(help="Its id, as enrolled.")],
     reason: Annotated[str, typer.Option(help="Why; included in an event of every gateway that reads it.")],
     operator: Annotated[Path, typer.Option("--operator", "-O", envvar="ATTESTGATE_OPERATOR", help="Operator file.")],

@@ -159,6 +159,11 @@ class Lease(_Leased):
         return f"cert.{self.serial}"
 
     @property
+    def subject(self) -> str:
+        """Whose enrolment it rests on."""
+        return f"app.{self.app}"
+
+    @property
     def tenure(self) -> Tenure:
         """The session that it is for, at its place."""
         return Tenure(place=f"app.{self.app}.{self.host}", session=self.app_session, rank=self.rank)
@@ -176,9 +181,14 @@ class HostLease(_Leased):
         return f"host.{self.host_session}"
 
     @property
+    def subject(self) -> str:
+        """Whose enrolment it rests on."""
+        return f"host.{self.host}"
+
+    @property
     def tenure(self) -> Tenure:
         """The session that it is for, at its place."""
-        return Tenure(place=f"host.{self.host}", session=self.host_session, rank=self.rank)
+        return Tenure(place=self.subject, session=self.host_session, rank=self.rank)
 
 
 class Withdrawal(Model):

@@ -158,11 +158,6 @@ class BelowFloor(Refusal):
         self.source = source
 
 
-def subject_of(lease: AnyLease) -> str:
-    """Whose enrolment a lease rests on."""
-    return f"app.{lease.app}" if isinstance(lease, Lease) else f"host.{lease.host}"
-
-
 class Floors:
     """The floors of one gateway: `check` before a lease is taken, `take` what is. `steady` is monotonic seconds.
 
@@ -203,7 +198,7 @@ class Floors:
         """Raises BelowFloor for a lease that may not be taken at Unix second `at`."""
         self._check_revoked(lease)
         self._check_place(lease)
-        enrolled = self._enrolled.get(subject_of(lease))
+        enrolled = self._enrolled.get(lease.subject)
         if enrolled is not None and lease.enrolled < enrolled.enrolled:
             action = "find out who shows the managers an older enrolment; it passes once they know the newer one"
             raise _below("enrolled", lease, enrolled.enrolled, lease.enrolled, action, enrolled.source)
@@ -226,7 +221,7 @@ class Floors:
         return self.fault(lease) is None
 
     def _check_revoked(self, lease: AnyLease) -> None:
-        for revocation in self._counting(subject_of(lease)):
+        for revocation in self._counting(lease.subject):
             if lease.enrolled <= revocation.sequence:
                 action = "enrol it again, if it may come back"
                 raise _below(
@@ -357,7 +352,7 @@ class Floors:
         return PlaceFloor(place=tenure.place, rank=rank, session=tenure.session, ended=ended, source=source)
 
     def _raised_enrolled(self, lease: AnyLease, source: Source) -> EnrolledFloor | None:
-        subject = subject_of(lease)
+        subject = lease.subject
         floor = self._enrolled.get(subject)
         if floor is not None and floor.enrolled >= lease.enrolled:
             return None
@@ -377,7 +372,7 @@ class Floors:
         """Whether these floors are at, or above, all that a statement raises."""
         if isinstance(statement, Withdrawal):
             return statement.ends is None or self._covers_place(statement.ends, ended=True)
-        enrolled = self._enrolled.get(subject_of(statement))
+        enrolled = self._enrolled.get(statement.subject)
         return (
             self._covers_place(statement.tenure, ended=False)
             and enrolled is not None

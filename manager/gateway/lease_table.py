@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from attestgate.manager.gateway.entries import CertificateEntry, DictionaryEntry, HostEntry
-from attestgate.manager.gateway.floors import PlaceFloor, PolicyFloor, Row, subject_of
+from attestgate.manager.gateway.floors import PlaceFloor, PolicyFloor, Row
 from attestgate.manager.gateway.kept_floors import KeptFloors
 from attestgate.schemas.admission import HostLease, Lease, Statement, Withdrawal
 from attestgate.schemas.base import Refusal
@@ -219,7 +219,7 @@ class LeaseTable(Mapping[str, Statement]):
         return [
             key
             for key, record in self._records.items()
-            if not isinstance(record.statement, Withdrawal) and subject_of(record.statement) == subject
+            if not isinstance(record.statement, Withdrawal) and record.statement.subject == subject
         ]
 
     def fault(self, key: str) -> Refusal | None:

@@ -98,8 +98,7 @@ class Floors:
                 self._marks.ended(statement.ends.session)
             return
         await self._was_current(statement.tenure)
-        subject = f"app.{statement.app}" if isinstance(statement, Lease) else f"host.{statement.host}"
-        self._marks.rests_on(subject, statement.enrolled, statement.policy)
+        self._marks.rests_on(statement.subject, statement.enrolled, statement.policy)
 
     async def _was_current(self, tenure: Tenure) -> None:
         self._marks.was_current(tenure)

@@ -9,15 +9,14 @@ a crash of the machine can lose is the last rows, and a worker that is killed lo
 from __future__ import annotations
 
 import sqlite3
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from attestgate.manager.local.sqlite_file import inaccessible, opened
 from attestgate.schemas.admission import Tenure
-from attestgate.schemas.base import Refusal
 
 log = structlog.get_logger(__name__)
 MOST = 100_000
@@ -45,21 +44,15 @@ class Marks:
         self._writes = 0
         self._unwritten: dict[tuple[str, str], Mark] = {}
         """What the disk did not take."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Closed with its worker, which nobody closes, in whichever thread collects that.
-            self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            weakref.finalize(self, self._file.close)
-            path.chmod(0o600)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS marks"
-                " (kind TEXT, name TEXT, number INTEGER, detail TEXT, PRIMARY KEY (kind, name)) WITHOUT ROWID"
-            )
-            self._file.execute("SELECT count(*) FROM marks WHERE kind = ''").fetchone()
-        except (OSError, sqlite3.Error) as error:
-            raise self._inaccessible(error) from None
+        self._file = opened(
+            self,
+            path,
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = NORMAL",
+            "CREATE TABLE IF NOT EXISTS marks"
+            " (kind TEXT, name TEXT, number INTEGER, detail TEXT, PRIMARY KEY (kind, name)) WITHOUT ROWID",
+            "SELECT count(*) FROM marks WHERE kind = ''",
+        )
 
     def current(self, place: str) -> tuple[int, str]:
         """The highest (rank, session) known of a place; (0, "") for none."""
@@ -121,7 +114,7 @@ class Marks:
                 "SELECT number, detail FROM marks WHERE kind = ? AND name = ?", (kind, name)
             ).fetchone()
         except sqlite3.Error as error:
-            raise self._inaccessible(error) from None
+            raise inaccessible(self._path, error) from None
         return Mark(*row) if row else Mark()
 
     def _raise(self, kind: str, name: str, mark: Mark) -> None:
@@ -156,13 +149,3 @@ class Marks:
                 " (SELECT name FROM marks WHERE kind = ?1 ORDER BY number DESC LIMIT -1 OFFSET ?2)",
                 (kind, MOST),
             )
-
-    def _inaccessible(self, error: Exception) -> Refusal:
-        return Refusal.because(
-            "file.access",
-            str(self._path),
-            expected="a file that this worker can read and write",
-            found=getattr(error, "strerror", None) or str(error),
-            action="check state_dir, its permissions and the room on its disk;"
-            " removing the file gives up protection against a rollback of the bus",
-        )

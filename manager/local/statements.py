@@ -8,13 +8,12 @@ not correctness. So a disk that is full holds up nobody: what cannot be written 
 from __future__ import annotations
 
 import sqlite3
-import weakref
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
-from attestgate.schemas.base import Refusal
+from attestgate.manager.local.sqlite_file import inaccessible, opened
 
 log = structlog.get_logger(__name__)
 
@@ -33,27 +32,21 @@ class Statements:
         self._path = path
         self._unwritten: dict[str, dict[bytes, Kept]] = {}
         """What has not reached the disk yet, by key, then author."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Closed with its worker, which nobody closes, in whichever thread collects that.
-            self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            weakref.finalize(self, self._file.close)
-            path.chmod(0o600)
+        self._file = opened(
+            self,
+            path,
             # On disk when a write returns: a worker acts on what it has kept, and may be killed then.
-            self._file.execute("PRAGMA synchronous = FULL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS kept"
-                " (key TEXT, author BLOB, position INTEGER, value BLOB, PRIMARY KEY (key, author)) WITHOUT ROWID"
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise self._inaccessible(error) from None
+            "PRAGMA synchronous = FULL",
+            "CREATE TABLE IF NOT EXISTS kept"
+            " (key TEXT, author BLOB, position INTEGER, value BLOB, PRIMARY KEY (key, author)) WITHOUT ROWID",
+        )
 
     def of(self, key: str) -> dict[bytes, Kept]:
         """What is kept under a key, by author. Raises Refusal."""
         try:
             rows = self._file.execute("SELECT author, position, value FROM kept WHERE key = ?", (key,)).fetchall()
         except sqlite3.Error as error:
-            raise self._inaccessible(error) from None
+            raise inaccessible(self._path, error) from None
         kept = {author: Kept(order, value) for author, order, value in rows}
         for author, one in self._unwritten.get(key, {}).items():
             kept[author] = max(one, kept.get(author, one))
@@ -80,13 +73,3 @@ class Statements:
                 " WHERE excluded.position > kept.position",
                 rows,
             )
-
-    def _inaccessible(self, error: Exception) -> Refusal:
-        return Refusal.because(
-            "file.access",
-            str(self._path),
-            expected="a file that this worker can read and write",
-            found=getattr(error, "strerror", None) or str(error),
-            action="check state_dir, its permissions and the room on its disk;"
-            " removing the file gives up protection against a rollback of the bus",
-        )
