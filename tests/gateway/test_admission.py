@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -105,7 +106,7 @@ async def test_losing_a_host_is_one_removal(gate: Gate) -> None:
     await gate.withdraw(HOST)
     for client in clients:
         assert is_refusal(await client.http.get("/x"))
-    assert (await verdicts(gate, 6))[-3:] == ["host not trusted"] * 3
+    assert Counter(await verdicts(gate, 6)) == {"admitted": 3, "host not trusted": 3}
 
 
 @threat(rows.WITHDRAWAL_WITHHELD)
@@ -196,7 +197,7 @@ async def test_a_request_that_is_none_is_not_said_to_be_of_a_bad_certificate(gat
     await raw(client, gate, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n folded: x\r\n\r\n")
     async with httpx.AsyncClient() as plain:
         assert is_refusal(await plain.get(gate.url.replace("https", "http")))
-    assert await verdicts(gate, 2) == ["request not valid", "no certificate"]
+    assert set(await verdicts(gate, 2)) == {"request not valid", "no certificate"}
 
 
 @threat(rows.LOG_SPOILED)
@@ -207,8 +208,8 @@ async def test_no_request_spoils_the_log(tmp_path: Path, mode: str) -> None:
         client = gate.client()
         for target in (b"/x?\xff", b"/\xc3\xa9", b'/x?"\\', b"/x?\x01"):
             await raw(client, gate, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        requests = [line["request"] for line in await logged(gate, 4)]
-        assert requests == ["not ASCII", "not ASCII", 'GET /x?"\\ HTTP/1.1', "not ASCII"]
+        requests = Counter(line["request"] for line in await logged(gate, 4))
+        assert requests == {"not ASCII": 3, 'GET /x?"\\ HTTP/1.1': 1}
 
 
 async def test_a_refusal_is_told_once_whoever_asks(gate: Gate) -> None:
@@ -252,7 +253,7 @@ async def test_the_same_serial_of_another_ca(tmp_path: Path) -> None:
                 gate, serial=int(client.issued.serial, 16), start=-9, end=99, usage=ExtendedKeyUsageOID.CLIENT_AUTH
             )
             assert is_refusal(await twin.http.get("/x"))
-        assert await verdicts(gate, 2) == ["certificate not valid", "other certificate"]
+        assert set(await verdicts(gate, 2)) == {"certificate not valid", "other certificate"}
         assert (await client.http.get("/x")).status_code == 200
 
 

@@ -208,7 +208,11 @@ async def until(ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool]) -> 
 
 
 async def logged(gate: Gate, count: int) -> list[dict[str, str]]:
-    """The access log once it has that many lines: nginx writes one after its answer."""
+    """The access log once it has that many lines.
+
+    nginx writes a line after its answer, and each of its processes on its own: what came over two connections stands in
+    either order.
+    """
 
     async def lines() -> list[dict[str, str]]:
         return [json.loads(line) for line in (gate.config.folder / "access.log").read_text().splitlines()]
