@@ -35,7 +35,7 @@ from attestgate.compose.nginx.process import Nginx
 from attestgate.schemas.nginx import NginxConfig
 from bench.gateway import BenchGate
 from tests.support.gateway.deployment import GatewayDeployment, at_work
-from tests.support.gateway.gate import Client, Gate
+from tests.support.gateway.gate import NO_RATE, Client, Gate
 from tests.support.gateway.slow import Slow
 
 KINDS = {
@@ -181,7 +181,8 @@ class HostileGate(BenchGate):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        update = {"zone": "32m", "relay": folder / "n" / "relay.sock"}
+        rates = {name: NginxConfig.model_fields[name].default for name in NO_RATE}
+        update = {"zone": "32m", "relay": folder / "n" / "relay.sock", **rates}
         self.config: NginxConfig = self.config.model_copy(update=update)
         self.nginx = Nginx(self.config)
 

@@ -2,10 +2,11 @@
 // connection, and keeps the clone as long as the connection: it is kept short.
 
 // Before their first use: njs 0.9.9 took one that followed `access` for not initialized.
-const BURST_PER_ADDRESS_MS = 5000, SELDOM_MS = 1000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000;
+const BURST_PER_ADDRESS_MS = 5000, SELDOM_MS = 1000, LONGEST_WAIT_MS = 2000, CLOCK_MS = 10000, SHARE_OF_OFTEN = 0.2;
 
 // A connection over its address's rate is closed at once; one over the rate of all waits for its turn, if that is soon.
-// Addresses that connect seldom have the rate of all to themselves, and do not wait behind those that use their burst up.
+// Addresses that connect seldom have the rate of all to themselves, and do not wait behind those that use their burst up:
+// these share a fifth of it, since whatever they do in TLS takes CPU from everybody.
 // `limit_conn` has run before, so those that wait are bounded too.
 function access(s) {
     const v = s.variables;
@@ -16,7 +17,9 @@ function access(s) {
         s.deny();
         return;
     }
-    const wait = ahead(early > SELDOM_MS ? 'often' : 'seldom', +v.attestgate_rate, LONGEST_WAIT_MS);
+    const often = early > SELDOM_MS;
+    const rate = often ? v.attestgate_rate * SHARE_OF_OFTEN : +v.attestgate_rate;
+    const wait = ahead(often ? 'often' : 'seldom', rate, LONGEST_WAIT_MS);
     if (wait === undefined) {
         v.attestgate_over = 'rate';
         s.deny();

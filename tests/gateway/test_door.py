@@ -121,7 +121,7 @@ async def test_connections_far_over_the_rate_of_all_are_rejected_and_kept_ones_a
 @threat(rows.DOOR_RUSHED)
 @pytest.mark.stack
 async def test_addresses_that_connect_seldom_do_not_wait_behind_those_that_connect_often(tmp_path: Path) -> None:
-    """Five of them use up the rate of all: 20 a second of 16. Before they count as often, 25 get in."""
+    """Five of them use up their fifth of it: 20 a second of 16. Before they count as often, 25 get in."""
 
     async def again_and_again(source: str) -> None:
         while True:
@@ -129,7 +129,7 @@ async def test_addresses_that_connect_seldom_do_not_wait_behind_those_that_conne
             writer.transport.abort()
             await asyncio.sleep(0.05)
 
-    async with running(Gate(tmp_path, time.time, connection_rate_per_address=4, connection_rate=16)) as gate:
+    async with running(Gate(tmp_path, time.time, connection_rate_per_address=4, connection_rate=80)) as gate:
         client = gate.client()
         await gate.admit(client)
         flooding = [asyncio.create_task(again_and_again(f"127.0.0.{2 + n}")) for n in range(5) for _ in range(2)]
