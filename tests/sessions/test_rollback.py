@@ -125,12 +125,7 @@ async def test_a_pointer_that_goes_back_names_a_session_that_is_over(site: Deplo
     old = await site.bus.bucket("sessions").get("current.host.h1")
     assert old is not None
     assert old.value is not None
-    await first.stop()
-    await site.advance(2)
-    since = len(site.events)
-    await site.host()
-    await site.until("host", "h1", "trusted", since=since)
-    await site.quiet()
+    await site.started_again(first)
     await site.bus.bucket("sessions").put("current.host.h1", old.value)
     await site.app()
     assert event_code(await site.until("app", "a1", "evidence-rejected")) == "host.not-trusted"
@@ -170,12 +165,7 @@ async def test_what_an_earlier_host_session_said_of_a_key_moves_no_session_that_
     if not mounted:
         (site.folder / "unmounted").rename(site.volume)
     await agent.stop()
-    await first.stop()
-    await site.advance(2)
-    since = len(site.events)
-    await site.host()
-    await site.until("host", "h1", "trusted", since=since)
-    await site.quiet()
+    await site.started_again(first)
     assert challenged is not None and challenged.value is not None
     await forget(site)
     await bucket.put(f"app.{app.session}", challenged.value)

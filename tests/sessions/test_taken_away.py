@@ -73,12 +73,7 @@ async def replaced(site: Deployment) -> tuple[str, str, BucketState, list[tuple[
     await site.quiet()
     state, said = site.wire.snapshot("sessions"), list(site.wire.seen)
     (old,) = await site.records(HostRecord)
-    await first.stop()
-    await site.advance(2)
-    since = len(site.events)
-    await site.host()
-    await site.until("host", "h1", "trusted", since=since)
-    await site.quiet()
+    await site.started_again(first)
     (new,) = [record for record in await site.records(HostRecord) if record.session != old.session]
     return old.session, new.session, state, said
 

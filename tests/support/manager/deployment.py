@@ -295,6 +295,16 @@ class Deployment(Witness):
         await self.until("app", "a1", "rechecked", since=since)
         await self.quiet()
 
+    async def started_again(self, agent: Agent) -> Agent:
+        """h1's agent ended, and soon after started anew: its second session is trusted. Returns the new agent."""
+        await agent.stop()
+        await self.advance(2)
+        since = len(self.events)
+        host = await self.host()
+        await self.until("host", "h1", "trusted", since=since)
+        await self.quiet()
+        return host
+
     async def second_session(self, step: str, held: str | None = None) -> tuple[bytes, Held, int]:
         """h1's agent trusted, ended, and started again.
 
