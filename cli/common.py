@@ -85,6 +85,17 @@ def wrong(field: str, expected: str, found: object) -> Refusal:
     return Refusal.because("cli.argument", field, expected=expected, found=found, action="see --help")
 
 
+def public_key(option: str, text: str) -> bytes:
+    """An Ed25519 public key from the command line, 32 raw bytes. Raises Refusal `cli.argument`."""
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise wrong(option, "an Ed25519 public key, 64 hexadecimal digits", text)
+    return key
+
+
 def inaccessible(error: OSError) -> Reason:
     """The reason for a file that cannot be read or written. The system names no file if the disk is full."""
     return Reason(

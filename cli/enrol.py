@@ -14,7 +14,7 @@ import typer
 from attestgate.bus.client.nats import join
 from attestgate.bus.confirmations import Confirmations
 from attestgate.bus.operator import OperatorKey, order
-from attestgate.cli.common import Json, OperatorOption, checked, complain, operator_file, say, wrong
+from attestgate.cli.common import Json, OperatorOption, checked, complain, operator_file, public_key, say, wrong
 from attestgate.cli.processes import CodeOption
 from attestgate.enclave.simulated.measure import CODE_ROOT, agent_manifest, measure
 from attestgate.manager.local.keyfiles import read_identity
@@ -153,7 +153,8 @@ def enrol_gateway(
     operator: OperatorOption,
 ) -> None:
     """Enrol a gateway: the key that signs its reports."""
-    command(operator, Enrol(subject=checked(GatewayEnrolment, id=id, identity=_hex(identity))))
+    key = public_key("--identity", identity)
+    command(operator, Enrol(subject=checked(GatewayEnrolment, id=id, identity=key)))
 
 
 def revoke(
@@ -230,10 +231,3 @@ def _placement(text: str) -> Placement:
     if not (volume or "0").isdecimal():
         raise wrong("--host", "HOST or HOST:VOLUME, where VOLUME is an index", text)
     return checked(Placement, host=host, volume=int(volume or "0"))
-
-
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise wrong("--identity", "hexadecimal", text) from None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from attestgate.cli.common import SettingsFile, say, wrong
+from attestgate.cli.common import SettingsFile, public_key, say, wrong
 from attestgate.manager.gateway.floors_export import export_floors, import_floors, open_export
 from attestgate.manager.gateway.floors_file import FloorsFile, create
 from attestgate.manager.gateway.lockfile import locked
@@ -63,21 +63,11 @@ def import_(
 ) -> None:
     """Raise this gateway's floors to another gateway's, where they are higher. Stop this gateway's worker first."""
     gateway = load_settings(GatewaySettings, settings)
-    trusted = TrustedKeys(gateway.trust_domain, {"gateway": {_key(from_identity)}})
+    trusted = TrustedKeys(gateway.trust_domain, {"gateway": {public_key("--from-identity", from_identity)}})
     said, rows = open_export(_read(file), trusted)
     with locked((gateway.nginx_map or gateway.nginx_socket).parent):
         raised = import_floors(FloorsFile(gateway.floors), rows)
     say(f"raised {raised} of {len(rows)} floors to those of {said.gateway} at {said.at}")
-
-
-def _key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise wrong("--from-identity", "an Ed25519 public key, 64 hexadecimal digits", text)
-    return key
 
 
 def _read(path: Path) -> bytes:
