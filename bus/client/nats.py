@@ -175,6 +175,10 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) 
                 reconnected_cb=bus.reconnected,
                 closed_cb=bus.closed,
             )
+    except asyncio.CancelledError:
+        given_up = True
+        await client.close()  # nobody else has it: its socket would stay open until it is collected
+        raise
     except (nats.errors.Error, OSError, TimeoutError) as error:
         given_up = True  # what goes wrong while it closes adds nothing to the error below
         await client.close()

@@ -135,6 +135,9 @@ def test_any_other_file_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal_code(refusal) == "credentials.file"
 
 
+INFO = b'INFO {"server_id": "x", "version": "2.15.1", "max_payload": 1024, "nonce": "n"}\r\n'
+
+
 async def cannot_connect(server: EmbeddedServer, path: Path) -> None:
     with pytest.raises(BusError, match="rejects the credential"):
         await connect([server.url], path)
@@ -146,7 +149,7 @@ async def test_a_server_that_refuses_and_resets_is_one_error_and_no_log_line(
     """What the operator of a wrong credential reads is the refusal alone, however the connection ends."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'INFO {"server_id": "x", "version": "2.15.1", "max_payload": 1024, "nonce": "n"}\r\n')
+        writer.write(INFO)
         await reader.readuntil(b"PING\r\n")
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.write(b"-ERR 'Authorization Violation'\r\n")
@@ -159,6 +162,30 @@ async def test_a_server_that_refuses_and_resets_is_one_error_and_no_log_line(
         with pytest.raises(BusError, match="rejects the credential"):
             await connect([f"nats://127.0.0.1:{port}"], credentials)
     assert "bus.error" not in "".join(capsys.readouterr())
+
+
+async def test_a_connection_that_is_given_up_is_closed(keys: Path, tmp_path: Path) -> None:
+    """By who ends the process while the server has not answered yet, say."""
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(INFO)
+        await reader.readuntil(b"PING\r\n")
+        asked.set()
+        await reader.read()
+        closed.set()
+        writer.transport.abort()
+
+    credentials = tmp_path / "x.creds"
+    issue(keys, "operator", "operator", credentials)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server, asyncio.timeout(10):
+        port = server.sockets[0].getsockname()[1]
+        connecting = asyncio.create_task(connect([f"nats://127.0.0.1:{port}"], credentials))
+        await asked.wait()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await closed.wait()
 
 
 def credential(path: Path, token: str, seed: bytes) -> Path:
