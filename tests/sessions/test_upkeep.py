@@ -25,7 +25,7 @@ from attestgate.schemas.enrolment import Drop, Enrol, HostEnrolment, Retry, Revo
 from attestgate.schemas.quarantine import LIMIT, Quarantined
 from tests.support.manager.deployment import Deployment, deployed, order_subject
 from tests.support.manager.witness import PATIENCE_S
-from tests.support.manager.world import OPERATOR, World
+from tests.support.manager.world import LONG, OPERATOR, World
 from tests.support.reasons import event_code
 from tests.support.threats import rows, threat
 
@@ -202,25 +202,29 @@ async def test_an_operator_that_is_too_fast_is_slowed_down_and_loses_nothing(sit
 
 
 @threat(rows.FLOOD)
-async def test_a_host_that_is_too_fast_fills_its_own_subject_only_and_is_told_of_once(site: Deployment) -> None:
+async def test_a_host_that_is_too_fast_fills_its_own_subject_only_and_is_told_of_once(
+    world: World, tmp_path: Path
+) -> None:
     """What is over its rate stays on its subject for a moment: the bus refuses its sender, and nobody else waits."""
-    (worker,) = site.workers
-    await site.admitted()
-    worker._limiter = Limiter(rate=0.0, burst=3)
-    subject = subjects.inbound("host", "h1", "recheck_evidence")
-    for _ in range(3 + layout.HOSTS.max_msgs_per_subject):
-        site.wire.inject(subject, b"garbage")
-        await site.quiet()
-    with pytest.raises(BusError, match="maximum messages per subject"):
-        site.wire.inject(subject, b"garbage")
-    assert site.dropped_codes() == ["message.encoding"] * 3, "the others are not looked at"
-    await site.recheck("app", "a1")
-    for _ in range(8):
-        await site.advance(1)
-    assert site.dropped_codes() == ["message.encoding"] * 3 + ["message.rate"]
-    assert worker.counts["dropped message.rate"] == layout.HOSTS.max_msgs_per_subject
-    assert site.wire.stored(layout.HOSTS.name) == []
-    assert site.gateway.passes("a1")
+    # No recheck of the host falls due meanwhile: its evidence would be too fast as well.
+    async with deployed(world, tmp_path, timing=LONG) as site:
+        (worker,) = site.workers
+        await site.admitted()
+        worker._limiter = Limiter(rate=0.0, burst=3)
+        subject = subjects.inbound("host", "h1", "recheck_evidence")
+        for _ in range(3 + layout.HOSTS.max_msgs_per_subject):
+            site.wire.inject(subject, b"garbage")
+            await site.quiet()
+        with pytest.raises(BusError, match="maximum messages per subject"):
+            site.wire.inject(subject, b"garbage")
+        assert site.dropped_codes() == ["message.encoding"] * 3, "the others are not looked at"
+        await site.recheck("app", "a1")
+        for _ in range(8):
+            await site.advance(1)
+        assert site.dropped_codes() == ["message.encoding"] * 3 + ["message.rate"]
+        assert worker.counts["dropped message.rate"] == layout.HOSTS.max_msgs_per_subject
+        assert site.wire.stored(layout.HOSTS.name) == []
+        assert site.gateway.passes("a1")
 
 
 @threat(rows.MESSAGE_POISONED)
