@@ -175,16 +175,14 @@ async def _dial(servers: list[str], credentials: Path, who: Holder, label: str) 
                 reconnected_cb=bus.reconnected,
                 closed_cb=bus.closed,
             )
-    except asyncio.CancelledError:
-        given_up = True
-        await client.close()  # nobody else has it: its socket would stay open until it is collected
-        raise
+        connected = True
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        given_up = True  # what goes wrong while it closes adds nothing to the error below
-        await client.close()
         text = f"no connection to {', '.join(servers)}: {str(error) or type(error).__name__}"
         if "authorization violation" in str(error).lower():
             raise BusError(f"{text}: the server rejects the credential {credentials}") from None
         raise Unanswered(text) from None
-    connected = True
+    finally:
+        if not connected:
+            given_up = True  # what goes wrong while it closes adds nothing to the error above
+            await client.close()  # nobody else has it: its socket would stay open until it is collected
     return bus
