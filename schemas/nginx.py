@@ -89,8 +89,8 @@ class NginxConfig(Part):
     """Most new connections per second from one address, after five seconds' worth at once. Needs njs. Behind a load
     balancer that hides addresses: as many as `connection_rate`."""
     connection_rate: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Most new connections per second from all addresses together; those that use up their own rate share a fifth of
-    it. Further ones wait for up to 2 s. Needs njs."""
+    """Most new connections per second from all addresses; those that use up their own rate share a fifth as many,
+    besides. Further ones wait for up to 2 s. Needs njs."""
     requests_per_application: Annotated[int, Field(ge=1, le=100_000)] = 128
     """Most requests of one certificate in progress at once, WebSockets included; further ones get 503."""
     uploads_per_application: Annotated[int, Field(ge=1, le=100_000)] = 8
