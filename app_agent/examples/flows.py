@@ -38,6 +38,8 @@ async def main(application: Application) -> None:
                     status = answer.status_code
                     tell("read flows", status=status, answer=answer.text[:500])
                     adds = status == REFUSED
+                    if adds:
+                        continue  # at once: half a second after trust has ended, this program is cancelled
             except httpx.HTTPError as error:
                 tell("connection", error=type(error).__name__)
                 status = 0

@@ -61,3 +61,14 @@ async def test_it_adds_its_flow_once_and_again_after_each_refusal(
         ("add flow", 403),
         ("read flows", 200),
     ]
+
+
+async def test_a_refusal_is_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program has half a second after trust has ended."""
+    monkeypatch.setattr(flows, "AGAIN_S", 3600.0)
+    gateway = Gateway(tmp_path, 201, 200, 403, 403)
+    running = asyncio.create_task(flows.main(cast(Application, gateway)))
+    async with asyncio.timeout(10):
+        await gateway.over.wait()
+    assert running.cancel()
+    assert gateway.asked == ["POST", "GET", "GET", "POST"]
